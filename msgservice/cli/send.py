@@ -54,6 +54,7 @@ RUNS_IN_FLIGHT = 8
 @click.option("--to", multiple=True, metavar="NAME", help="Only this receiver. Repeatable.")
 @click.option("--header", multiple=True, metavar="NAME=VALUE", help="A header. Repeatable.")
 @click.option("--id", "message_id", help="Your own name for it, for `status`.")
+@click.option("--key", help="Idempotency key: stored once, however often it is sent in a day.")
 @click.option("--require", is_flag=True, help="Refuse it if nobody would get it.")
 @click.option("--wait", is_flag=True, help="Wait until every receiver has acknowledged it.")
 @click.option(
@@ -70,6 +71,7 @@ def send(
     to: tuple[str, ...],
     header: tuple[str, ...],
     message_id: str | None,
+    key: str | None,
     require: bool,
     wait: bool,
     name: str | None,
@@ -95,11 +97,14 @@ def send(
         to=options.get("to"),
         headers=options.get("headers"),
         own_id=message_id,
+        key=key,
         limits=Limits(),
     )
     if body is None and file is None:
-        if message_id is not None or wait:
-            raise click.UsageError("--id and --wait are for one message: give BODY or --file")
+        if message_id is not None or key is not None or wait:
+            raise click.UsageError(
+                "--id, --key and --wait are for one message: give BODY or --file"
+            )
         source = lines or sys.stdin.buffer
         checked(b"")
         session.run(lambda reactor: _send_lines(session, reactor, name, subject, source, options))
@@ -113,6 +118,8 @@ def send(
     checked(content)
     if message_id is not None:
         options["id"] = message_id
+    if key is not None:
+        options["idempotency_key"] = key
     session.run(lambda reactor: _send_one(session, reactor, name, subject, content, options, wait))
 
 

@@ -219,13 +219,16 @@ class Client:
         `content`: bytes as they are; text, and what JSON can say, by their codec, named in
         `headers["content-type"]`. `to`: names of receivers, instead of those whose patterns
         match. `id`: the sender's own name for it. `require`: refuse it if it is for nobody.
+        `idempotency_key`: what the message is about, in 1 to 255 bytes: with one that was used
+        within the last day, by this user or name, it is not stored again, and its receipt is that
+        of the message that was.
 
         Fails at once, with nothing sent, with `BadSubject`, `BadName`, `MessageTooLarge`,
         `TypeError` (content without a form), `LimitReached` (too much is held), `NotYetBuilt`
-        (the options after `require`), `NotSupported` (the node that was reached last does not
-        offer `to`, or `require`), `ClientClosed`; after the node's answer with
-        `UnknownReceiver`, `NoReceiver` or `Refused`; with `ClientClosed` (an `Ambiguous`) when
-        the client is closed before the answer. Cancelling ends the wait only.
+        (the options after `idempotency_key`), `NotSupported` (the node that was reached last does
+        not offer `to`, `require` or keys), `ClientClosed`; after the node's answer with
+        `UnknownReceiver`, `NoReceiver`, `KeyReused` or `Refused`; with `ClientClosed` (an
+        `Ambiguous`) when the client is closed before the answer. Cancelling ends the wait only.
         """
         if (
             type(content) is bytes
@@ -260,7 +263,6 @@ class Client:
                         self._gathering.cut(gather)
                     return waiter
         for option, value in (
-            ("idempotency_key", idempotency_key),
             ("ttl", ttl),
             ("delay", delay),
             ("retain", retain or None),
@@ -269,7 +271,7 @@ class Client:
             if value is not None:
                 return fail(NotYetBuilt(option))
         try:
-            return self._send(subject, content, to, headers, id, require)
+            return self._send(subject, content, to, headers, id, require, idempotency_key)
         except Exception as error:  # also whatever content raises that is asked for its form
             return fail(error)
 
@@ -281,20 +283,26 @@ class Client:
         headers: Headers | None,
         own_id: str | None,
         require: bool | None,
+        key: str | None,
     ) -> Deferred[Receipt]:
         gathering = self._gathering
         self._shutdown.check_open()
         subject = gathering.check_subject(subject)
         options = gathering.options(to, require)
-        item, size = gathering.prepare(content, headers, own_id, gathering.limit_of(options))
+        if key is not None:
+            key = gathering.check_key(key)
+        item, size = gathering.prepare(content, headers, own_id, gathering.limit_of(options), key)
         self._flow.take_room(1, size)
-        gather = gathering.gather(subject, options)
+        if key is None:
+            gather = gathering.gather(subject, options)
+        else:
+            gather = gathering.alone(subject, options)
         if gather.size + size > gather.limit:
             gathering.cut(gather)
             gather = gathering.gather(subject, options)
         waiter: Deferred[Receipt] = Deferred()
         gather.add(item, size, own_id, waiter)
-        if len(gather.waiters) >= self._run_messages:
+        if key is not None or len(gather.waiters) >= self._run_messages:
             gathering.cut(gather)
         self._flow.schedule()
         return waiter

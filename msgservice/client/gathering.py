@@ -21,7 +21,7 @@ from msgservice.codecs import encode_content
 from msgservice.core import features
 from msgservice.core.features import missing_for
 from msgservice.core.runs import Run, producer_run
-from msgservice.core.subjects import check_name, check_subject, exact, is_reserved
+from msgservice.core.subjects import check_key, check_name, check_subject, exact, is_reserved
 from msgservice.errors import BadName, BadSubject, MessageTooLarge, NotSupported, Refused
 from msgservice.limits import MESSAGE_OVERHEAD, NAME_BYTES_MAX, Limits
 from msgservice.message import (
@@ -154,6 +154,13 @@ class Gathering:
         del self.open[gather.subject]
         self._cut.append(gather.run())
 
+    def alone(self, subject: str, options: RunOptions) -> Gather:
+        """Return a run for one message that shares none: what grew for its subject is cut."""
+        before = self.open.get(subject)
+        if before is not None:
+            self.cut(before)
+        return self.gather(subject, options)
+
     def put(self, run: Run) -> None:
         """Add a run that is whole already, behind what its subject has."""
         before = self.open.get(run.subject)
@@ -184,6 +191,13 @@ class Gathering:
         self._subjects.add(subject)
         return subject
 
+    def check_key(self, key: str) -> str:
+        """Return the `exact` idempotency key; `BadName`, or `NotSupported` by the node."""
+        key = check_key(key)
+        if features.KEYS not in self._features:
+            raise NotSupported(f"{features.KEYS!r} at this node")
+        return key
+
     def options(self, to: Sequence[str] | None, require: bool | None) -> RunOptions:
         """Return the options of a run, names `exact`; `BadName` unless all may be receivers.
 
@@ -211,13 +225,14 @@ class Gathering:
         headers: Headers | None,
         own_id: str | None,
         limit: int,
+        key: str | None = None,
     ) -> Prepared:
         """Return the message; `MessageTooLarge`, or `TypeError` where content has no form."""
         checked = _checked_headers(headers)
         body, headers = encode_content(content, checked)
         if len(body) > self._body_bytes:
             raise MessageTooLarge(len(body), self._body_bytes)
-        if not headers and own_id is None:
+        if not headers and own_id is None and key is None:
             size = len(body) + BARE_OVERHEAD
             item: bytes | msgspec.Raw = body
         else:
@@ -225,7 +240,7 @@ class Gathering:
                 headers = _checked_headers(headers)
             if own_id is not None:
                 own_id = _checked_id(own_id)
-            item = msgspec.Raw(_encode(WireMessage(body, headers, own_id)))
+            item = msgspec.Raw(_encode(WireMessage(body, headers, own_id, key)))
             size = len(memoryview(item))
         if size > limit - ARRAY_HEADER_MAX:
             raise MessageTooLarge(size, limit - ARRAY_HEADER_MAX)
@@ -273,13 +288,16 @@ def check_message(
     to: Sequence[str] | None,
     headers: Headers | None,
     own_id: str | None,
+    key: str | None = None,
     limits: Limits,
 ) -> None:
     """Raise what `send` fails with before it sends, whichever node it would be; see `Client`."""
     gathering = Gathering(limits, limits.window_messages, require=False)
     gathering.check_subject(subject)
     limit = gathering.limit_of(gathering.options(to, None))
-    gathering.prepare(content, headers, own_id, limit)
+    gathering.prepare(
+        content, headers, own_id, limit, None if key is None else gathering.check_key(key)
+    )
 
 
 def _whole_run(subject: str, count: int, messages: bytes, options: RunOptions) -> Run:

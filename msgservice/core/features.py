@@ -14,9 +14,10 @@ from msgservice.message import FLAG_REQUIRE, RunOptions
 
 TO: Final = "to"  # a node takes the names of receivers with a TRANSFER
 REQUIRE: Final = "require"  # a node refuses what is for nobody, where the flag 4 asks for that
+KEYS: Final = "keys"  # a node takes a message with an idempotency key once
 CODES: Final = "codes"  # refusals say which error they are: NACK, and REPLY in its header
 
-OF_NODES: Final = (CODES, REQUIRE, TO)
+OF_NODES: Final = (CODES, KEYS, REQUIRE, TO)
 OF_PEERS: Final = (CODES,)  # of clients and receivers
 # What those have who were made before there were names, and say none.
 BEFORE: Final = frozenset({REQUIRE, TO})

@@ -79,6 +79,18 @@ def check_word(name: str) -> str:
     return name
 
 
+def check_key(key: str) -> str:
+    """Return the `exact` idempotency key; `BadName` unless it has 1 to 255 bytes."""
+    key = exact(key, "key")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise BadName(key, "it is no UTF-8") from None
+    if not 1 <= size <= NAME_BYTES_MAX:
+        raise BadName(key, f"an idempotency key has 1 to {NAME_BYTES_MAX} bytes, not {size}")
+    return key
+
+
 def check_names(names: Sequence[str]) -> None:
     """`BadName` for the first of many names that is none, as `check_name` says.
 

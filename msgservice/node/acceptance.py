@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Protocol
 
+from msgservice.codecs import content_type_of
 from msgservice.core.frames import Transfer
+from msgservice.core.subjects import check_key
 from msgservice.errors import (
     Forbidden,
     LimitReached,
@@ -37,7 +40,7 @@ from msgservice.message import (
 )
 from msgservice.node.directory import Directory
 from msgservice.node.rights import Rights
-from msgservice.records import NOBODY, Audience, Batch, Origin
+from msgservice.records import NOBODY, Audience, Batch, KeyUse, Origin
 
 # Sets that `to` has made, by number and sender -> the same names now, or why not: a set may have
 # thousands of names, and very many runs wait for it.
@@ -111,7 +114,7 @@ class Acceptance:
         if transfer.flags & FLAG_RETAIN:
             raise NotYetBuilt("retain")
         if any([m.key is not None for m in messages]):  # noqa: C419 - a list is faster here
-            raise NotYetBuilt("idempotency_key")
+            _check_keys(messages)
         if transfer.to is not None:
             if len(transfer.to) > limits.receivers:
                 raise Refused(
@@ -198,11 +201,12 @@ class Acceptance:
         sender: str,
         incarnation: str,
         incarnation_hash: str,
+        scope: str,
         refusal: Refused | None = None,
     ) -> Batch:
         """Return what is stored of a run: the bytes that came. `raw`: the same bytes.
 
-        `refusal`: why it is not, unless it was stored before.
+        `refusal`: why it is not, unless it was stored before. `scope`: within which its key counts.
         """
         first = transfer.sequence
         tagged = [m for m in messages if m.id is not None]
@@ -223,6 +227,7 @@ class Acceptance:
             floor=transfer.floor,
             addressed=transfer.to is not None,
             refusal=refusal,
+            key=None if messages[0].key is None else _key_use(scope, transfer, messages[0]),
         )
 
 
@@ -244,6 +249,38 @@ def _check_origin(transfer: Transfer, known: bool) -> None:
         raise Refused(f"flags {flags & ~FLAGS_KNOWN} are not known to this node")
     if not known:
         raise Refused("a message with more elements than this node knows")
+
+
+def _check_keys(messages: Sequence[WireMessage]) -> None:
+    """Raise `Refused` for a key that is none, and for a run with one of which more is a part.
+
+    So what is known of a key is known of all of its run.
+    """
+    for message in messages:
+        if message.key is not None:
+            check_key(message.key)
+    if len(messages) > 1:
+        raise Refused(
+            f"a message with an idempotency key travels alone, not in a run of {len(messages)}"
+        )
+
+
+def _key_use(scope: str, transfer: Transfer, message: WireMessage) -> KeyUse:
+    """Return the use of a message's key: of a retry the same, whatever its headers trace."""
+    assert message.key is not None
+    digest, content = blake2b(digest_size=16), blake2b(digest_size=16)
+    for text in (scope, message.key):
+        _add(digest, text.encode())
+    _add(content, transfer.subject.encode())
+    _add(content, b"" if transfer.to is None else "\0".join(sorted(set(transfer.to))).encode())
+    _add(content, (content_type_of(message.headers) or "").encode())
+    _add(content, message.body)
+    return KeyUse(digest.digest(), content.digest(), message.key)
+
+
+def _add(to: blake2b, part: bytes) -> None:
+    to.update(len(part).to_bytes(8, "big"))
+    to.update(part)
 
 
 def _ids(messages: Sequence[WireMessage]) -> tuple[tuple[int, str], ...]:

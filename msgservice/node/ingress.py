@@ -63,7 +63,7 @@ class Ingress:
     """The ingress of one connection: TRANSFERs are checked, stored, acknowledged.
 
     `said`: how many ranges the node's RESUME has. `answered` is called when everything that was
-    taken in was answered.
+    taken in was answered; `by_key` when a message was taken by its idempotency key.
     """
 
     _logger = Logger()
@@ -79,6 +79,7 @@ class Ingress:
         limits: Limits,
         said: int,
         answered: Callable[[], None],
+        by_key: Callable[[Piece], None],
     ) -> None:
         self.answers = Answers(said, limits.window_messages)
         self.status_frames: StatusFrames | None = None  # None: the sender wants to know no states
@@ -98,6 +99,7 @@ class Ingress:
         self._clock = clock
         self._limits = limits
         self._answered = answered
+        self._by_key = by_key
         self._out: list[Frame] = []
         self._flush: IDelayedCall | None = None
 
@@ -208,6 +210,8 @@ class Ingress:
                 run.refused, run.refusal, run.taken = outcome.refused, batch.refusal, outcome.pieces
             if not self._tell(run):
                 self._untold.append(run)
+            if outcome.by_key and frames is not None:
+                self._by_key(outcome.pieces[0])
         else:
             assert isinstance(outcome, RefusedBatch)
             self._no_longer_waits(count, size)

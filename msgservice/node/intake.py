@@ -50,16 +50,21 @@ class Senders(Protocol):
 
 
 class Sender(NamedTuple):
-    """The sender of messages: its name, and its incarnation, with what may be shown of that."""
+    """The sender of messages: its name, and its incarnation, with what may be shown of that.
+
+    `scope`: within which its idempotency keys count.
+    """
 
     name: str
     incarnation: str
     hash: str
+    scope: str
 
     @classmethod
-    def of(cls, name: str, incarnation: str) -> Sender:
-        """Return the sender of this name and incarnation."""
-        return cls(name, incarnation, hash_of(incarnation))
+    def of(cls, name: str, incarnation: str, user: str = "") -> Sender:
+        """Return the sender of this name and incarnation; `user`: as whom it has logged in."""
+        scope = f"user {user}" if user else f"sender {name}"
+        return cls(name, incarnation, hash_of(incarnation), scope)
 
 
 def refusal_for(error: Exception) -> Refusal:
@@ -127,6 +132,7 @@ class Intake:
             sender=sender.name,
             incarnation=sender.incarnation,
             incarnation_hash=sender.hash,
+            scope=sender.scope,
             refusal=refusal,
         )
 

@@ -66,7 +66,7 @@ from msgservice.node.outlet import Outlet
 from msgservice.node.replies import busy, refusal_of
 from msgservice.node.status_frames import StatusFrames
 from msgservice.node.tracker import News, Tracker, Watch
-from msgservice.records import Resume, StatusFrom
+from msgservice.records import Piece, Resume, StatusFrom
 from msgservice.waiters import Waiters
 
 # Seconds that a paused receiver may stay; it says anew what it has taken then. Longer than
@@ -369,14 +369,20 @@ class Peer:
         assert self.connection is not None
         self.ingress = Ingress(
             self.connection,
-            Sender.of(guest.name, guest.incarnation),
+            Sender.of(guest.name, guest.incarnation, guest.allowed.principal.user),
             rights=guest.allowed,
             intake=self._intake,
             clock=self._clock,
             limits=self._limits,
             said=said,
             answered=self._close_if_done,
+            by_key=self._taken_by_key,
         )
+
+    def _taken_by_key(self, piece: Piece) -> None:
+        """A message of its was taken by its key: it is told what becomes of the one stored."""
+        if self._watch is not None:
+            self._tracker.by_key(self._watch, piece)
 
     def seated(self, outlet: Outlet, resume: Resume) -> None:
         """See `Visitor`: feed it, unless another connection of its is newer."""

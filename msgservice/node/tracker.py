@@ -81,6 +81,7 @@ class Watch:
     """One connected incarnation that wants states from `status_from` on."""
 
     __slots__ = (
+        "by_key",
         "incarnation",
         "is_telling",
         "missed",
@@ -98,6 +99,9 @@ class Watch:
         self.incarnation = incarnation
         self.status_from = status_from
         self.pending: Pending = {}
+        # What it handed in and was taken by its key, as far as that is open: by sequence, where the
+        # message that is stored lies, and the receivers whose state there is not final.
+        self.by_key: dict[int, tuple[int, set[str]]] = {}
         self.is_telling = False  # its history is on its way
         self.missed: int | None = None  # from this sequence on it is told from the log
         self.removed: list[int] = []  # receivers whose states it is told from the log
@@ -115,6 +119,8 @@ class Tracker:
         self._clock = clock
         self._watches: dict[tuple[str, str], Watch] = {}
         self._touched: dict[Watch, None] = {}
+        # Position of a message -> who else handed it in, by its key, with their sequences.
+        self._by_key: dict[int, dict[Watch, set[int]]] = {}
 
     def watch(self, told: Told, sender: str, incarnation: str, status_from: int) -> Watch:
         """A sender connected: tell it the present states, then the changes."""
@@ -129,11 +135,59 @@ class Tracker:
         if self._watches.get(key) is watch:
             del self._watches[key]
         self._touched.pop(watch, None)
+        for sequence in list(watch.by_key):
+            self._close_by_key(watch, sequence)
         if watch.retry is not None:
             timer, waiter = watch.retry
             watch.retry = None
             timer.cancel()
             waiter.callback(None)
+
+    # --- what was taken by its key
+
+    def by_key(self, watch: Watch, piece: Piece) -> None:
+        """A message of a subscriber was taken by its key: it is told what becomes of the other's.
+
+        What became of that before is in the log.
+        """
+        if piece.last >= watch.status_from:
+            self._open_by_key(watch, piece, ())
+            self._tell_from(watch, piece.first)
+
+    def _open_by_key(self, watch: Watch, piece: Piece, final: Collection[str]) -> bool:
+        """Tell its changes from now on; False where they are told already, or none will come."""
+        if piece.first in watch.by_key:
+            return False
+        names = set(self._directory.names(piece.audience)).difference(final)
+        if not names:
+            return False
+        watch.by_key[piece.first] = (piece.position, names)
+        self._by_key.setdefault(piece.position, {}).setdefault(watch, set()).add(piece.first)
+        return True
+
+    def _final_by_key(self, watch: Watch, sequence: int, receiver: str) -> None:
+        _, names = watch.by_key[sequence]
+        names.discard(receiver)
+        if not names:
+            self._close_by_key(watch, sequence)
+
+    def _close_by_key(self, watch: Watch, sequence: int) -> None:
+        position, _ = watch.by_key.pop(sequence)
+        watches = self._by_key[position]
+        watches[watch].discard(sequence)
+        if not watches[watch]:
+            del watches[watch]
+            if not watches:
+                del self._by_key[position]
+
+    def _settled_by_key(self, receiver: str, position: int, one: Settled) -> None:
+        for watch, sequences in list(self._by_key[position].items()):
+            state = (receiver, one.status, one.reason[:REASON_KEPT_MAX])
+            ranges = watch.pending.setdefault(state, RangeSet())
+            for sequence in list(sequences):
+                ranges.add(sequence, sequence)
+                self._final_by_key(watch, sequence, receiver)
+            self._touched[watch] = None
 
     # --- what receivers settled
 
@@ -147,6 +201,8 @@ class Tracker:
         watch: Watch | None = None
         for one in settled:
             batch: Batch = one.run.source
+            if self._by_key and batch.first in self._by_key:
+                self._settled_by_key(receiver, batch.first, one)
             if key is None or batch.incarnation != key[1] or batch.sender != key[0]:
                 key = (batch.sender, batch.incarnation)
                 watch = watches.get(key)
@@ -281,6 +337,8 @@ class Tracker:
                 return
 
     def _news(self, watch: Watch, page: History) -> Iterator[News]:
+        if page.by_key:
+            self._read_by_key(watch, page)
         yield from page.pieces
         yield from _gone_pieces(page)
         for first, last in page.gone:
@@ -288,6 +346,29 @@ class Tracker:
             # when it knows both): that it is taken is all that can be said.
             yield Piece(first, last, NOBODY, 0)
         yield from self._states(watch, page)
+
+    def _read_by_key(self, watch: Watch, page: History) -> None:
+        """Follow what a page says was taken by its key; what changed since it was read is read."""
+        final: dict[int, set[str]] = {sequence: set() for sequence in page.by_key}
+        for state in page.states:
+            row = self._directory.numbered(state.receiver)
+            if row is not None and state.first == state.last and state.first in final:
+                final[state.first].add(row.name)
+        for state in page.states:
+            row = self._directory.numbered(state.receiver)
+            if row is not None and state.first < state.last:
+                for sequence in page.by_key:
+                    if state.first <= sequence <= state.last:
+                        final[sequence].add(row.name)
+        for piece in page.pieces:
+            names = final.get(piece.first)
+            if names is not None and self._open_by_key(watch, piece, names):
+                seen = piece.first if watch.missed is None else min(watch.missed, piece.first)
+                watch.missed = seen
+        for sequence, names in final.items():
+            for name in names:
+                if sequence in watch.by_key:
+                    self._final_by_key(watch, sequence, name)
 
     def _states(self, watch: Watch, page: History) -> Iterator[News]:
         states: Pending = {}

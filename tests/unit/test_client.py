@@ -160,6 +160,8 @@ def test_40_what_the_node_does_not_name_is_not_supported_and_not_sent() -> None:
     ):
         error = error_of(sent, NotSupported)
         assert "'require' at this node is not supported" == str(error)
+    error = error_of(client.send("a", b"1", idempotency_key="k"), NotSupported)
+    assert "'keys' at this node is not supported" == str(error)
     named = client.send("a", b"2", to=["billing"])
     world.settle()
     assert [b"2"] == world.node.bodies()
@@ -262,7 +264,10 @@ def test_an_id_stays_with_its_message() -> None:
         (TypeError, "a", object(), {}),
         (MessageTooLarge, "a", b"x" * (4096 - 1024 + 1), {}),
         (MessageTooLarge, "a", b"x" * 1000, {"headers": {"x": "y" * 3100}}),
-        (NotYetBuilt, "a", b"", {"idempotency_key": "k"}),
+        (BadName, "a", b"", {"idempotency_key": ""}),
+        (BadName, "a", b"", {"idempotency_key": "k" * 256}),
+        (BadName, "a", b"", {"idempotency_key": "\ud800"}),
+        (TypeError, "a", b"", {"idempotency_key": 7}),
         (NotYetBuilt, "a", b"", {"ttl": 1}),
         (NotYetBuilt, "a", b"", {"delay": 1}),
         (NotYetBuilt, "a", b"", {"retain": True}),

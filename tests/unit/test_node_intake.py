@@ -346,7 +346,9 @@ def test_what_is_refused_is_said_at_once_and_leaves_nothing(
         ([WireMessage(b"", id="x" * 5000)], "of length <= 255"),
         ([WireMessage("text")], "bytes"),  # type: ignore[arg-type] # the wrong type is the case
         ([WireMessage(b"", headers={"a": object()})], "no form"),  # type: ignore[dict-item] # …
-        ([WireMessage(b"", key="k")], "idempotency_key"),
+        ([WireMessage(b"", key="k"), WireMessage(b"")], "travels alone, not in a run of 2"),
+        ([WireMessage(b"", key="")], "1 to 255 bytes, not 0"),
+        ([WireMessage(b"", key="é" * 200)], "1 to 255 bytes, not 400"),
     ],
 )
 def test_what_no_receiver_could_decode_is_refused(messages: Any, reason: str) -> None:

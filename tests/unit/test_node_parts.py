@@ -173,7 +173,14 @@ def test_acceptance_makes_of_a_run_the_batch_that_is_stored(acceptance: Acceptan
         ANYONE, transfer, messages, raw.nbytes, known=known, sender="shop"
     )
     batch = acceptance.batch(
-        transfer, messages, raw, audience, sender="shop", incarnation="i", incarnation_hash="h"
+        transfer,
+        messages,
+        raw,
+        audience,
+        sender="shop",
+        incarnation="i",
+        incarnation_hash="h",
+        scope="sender shop",
     )
     assert (BILLING, 5, 2) == (batch.audience, batch.sequence, batch.count)
     assert bytes(raw) == bytes(batch.messages)
@@ -216,6 +223,7 @@ def an_ingress(
         "limits": LIMITS,
         "said": 0,
         "answered": lambda: None,
+        "by_key": lambda piece: None,
     }
     return Ingress(connection, Sender.of("shop", "i1"), **(collaborators | more))
 

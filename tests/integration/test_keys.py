@@ -1,0 +1,102 @@
+"""Idempotency keys by every way in: sockets, acknowledged UDP, in process, and as a command."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from msgservice import Client, Limits, Node, Receipt, connect
+from msgservice.errors import KeyReused
+from tests.integration.command import Command
+from tests.integration.daemon import running
+from tests.kit.ports import free_port
+
+LIMITS = Limits(link_delay_min=0.05, stop_timeout=5)
+
+
+def run(coroutine: Any) -> Any:
+    return pytest_twisted.ensureDeferred(coroutine)
+
+
+async def node_on(reactor: Any, folder: Path, *listen: str) -> Node:
+    node = Node(
+        reactor,
+        folder,
+        listen=listen,
+        limits=LIMITS,
+        failed=lambda error: pytest.fail(str(error)),
+    )
+    node.startService()
+    await node.when_ready()
+    return node
+
+
+async def paid(client: Client, body: bytes = b"paid", *, accepted: bool = False) -> Receipt:
+    receipt = await client.send("orders.paid", body, idempotency_key="order-1")
+    if accepted:
+        await receipt.accepted
+    return receipt
+
+
+@run
+async def test_45_a_key_is_one_message_by_every_way_in_and_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    from twisted.internet import reactor
+
+    tcp, udp = free_port(), free_port()
+    listen = (f"tcp:{tcp}:interface=127.0.0.1", f"udp:{udp}:interface=127.0.0.1")
+    addresses = (f"tcp:127.0.0.1:{tcp}", f"udp:127.0.0.1:{udp}")
+    positions: list[int | None] = []
+    for _ in range(2):
+        node = await node_on(reactor, tmp_path / "node", *listen)
+        clients = [
+            *[await connect(reactor, where, name="shop", limits=LIMITS) for where in addresses],
+            await connect(
+                reactor,
+                addresses[0],
+                name="shop",
+                limits=LIMITS,
+                outbox=tmp_path / f"outbox{len(positions)}.db",
+            ),
+            node.client("shop"),
+        ]
+        for client in clients:
+            receipt = await paid(client, accepted=client is clients[2])
+            positions.append(receipt.position)
+            with pytest.raises(KeyReused, match="order-1"):
+                await paid(client, b"owed", accepted=True)
+        for client in clients:
+            await client.close()
+        await node.stopService()
+    assert len(positions) == 8
+    assert len(set(positions)) == 1
+    assert positions[0] is not None
+
+
+def test_45_a_command_that_is_repeated_after_a_kill_is_one_message(tmp_path: Path) -> None:
+    command = ("twist", "--log-format=text", "msgservice", "--listen", "unix:node.sock")
+    msgservice = Command(f"unix:{tmp_path}/node.sock", tmp_path)
+    words = ("send", "orders.paid", "paid", "--key", "order-1")
+    with running(*command, cwd=tmp_path) as node:
+        node.wait_for("listening on unix")
+        msgservice("receivers", "add", "billing", ">")
+        first = msgservice.data(*words)
+        node.send(signal.SIGKILL)
+        node.ended()
+    with running(*command, cwd=tmp_path) as node:
+        node.wait_for("listening on unix")
+        assert msgservice.data(*words) == first
+        assert msgservice.receiver("billing")["queued"] == 1
+        assert msgservice.data("listen", "billing", "--count", "1")
+        waited = msgservice.data(*words, "--wait")
+        assert waited == {"position": first["position"], "receivers": {"billing": "acknowledged"}}
+        other = msgservice("send", "orders.paid", "owed", "--key", "order-1")
+        assert (other.code, "order-1" in other.err) == (1, True)
+        for wrong in (("--key", ""), ("--key", "k" * 256)):
+            assert msgservice("send", "orders.paid", "paid", *wrong).code == 2
+        assert msgservice("send", "orders.paid", "--key", "k", stdin=b"one\ntwo\n").code == 2

@@ -1,0 +1,180 @@
+"""Idempotency keys at a node: taken once, and each who handed one in is told (DELIVERY 45)."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from twisted.internet.defer import Deferred
+
+from msgservice.core.frames import Ack, Nack, Routed, Transfer
+from msgservice.errors import KeyReused, LimitReached
+from msgservice.identity.rules import Rules
+from msgservice.identity.users import User, Users
+from msgservice.message import Action, Status, WireMessage, encode_messages
+from msgservice.node.gate import Door
+from tests.kit.limits import Limits
+from tests.kit.nodes import NodeWorld, ScriptedPeer
+
+OLD = {"traceparent": "1"}
+
+
+def hand_in(
+    peer: ScriptedPeer,
+    sequence: int = 1,
+    key: str = "k",
+    *,
+    body: bytes = b"paid",
+    subject: str = "orders.paid",
+    headers: dict[str, str] | None = None,
+    to: tuple[str, ...] | None = None,
+) -> None:
+    messages = encode_messages([WireMessage(body, headers, None, key)])
+    peer.connection.send(Transfer(sequence, subject, msgspec.Raw(messages), to=to))
+    peer.world.settle()
+
+
+def routed(peer: ScriptedPeer) -> list[tuple[int, int]]:
+    """(sequence, position) of what was told, taken out."""
+    return [(frame.first, frame.position) for frame in peer.take(Routed)]
+
+
+def world_with() -> tuple[NodeWorld, ScriptedPeer, ScriptedPeer]:
+    world = NodeWorld()
+    billing = world.peer("billing", receive={"subjects": [">"]}, resume=None)
+    return world, billing, world.peer("shop", status_from=1)
+
+
+def test_45_a_message_with_a_key_is_delivered_once_and_told_to_each_who_sent_it() -> None:
+    world, billing, shop = world_with()
+    other = world.peer("shop", incarnation="i2", status_from=1)
+    hand_in(shop, headers=OLD)
+    hand_in(other, 3, headers={"traceparent": "2"})
+    ((_, position),) = routed(shop)
+    assert set(routed(other)) == {(3, position)}
+    assert [frame.ranges for frame in other.take(Ack)]
+    (transfer,) = billing.take(Transfer)
+    billing.ack(transfer)
+    world.settle()
+    for peer, sequence in ((shop, 1), (other, 3)):
+        assert {("billing", Status.ACKNOWLEDGED): [(sequence, sequence)]} == peer.statuses()
+    tracker = world.node.parts.tracker
+    assert not tracker._by_key
+
+
+def test_45_what_became_of_it_before_is_told_at_once() -> None:
+    world, billing, shop = world_with()
+    billing.answering = True
+    hand_in(shop)
+    world.settle(1)
+    other = world.peer("shop", incarnation="i2", status_from=1)
+    hand_in(other)
+    assert {("billing", Status.ACKNOWLEDGED): [(1, 1)]} == other.statuses()
+    assert billing.take(Transfer) == []
+    assert not world.node.parts.tracker._by_key
+
+
+def test_45_who_comes_back_is_told_too() -> None:
+    world, billing, shop = world_with()
+    hand_in(shop)
+    other = world.peer("shop", incarnation="i2", status_from=1)
+    hand_in(other)
+    hand_in(other, 2, "another")
+    (_, position), *_ = routed(other)
+    other.connection.close()
+    world.settle()
+    assert not world.node.parts.tracker._by_key
+    again = world.peer("shop", incarnation="i2", status_from=1)
+    assert (1, position) in routed(again)
+    for transfer in billing.take(Transfer):
+        billing.ack(transfer)
+    world.settle()
+    ((state, ranges),) = again.statuses().items()
+    assert state == ("billing", Status.ACKNOWLEDGED)
+    assert {1, 2} == {at for first, last in ranges for at in range(first, last + 1)}
+
+
+def test_45_a_receiver_that_is_removed_leaves_nothing_to_tell() -> None:
+    world, _, shop = world_with()
+    hand_in(shop)
+    other = world.peer("shop", incarnation="i2", status_from=1)
+    hand_in(other)
+    Deferred.fromCoroutine(world.node.remove_receiver("billing"))
+    world.settle(1)
+    assert {("billing", Status.REMOVED): [(1, 1)]} == other.statuses()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"body": b"owed"},
+        {"subject": "orders.owed"},
+        {"to": ("billing",)},
+        {"headers": {"content-type": "application/json"}},
+    ],
+)
+def test_45_another_content_is_refused_with_its_code(other: dict[str, object]) -> None:
+    _, _, shop = world_with()
+    hand_in(shop)
+    hand_in(shop, 2, **other)  # type: ignore[arg-type]  # as the cases say
+    (nack,) = shop.take(Nack)
+    assert (nack.action, nack.code, nack.about) == (Action.REFUSED, KeyReused.refusal_code, "k")
+
+
+def test_45_the_names_in_to_have_no_order() -> None:
+    world, _, shop = world_with()
+    world.peer("till", receive={"subjects": ["tills.>"]})
+    hand_in(shop, to=("billing", "till"))
+    hand_in(shop, 2, to=("till", "billing"))
+    assert shop.take(Nack) == []
+    assert 1 == len({position for _, position in routed(shop)})
+
+
+def test_45_a_name_has_keys_of_its_own() -> None:
+    world, billing, shop = world_with()
+    other = world.peer("web", status_from=1)
+    hand_in(shop)
+    hand_in(other, body=b"something else")
+    assert other.take(Nack) == []
+    assert [b"paid", b"something else"] == billing.bodies()
+
+
+def test_45_the_names_of_a_user_share_their_keys() -> None:
+    rules = Rules(send=[">"])
+    users = Users(
+        [User(name=name, rules=rules, names=("a", "b")) for name in ("shop", "till")],
+        secret=b"a secret of tests",
+        passwords={},
+    )
+    world = NodeWorld(users=users)
+    shop, till = Door(asks=False, user="shop"), Door(asks=False, user="till")
+    first = world.peer("a", status_from=1, door=shop)
+    second = world.peer("b", incarnation="i2", status_from=1, door=shop)
+    third = world.peer("b", incarnation="i3", status_from=1, door=till)
+    for peer in (first, second, third):
+        hand_in(peer)
+    ((_, position),), other = routed(first), routed(third)
+    assert {(1, position)} == set(routed(second))
+    assert (1, position) not in other
+
+
+def test_45_too_many_keys_are_refused_for_now_and_named() -> None:
+    world = NodeWorld(Limits(idempotency_keys=1))
+    shop = world.peer("shop", status_from=1)
+    hand_in(shop)
+    hand_in(shop, 2, "another")
+    (nack,) = shop.take(Nack)
+    assert (nack.action, nack.code, nack.about) == (
+        Action.LATER,
+        LimitReached.refusal_code,
+        "idempotency_keys",
+    )
+
+
+def test_45_a_key_in_a_run_of_several_is_refused_and_the_connection_goes_on() -> None:
+    _, billing, shop = world_with()
+    messages = encode_messages([WireMessage(b"1", key="k"), WireMessage(b"2")])
+    shop.connection.send(Transfer(1, "orders.paid", msgspec.Raw(messages)))
+    hand_in(shop, 3)
+    (nack,) = shop.take(Nack)
+    assert (nack.first, nack.last, nack.action) == (1, 2, Action.REFUSED)
+    assert [b"paid"] == billing.bodies()
