@@ -32,6 +32,7 @@ setup(
         "msgservice.receiver.handling",
         "msgservice.receiver.inbox",
         "msgservice.transport",
+        "msgservice.transport.pb",
         "msgservice.transport.tcp",
         "msgservice.transport.udp",
         "twisted.plugins",

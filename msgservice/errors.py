@@ -451,6 +451,17 @@ class HandlerFailed(MsgServiceError):
         self.reason, self.replies = reason, replies
 
 
+class RemoteFailed(MsgServiceError):
+    """A call of the other side of a Perspective Broker connection failed there.
+
+    `kind`: the full name of the error's type there; `reason`: what it says for people.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(f"{kind.rpartition('.')[2]}: {reason}" if kind else reason)
+        self.kind, self.reason = kind, reason
+
+
 # --- What a handler says ------------------------------------------------------------------------
 
 

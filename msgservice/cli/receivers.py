@@ -32,7 +32,7 @@ from msgservice.transport.addresses import parse_address
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-SCHEMES_CHECKED_HERE = ("tcp", "unix", "udp")
+SCHEMES_CHECKED_HERE = ("tcp", "unix", "udp", "pb")
 
 SUBJECTS = click.argument("subjects", nargs=-1, metavar="[SUBJECT]...")
 NAME = click.argument("name")

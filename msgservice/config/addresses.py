@@ -15,13 +15,13 @@ from msgservice.transport.addresses import check_listener, parse_address, quote
 from msgservice.transport.registry import Transports
 
 # Keys of [listen] that are always there. A plugin's transport has its scheme as its key.
-LISTENERS = ("tcp", "unix", "udp")
+LISTENERS = ("tcp", "unix", "udp", "pb")
 # Schemes that stand under the key of another.
-SCHEMES_UNDER = {"tls": "tcp", "ssl": "tcp"}
-LISTENERS_LATER = ("pb", "web")
-RECEIVER_SCHEMES_LATER = ("pb", "http", "https", "node")
+SCHEMES_UNDER = {"tls": "tcp", "ssl": "tcp", "pbs": "pb"}
+LISTENERS_LATER = ("web",)
+RECEIVER_SCHEMES_LATER = ("http", "https", "node")
 # What a user may give to be dialled: to somewhere else, by name and port.
-GIVEN_SCHEMES = ("tcp", "tls", "ssl", "udp")
+GIVEN_SCHEMES = ("tcp", "tls", "ssl", "udp", "pb", "pbs")
 # Options of addresses that name files, each with a scheme that has it.
 PATH_OPTIONS = {
     "certificate": "tls",

@@ -22,7 +22,9 @@ from msgservice.interfaces import ITransport
 
 LOOPBACK = "127.0.0.1"
 PORT_MAX = 65_535
-SEALED = ("tls", "ssl")  # schemes by which nobody else reads along, wherever they lead
+SEALED = ("tls", "ssl", "pbs")  # schemes by which nobody else reads along, wherever they lead
+SEALED_FOR = {"pb": "pbs"}
+PLAIN = ("tcp", "pb")  # … and by which everybody does who is between
 SCHEME_CHARACTERS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*").fullmatch
 
 
@@ -208,11 +210,11 @@ def is_plain(address: str) -> bool:
         parsed = parse_address(address)
     except BadAddress:
         return False
-    return parsed.scheme == "tcp" and not is_local_host("".join(parsed.parts[:1]))
+    return parsed.scheme in PLAIN and not is_local_host("".join(parsed.parts[:1]))
 
 
 # What a sentence says of such an address, where it is asked who comes.
-PLAIN_NEEDS = "plain tcp: beyond this machine needs insecure = true; or use tls:"
+PLAIN_NEEDS = "plain tcp: or pb: beyond this machine needs insecure = true; or use tls: or pbs:"
 
 
 def check_listener(
@@ -231,9 +233,10 @@ def check_listener(
             address,
             f"{beyond}, and peers would be believed their names: set insecure = true to allow it",
         )
-    if parse_address(address).scheme not in SEALED:
+    scheme = parse_address(address).scheme
+    if scheme not in SEALED:
         raise InsecureListener(
             address,
-            f"{beyond}, and logins would travel where others can read them: use tls:, or set"
-            " insecure = true to allow it",
+            f"{beyond}, and logins would travel where others can read them: use"
+            f" {SEALED_FOR.get(scheme, 'tls')}:, or set insecure = true to allow it",
         )

@@ -22,6 +22,7 @@ from msgservice.errors import BadAddress
 from msgservice.interfaces import ITransport
 from msgservice.records import Reread
 from msgservice.transport.addresses import parse_address
+from msgservice.transport.pb.transport import PbTransport
 from msgservice.transport.tcp.profiles import TlsProfiles
 from msgservice.transport.tcp.transport import TcpTransport
 from msgservice.transport.udp.transport import UdpTransport
@@ -50,6 +51,7 @@ class Transports:
         self._plugins_known = False
         self.register(self.tcp)
         self.register(UdpTransport(rng=rng))
+        self.register(PbTransport(rng=rng, tls=tls, count=self.tcp.accepted))
         for transport in more:
             self.register(transport)
 

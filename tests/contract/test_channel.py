@@ -15,6 +15,7 @@ from msgservice.errors import FrameTooLarge
 from msgservice.interfaces import IChannel
 from msgservice.limits import Limits
 from msgservice.transport.owners import Nobody
+from msgservice.transport.pb.channel import PbChannel
 from msgservice.transport.tcp.channel import FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
 from msgservice.transport.udp.bearer import UdpChannel
@@ -79,6 +80,29 @@ def over_tcp(prepare: Prepare = nothing) -> Stage:
     return stage
 
 
+def over_pb(prepare: Prepare = nothing) -> Stage:
+    clock = Clock()
+    stage = Stage(lambda: pump.flush())
+    prepare(stage)
+
+    def protocol(user: Recorder, *, is_dialled: bool) -> PbChannel:
+        return PbChannel(
+            reactor=clock,
+            make_user=lambda: user,
+            limits=LIMITS,
+            owner=Nobody(),
+            turn=Turn(clock),
+            is_dialled=is_dialled,
+        )
+
+    near, far = protocol(stage.left, is_dialled=True), protocol(stage.right, is_dialled=False)
+    pump = connect(
+        far, FakeTransport(far, isServer=True), near, FakeTransport(near, isServer=False),
+        clock=clock,
+    )  # fmt: skip
+    return stage
+
+
 def inside_one_process(prepare: Prepare = nothing) -> Stage:
     clock = Clock()
     stage = Stage(lambda: clock.pump([0] * 20))
@@ -110,7 +134,7 @@ def over_udp(prepare: Prepare = nothing) -> Stage:
     return stage
 
 
-MAKERS = [over_tcp, over_udp, inside_one_process, over_the_faulty_world]
+MAKERS = [over_tcp, over_udp, over_pb, inside_one_process, over_the_faulty_world]
 
 
 @pytest.fixture(params=MAKERS)

@@ -25,6 +25,7 @@ from msgservice.limits import Limits
 from msgservice.transport.dialling import Connector
 from msgservice.transport.local import local_connector
 from msgservice.transport.owners import ChannelOwner, Nobody
+from msgservice.transport.pb.channel import PbChannel
 from msgservice.transport.tcp.channel import FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
 from msgservice.transport.udp.transport import UdpTransport
@@ -125,6 +126,20 @@ class OverTcp(Party):
                 pump.flush()
 
 
+class OverPb(OverTcp):
+    def protocol(  # type: ignore[override]  # the same steps with another channel
+        self, make_user: Callable[[], Recorder], owner: ChannelOwner, turn: Turn
+    ) -> PbChannel:
+        return PbChannel(
+            reactor=self.clock,
+            make_user=make_user,
+            limits=LIMITS,
+            owner=owner,
+            turn=turn,
+            is_dialled=not isinstance(owner, Nobody),
+        )
+
+
 class OverUdp(Party):
     def make(self) -> IConnector:
         self.world = FaultyWorld(1, faults=CALM, limits=LIMITS)
@@ -171,7 +186,7 @@ class InThisProcess(Party):
         self.clock.pump([0] * 10)
 
 
-@pytest.fixture(params=[OverTcp, OverUdp, InThisProcess])
+@pytest.fixture(params=[OverTcp, OverPb, OverUdp, InThisProcess])
 def party(request: pytest.FixtureRequest) -> Party:
     made: Party = request.param()
     return made

@@ -124,6 +124,19 @@ def over_a_unix_socket(folder: Path) -> Net:
     return Net(Transports().tcp, f"unix:{folder}/n.sock", f"unix:{folder}/n.sock")
 
 
+def over_pb(folder: Path) -> Net:
+    port = free_port()
+    return Net(Transports().find("pb:1"), f"pb:{port}", f"pb:127.0.0.1:{port}")
+
+
+def over_pb_with_tls(folder: Path) -> Net:
+    port = free_port()
+    authority = Authority(folder)
+    listened = authority.listener().replace("tls:0:", f"pbs:{port}:")
+    dialled = f"pbs:localhost:{port}:trustRoots={authority.ca_file}"
+    return Net(Transports().find("pbs:1"), listened, dialled)
+
+
 def over_udp(folder: Path) -> Net:
     port = free_port(socket.SOCK_DGRAM)
     return Net(Transports().find("udp:1"), f"udp:{port}", f"udp:127.0.0.1:{port}")
@@ -135,7 +148,15 @@ def over_the_faulty_world(folder: Path) -> Net:
 
 
 @pytest_twisted.async_yield_fixture(
-    params=[over_tcp, over_tls, over_a_unix_socket, over_udp, over_the_faulty_world]
+    params=[
+        over_tcp,
+        over_tls,
+        over_a_unix_socket,
+        over_udp,
+        over_pb,
+        over_pb_with_tls,
+        over_the_faulty_world,
+    ]
 )
 async def net(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Net]:
     net: Net = request.param(tmp_path)

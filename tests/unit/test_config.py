@@ -349,13 +349,13 @@ def test_flags_are_named_where_they_are_wrong(file: Path) -> None:
         "--name: node.name: bad name '': it is empty",
         "--limit: limits.hartbeat: unknown key, did you mean 'heartbeat'?",
         '--limit: limits.heartbeat: must be a number, not "soon"',
-        "--listen: listen.pb: is not built yet",
+        "--listen: listen.web: is not built yet",
     ] == problems(
         file,
         WHOLE,
         name="",
         limits={"heartbeat": "soon", "hartbeat": "1"},
-        listen=("pb:7411:interface=127.0.0.1",),
+        listen=("web:7411:interface=127.0.0.1",),
     )
 
 
@@ -366,10 +366,10 @@ nmae = "central"
 data = 5
 insecure = "yes"
 [listen]
-pb = "tcp:7411"
+web = "tcp:7411"
 [[receiver]]
 name = "billing"
-address = "pb:billing:1"
+address = "http://billing:1"
 subjects = ["a..b"]
 order = "some"
 window = { messages = 0, byte = 1 }
@@ -389,8 +389,8 @@ heartbeat = -1
         "2: node.nmae: unknown key, did you mean 'name'? (allowed: name, data, users, insecure)",
         "3: node.data: must be a string, not 5",
         '4: node.insecure: must be true or false, not "yes"',
-        "6: listen.pb: is not built yet",
-        "9: receiver.address: a receiver at pb: is not supported by this version",
+        "6: listen.web: is not built yet",
+        "9: receiver.address: a receiver at http: is not supported by this version",
         "10: receiver.subjects: bad subject 'a..b': empty token",
         '11: receiver.order: must be "strict" or "none", not "some"',
         "12: receiver.window.byte: unknown key, did you mean 'bytes'? (allowed: messages, bytes)",
@@ -399,7 +399,7 @@ heartbeat = -1
         '15: receiver.subjects: must be a list of strings, not "orders"',
         "16: receiver.name: is missing; it must be a string",
         "17: receiver.address: bad address 'mail:someone': unknown scheme 'mail' (known: "
-        "ssl, tcp, tls, udp, unix)",
+        "pb, pbs, ssl, tcp, tls, udp, unix)",
         "18: receiver.subjects: 'a' is there twice",
         "20: limits.max_batch: must be at least 4096, not 1",
         '21: limits.connections: must be an integer, not "many"',

@@ -99,21 +99,23 @@ def check_socket(address: Address) -> None:
 
 
 def client_endpoint(
-    reactor: IReactorTime, text: str, tls: Tls | None = None
+    reactor: IReactorTime, text: str, tls: Tls | None = None, *, scheme: str = ""
 ) -> IStreamClientEndpoint:
     """Return the endpoint that dials this address; `BadAddress` where there is none.
 
-    `tls`: makes what TLS needs, and keeps account of it; None: nobody does.
+    `tls`: makes what TLS needs, and keeps account of it; None: nobody does. `scheme`: it is as this
+    one's, whatever it begins with.
     """
     address = parse_address(text)
-    if address.scheme == "tcp":
+    scheme = scheme or address.scheme
+    if scheme == "tcp":
         address.only("timeout", "bindAddress")
         return _dial(reactor, address)
-    if address.scheme in ("tls", "ssl"):
+    if scheme in ("tls", "ssl"):
         address.only("timeout", "bindAddress", "hostname", *TLS_OPTIONS)
         creator = (tls or Tls()).client(address, wall_of(reactor))
         return wrapClientTLS(creator, _dial(reactor, address), reactor)
-    if address.scheme == "unix":
+    if scheme == "unix":
         address.only("timeout")
         path = address.one_part("PATH")
         return UNIXClientEndpoint(reactor, path, address.number("timeout", CONNECT_TIMEOUT))
@@ -125,21 +127,22 @@ def client_endpoint(
 
 
 def server_endpoint(
-    reactor: IReactorTime, text: str, tls: Tls | None = None
+    reactor: IReactorTime, text: str, tls: Tls | None = None, *, scheme: str = ""
 ) -> IStreamServerEndpoint:
     """Return the endpoint that listens on this address; `BadAddress` where there is none.
 
-    `tls`: as for `client_endpoint`.
+    `tls`, `scheme`: as for `client_endpoint`.
     """
     address = parse_address(text)
-    if address.scheme == "tcp":
+    scheme = scheme or address.scheme
+    if scheme == "tcp":
         address.only("interface", "backlog")
         return _listen(reactor, address)
-    if address.scheme in ("tls", "ssl"):
+    if scheme in ("tls", "ssl"):
         address.only("interface", "backlog", "certKey", *TLS_OPTIONS)
         creator = (tls or Tls()).server(address, wall_of(reactor))
         return wrapServerTLS(creator, _listen(reactor, address), reactor)
-    if address.scheme == "unix":
+    if scheme == "unix":
         address.only("mode", "backlog")
         path = address.one_part("PATH")
         if len(os.fsencode(path)) > UNIX_PATH_BYTES:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from typing import Protocol as PythonProtocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
@@ -29,7 +30,7 @@ from msgservice.errors import CannotListen
 from msgservice.interfaces import IChannelUser
 from msgservice.limits import Limits
 from msgservice.transport.addresses import describe
-from msgservice.transport.owners import Owned
+from msgservice.transport.owners import ChannelOwner, Owned
 from msgservice.transport.tcp.channel import FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
 
@@ -59,8 +60,23 @@ class _Refused(Protocol):
         self.transport.abortConnection()
 
 
+class MakeChannel(PythonProtocol):
+    """The maker of channels that are Twisted's protocols too, `Owned`, and may say `has_opened`."""
+
+    def __call__(
+        self,
+        *,
+        reactor: IReactorTime,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
+        owner: ChannelOwner,
+        turn: Turn,
+    ) -> Any:
+        """Return the channel of a connection."""
+
+
 class ChannelFactory(Factory):
-    """Makes a channel of each accepted connection."""
+    """Makes a channel of each accepted connection. `make_channel`: of which kind."""
 
     noisy = False
     _logger = Logger()
@@ -72,7 +88,9 @@ class ChannelFactory(Factory):
         make_user: Callable[[], IChannelUser],
         limits: Limits,
         count: ConnectionCount,
+        make_channel: MakeChannel = FrameProtocol,
     ) -> None:
+        self._make_channel = make_channel
         self._reactor = reactor
         self._make_user = make_user
         self._limits = limits
@@ -91,7 +109,7 @@ class ChannelFactory(Factory):
                 count.refused += 1
                 return _Refused()
         count.open += 1
-        channel = FrameProtocol(
+        channel: Any = self._make_channel(
             reactor=self._reactor,
             make_user=self._make_user,
             limits=self._limits,
@@ -99,7 +117,8 @@ class ChannelFactory(Factory):
             turn=self._turn,
         )
         count.strangers[channel] = now
-        return channel
+        made: Protocol = channel
+        return made
 
     def _made_room(self, now: float) -> bool:
         """End the connection of whoever has not said for the longest time who he is."""
@@ -134,7 +153,7 @@ class ChannelFactory(Factory):
         self._count.open -= 1
         self._count.strangers.pop(channel, None)
         self._logger.debug("{peer} has gone: {reason}", peer=channel.peer_address, reason=reason)
-        if isinstance(channel, FrameProtocol) and not channel.has_opened:
+        if not getattr(channel, "has_opened", True):
             self._tell_turned_away(channel.peer_address, reason)
 
     def _tell_turned_away(self, peer: str, reason: str) -> None:

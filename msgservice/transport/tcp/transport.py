@@ -38,12 +38,13 @@ from msgservice.transport.tcp.tls import Tls
 
 
 @implementer(IReactorPluggableNameResolver)
-class _Unused(Clock):
+class Unused(Clock):
     """A reactor for an endpoint that is only made: nothing is done with it."""
 
     nameResolver: Any = None
 
     def installNameResolver(self, resolver: Any) -> Any:
+        """See `IReactorPluggableNameResolver`."""
         return resolver
 
 
@@ -64,11 +65,11 @@ class TcpTransport:
 
     def check_dial(self, address: str) -> None:
         """See `ITransport`."""
-        client_endpoint(_Unused(), address, Tls(self._tls.profiles))
+        client_endpoint(Unused(), address, Tls(self._tls.profiles))
 
     def check_listen(self, address: str) -> str | None:
         """See `ITransport`."""
-        server_endpoint(_Unused(), address, Tls(self._tls.profiles))
+        server_endpoint(Unused(), address, Tls(self._tls.profiles))
         parsed = parse_address(address)
         if parsed.scheme == "unix":
             check_socket(parsed)

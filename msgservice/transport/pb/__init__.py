@@ -1,0 +1,1 @@
+"""The protocol over Perspective Broker: frames as calls, beside the calls of plain PB programs."""

@@ -1,0 +1,118 @@
+"""Jellied values: which of them a connection takes, and the errors that cross.
+
+Twisted's jelly makes an instance of whatever any part of a process has registered for Perspective
+Broker, before it asks which classes are allowed, and lets every type through whose name has a dot.
+So what came is looked at here first: basic values, references where the connection takes them, and
+the classes that its owner has named. Everything else is an error for who called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from twisted.python.reflect import qual
+from twisted.spread.jelly import SecurityOptions, jelly
+from twisted.spread.pb import CopyableFailure
+
+from msgservice.core.reasons import one_line
+from msgservice.errors import BadValue, MalformedFrame, MsgServiceError, RemoteFailed
+
+SHOWN = 80  # characters of what the other side has said, in an error
+REMOTE: Final = b"remote"  # an object of the other side, which can be called
+LOCAL: Final = b"local"  # one of ours, which the other side gives back
+# By tag, how many values follow: a fixed number, or any.
+_BASIC: Final[dict[bytes, int | None]] = {
+    b"None": 0,
+    b"boolean": 1,
+    b"unicode": 1,
+    b"list": None,
+    b"tuple": None,
+    b"dictionary": None,
+}
+_FAILURE: Final = qual(CopyableFailure).encode()
+HIDDEN: Final = "the log of the other side says why"
+
+
+def security(*classes: type) -> SecurityOptions:
+    """Return options of jelly's that allow basic values and instances of these classes alone."""
+    options = SecurityOptions()
+    options.allowTypes("None", "boolean", "unicode", "list", "tuple", "dictionary", REMOTE, LOCAL)
+    options.allowInstancesOf(*classes)
+    return options
+
+
+_BASICS: Final = security()
+
+
+def check(value: Any, also: Collection[bytes] = ()) -> None:
+    """Raise `BadValue` unless a jellied value is basic all through, or of the tags in `also`."""
+    if not isinstance(value, list):
+        return
+    tag = value[0] if value else b""
+    if not isinstance(tag, bytes):
+        raise BadValue("argument", "is not jellied")
+    if tag in _BASIC:
+        count = _BASIC[tag]
+        if count is not None and count != len(value) - 1:
+            raise BadValue("argument", f"of type {shown(tag)} has {len(value) - 1} parts")
+        if tag == b"dictionary":
+            for pair in value[1:]:
+                if not isinstance(pair, list) or len(pair) != 2:
+                    raise BadValue("argument", "has a dictionary of other than pairs")
+                check(pair[0], also)
+                check(pair[1], also)
+        elif tag in (b"unicode", b"boolean"):
+            if not isinstance(value[1], bytes):
+                raise BadValue("argument", f"of type {shown(tag)} is not bytes")
+        else:
+            for part in value[1:]:
+                check(part, also)
+        return
+    if tag not in also:
+        raise BadValue("argument", f"is of type {shown(tag)}, which is not taken here")
+    if tag in (REMOTE, LOCAL):
+        if len(value) != 2 or not isinstance(value[1], int):
+            raise BadValue("argument", "is a reference to nothing")
+        return
+    for part in value[1:]:
+        check(part, also)
+
+
+def shown(name: bytes) -> str:
+    """Return what the other side calls something, as it may stand in an error."""
+    return one_line(name.decode(errors="replace"))[:SHOWN]
+
+
+def told(error: BaseException) -> Any:
+    """Return an error as it crosses, jellied: its type, and a sentence that anybody may read.
+
+    Of one that is not ours nothing else is said: what is in it may be nobody's business.
+    """
+    state = CopyableFailure(error).getStateToCopy()
+    is_ours = isinstance(error, MsgServiceError)
+    state["value"] = one_line(str(error)) if is_ours else HIDDEN
+    state["traceback"] = HIDDEN + "\n"
+    return [_FAILURE, jelly(state, _BASICS)]
+
+
+def failed(value: Any) -> RemoteFailed:
+    """Return the error that the other side has answered with; `MalformedFrame` for none."""
+    if not isinstance(value, list) or len(value) != 2 or value[0] != _FAILURE:
+        raise MalformedFrame("an error that is no failure")
+    state = value[1]
+    if not isinstance(state, list) or not state or state[0] != b"dictionary":
+        raise MalformedFrame("a failure without its state")
+    known = {}
+    for pair in state[1:]:
+        if isinstance(pair, list) and len(pair) == 2:
+            key = _text(pair[0])
+            if key in ("type", "value"):
+                known[key] = _text(pair[1])
+    return RemoteFailed(known.get("type", ""), known.get("value", ""))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list) and len(value) == 2 and value[0] == b"unicode":
+        value = value[1]
+    return one_line(value.decode(errors="replace")) if isinstance(value, bytes) else ""
