@@ -25,6 +25,7 @@ setup(
         "msgservice.faces.messaging",
         "msgservice.faces.sessions",
         "msgservice.faces.sessions.content",
+        "msgservice.faces.streams",
         "msgservice.identity",
         "msgservice.log",
         "msgservice.node",

@@ -1,0 +1,51 @@
+"""The limits of streams on a port, and why they are what they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLimits:
+    """The limits of a server of streams, or of a `RemoteStream`; seconds, and sizes in bytes."""
+
+    line_bytes: int = 16 * MIB
+    """One line, without its end. A longer one ends its connection."""
+    line_seconds: float = 30.0
+    """From a line's first byte to its end, and a second more for each 64 KiB of it; then its
+    connection ends. Between lines a connection may be silent for ever."""
+    partial_bytes: int = 256 * MIB
+    """Lines that are not whole, over all connections; beyond it the connection with the longest
+    ends."""
+    key_bytes: int = 16 * KIB
+    """The key of a stream, in UTF-8. A longer one is refused."""
+    listener_bytes: int = 64 * MIB
+    """What waits for one connection that does not read fast enough; beyond it its streams are
+    closed, with the reason `slow`."""
+    streams_bytes: int = 256 * MIB
+    """What waits for all connections, where a line for many counts once; beyond it the one that is
+    farthest behind is closed first. Also what other threads may have put that is not passed on."""
+    header_bytes: int = 64 * MIB
+    """Headers that came over the wire, all together, with their keys; more are refused."""
+    headers_max: int = 100_000
+    """… and how many those may be."""
+    connections_max: int = 10_000
+    """Connections of a server; one beyond is closed as it is accepted."""
+    subscriptions_max: int = 10_000
+    """Streams that one connection may listen to; one beyond is answered with `close`."""
+    subscription_bytes: int = 256 * MIB
+    """The keys that connections listen to, all together, with 256 bytes for each listening; one
+    beyond is answered with `close`."""
+    write_seconds: float = 60.0
+    """How long a connection that is to end may take to read what was written to it."""
+    unsent_bytes: int = 16 * MIB
+    """What a `RemoteStream` has put and could not write yet; more is refused."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{field.name} = {value}: a finite number above 0 is needed")

@@ -1,0 +1,115 @@
+"""The way out to one connection: what its transport has no room for waits here, shared by all.
+
+Lines for many are one `Chunk` of bytes, whoever they wait for. A connection that does not read is
+not written to: its transport never holds more than what made it full.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IPushProducer
+from zope.interface import implementer
+
+
+class Chunk:
+    """A chunk of whole lines. `waiting`: at so many connections."""
+
+    __slots__ = ("data", "waiting")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.waiting = 0
+
+
+class OutboundUser(Protocol):
+    """The owner of many ways out, who knows what waits in all of them."""
+
+    def held(self, size: int) -> None:
+        """Count so many bytes more that wait somewhere; fewer, if negative."""
+
+    def too_slow(self, outbound: Outbound) -> None:
+        """Decide about one for which too much waits."""
+
+
+@implementer(IPushProducer)
+class Outbound:
+    """The way out of one connection. `waiting_bytes`: what it has to wait for."""
+
+    def __init__(self, transport: Any, user: OutboundUser, bytes_max: int) -> None:
+        self._transport = transport
+        self._user = user
+        self._bytes_max = bytes_max
+        self._waiting: deque[Chunk] = deque()
+        self.waiting_bytes = 0
+        self._is_full = False
+        self.is_over = False
+        transport.registerProducer(self, True)
+
+    def write(self, chunk: Chunk) -> None:
+        """Write a chunk, now or when there is room."""
+        if self.is_over:
+            return
+        if not self._is_full:
+            self._transport.write(chunk.data)
+            return
+        self._waiting.append(chunk)
+        size = len(chunk.data)
+        self.waiting_bytes += size
+        chunk.waiting += 1
+        if chunk.waiting == 1:
+            self._user.held(size)
+        if self.waiting_bytes > self._bytes_max:
+            self._user.too_slow(self)
+
+    def drop(self) -> None:
+        """Drop what waits: its connection ends."""
+        while self._waiting:
+            self._taken(self._waiting.popleft())
+
+    def end(self, last: bytes = b"") -> None:
+        """Close the connection when what was written has left, with `last` behind it.
+
+        What waits here is written too: `drop` it before, if it is not to be.
+        """
+        if self.is_over:
+            return
+        self.is_over = True
+        while self._waiting:
+            chunk = self._waiting.popleft()
+            self._taken(chunk)
+            self._transport.write(chunk.data)
+        if last:
+            self._transport.write(last)
+        self._transport.unregisterProducer()
+        self._transport.loseConnection()
+
+    def lost(self) -> None:
+        """Take note that the connection has ended."""
+        self.is_over = True
+        self.drop()
+
+    def _taken(self, chunk: Chunk) -> None:
+        self.waiting_bytes -= len(chunk.data)
+        chunk.waiting -= 1
+        if not chunk.waiting:
+            self._user.held(-len(chunk.data))
+
+    # --- IPushProducer: the transport's buffer fills and empties
+
+    def pauseProducing(self) -> None:
+        """Write no more: the transport is full."""
+        self._is_full = True
+
+    def resumeProducing(self) -> None:
+        """Write on."""
+        self._is_full = False
+        while self._waiting and not self._is_full:
+            chunk = self._waiting.popleft()
+            self._taken(chunk)
+            self._transport.write(chunk.data)
+
+    def stopProducing(self) -> None:
+        """Drop what waits: the connection is lost."""
+        self.lost()
