@@ -1,4 +1,4 @@
-"""docs/streams.md: its programs print what it says, its lines work as shown, its limits are real."""
+"""docs/streams.md: its programs print what it says, its lines work as shown, limits are real."""
 
 import ast
 import inspect

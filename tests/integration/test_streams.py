@@ -129,7 +129,7 @@ async def test_a_remote_stream_that_does_not_reconnect_ends_with_its_connection(
 async def test_what_a_remote_stream_cannot_write_is_bounded_and_said() -> None:
     limits = StreamLimits(unsent_bytes=10_000, line_bytes=5_000, write_seconds=0.2)
     remote = RemoteStream(HOST, free_port(), reactor, limits=limits)  # where nobody listens
-    for _ in range(70):
+    for _ in range(60):
         remote.put("k", "x" * 100)
     with pytest.raises(LimitReached, match="unsent_bytes"):
         remote.put("k", "x" * 1_000 + "y" * 1_500)
