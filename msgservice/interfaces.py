@@ -22,6 +22,7 @@ from msgservice.records import (
     Batch,
     Copies,
     DeadLetter,
+    Delayed,
     Found,
     Group,
     History,
@@ -54,15 +55,17 @@ class ILog(Interface):
         """Store a `records.Group` in one transaction; fire after its sync with what became of it.
 
         Fires with a `records.Appended`: a `records.Outcome` for each batch, in order, and all
-        batches that were stored, in the order of their numbers; of each page of a replay whether it
-        was stored, its row and all of its copies, or nothing of it. Each batch that was stored
-        whole has its `number` and `stored_at` now. `own` comes first, and is never a duplicate: the
-        log gives it sender, incarnation and sequence. For `batches`, dedupe by (sender,
-        incarnation, sequence) happens inside the transaction; a batch with a `refusal` is `Known`
-        as far as it was taken before, else refused with that. A batch that is refused does not fail
-        the group, nor does a full disk: then every batch is `RefusedBatch(LogFull)` and the rest is
-        stored. Nor is a receiver there again that was forgotten (`retain`): numbers of new ones
-        rise, and a row with one that is neither new nor known is passed by.
+        batches that were stored, in the order of their numbers. One that has a `due_at` waits: it
+        is an outcome without a number, and counts for dedupe and room as if it were stored. Of each
+        page of a replay whether it was stored, its row and all of its copies, or nothing of it.
+        Each batch that was stored whole has its `number` and `stored_at` now. `own` comes first,
+        and is never a duplicate: the log gives it sender, incarnation and sequence. For `batches`,
+        dedupe by (sender, incarnation, sequence) happens inside the transaction; a batch with a
+        `refusal` is `Known` as far as it was taken before, else refused with that. A batch that is
+        refused does not fail the group, nor does a full disk: then every batch is
+        `RefusedBatch(LogFull)` and the rest is stored. Nor is a receiver there again that was
+        forgotten (`retain`): numbers of new ones rise, and a row with one that is neither new nor
+        known is passed by.
         Fails with `LogUnavailable` (nothing of the group is stored, try again later) or
         `LogFailed` (the process must end). Fires or fails in a later turn, never before it has
         returned: the caller may still be telling what became of the group before.
@@ -149,6 +152,30 @@ class ILog(Interface):
         any within what one page looks at. What is copied stays in the log as long as the replay's
         row says that it has still to be: nothing that lies at its `next` or behind goes.
         `count_only`: how many messages and bytes there are in the page, without copying them.
+        """
+
+    def next_due() -> int | None:
+        """Return *now* when the first is due of what waits (wall clock, ms); None: nothing does."""
+
+    def due(to: int, after: tuple[int, int], count_max: int) -> Deferred[list[Batch]]:
+        """Fire with the next runs that are due at `to` (wall clock, ms), in their order.
+
+        That is by when they are due, then as they were accepted. `after`: (`due_at`, `delayed_id`)
+        of one, behind which the page begins; (0, 0): with the first. At most `count_max`, and with
+        fewer about 4 MiB. The audience of those whose sender named none is `NOBODY`. They wait
+        until a group has them as `Group.due`.
+        """
+
+    def delayed(after: tuple[int, int], count_max: int) -> Deferred[list[Delayed]]:
+        """Fire with a page of all that waits, in the order of `due`, behind (`due_at`, `id`)."""
+
+    def find_delayed(
+        identity: str, senders: Collection[str] | None = None
+    ) -> Deferred[Found | None]:
+        """Fire with the `records.Found` of a message that waits until it is due, or None.
+
+        `identity`, `senders`: as those of `find`. Its position is 0. One that was cancelled before
+        it was due is found by `SENDER/HASH/SEQUENCE` as long as its states are kept.
         """
 
     def position_at(stored_at: int) -> Deferred[int]:

@@ -78,6 +78,10 @@ class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 NODE = "$node"  # the sender of what a node itself stores
+# The reserved receiver at which what was cancelled before it was due has its state, and its number:
+# who would have received it was not decided.
+DELAYED = "$delayed"
+NOT_YET = 0
 
 
 class KeyUse(msgspec.Struct, frozen=True, gc=False):
@@ -118,6 +122,9 @@ class Batch(msgspec.Struct, gc=False, eq=False):
     # as far as it was taken before, else refused with this, not stored.
     refusal: Refused | LimitReached | LogFull | None = None
     key: KeyUse | None = None  # of a run of one message
+    # Wall clock, ms: until then it waits, without a number. 0: it does not.
+    due_at: int = 0
+    delayed_id: int = 0  # of one in `Group.due`: which of those that wait it is (`ILog.due`)
 
     @property
     def first(self) -> int:
@@ -137,6 +144,7 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
     last: int
     audience: Audience
     position: int
+    due: int = 0  # wall clock, ms: until then it waits, without a position; 0: it does not
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -176,6 +184,8 @@ class Appended(msgspec.Struct, frozen=True):
     own: list[Outcome] = []  # of `Group.own`, in order: itself, or refused
     pages: list[PageOutcome] = []  # of `Group.pages`, in order
     letters: list[PageOutcome] = []  # of `Group.letters`, in order
+    # Of each of `Group.cancel`, what was cancelled: ranges of sequences, rising.
+    cancelled: list[tuple[tuple[int, int], ...]] = []
 
 
 @dataclass(slots=True, kw_only=True)
@@ -339,6 +349,16 @@ class LettersTaken(msgspec.Struct):
     copies: list[Batch] = []
 
 
+class Cancel(msgspec.Struct, frozen=True):
+    """Sequences of a sender that are not to be delivered, as far as they still wait."""
+
+    sender: str
+    incarnation: str
+    first: int
+    last: int
+    reason: str = ""
+
+
 class Group(msgspec.Struct):
     """The contents of one transaction. Applied in the order of the fields."""
 
@@ -363,6 +383,14 @@ class Group(msgspec.Struct):
     # Receiver numbers. Behind what they settled: what this group stores for them is removed too.
     removed: list[int] = msgspec.field(default_factory=list)
 
+    # Of those that wait, which are due, as `ILog.due` gave them, with their audience: moved to the
+    # end of the log, between `own` and `batches`, whatever room there is. They were accepted, so
+    # they keep sender and sequence, and are no duplicates. One that was cancelled is passed by, and
+    # has no number then.
+    due: list[Batch] = msgspec.field(default_factory=list)
+    # Behind them. What waits of these is not delivered, and has the state CANCELLED at `DELAYED`.
+    cancel: list[Cancel] = msgspec.field(default_factory=list)
+
     def __bool__(self) -> bool:
         return bool(
             self.batches
@@ -371,6 +399,8 @@ class Group(msgspec.Struct):
             or self.removed
             or self.statuses_from
             or self.own
+            or self.due
+            or self.cancel
             or self.replays
             or self.pages
             or self.letters
@@ -435,6 +465,23 @@ class Found(msgspec.Struct, frozen=True):
     stored_at: int
     states: dict[int, tuple[Status, int, str]]  # receiver number -> (status, attempts, reason)
     more: bool = False  # there are receivers with higher numbers
+    due: int = 0  # wall clock, ms: it waits until then, and has no position; 0: it does not
+
+
+class Delayed(msgspec.Struct, frozen=True):
+    """A run that waits until it is due: what people are shown of it."""
+
+    id: int  # rises in the order of acceptance; of what is due at once, the lower goes first
+    due_at: int  # wall clock, ms
+    accepted_at: int
+    sender: str
+    incarnation: str
+    first: int
+    last: int
+    subject: str
+    size: int
+    to: tuple[int, ...] | None  # receiver numbers, where its sender named them
+    ids: tuple[tuple[int, str], ...] = ()  # (index, id) of the messages that have an id
 
 
 @dataclass(slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import apsw
 
 from msgservice.disk.database import one
 from msgservice.errors import LogDamaged
+from msgservice.log import delayed
 from msgservice.log.queries import saved_sender, sender_of
 from msgservice.log.state import State
 from msgservice.log.wholeness import chained_rows
@@ -31,6 +32,8 @@ TABLES = (
     "message_id",
     "idempotency",
     "alias",
+    "delayed",
+    "delayed_id",
 )
 DISCREPANCIES_MAX = 100  # told; more of the same helps nobody
 
@@ -46,6 +49,7 @@ class Audit:
         self._counted: dict[int, tuple[int, int]] = {}  # audience -> (messages, bytes) so far
         self._tables = [*TABLES]
         self._followed = False  # the chain, to its end
+        self._delayed: int | None = 0  # up to which row what waits was looked at; None: all of it
         self.discrepancies: list[str] = []
 
     def step(self, db: apsw.Connection) -> bool:
@@ -54,6 +58,9 @@ class Audit:
         try:
             if not self._followed:
                 self._followed = not self._page(db)
+                return True
+            if self._delayed is not None:
+                self._delayed = delayed.check_page(db, self._delayed, self._say)
                 return True
             self._look_at(db, self._tables.pop(0))
             return bool(self._tables)

@@ -20,7 +20,7 @@ from zope.interface import implementer
 from msgservice.errors import LimitReached, LogDamaged, LogError, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
-from msgservice.log import accounts, audit, history, queries, replaying
+from msgservice.log import accounts, audit, delayed, history, queries, replaying
 from msgservice.log.retention import Retention
 from msgservice.log.store import Store
 from msgservice.records import (
@@ -30,6 +30,7 @@ from msgservice.records import (
     Batch,
     Copies,
     DeadLetter,
+    Delayed,
     Found,
     Group,
     History,
@@ -254,6 +255,39 @@ class StoreLog:
         def job(db: apsw.Connection) -> Copies:
             with read_transaction(db):
                 return replaying.copies(db, state, replay, wanted, bytes_max, size_max, count_only)
+
+        return self._read(job)
+
+    def next_due(self) -> int | None:
+        """See `ILog.next_due`."""
+        return self._store.state.waiting.next_due
+
+    def due(self, to: int, after: tuple[int, int], count_max: int) -> Deferred[list[Batch]]:
+        """See `ILog.due`."""
+
+        def job(db: apsw.Connection) -> list[Batch]:
+            with read_transaction(db):
+                return delayed.due(db, self._store.state, to, after, count_max)
+
+        return self._read(job)
+
+    def delayed(self, after: tuple[int, int], count_max: int) -> Deferred[list[Delayed]]:
+        """See `ILog.delayed`."""
+
+        def job(db: apsw.Connection) -> list[Delayed]:
+            with read_transaction(db):
+                return delayed.page(db, self._store.state, after, count_max)
+
+        return self._read(job)
+
+    def find_delayed(
+        self, identity: str, senders: Collection[str] | None = None
+    ) -> Deferred[Found | None]:
+        """See `ILog.find_delayed`."""
+
+        def job(db: apsw.Connection) -> Found | None:
+            with read_transaction(db):
+                return delayed.find(db, self._store.state, identity, senders)
 
         return self._read(job)
 

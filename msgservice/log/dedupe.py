@@ -104,8 +104,11 @@ def take_batches(
     ranges_max: int,
     stored: Stored,
     keys_max: int = 0,
+    due: bool = False,
 ) -> tuple[list[Outcome], list[object]]:
     """Return the outcomes, and the new rows as one flat list of parameters.
+
+    `due`: they were accepted before and waited since, so all of them are stored.
 
     `full`: why nothing new may be stored, or None. A batch that is refused for it refuses every
     later one of the group that would have to be stored, and one that is refused for its sender's
@@ -142,7 +145,12 @@ def take_batches(
         if held and why is None:
             head, limit = held.get((key, batch.subject), (sequence, None))
             why = limit if sequence > head else None
-        if sender.ranges is None and batch.after < sender.floor <= sequence and why is full:
+        if due:
+            if sender.seen_at < age:  # as its row says where it is replayed
+                sender.seen_at = age
+            outcomes.append(batch)
+            new = (batch,)
+        elif sender.ranges is None and batch.after < sender.floor <= sequence and why is full:
             if full is None and used + size > used_max:
                 full = _no_room(used, size, used_max)
             if full is not None:
@@ -177,6 +185,12 @@ def take_batches(
                 if batch.floor > sender.floor:
                     _settle_below(staged, sender, batch.floor)
         for item in new:
+            if item.due_at and not due:
+                staged.delay(item)
+                used_max -= item.size
+                if item.addressed:
+                    staged.total(item.audience)
+                continue
             if item.audience is not audience:
                 audience = item.audience
                 total = staged.total(audience)
@@ -428,13 +442,14 @@ def _runs_of(staged: Staged, sender: SenderState, batch: Batch, repeats: Repeats
         *repeats.stored_between(sender.id, first, last),
         *(
             TakenRun(
-                b.number,
+                -delayed if (delayed := staged.delayed.get(b, 0)) else b.number,
                 b.sequence,
                 b.count,
                 b.crc,
                 b.audience,
                 b.messages,
                 mark_of(b.subject, b.addressed),
+                b.due_at if delayed else 0,
             )
             for b in staged.fresh_between(sender.key, first, last)
         ),
@@ -509,8 +524,8 @@ def _pieces(first: int, last: int, runs: Sequence[TakenRun]) -> tuple[Piece, ...
         low = max(first, run.sequence)
         high = min(last, run.sequence + run.count - 1)
         if low <= high:
-            position = position_of(run.number, low - run.sequence)
-            pieces.append(Piece(low, high, run.audience, position))
+            position = 0 if run.due else position_of(run.number, low - run.sequence)
+            pieces.append(Piece(low, high, run.audience, position, run.due))
     return tuple(pieces)
 
 
@@ -519,7 +534,7 @@ def _with_positions(known: Known, batch: Batch) -> Known:
     pieces = list(known.pieces)
     for fresh in known.fresh:
         end = fresh.sequence + fresh.count - 1
-        pieces.append(Piece(fresh.sequence, end, fresh.audience, fresh.first))
+        pieces.append(Piece(fresh.sequence, end, fresh.audience, fresh.first, fresh.due_at))
     pieces.sort(key=_first_of)
     first, last = batch.sequence, batch.sequence + batch.count - 1
     if not known.refused:

@@ -22,6 +22,7 @@ import msgspec
 from msgservice.limits import INTEGER_MAX
 from msgservice.records import (
     Batch,
+    Cancel,
     LettersTaken,
     Progress,
     ReceiverRow,
@@ -68,6 +69,8 @@ class Append(Entry, frozen=True, kw_only=True):
     pages_used_max: int = 0
     keys_max: int = INTEGER_MAX  # idempotency keys, and messages that were taken by one
     letters: list[LettersTaken] = []
+    due: list[Batch] = []  # that go to the end of the log
+    cancel: list[Cancel] = []
 
 
 class DropBatches(Entry, frozen=True, kw_only=True):

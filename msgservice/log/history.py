@@ -23,6 +23,7 @@ from msgservice.log.queries import audience_of, decode_origin, runs_of, saved_se
 from msgservice.log.state import State
 from msgservice.message import Status
 from msgservice.records import (
+    NOBODY,
     Audience,
     DeadLetter,
     ExceptionRow,
@@ -42,6 +43,7 @@ SAME_ID_MAX = 10_000  # messages with one id among which a sender's is looked fo
 
 _decode_pairs = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_pieces = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
+_decode_delayed = msgspec.json.Decoder(list[tuple[int, int, int, int, int]]).decode
 _decode_newest = msgspec.json.Decoder(list[tuple[int, str]]).decode
 _decode_finished = msgspec.json.Decoder(list[tuple[int, int, int, int, str]]).decode
 
@@ -84,6 +86,14 @@ select json_group_array(json_array(sequence, 1, number, audience)) from (
     select a.sequence, b.number, b.audience from alias as a
     cross join batch as b on b.sender = a.of_sender and b.sequence = a.of_sequence
     where a.sender = ?1 and a.sequence >= ?2 order by a.sequence limit ?3)
+"""
+
+# Those that wait until they are due: number and audience 0, or that which their sender named.
+_OWN_DELAYED = """
+select json_group_array(json_array(sequence, count, 0, audience, due_at)) from (
+    select sequence, count, audience, due_at from delayed where sender = ?1 and sequence >=
+        coalesce((select max(sequence) from delayed where sender = ?1 and sequence <= ?2), 0)
+        and sequence + count > ?2 order by sequence limit ?3)
 """
 
 # Of the messages that have an id: the newest of each sender's name, among so many.
@@ -195,7 +205,7 @@ def history(
     finished, end = _finished(db, known.id, receivers, first, end)
     if end is not None:
         pieces = [
-            Piece(piece.first, min(piece.last, end), piece.audience, piece.position)
+            Piece(piece.first, min(piece.last, end), piece.audience, piece.position, piece.due)
             for piece in pieces
             if piece.first <= end
         ]
@@ -304,17 +314,22 @@ def _pieces(
 
     And the sequences of what was taken by its key, of these and maybe more.
     """
-    found, by_key = _own(db, state, sender, first, pieces_max + 1)
+    own, by_key = _own(db, state, sender, first, pieces_max + 1)
+    found = [(*row, 0) for row in own]
+    if one(db, "select delayed_count from head"):
+        found += _decode_delayed(one(db, _OWN_DELAYED, (sender, first, pieces_max + 1)))
+        found.sort()
+        del found[pieces_max + 1 :]
     pieces: list[Piece] = []
     members = 0
-    for sequence, count, number, audience in found:
-        whom = audience_of(db, state, audience)
+    for sequence, count, number, audience, due in found:
+        whom = audience_of(db, state, audience) if audience else NOBODY
         members += len(whom.members)
         if len(pieces) == pieces_max or (pieces and members > MEMBERS_MAX):
             return pieces, pieces[-1].last, by_key
         low = max(first, sequence)
-        position = position_of(number, low - sequence)
-        pieces.append(Piece(low, sequence + count - 1, whom, position))
+        position = 0 if due else position_of(number, low - sequence)
+        pieces.append(Piece(low, sequence + count - 1, whom, position, due))
     return pieces, None, by_key
 
 
@@ -353,6 +368,7 @@ def _finished(
 
 def _states_of_pieces(db: apsw.Connection, pieces: Sequence[Piece]) -> list[StateRange]:
     """Return the final states of batches that are still in the log, adjacent ones joined."""
+    pieces = [piece for piece in pieces if not piece.due]
     if not pieces:
         return []
     low = min(piece.position for piece in pieces)

@@ -14,7 +14,7 @@ from msgservice.core.marks import encode_ranges
 from msgservice.disk.database import one, rows
 from msgservice.errors import LogDamaged
 from msgservice.limits import INTEGER_MAX
-from msgservice.log import history, queries, receiver_table
+from msgservice.log import delayed, history, queries, receiver_table
 from msgservice.log.staging import (
     ASKED,
     AUDIENCES_USED,
@@ -44,6 +44,7 @@ def load(db: apsw.Connection, interned: dict[tuple[int, ...], Audience]) -> Stat
     state.log_id = log_id
     state.saved, state.chain, state.used, state.oldest, state.oldest_chain = head
     state.commits = one(db, "select cursor from progress where receiver = ?", (COMMITS_ROW,)) or 0
+    state.waiting = delayed.waiting_of(db)
     _load_ages(db, state)
     _load_audiences(db, state, interned)
     _load_senders(db, state)

@@ -304,20 +304,3 @@ def keys_of(db: apsw.Connection, state: State, digests: Sequence[bytes]) -> dict
             bytes.fromhex(content), sender, sequence, whom, position
         )
     return found
-
-
-class StoredRuns:
-    """The runs that are committed, for the writer that looks for duplicates (`repeats.Stored`)."""
-
-    def __init__(self, db: apsw.Connection, state: State) -> None:
-        self._db = db
-        self._state = state
-
-    def runs(self, sender: int, first: int, last: int) -> list[TakenRun]:
-        """See `repeats.Stored.runs`."""
-        return runs_of(self._db, self._state, sender, first, last)
-
-    def messages(self, number: int) -> bytes | None:
-        """See `repeats.Stored.messages`."""
-        frame: bytes | None = one(self._db, "select frame from batch where number = ?", (number,))
-        return frame

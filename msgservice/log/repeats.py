@@ -30,6 +30,7 @@ class TakenRun(msgspec.Struct, frozen=True):
     audience: Audience
     messages: bytes | memoryview | msgspec.Raw | None  # None: committed, `Stored.messages` has them
     mark: int | None = None  # `dedupe.mark_of` it; None in logs written before it was kept
+    due: int = 0  # of one that waits: wall clock, ms. Its number is below 0
 
     @property
     def last(self) -> int:

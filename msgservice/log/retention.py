@@ -413,12 +413,21 @@ class Retention:
         """
         store = self._store
         state = store.state
+        named: set[int] = set()  # by the senders of what waits until it is due
+        if state.waiting.count:
+            named = {
+                number
+                for (number,) in rows(
+                    store.db, "select distinct audience from delayed where audience != 0"
+                )
+            }
         many = len(state.totals) > store.limits.audiences // 2 or bool(self.places.wanted)
         return [
             total
             for total in state.totals.values()
             if total.last <= total.dropped
             and total.last < state.oldest
+            and total.audience.number not in named
             and not total.audience.waiting
             and (many or any(self._is_removed(number) for number in total.audience.members))
         ]

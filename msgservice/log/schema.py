@@ -218,6 +218,42 @@ alter table dead add column origin blob;
 alter table dead add column code integer not null default 0;
 """
 
+# What waits until it is due. Of all rows together, the head says how many there are.
+_VERSION_DELAYED = """
+create table delayed(
+    id integer primary key,         -- rises with acceptance: number << 16 | index of its first
+    due_at integer not null,
+    sender integer not null,
+    sequence integer not null,
+    count integer not null,
+    size integer not null,
+    subject text not null,
+    audience integer not null,      -- that its sender named; 0: decided when it is due
+    accepted_at integer not null,
+    after integer not null,
+    flags integer not null,
+    crc integer not null,           -- of the messages
+    row_crc integer not null,       -- of all before this one, and of ids and origin
+    ids text,
+    origin blob,
+    frame blob not null
+);
+create index delayed_due on delayed(due_at);
+create index delayed_sender on delayed(sender, sequence);
+create index delayed_audience on delayed(audience) where audience != 0;
+create table delayed_id(
+    name text not null,
+    delayed integer not null,
+    place integer not null,
+    primary key (name, delayed, place)
+) without rowid;
+create index delayed_id_row on delayed_id(delayed);
+alter table head add column delayed_count integer not null default 0;
+alter table head add column delayed_size integer not null default 0;
+alter table head add column delayed_crcs integer not null default 0;    -- sum of row_crc
+alter table head add column delayed_last integer not null default 0;    -- the highest number given
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -242,6 +278,7 @@ SCHEMA = Schema(
         _VERSION_8,
         _VERSION_KEYS,
         _VERSION_LETTERS,
+        _VERSION_DELAYED,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

@@ -28,6 +28,7 @@ select id, name, incarnation from sender
 where (seen_at <= ?2 or id in (select value from json_each(?1)))
     and id not in (select value from json_each(?3))
     and not exists (select 1 from batch where sender = id)
+    and not exists (select 1 from delayed where delayed.sender = sender.id)
 order by id not in (select value from json_each(?1)), seen_at, id limit ?4
 """
 

@@ -24,6 +24,7 @@ from msgservice.limits import INTEGER_MAX
 from msgservice.log import history, queries, receiver_table
 from msgservice.log.accounts import is_member, queued_of
 from msgservice.log.dedupe import COLUMNS, encode_origin, name_own, take_batches
+from msgservice.log.delayed import Change, StoredRuns, take_due
 from msgservice.log.entries import Age, Append
 from msgservice.log.state import Keyed, ReceiverProgress, Staged, State
 from msgservice.message import Status
@@ -36,6 +37,7 @@ from msgservice.records import (
     LettersTaken,
     Outcome,
     PageOutcome,
+    RefusedBatch,
     Replay,
     hash_of,
     position_of,
@@ -114,7 +116,11 @@ def stage_append(
     pages: list[PageOutcome] = []
     copied: list[Outcome] = []
     full = None if entry.full is None else LogFull(entry.full, delay=FULL_DELAY)
-    stored = queries.StoredRuns(db, staged.state)
+    change = Change(db, staged)
+    due = take_due(db, entry.due) if entry.due else []
+    if due:
+        change.move(due)
+    stored = StoredRuns(db, staged.state, change.leaving)
     digests = [batch.key.digest for batch in entry.batches if batch.key is not None]
     if digests:
         staged.keyed = Keyed(queries.keys_of(db, staged.state, digests))
@@ -131,28 +137,56 @@ def stage_append(
         more, written = _take_copies(staged, entry, copies, stored)
         copied += more
         flat += written
-    if entry.own:
+    own: list[Outcome] = []
+    if entry.own or due:
         name_own(staged, entry.own)
-    outcomes, written = take_batches(
+        own, written = _take(staged, entry, entry.own, full, stored)
+        flat += written
+        if own and isinstance(own[-1], RefusedBatch) and isinstance(own[-1].error, LogFull):
+            full = own[-1].error  # nothing of the group finds room behind it
+        flat += _take(staged, entry, due, None, stored, due=True)[1]
+    outcomes, written = _take(staged, entry, entry.batches, full, stored, sum(b.size for b in due))
+    flat += written
+    outcomes[:0] = [*own, *copied]
+    if staged.delayed:
+        change.accept(entry.now)
+    staged.cancelled = [change.cancel(wanted) for wanted in entry.cancel]
+    stage_batches(staged, flat, operations)
+    stage_keys(staged, operations)
+    stage_statuses_from(staged, entry, operations)
+    is_changed = change.stage(operations)
+    if staged.delayed:  # of which no batch tells after a crash
+        keys = dict.fromkeys((batch.sender, batch.incarnation) for batch in staged.delayed)
+        marks = saved_marks([staged.senders[key] for key in keys])
+        operations.append((_SAVE_SENDERS, (as_json(marks),)))
+    stage_progress(staged, entry, operations, is_changed)
+    stage_removals(db, staged, entry, operations)
+    staged.written = sum(batch.size + 320 for batch in staged.fresh) + 4096 * 6
+    return outcomes, pages, letters
+
+
+def _take(
+    staged: Staged,
+    entry: Append,
+    batches: list[Batch],
+    full: LogFull | None,
+    stored: StoredRuns,
+    freed: int = 0,
+    *,
+    due: bool = False,
+) -> tuple[list[Outcome], list[object]]:
+    """Take some batches of a group. `freed`: bytes that waited, and count as batches by now."""
+    return take_batches(
         staged,
-        [*entry.own, *entry.batches] if entry.own else entry.batches,
+        batches,
         entry.now,
-        used_max=entry.used_max,
+        used_max=INTEGER_MAX if due else entry.used_max + freed,
         full=full,
         ranges_max=entry.ranges_max,
         stored=stored,
         keys_max=entry.keys_max,
+        due=due,
     )
-    flat += written
-    own = len(entry.own)
-    outcomes[own:own] = copied
-    stage_batches(staged, flat, operations)
-    stage_keys(staged, operations)
-    stage_statuses_from(staged, entry, operations)
-    stage_progress(staged, entry, operations)
-    stage_removals(db, staged, entry, operations)
-    staged.written = sum(batch.size + 320 for batch in staged.fresh) + 4096 * 6
-    return outcomes, pages, letters
 
 
 def stage_replays(staged: Staged, entry: Append, operations: list[Operation]) -> None:
@@ -246,7 +280,7 @@ def _is_for_removed(staged: Staged, entry: Append, taken: LettersTaken) -> bool:
 
 
 def _take_copies(
-    staged: Staged, entry: Append, copies: list[Batch], stored: queries.StoredRuns
+    staged: Staged, entry: Append, copies: list[Batch], stored: StoredRuns
 ) -> tuple[list[Outcome], list[object]]:
     """Store the copies of pages, or of letters, that have found room."""
     if not copies:
@@ -426,11 +460,16 @@ def stage_keys(staged: Staged, operations: list[Operation]) -> None:
     operations.append((_SAVE_SENDERS, (as_json(saved_marks(keyed.senders.values())),)))
 
 
-def stage_progress(staged: Staged, group: Append, operations: list[Operation]) -> None:
-    """Stage what receivers have settled, and count the group."""
+def stage_progress(
+    staged: Staged, group: Append, operations: list[Operation], is_changed: bool = False
+) -> None:
+    """Stage what receivers have settled, and count the group.
+
+    `is_changed`: so have runs that wait until they are due.
+    """
     is_more = group.receivers or group.removed or group.progress or group.statuses_from
     by_key = staged.keyed is not None and staged.keyed.aliases
-    if not (is_more or group.replays or group.pages or group.letters or by_key):
+    if not (is_more or group.replays or group.pages or group.letters or by_key or is_changed):
         return
     moved: dict[int, ReceiverProgress] = {}
     replaced: list[tuple[int, int, int]] = []

@@ -14,17 +14,30 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right, insort
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 
 import msgspec
 
 from msgservice.core.marks import Key, SenderState
+from msgservice.limits import BATCH_INDEX_BITS
 from msgservice.message import Status
 from msgservice.records import Audience, Batch, KeyUse, ReceiverRow, Replay
 
 BUCKETS = 256  # of the hashes of senders that are asleep
 
 SETTLED = (Status.ACKNOWLEDGED, Status.EXPIRED, Status.DEAD, Status.CANCELLED, Status.REMOVED)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The runs that wait until they are due, all together."""
+
+    count: int = 0
+    size: int = 0  # bytes of their messages
+    crcs: int = 0  # sum of the CRCs of their rows
+    last: int = 0  # the highest number that was given to one
+    next_due: int | None = None  # wall clock, ms
 
 
 class Totals:
@@ -158,6 +171,7 @@ class State:
     keys: int = 0  # idempotency keys
     aliases: int = 0  # messages that were taken by one
     stored_at: int = 0  # of the newest row that is kept: no later one says an earlier time
+    waiting: Waiting = Waiting()
     dead_bytes: dict[int, int] = field(default_factory=dict)  # by receiver number
     dead_total: int = 0  # of all receivers: asked for with every run that comes in
     # How long the log was open so far, ms, by a clock that never jumps, when its last entry was
@@ -176,8 +190,8 @@ class State:
 
     @property
     def taken(self) -> int:
-        """Bytes of batches not yet removed and of dead letters."""
-        return self.used + self.dead_total
+        """Bytes of batches not yet removed, of those that wait, and of dead letters."""
+        return self.used + self.waiting.size + self.dead_total
 
     def sender(self, key: Key) -> SenderState | None:
         """Return the marks of a sender that the log knows, awake or not; on the writer's thread."""
@@ -214,6 +228,7 @@ class State:
         self.used = staged.used
         self.commits = staged.commits
         self.keys, self.aliases = staged.keys, staged.aliases
+        self.waiting = staged.waiting
         self.next_sender = staged.next_sender
         for key, sender in staged.senders.items():
             self.senders[key] = sender
@@ -327,14 +342,17 @@ class Staged:
     """Copies of what one entry touches."""
 
     __slots__ = (
+        "_delayed_known",
         "_fresh_known",
         "_fresh_of",
         "age",
         "ages",
         "aliases",
+        "cancelled",
         "chain",
         "commits",
         "dead_bytes",
+        "delayed",
         "fresh",
         "gone",
         "keyed",
@@ -351,6 +369,7 @@ class Staged:
         "state",
         "totals",
         "used",
+        "waiting",
         "wall",
         "woken",
         "written",
@@ -373,9 +392,12 @@ class Staged:
         self.new_senders: list[SenderState] = []
         self.new_audiences: list[Totals] = []
         self.fresh: list[Batch] = []  # what this group stores, rising
+        self.delayed: dict[Batch, int] = {}  # what it accepts that is due later -> its number
+        self.waiting = state.waiting
+        self.cancelled: list[tuple[tuple[int, int], ...]] = []
         # Of each sender what of it was looked for already, by sequence; how much was sorted in.
         self._fresh_of: dict[Key, list[Batch]] = {}
-        self._fresh_known = 0
+        self._fresh_known = self._delayed_known = 0
         self.settled: dict[int, SenderState] = {}  # whose own floor was above what was taken
         self.age = state.age
         self.ages = state.ages
@@ -402,19 +424,29 @@ class Staged:
         return staged
 
     def fresh_between(self, key: Key, first: int, last: int) -> list[Batch]:
-        """Return what this group stores of a sender between these sequences, rising.
+        """Return what this group takes of a sender between these sequences, rising.
 
         What came since the last call is sorted in: each batch once, and none where none is asked.
         """
-        for batch in self.fresh[self._fresh_known :]:
+        delayed = islice(self.delayed, self._delayed_known, None)
+        for batch in chain(self.fresh[self._fresh_known :], delayed):
             known = self._fresh_of.setdefault((batch.sender, batch.incarnation), [])
             insort(known, batch, key=_sequence_of)
-        self._fresh_known = len(self.fresh)
+        self._fresh_known, self._delayed_known = len(self.fresh), len(self.delayed)
         known = self._fresh_of.get(key, [])
         begin = bisect_right(known, first, key=_sequence_of)
         if begin and known[begin - 1].sequence + known[begin - 1].count > first:
             begin -= 1  # no two of them overlap
         return known[begin : bisect_right(known, last, begin, key=_sequence_of)]
+
+    def delay(self, batch: Batch) -> None:
+        """Give a run that is due later its number; its row is staged with the group."""
+        before = self.waiting
+        number = before.last + 1
+        self.delayed[batch] = number << BATCH_INDEX_BITS
+        self.waiting = replace(
+            before, count=before.count + 1, size=before.size + batch.size, last=number
+        )
 
     def total(self, audience: Audience) -> Totals:
         """Return this group's copy of an audience's totals."""

@@ -128,7 +128,11 @@ class Store:
         self.transact(
             [
                 ("insert into meta values('log_id', ?), ('audiences_used', 0)", (log_id,)),
-                ("insert into head values(1, 0, 0, 0, 1, 0)", ()),
+                (
+                    "insert into head(id, saved, chain, used, oldest, oldest_chain)"
+                    " values(1, 0, 0, 0, 1, 0)",
+                    (),
+                ),
             ]
         )
 
@@ -250,6 +254,8 @@ class Store:
             keys_max=limits.idempotency_keys,
             replays=group.replays,
             pages=group.pages,
+            due=group.due,
+            cancel=group.cancel,
             pages_full=self._full if group.pages else None,
             pages_used_max=limits.max_bytes - state.taken + state.used + REPLAY_BYTES,
             letters=group.letters,
@@ -305,16 +311,24 @@ class Store:
         self._full = "the disk is full"
         dropped = [taken for taken in group.letters if not taken.copies]
         rest = msgspec.structs.replace(group, own=[], batches=[], pages=[], letters=dropped)
-        went = iter(self.make_room(lambda: self.apply(self.decide(rest))).letters)
+        try:
+            appended = self.make_room(lambda: self.apply(self.decide(rest)))
+        except LogUnavailable:
+            if not rest.due:
+                raise
+            rest.due = []  # they wait on: that of progress needs less
+            appended = self.make_room(lambda: self.apply(self.decide(rest)))
+        went = iter(appended.letters)
         self._place(group)
         error = LogFull(self._full, delay=FULL_DELAY)
         refused = RefusedBatch(error)
         return Appended(
             [refused for _ in group.batches],
-            [],
+            appended.stored,
             [refused for _ in group.own],
             [error for _ in group.pages],
             [error if taken.copies else next(went) for taken in group.letters],
+            appended.cancelled,
         )
 
     def _place(self, group: Group) -> None:
@@ -379,8 +393,10 @@ class Store:
         if type(entry) is Append and (entry.own or pages or letters):
             count = len(outcomes) - len(entry.batches)
             own = len(entry.own)
-            return Appended(outcomes[count:], staged.fresh, outcomes[:own], pages, letters)
-        return Appended(outcomes, staged.fresh)
+            return Appended(
+                outcomes[count:], staged.fresh, outcomes[:own], pages, letters, staged.cancelled
+            )
+        return Appended(outcomes, staged.fresh, cancelled=staged.cancelled)
 
     def _save_before(self, entry: DropBatches) -> None:
         """Batches that lose their frames are not replayed any more: they are saved before."""

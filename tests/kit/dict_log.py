@@ -31,14 +31,17 @@ from msgservice.message import FLAG_REPLAY, Status, cut_messages, header_size, m
 from msgservice.records import (
     NOBODY,
     NODE,
+    NOT_YET,
     REWIND,
     START,
     Account,
     Appended,
     Audience,
     Batch,
+    Cancel,
     Copies,
     DeadLetter,
+    Delayed,
     ExceptionRow,
     Found,
     Group,
@@ -178,6 +181,9 @@ class Content:
 
     log_id: str
     next_number: int = 1
+    waiting: dict[int, Batch] = field(default_factory=dict)  # until due, by number and place
+    accepted_at: dict[int, int] = field(default_factory=dict)
+    delayed: int = 0  # the highest number that was given to one
     batches: dict[int, Batch] = field(default_factory=dict)
     stored_at: dict[int, int] = field(default_factory=dict)  # number -> age of the log
     senders: dict[Key, Sender] = field(default_factory=dict)
@@ -333,7 +339,17 @@ class DictLog:
             if isinstance(outcome, LogFull) and page.replay.kind == START and page.replay.is_over:
                 full = outcome
         self._name_own(group.own)
-        outcomes = list(self._take_all([*group.own, *group.batches], group.now, fresh, full))
+        own = list(self._take_all(group.own, group.now, fresh, full))
+        if own and isinstance(own[-1], RefusedBatch) and isinstance(own[-1].error, LogFull):
+            full = own[-1].error
+        for batch in group.due:
+            known = content.waiting.get(batch.delayed_id)
+            if known is not None and known.count == batch.count:
+                del content.waiting[batch.delayed_id]
+                self._store(batch, group.now)
+                fresh.append(batch)
+        outcomes = [*own, *self._take_all(group.batches, group.now, fresh, full)]
+        cancelled = [self._cancel(wanted) for wanted in group.cancel]
         for floor in group.statuses_from:
             sender = content.senders.get((floor.sender, floor.incarnation))
             if sender is not None:
@@ -354,7 +370,118 @@ class DictLog:
                 at.removed_at = self.content.age
                 content.replays.pop(number, None)
         count = len(group.own)
-        return Appended(outcomes[count:], fresh, outcomes[:count], pages, letters)
+        return Appended(outcomes[count:], fresh, outcomes[:count], pages, letters, cancelled)
+
+    # --- what waits until it is due
+
+    def _delay(self, batch: Batch, now: int) -> None:
+        content = self.content
+        content.delayed += 1
+        number = content.delayed << 16
+        audience = batch.audience if batch.addressed else NOBODY
+        content.waiting[number] = msgspec.structs.replace(
+            batch,
+            messages=bytes(memoryview(batch.messages)),
+            floor=0,
+            delayed_id=number,
+            audience=audience,
+        )
+        content.accepted_at[number] = now
+        audience.stored = True
+
+    def _cancel(self, wanted: Cancel) -> tuple[tuple[int, int], ...]:
+        content, key = self.content, (wanted.sender, wanted.incarnation)
+        found = []
+        for batch in self._waiting_of(key):
+            first, last = batch.sequence, batch.sequence + batch.count - 1
+            low, high = max(first, wanted.first), min(last, wanted.last)
+            if low > high:
+                continue
+            found.append((low, high))
+            del content.waiting[batch.delayed_id]
+            for begin, end in ((first, low - 1), (high + 1, last)):
+                if begin <= end:
+                    piece = cut(batch, begin, end)
+                    piece.delayed_id += begin - first
+                    content.waiting[piece.delayed_id] = piece
+                    content.accepted_at[piece.delayed_id] = content.accepted_at[batch.delayed_id]
+            sender = content.senders[key]
+            states = sender.states.setdefault(NOT_YET, {})
+            for sequence in range(low, high + 1):
+                if high >= sender.status_from:
+                    states[sequence] = (Status.CANCELLED, wanted.reason, content.age)
+        return tuple(found)
+
+    def _waiting_of(self, key: Key) -> list[Batch]:
+        found = [b for b in self.content.waiting.values() if (b.sender, b.incarnation) == key]
+        return sorted(found, key=lambda batch: batch.sequence)
+
+    def _in_order(self, after: tuple[int, int]) -> list[Batch]:
+        found = [b for b in self.content.waiting.values() if (b.due_at, b.delayed_id) > after]
+        return sorted(found, key=lambda batch: (batch.due_at, batch.delayed_id))
+
+    def next_due(self) -> int | None:
+        return min((batch.due_at for batch in self.content.waiting.values()), default=None)
+
+    def due(self, to: int, after: tuple[int, int], count_max: int) -> Deferred[list[Batch]]:
+        def job() -> list[Batch]:
+            found = [batch for batch in self._in_order(after) if batch.due_at <= to]
+            return [msgspec.structs.replace(batch) for batch in found[:count_max]]
+
+        return self._later(job)
+
+    def delayed(self, after: tuple[int, int], count_max: int) -> Deferred[list[Delayed]]:
+        def job() -> list[Delayed]:
+            return [
+                Delayed(
+                    id=batch.delayed_id,
+                    due_at=batch.due_at,
+                    accepted_at=self.content.accepted_at[batch.delayed_id],
+                    sender=batch.sender,
+                    incarnation=batch.incarnation,
+                    first=batch.sequence,
+                    last=batch.sequence + batch.count - 1,
+                    subject=batch.subject,
+                    size=batch.size,
+                    to=batch.audience.members if batch.addressed else None,
+                    ids=batch.ids,
+                )
+                for batch in self._in_order(after)[:count_max]
+            ]
+
+        return self._later(job)
+
+    def find_delayed(
+        self, identity: str, senders: Collection[str] | None = None
+    ) -> Deferred[Found | None]:
+        return self._later(lambda: self._find_delayed(identity, senders))
+
+    def _find_delayed(self, identity: str, senders: Collection[str] | None) -> Found | None:
+        for key, sender in self.content.senders.items():
+            for sequence, (status, reason, _) in sender.states.get(NOT_YET, {}).items():
+                if identity == f"{key[0]}/{sha256(key[1].encode()).hexdigest()[:16]}/{sequence}":
+                    states = {NOT_YET: (status, 0, reason)}
+                    return Found(0, *key, sequence, "", 0, 0, states)
+        for number, batch in sorted(self.content.waiting.items(), reverse=True):
+            hashed = sha256(batch.incarnation.encode()).hexdigest()[:16]
+            ids = dict(batch.ids)
+            for sequence in range(batch.sequence, batch.sequence + batch.count):
+                names = [f"{batch.sender}/{hashed}/{sequence}"]
+                if senders is None or any(matches(one, batch.sender) for one in senders):
+                    names.append(ids.get(sequence - batch.sequence, ""))
+                if identity in names:
+                    return Found(
+                        position=0,
+                        sender=batch.sender,
+                        incarnation=batch.incarnation,
+                        sequence=sequence,
+                        subject=batch.subject,
+                        size=batch.size,
+                        stored_at=self.content.accepted_at[number],
+                        states={},
+                        due=batch.due_at,
+                    )
+        return None
 
     def _take_page(self, page: ReplayPage, now: int, fresh: list[Batch]) -> PageOutcome:
         known = self.content.replays.get(page.replay.receiver)
@@ -506,8 +633,11 @@ class DictLog:
             if why is not None:
                 return RefusedBatch(why)
         for piece in pieces:
-            self._store(piece, now)
-            fresh.append(piece)
+            if piece.due_at:
+                self._delay(piece, now)
+            else:
+                self._store(piece, now)
+                fresh.append(piece)
             end = piece.sequence + piece.count - 1
             if sender.last is None or end > sender.last[1]:
                 sender.last = (piece.sequence, end, piece.crc)
@@ -549,7 +679,7 @@ class DictLog:
         batch.number, batch.stored_at = content.next_number, now
         content.next_number += 1
         content.batches[batch.number] = msgspec.structs.replace(
-            batch, messages=bytes(memoryview(batch.messages)), floor=0, refusal=None
+            batch, messages=bytes(memoryview(batch.messages)), floor=0, refusal=None, due_at=0
         )
         batch.audience.stored = True
         for number in batch.audience.members:
@@ -558,6 +688,7 @@ class DictLog:
     def _runs(self, key: Key, first: int, last: int) -> list[Batch]:
         """Return what is still known of a sender's runs that overlap these sequences, rising."""
         found = [batch for batch in self._batches_of(key) if overlap(batch, first, last)]
+        found += [batch for batch in self._waiting_of(key) if overlap(batch, first, last)]
         sender = self.content.senders[key]
         found += [run for run in sender.gone.values() if overlap(run, first, last)]
         return sorted(found, key=lambda run: run.sequence)
@@ -585,6 +716,8 @@ class DictLog:
     @staticmethod
     def _piece(run: Batch, first: int, last: int) -> Piece:
         low, high = max(first, run.sequence), min(last, run.sequence + run.count - 1)
+        if run.due_at and not run.number:
+            return Piece(low, high, run.audience if run.addressed else NOBODY, 0, run.due_at)
         return Piece(low, high, run.audience, run.first + low - run.sequence)
 
     # --- what is asked now ---------------------------------------------------------------------
@@ -626,7 +759,8 @@ class DictLog:
 
     @property
     def _used(self) -> int:
-        return sum(batch.size for batch in self.content.batches.values())
+        content = self.content
+        return sum(b.size for b in (*content.batches.values(), *content.waiting.values()))
 
     @property
     def _dead_bytes(self) -> int:
@@ -690,7 +824,8 @@ class DictLog:
         known = self.content.senders.get(key)
         if known is None:
             return History((), (), None)
-        live = [b for b in self._batches_of(key) if b.sequence + b.count > first]
+        live = [*self._batches_of(key), *self._waiting_of(key)]
+        live = [b for b in live if b.sequence + b.count > first]
         live.sort(key=lambda batch: batch.sequence)
         pieces = [self._piece(b, first, b.sequence + b.count - 1) for b in live[:pieces_max]]
         end = pieces[-1].last if len(live) > pieces_max else None
@@ -703,7 +838,7 @@ class DictLog:
         told = {sequence for _, sequence in states}
         for batch in live[:pieces_max]:
             told.update(range(batch.sequence, batch.sequence + batch.count))
-            for number in batch.audience.members:
+            for number in batch.audience.members if batch.number else ():
                 at = self.content.receivers.get(number)
                 for index, state in enumerate([] if at is None else at.states(batch)):
                     if state[0].final and batch.sequence + index >= first:
@@ -960,7 +1095,8 @@ class DictLog:
 
     def _forget_senders(self, here: set[Key]) -> None:
         content, limits = self.content, self._limits
-        stored = {(batch.sender, batch.incarnation) for batch in content.batches.values()}
+        there = [*content.batches.values(), *content.waiting.values()]
+        stored = {(batch.sender, batch.incarnation) for batch in there}
         away = {key: one for key, one in content.senders.items() if key not in here}
         for key, sender in list(away.items()):
             if key not in stored and content.age - sender.seen_at > limits.sender_days * DAY:
@@ -985,7 +1121,8 @@ class DictLog:
             }
 
     def _forget_audiences(self) -> None:
-        used = {batch.audience.number for batch in self.content.batches.values()}
+        there = [*self.content.batches.values(), *self.content.waiting.values()]
+        used = {batch.audience.number for batch in there}
         for audience in self.content.audiences.values():
             audience.stored = audience.number in used
 

@@ -31,6 +31,7 @@ from msgservice.records import (
     START,
     Audience,
     Batch,
+    Cancel,
     DeadLetter,
     ExceptionRow,
     Group,
@@ -50,6 +51,7 @@ from tests.kit.logs import NOW, Driver, make_batch
 TABLES = (
     *("meta", "head", "batch", "audience", "receiver", "progress", "exception", "sender"),
     *("finished", "run", "dead", "message_id", "replay", "idempotency", "alias"),
+    *("delayed", "delayed_id"),
 )
 
 
@@ -260,6 +262,7 @@ class EntryPlay:
             self._replay(group)
         if random.random() < 0.3:
             self._letters(group)
+        self._let_wait(group)
         appended = self.driver.wait(self.log.append(group))
         for batch in group.batches:
             batch.audience.waiting -= 1
@@ -329,6 +332,30 @@ class EntryPlay:
         group.letters.append(LettersTaken(number, positions, copies))
         if random.random() < 0.1:
             group.letters.append(LettersTaken(number, positions[:1]))
+
+    def _let_wait(self, group: Group) -> None:
+        """Some of a group is due later, some of what waits is due, some is cancelled."""
+        random, now = self.random, group.now
+        for batch in group.batches:
+            if random.random() < 0.25:
+                batch.due_at = now + random.choice([1, 1, 500, 60_000, 5_000_000])
+                if not batch.addressed:
+                    batch.audience.waiting -= 1
+                    batch.audience = NOBODY
+                    NOBODY.waiting += 1
+        if random.random() < 0.5:
+            due = self.driver.wait(self.log.due(now, (0, 0), random.choice([1, 3, 100])))
+            for batch in due:
+                if not batch.addressed:
+                    found = self._audience((batch.sender, batch.incarnation))
+                    if found is None:
+                        continue
+                    batch.audience = found[0]
+                group.due.append(batch)
+        if random.random() < 0.2 and self._next:
+            key = random.choice([*self._next])
+            first = random.randint(1, self._next[key])
+            group.cancel.append(Cancel(*key, first, first + random.choice([0, 0, 2, 30]), "no"))
 
     def _add_receivers(self, group: Group) -> None:
         random = self.random

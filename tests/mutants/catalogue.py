@@ -557,7 +557,7 @@ _ALL = [
     Mutant(
         name="a-repeat-walks-all-that-its-group-stores",
         at="msgservice.log.state:Staged.fresh_between",
-        old="for batch in self.fresh[self._fresh_known :]:",
+        old="for batch in chain(self.fresh[self._fresh_known :], delayed):",
         new="self._fresh_of = {}\n    for batch in self.fresh:",
         catcher=_test("tests/bounds/test_senders.py", "again in one group"),
     ),
@@ -2122,6 +2122,46 @@ _ALL = [
         catcher=_test(
             "tests/contract/test_log_letters.py::test_46_letters_that_are_dropped_go_with_their_bytes",
             "test_46_letters_that_are_dropped_go_with_their_bytes",
+        ),
+    ),
+    Mutant(
+        name="what-is-due-goes-in-any-order",
+        at="msgservice.log.delayed:due",
+        old="numbers.append(number)",
+        new="numbers.insert(0, number)",
+        catcher=_test(
+            "tests/contract/test_log_delayed.py::test_43_what_is_due_goes_to_the_end_in_the_order_of_due_and_then_of_acceptance",
+            "test_43_what_is_due_goes_to_the_end_in_t",
+        ),
+    ),
+    Mutant(
+        name="what-waits-is-moved-twice",
+        at="msgservice.log.delayed:Change.move",
+        old="self._gone[number] = (size, crc)",
+        new="pass",
+        catcher=_test(
+            "tests/contract/test_log_delayed.py::test_43_what_is_due_goes_to_the_end_in_the_order_of_due_and_then_of_acceptance",
+            "test_43_what_is_due_goes_to_the_end_in_t",
+        ),
+    ),
+    Mutant(
+        name="what-waits-is-not-known-when-it-comes-again",
+        at="msgservice.log.delayed:StoredRuns.runs",
+        old="if state.waiting.count:",
+        new="if False:",
+        catcher=_test(
+            "tests/contract/test_log_delayed.py::test_43_what_comes_again_is_known_while_it_waits_and_when_it_was_moved",
+            "test_43_what_comes_again_is_known_while_",
+        ),
+    ),
+    Mutant(
+        name="a-cut-run-is-moved-as-it-was",
+        at="msgservice.log.delayed:take_due",
+        old="== batch.count",
+        new="is not None",
+        catcher=_test(
+            "tests/contract/test_log_delayed.py::test_a_run_of_which_a_part_was_cancelled_is_not_moved_as_it_was",
+            "test_a_run_of_which_a_part_was_cancelled",
         ),
     ),
 ]
