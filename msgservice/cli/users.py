@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from hashlib import md5
 from pathlib import Path
 from typing import Concatenate, ParamSpec
 
@@ -31,6 +32,7 @@ from msgservice.identity.passwords import (
     ITERATIONS_MIN,
     PASSWORD_BYTES_MAX,
     PasswordRecord,
+    check_password,
 )
 from msgservice.identity.rules import VERBS, Patterns
 from msgservice.identity.tokens import Token, new_token
@@ -120,25 +122,39 @@ def _users_file(config: Path | None, users: Path | None, user: str | None = None
     help="What each try of a stolen record costs, and each login its client.",
 )
 @click.option("--remove", is_flag=True, help="Take the password away instead.")
+@click.option("--pb", is_flag=True, help="The one for Perspective Broker, kept as an MD5.")
 @_file_options
 def passwd(
-    config: Path | None, users: Path | None, name: str, iterations: int, remove: bool
+    config: Path | None, users: Path | None, name: str, iterations: int, remove: bool, pb: bool
 ) -> None:
     """Set the password of the user NAME, in the users file.
 
     It is asked for on a terminal, or the first line of standard input. Without --config and --users
     the record is printed, for `password` of a [[user]]. What is kept is a record that logins are
-    checked by, not the password.
+    checked by, not the password. With --pb it is one of its own for plain Perspective Broker
+    programs, whose login can be checked by its MD5 alone: as good as the password, for who reads
+    the file.
     """
     with _ending(as_json=False):
         User(name=name)  # it can be one
         if remove:
             file = _users_file(config, users)
-            change_users_file(file, lambda kept: kept.without_password(name))
+            change_users_file(
+                file,
+                lambda kept: kept.without_digest(name) if pb else kept.without_password(name),
+            )
             click.echo(f"removed; {AFTERWARDS}", err=True)
             return
         # Before anybody types: whether it can be kept.
         path = None if config is None and users is None else _users_file(config, users, name)
+        if pb:
+            path = path or _users_file(config, users, name)
+            password = _asked(name)
+            check_password(password)
+            digest = md5(password.encode(), usedforsecurity=False).digest()
+            change_users_file(path, lambda kept: kept.with_digest(name, digest))
+            click.echo(f"set in {path}; {AFTERWARDS}", err=True)
+            return
         record = PasswordRecord.of(_asked(name), iterations=iterations)
         if path is None:
             out(record.text().encode())

@@ -12,7 +12,7 @@ import hmac
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
@@ -49,6 +49,8 @@ UNREADABLE = (
     x509.UnsupportedGeneralNameType,
 )
 PASSWORD = "password"  # noqa: S105 - the word, as `Principal.how` has it
+DIGEST = "pb"  # the same, of who has answered a challenge of Perspective Broker
+DIGEST_BYTES = 16  # of an MD5, which is all that such an answer can be checked by
 UID_MAX = 2**32 - 2
 _NOTHING = Rules()
 _is_certificate = re.compile(r"uri:\S+|dns:[^\s:]+|spki:[0-9a-f]{64}", re.ASCII).fullmatch
@@ -106,6 +108,7 @@ class Users:
     `secret`: random bytes that stay the same over restarts and that nobody outside knows; the salts
     of users that there are not are made of it. Raises `BadValue` where two users are the same, or
     are known by the same, or one has two passwords; passwords and tokens of others are left out.
+    `digests`: the MD5 of the password that a user has for Perspective Broker.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class Users:
         secret: bytes,
         passwords: Mapping[str, PasswordRecord] = MappingProxyType({}),
         tokens: Iterable[Token] = (),
+        digests: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
         if len(secret) < SECRET_BYTES_MIN:
             raise BadValue("secret", f"has {len(secret)} bytes, at least {SECRET_BYTES_MIN} needed")
@@ -133,6 +137,7 @@ class Users:
                 )
             if (kept := record or user.password) is not None:
                 self._passwords[user.name] = kept
+        self._digests = {name: said for name, said in digests.items() if name in self._all}
         self._tokens: dict[str, Token] = {}
         self._tokens_of: dict[str, set[Token]] = {}
         self._rights: dict[str, bytes] = {}  # of each user that was asked for: `_rights_of`
@@ -207,6 +212,17 @@ class Users:
             return None
         return self._principal(self._all[user], PASSWORD)
 
+    def by_digest(self, user: str, proves: Callable[[bytes], bool]) -> Principal | None:
+        """Return the principal of a user whose digest `proves` takes; None: it does not.
+
+        Of a user without one another is asked about, which takes as long.
+        """
+        digest = self._digests.get(user)
+        is_right = proves(digest or self._made_up("digest", user)[:DIGEST_BYTES])
+        if digest is None or not is_right:
+            return None
+        return self._principal(self._all[user], DIGEST)
+
     def token_of(self, secret: str) -> Token | None:
         """Return the record that a secret says it belongs to: not whether it does."""
         return self._tokens.get(secret[3:15])
@@ -267,6 +283,9 @@ class Users:
             case ["password"]:
                 record = self._passwords.get(user.name)
                 is_known, ground = record is not None, record and record.text()
+            case ["pb"]:
+                ground = self._digests.get(user.name)
+                is_known = ground is not None
             case ["token", id_]:
                 token = self._tokens.get(id_)
                 is_known = token is not None and token.user == user.name
@@ -295,7 +314,8 @@ class Users:
         return frozenset(name for name in self._all if self._whole(name) != new._whole(name))
 
     def _whole(self, name: str) -> object:
-        return self._all.get(name), self._passwords.get(name), self._tokens_of.get(name)
+        known_by = (self._passwords, self._tokens_of, self._digests)
+        return self._all.get(name), *[one.get(name) for one in known_by]
 
     # --- what it may
 

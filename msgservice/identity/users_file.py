@@ -4,6 +4,7 @@ What users may do stands in the configuration; here is only what they are known 
 
     password NAME SCRAM-SHA-256$ITERATIONS:SALT$STORED_KEY:SERVER_KEY
     token NAME ID SHA256 2027-01-01T00:00:00Z        # or `never`
+    pb NAME MD5                                      # for Perspective Broker, which has no better
 
 The file is its owner's alone, or it is refused. Lines that begin with `#`, and empty ones, stay as
 they are when it is written anew.
@@ -12,6 +13,7 @@ they are when it is written anew.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +34,7 @@ NEVER: Final = "never"
 NO_SECRET: Final = bytes(32)  # where nobody is configured no login gets so far
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
+_is_md5 = re.compile("[0-9a-f]{32}", re.ASCII).fullmatch
 PROBLEMS_MAX = 20  # of one file that are told
 
 
@@ -42,20 +45,23 @@ class UsersFile:
     lines: tuple[str, ...] = field(default=(), repr=False)
     passwords: MappingProxyType[str, PasswordRecord] = field(init=False, repr=False)
     tokens: tuple[Token, ...] = field(init=False)
+    digests: MappingProxyType[str, bytes] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         passwords: dict[str, PasswordRecord] = {}
         tokens: dict[str, Token] = {}
+        digests: dict[str, bytes] = {}
         problems = []
         for number, line in enumerate(self.lines, 1):
             try:
-                _take(line, passwords, tokens)
+                _take(line, passwords, tokens, digests)
             except (BadValue, BadName) as error:
                 problems.append(f"line {number}: {error}")
         if problems:
             raise ConfigError(problems[:PROBLEMS_MAX])
         object.__setattr__(self, "passwords", MappingProxyType(passwords))
         object.__setattr__(self, "tokens", tuple(tokens.values()))
+        object.__setattr__(self, "digests", MappingProxyType(digests))
 
     def with_password(self, user: str, record: PasswordRecord) -> UsersFile:
         """The file where this is the user's password, in the place of another one of his."""
@@ -67,6 +73,17 @@ class UsersFile:
         if user not in self.passwords:
             raise BadValue("password", f"of {user!r}: there is none")
         return self._replaced(["password", user], None)
+
+    def with_digest(self, user: str, digest: bytes) -> UsersFile:
+        """The file where this is the user's MD5 for Perspective Broker, in the place of another."""
+        check_name(user)
+        return self._replaced(["pb", user], f"pb {user} {digest.hex()}")
+
+    def without_digest(self, user: str) -> UsersFile:
+        """The file where the user has none. Raises `BadValue` where there was none."""
+        if user not in self.digests:
+            raise BadValue("password", f"of {user!r} for Perspective Broker: there is none")
+        return self._replaced(["pb", user], None)
 
     def with_token(self, token: Token, wall: int) -> UsersFile:
         """The file with one token more, and without those of its user that have expired.
@@ -117,7 +134,12 @@ class UsersFile:
         return "".join(f"{line}\n" for line in self.lines)
 
 
-def _take(line: str, passwords: dict[str, PasswordRecord], tokens: dict[str, Token]) -> None:
+def _take(
+    line: str,
+    passwords: dict[str, PasswordRecord],
+    tokens: dict[str, Token],
+    digests: dict[str, bytes],
+) -> None:
     match line.split():
         case []:
             pass
@@ -127,6 +149,12 @@ def _take(line: str, passwords: dict[str, PasswordRecord], tokens: dict[str, Tok
             if user in passwords:
                 raise BadValue("password", f"of {user!r} is said twice")
             passwords[check_name(user)] = PasswordRecord.parse(record)
+        case ["pb", user, digest]:
+            if user in digests:
+                raise BadValue("pb", f"of {user!r} is said twice")
+            if _is_md5(digest) is None:
+                raise BadValue("pb", f"of {user!r} is no MD5 in hex")
+            digests[check_name(user)] = bytes.fromhex(digest)
         case ["token", user, id_, digest, expires]:
             if id_ in tokens:
                 raise BadValue("token", f"{id_!r} is said twice")
@@ -138,7 +166,9 @@ def _take(line: str, passwords: dict[str, PasswordRecord], tokens: dict[str, Tok
             tokens[id_] = Token(id=id_, digest=hashed, user=check_name(user), expires=until)
         case _:
             # The line may hold a secret that somebody pasted in: it is not repeated.
-            raise BadValue("it", "is no `password NAME RECORD`, and no `token NAME ID SHA256 TIME`")
+            raise BadValue(
+                "it", "is no `password NAME RECORD`, `token NAME ID SHA256 TIME` or `pb NAME MD5`"
+            )
 
 
 def read_users_file(path: Path) -> UsersFile:
@@ -163,7 +193,13 @@ def load_users(users: Iterable[User], users_file: Path | None, folder: Path) -> 
     if not users:
         return Users(secret=NO_SECRET)
     file = UsersFile() if users_file is None else read_users_file(users_file)
-    return Users(users, secret=secret_of(folder), passwords=file.passwords, tokens=file.tokens)
+    return Users(
+        users,
+        secret=secret_of(folder),
+        passwords=file.passwords,
+        tokens=file.tokens,
+        digests=file.digests,
+    )
 
 
 def change_users_file(path: Path, change: Callable[[UsersFile], UsersFile]) -> UsersFile:

@@ -47,6 +47,7 @@ from msgservice.node.operations import Operations
 from msgservice.node.outlet import Outlet
 from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer
+from msgservice.node.perspectives import Perspectives
 from msgservice.node.receivers import Receivers
 from msgservice.node.seldom import Seldom
 from msgservice.node.stored_bytes import StoredBytes
@@ -84,6 +85,7 @@ class Parts:
     greeter: Greeter
     operations: Operations
     admin: Admin
+    perspectives: Perspectives
     upkeep: Upkeep
     seldom: Seldom
     dead_letters: DeadLetters
@@ -259,6 +261,7 @@ def assemble(
         time=time,
     )
     admin = Admin(operations, gate, limits)
+    perspectives = Perspectives(gate=gate, intake=intake, requests=admin, limits=limits)
     receivers.load(snapshot)
     directory.load(snapshot.receivers, snapshot.audiences)
     return Parts(
@@ -275,6 +278,7 @@ def assemble(
         greeter=greeter,
         operations=operations,
         admin=admin,
+        perspectives=perspectives,
         upkeep=upkeep,
         seldom=seldom,
         dead_letters=dead_letters,

@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 
 from msgservice.clock import Time
 from msgservice.core.reasons import one_line
-from msgservice.core.subjects import is_reserved
+from msgservice.core.subjects import check_name, is_reserved
 from msgservice.credentials import THIS_PROCESS, Credentials
 from msgservice.errors import (
     BadValue,
@@ -42,7 +42,7 @@ from msgservice.identity.server_exchange import ServerExchange
 from msgservice.identity.steps import Deny, Say, Welcome
 from msgservice.identity.throttle import Throttle
 from msgservice.identity.users import Users
-from msgservice.limits import Limits
+from msgservice.limits import NAME_BYTES_MAX, Limits
 from msgservice.node.seldom import Seldom
 from msgservice.node.slices import Slices
 from msgservice.records import ReceiverRow
@@ -62,6 +62,7 @@ OPEN = "nobody is configured"
 PROCESS = "process"
 NO_LOGIN = "no login"
 DIALLED = "dialled"
+ANYBODY = "anybody"  # the name of who says none, where names are believed
 
 _logger = Logger(namespace=NAMESPACE)  # a class's own would have its name
 _NAMELESS = {OPEN: "somebody", PROCESS: "this program", DIALLED: "a receiver without a user"}
@@ -209,6 +210,60 @@ class Gate:
             self._users, credentials, self._throttle, wall=self._time.wall, now=self._time.now
         )
         return Login(exchange, credentials.address, self._time.clock, self.arrivals, self._denied)
+
+    def login_by_digest(
+        self, credentials: Credentials, user: str, proves: Callable[[bytes], bool]
+    ) -> Deferred[Principal | None]:
+        """Fire with who a user is that has proved to know the MD5 of its password.
+
+        None where nobody is configured: whoever says a name is believed, as with HELLO. `proves`:
+        says whether it has, of an MD5. Fails with `NotAuthenticated`, a while after a wrong one;
+        cancelling ends the wait. MD5 hides a password from nobody who reads along, so it is only
+        taken where nobody does, `insecure` or not.
+        """
+        users = self._users
+        if users is None:
+            return succeed(None)
+        key, address, now = user[:NAME_BYTES_MAX], credentials.address, self._time.now()
+        if not credentials.is_private:
+            error, why = "this login is taken over TLS and on this machine alone", "no TLS"
+            return self._deny_later(Deny(NotAuthenticated(error), 0.0, why, key), address)
+        if not self._throttle.allows(address, key, now):
+            error, why = "too many logins failed: try again in a minute", "too many failed before"
+            denied = Deny(NotAuthenticated(error), self._throttle.delay, why, key)
+            return self._deny_later(denied, address)
+        principal = users.by_digest(user, proves)
+        if principal is None:
+            self._throttle.failed(address, key, now)
+            error, why = "wrong user or password", "wrong, or no such user"
+            denied = Deny(NotAuthenticated(error), self._throttle.delay, why, key)
+            return self._deny_later(denied, address)
+        self._throttle.succeeded(address, key)
+        return succeed(principal)
+
+    def _deny_later(self, denied: Deny, address: str) -> Deferred[Principal | None]:
+        self._denied(denied, address)
+        failing: Deferred[Principal | None] = Deferred(lambda _: timer.cancel())
+        timer = self._time.clock.callLater(denied.delay, failing.errback, Failure(denied.error))
+        return failing
+
+    def admit_named(
+        self, principal: Principal | None, credentials: Credentials, door: Door, name: str
+    ) -> tuple[Pass, str]:
+        """Return what a peer may do that says no HELLO, and the name that it sends under.
+
+        That is its user's; of whoever is believed, the one that it says, or `ANYBODY`. Raises as
+        `admit` does.
+        """
+        found = self._pass_of(principal, credentials, door)
+        called = found.owner or check_name(name or ANYBODY)
+        if not found.may_be_called(called):
+            error = NotAllowed(found.principal.user, f"be called {called!r}")
+            self.turned_away(found, f"{error}: that is none of its names")
+            raise error
+        if found.is_bound:
+            self._came(found, called)
+        return found, called
 
     def admit(
         self, principal: Principal | None, credentials: Credentials, door: Door, name: str

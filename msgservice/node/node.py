@@ -47,6 +47,7 @@ from msgservice.records import USERS, ReceiverRow, Reread
 from msgservice.threads import in_daemon_thread
 from msgservice.transport.addresses import check_listener
 from msgservice.transport.local import local_connector
+from msgservice.transport.pb.transport import PbTransport
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import TlsProfiles
 from msgservice.waiters import Waiters
@@ -242,12 +243,17 @@ class Node(Service):
                 insecure=self._insecure,
                 asks=parts.gate.asks and door.asks,
             )
-            port = await transport.listen(
-                self.time.clock,
-                description,
-                partial(parts.connections.make_user, door),
-                self.limits,
-            )
+            make_user = partial(parts.connections.make_user, door)
+            if isinstance(transport, PbTransport):
+                port = await transport.listen_with(
+                    self.time.clock,
+                    description,
+                    make_user,
+                    self.limits,
+                    make_root=partial(parts.perspectives.root, door),
+                )
+            else:
+                port = await transport.listen(self.time.clock, description, make_user, self.limits)
             self.ports.append(port)
             self.listeners.append(_describe(description, port))
             self._logger.info("listening on {listener}", listener=self.listeners[-1])
@@ -270,6 +276,7 @@ class Node(Service):
         self._logger.critical("{error}", error=str(error))
         self.parts.connections.refuse()
         self.parts.connections.abort()
+        self.parts.perspectives.stop()
         self.parts.intake.stop()
         self._failed(error)
 
@@ -320,6 +327,7 @@ class Node(Service):
         if parts is not None:
             parts.gate.replace(users)
             parts.connections.end_what_holds_no_more()
+            parts.perspectives.end_what_holds_no_more()
             parts.receivers.users_changed()
         self._users = users
         if before is None:
@@ -455,6 +463,7 @@ class Node(Service):
             parts.due.stop()
         await gatherResults([_listening_stopped(port) for port in self.ports])
         if parts is not None:
+            parts.perspectives.stop()
             until = self.time.now() + self.limits.stop_timeout
             await parts.connections.stop()
             parts.dispatch.stop()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, fail
@@ -26,7 +27,7 @@ from msgservice.limits import Limits
 from msgservice.records import Reread
 from msgservice.transport.addresses import beyond_loopback, parse_address
 from msgservice.transport.dialling import Connector
-from msgservice.transport.pb.channel import PbChannel
+from msgservice.transport.pb.channel import PbChannel, Root
 from msgservice.transport.probing import check_port_free
 from msgservice.transport.tcp.endpoints import client_endpoint, server_endpoint
 from msgservice.transport.tcp.listening import ChannelFactory, ConnectionCount, listen_on
@@ -106,6 +107,18 @@ class PbTransport:
         limits: Limits,
     ) -> Deferred[IListeningPort]:
         """See `ITransport`."""
+        return self.listen_with(reactor, address, make_user, limits, make_root=Root)
+
+    def listen_with(
+        self,
+        reactor: IReactorTime,
+        address: str,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
+        *,
+        make_root: Callable[[PbChannel], Root],
+    ) -> Deferred[IListeningPort]:
+        """Listen as `listen` does; `make_root` makes what each connection finds here."""
         reactor = timed(reactor)
         try:
             endpoint = _server(reactor, address, self._tls)
@@ -116,7 +129,7 @@ class PbTransport:
             make_user=make_user,
             limits=limits,
             count=self.accepted,
-            make_channel=PbChannel,
+            make_channel=partial(PbChannel, make_root=make_root),
         )
         return listen_on(endpoint, address, factory)
 

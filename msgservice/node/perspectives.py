@@ -1,0 +1,399 @@
+"""Perspectives: what plain Perspective Broker programs may call of a node, and how they log in.
+
+    root.login(user) -> a challenge -> respond(answer, mind) -> the perspective
+    root.loginAnonymous(mind)       -> the perspective, of whom the connection shows, or of anybody
+
+Login is `twisted.cred`'s portal over the gate. A perspective hands in messages through the intake,
+as every door does, and asks the same handler of requests as a session; there are no sequences, so
+an answer that is lost leaves the outcome unknown. Frames over the same connection are the business
+of `transport.pb`, and so is what a stranger may cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.credentials import Anonymous, IAnonymous
+from twisted.cred.portal import IRealm, Portal
+from twisted.internet.defer import Deferred, succeed
+from twisted.spread import pb
+from zope.interface import implementer
+
+from msgservice.core.frames import Reply, Request
+from msgservice.core.reasons import one_line
+from msgservice.core.refusal import Refusal
+from msgservice.core.subjects import check_name, check_subject
+from msgservice.credentials import Credentials
+from msgservice.errors import (
+    ERROR_HEADER,
+    BadValue,
+    LimitReached,
+    LogUnavailable,
+    MsgServiceError,
+    NotAuthenticated,
+    refused,
+    request_failed,
+)
+from msgservice.identity.principal import Principal
+from msgservice.limits import NAME_BYTES_MAX, Limits
+from msgservice.message import FLAG_REQUIRE, WireMessage, decode_messages, encode_messages
+from msgservice.node.gate import Door, Pass
+from msgservice.node.intake import LocalSender
+from msgservice.records import Batch, Outcome, RefusedBatch
+from msgservice.transport.pb.broker import Service
+from msgservice.transport.pb.channel import PbChannel, Root
+
+CHALLENGE_BYTES = 16  # as Twisted's
+LOGINS_MAX = 5  # of one connection: who fails so often dials again
+OPTIONS = ("headers", "id", "key", "require", "to")
+_to_json = msgspec.json.Encoder().encode
+
+
+class Gate(Protocol):
+    """The gate of a node, as far as it is asked here (`gate`)."""
+
+    def login_by_digest(
+        self, credentials: Credentials, user: str, proves: Callable[[bytes], bool]
+    ) -> Deferred[Principal | None]:
+        """Fire with who a user is that has proved to know its digest."""
+
+    def admit_named(
+        self, principal: Principal | None, credentials: Credentials, door: Door, name: str
+    ) -> tuple[Pass, str]:
+        """Return the pass of who says no HELLO, and the name that it sends under."""
+
+    def holds(self, given: Pass) -> bool:
+        """Return whether a pass would be given again."""
+
+    def ended(self, given: Pass) -> MsgServiceError:
+        """Return what ends the connection of a peer whose pass holds no longer."""
+
+
+class Intake(Protocol):
+    """The intake of a node (`intake`)."""
+
+    def sender(self, name: str) -> LocalSender:
+        """Return a sender of this name that has no session."""
+
+
+class Requests(Protocol):
+    """The handler of requests (`admin`)."""
+
+    def answer(self, request: Request, who: Pass) -> Deferred[Reply]:
+        """Answer each call of a request, as far as who asks may."""
+
+
+class Perspectives:
+    """The perspectives of one node, and the connections that have one."""
+
+    def __init__(self, *, gate: Gate, intake: Intake, requests: Requests, limits: Limits) -> None:
+        self.gate = gate
+        self.intake = intake
+        self.requests = requests
+        self.limits = limits
+        self.is_stopped = False
+        self._here: dict[PbChannel, Perspective] = {}
+
+    def root(self, door: Door, channel: PbChannel) -> Root:
+        """Return what a connection finds that came by a door."""
+        return PlainRoot(self, door, channel)
+
+    def came(self, channel: PbChannel, perspective: Perspective) -> None:
+        """A connection has a perspective now."""
+        self._here[channel] = perspective
+        channel.notifyOnDisconnect(lambda: self._here.pop(channel, None))
+
+    def end_what_holds_no_more(self) -> None:
+        """End the connections of those that would not be let in again as they are."""
+        for channel, perspective in list(self._here.items()):
+            if not self.gate.holds(perspective.allowed):
+                channel.close()
+
+    def stop(self) -> None:
+        """End all connections that have a perspective; nothing is taken in any more."""
+        self.is_stopped = True
+        for channel in list(self._here):
+            channel.close()
+
+
+@implementer(pb.IUsernameMD5Password)
+class _Response:
+    """An answer to a challenge, as `twisted.cred` has credentials."""
+
+    def __init__(self, username: str, challenge: bytes, response: bytes) -> None:
+        self.username = username
+        self._challenge = challenge
+        self._response = response
+
+    def checkPassword(self, password: bytes) -> bool:
+        """Whether the answer was made of this password."""
+        return self.checkMD5Password(hashlib.md5(password, usedforsecurity=False).digest())
+
+    def checkMD5Password(self, digest: bytes) -> bool:
+        """Whether the answer was made of a password with this MD5."""
+        right = hashlib.md5(digest + self._challenge, usedforsecurity=False).digest()
+        return hmac.compare_digest(right, self._response)
+
+
+@implementer(ICredentialsChecker)
+class _Checker:
+    """The checker of a connection's logins: a `Principal`; None for whom the connection shows."""
+
+    credentialInterfaces = (pb.IUsernameMD5Password, IAnonymous)
+
+    def __init__(self, gate: Gate, credentials: Credentials) -> None:
+        self._gate = gate
+        self._credentials = credentials
+
+    def requestAvatarId(self, credentials: Any) -> Any:
+        """Fire with who it is, and the name that was said."""
+        if IAnonymous.providedBy(credentials):
+            return succeed((None, ""))
+        name = credentials.username
+        found = self._gate.login_by_digest(self._credentials, name, credentials.checkMD5Password)
+        return found.addCallback(lambda principal: (principal, name))
+
+
+@implementer(IRealm)
+class _Realm:
+    """The perspectives of one connection."""
+
+    def __init__(self, house: Perspectives, door: Door, channel: PbChannel) -> None:
+        self._house = house
+        self._door = door
+        self._channel = channel
+
+    def requestAvatar(
+        self, avatarId: Any, mind: Any, *interfaces: Any
+    ) -> tuple[Any, Perspective, Callable[[], None]]:
+        """Return the perspective of who it was found to be."""
+        if pb.IPerspective not in interfaces:
+            raise NotImplementedError("there are perspectives of Perspective Broker alone")
+        house, (principal, said) = self._house, avatarId
+        if house.is_stopped:
+            raise LogUnavailable("the node stops")
+        allowed, name = house.gate.admit_named(
+            principal, self._channel.credentials, self._door, said
+        )
+        perspective = Perspective(house, self._channel, allowed, house.intake.sender(name))
+        house.came(self._channel, perspective)
+        self._channel.established()
+        return pb.IPerspective, perspective, perspective.logout
+
+
+class PlainRoot(Root):
+    """The object that everybody finds at a listener: the channel of our own ends, and the login."""
+
+    def __init__(self, house: Perspectives, door: Door, channel: PbChannel) -> None:
+        super().__init__(channel)
+        self._broker = channel
+        self._house = house
+        self._door = door
+        self._logins = 0
+
+    def remote_login(self, username: Any) -> tuple[bytes, pb.Referenceable]:
+        """Begin a login: return a challenge, and who takes the answer."""
+        name = username.decode(errors="replace") if isinstance(username, bytes) else username
+        if not isinstance(name, str) or len(name.encode(errors="replace")) > NAME_BYTES_MAX:
+            raise BadValue("username", f"is no name of up to {NAME_BYTES_MAX} bytes")
+        self._count()
+        challenge = secrets.token_bytes(CHALLENGE_BYTES)
+        return challenge, _Challenger(self, name, challenge)
+
+    def remote_loginAnonymous(self, mind: Any) -> Deferred[pb.Referenceable]:
+        """Log in as whom the connection shows, or as anybody."""
+        self._count()
+        return self.enter(Anonymous(), mind)
+
+    def _count(self) -> None:
+        self._logins += 1
+        if self._logins > LOGINS_MAX:
+            error = NotAuthenticated(f"more than {LOGINS_MAX} logins on one connection")
+            self._broker.fail(error)
+            raise error
+
+    def enter(self, credentials: Any, mind: Any) -> Deferred[pb.Referenceable]:
+        """Fire with the perspective of who shows these credentials."""
+        house, channel = self._house, self._broker
+        portal = Portal(
+            _Realm(house, self._door, channel), [_Checker(house.gate, channel.credentials)]
+        )
+        entering: Deferred[Any] = portal.login(credentials, mind, pb.IPerspective)
+        return entering.addCallback(self._entered)
+
+    def _entered(self, entered: tuple[Any, Perspective, Callable[[], None]]) -> pb.Referenceable:
+        _, perspective, logout = entered
+        if self._broker.disconnected:
+            logout()
+        else:
+            self._broker.notifyOnDisconnect(logout)
+        return perspective
+
+
+class _Challenger(Service):
+    """The one who takes the answer to a challenge, once."""
+
+    def __init__(self, root: PlainRoot, username: str, challenge: bytes) -> None:
+        self._root = root
+        self._username = username
+        self._challenge: bytes | None = challenge
+
+    def remote_respond(self, response: Any, mind: Any = None) -> Deferred[pb.Referenceable]:
+        """Log in with an answer."""
+        challenge, self._challenge = self._challenge, None
+        if challenge is None or not isinstance(response, bytes):
+            raise NotAuthenticated("a challenge is answered once, with bytes")
+        return self._root.enter(_Response(self._username, challenge, response), mind)
+
+
+@implementer(pb.IPerspective)
+class Perspective(Service):
+    """The perspective of one login: what it may call. `allowed`: its pass."""
+
+    prefix = "perspective_"
+
+    def __init__(
+        self, house: Perspectives, channel: PbChannel, allowed: Pass, sender: LocalSender
+    ) -> None:
+        self.allowed = allowed
+        self._house = house
+        self._channel = channel
+        self._sender = sender
+
+    def perspectiveMessageReceived(self, broker: Any, message: str, args: Any, kw: Any) -> Any:
+        """Take a call, as `remoteMessageReceived` does."""
+        return self.remoteMessageReceived(broker, message, args, kw)
+
+    def logout(self) -> None:
+        """The connection has gone: nothing is kept for it."""
+
+    def _check(self) -> None:
+        if self._house.is_stopped:
+            raise LogUnavailable("the node stops")
+        if not self._house.gate.holds(self.allowed):
+            self._channel.close()
+            raise self._house.gate.ended(self.allowed)
+
+    def perspective_send(self, subject: Any, body: Any, options: Any = None) -> Deferred[int]:
+        """Fire with the position of a message, when it is on disk.
+
+        `body`: bytes, or text, which becomes UTF-8. `options`: a dictionary with any of `OPTIONS`.
+        """
+        self._check()
+        said = _dictionary("options", options)
+        unknown = sorted(set(said) - set(OPTIONS))
+        if unknown:
+            raise BadValue("options", f"has {unknown[0]!r} (known: {', '.join(OPTIONS)})")
+        message = WireMessage(
+            _bytes("body", body), _headers(said.get("headers")), _name(said, "id"),
+            _name(said, "key"),
+        )  # fmt: skip
+        to = said.get("to")
+        batch = self._sender.check(
+            self.allowed,
+            check_subject(_text("subject", subject)),
+            [message],
+            to=None if to is None else _names("to", to),
+            flags=FLAG_REQUIRE if said.get("require") else 0,
+        )
+        if isinstance(batch, Refusal):
+            raise _refused(batch, _text("subject", subject))
+        return self._sender.submit(batch).addCallback(_position)
+
+    def perspective_request(self, subject: Any, content: Any = None) -> Deferred[Any]:
+        """Fire with the answer to a request, `$node.info` say: basic values, as JSON has them."""
+        self._check()
+        name = _text("subject", subject)
+        try:
+            body = _to_json(_plain(content)) if content is not None else b""
+        except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+            raise BadValue("content", f"has no form in JSON: {error}") from None
+        request = Request(1, name, msgspec.Raw(encode_messages([WireMessage(body)])))
+        asking: Deferred[Reply] = self._house.requests.answer(request, self.allowed)
+        return asking.addCallback(_answer, name)
+
+    def perspective_status(self, id: Any) -> Deferred[Any]:  # noqa: A002  # its name in $node.status
+        """Fire with what `$node.status` says of a message."""
+        return self.perspective_request("$node.status", {"id": _text("id", id)})
+
+
+def _position(outcome: Outcome) -> int:
+    if isinstance(outcome, RefusedBatch):
+        raise outcome.error
+    return outcome.first if isinstance(outcome, Batch) else outcome.pieces[0].position
+
+
+def _answer(reply: Reply, subject: str) -> Any:
+    ((_, ok, raw),) = reply.replies
+    (message,) = decode_messages(msgspec.Raw(b"\x91" + bytes(raw)))
+    if ok:
+        return msgspec.json.decode(message.body)
+    code = int((message.headers or {}).get(ERROR_HEADER, "0"))
+    raise request_failed(code, message.body.decode(), subject, 0)
+
+
+def _refused(refusal: Refusal, subject: str) -> MsgServiceError:
+    if refusal.code == LimitReached.refusal_code:
+        return MsgServiceError(refusal.reason)
+    return refused(refusal.code, refusal.about, refusal.reason, subject)
+
+
+def _text(field: str, value: Any) -> str:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise BadValue(field, "is not UTF-8") from None
+    if not isinstance(value, str):
+        raise BadValue(field, f"is {type(value).__name__}, not text")
+    return value
+
+
+def _bytes(field: str, value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode(errors="surrogatepass")
+    if not isinstance(value, bytes):
+        raise BadValue(field, f"is {type(value).__name__}, not bytes")
+    return value
+
+
+def _dictionary(field: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise BadValue(field, f"is {type(value).__name__}, not a dictionary")
+    return {_text(field, key): item for key, item in value.items()}
+
+
+def _headers(value: Any) -> dict[str, str] | None:
+    if value is None:
+        return None
+    said = _dictionary("headers", value)
+    return {key: _text("headers", item) for key, item in said.items()}
+
+
+def _name(said: dict[str, Any], field: str) -> str | None:
+    value = said.get(field)
+    return None if value is None else check_name(_text(field, value))
+
+
+def _names(field: str, value: Any) -> tuple[str, ...]:
+    items = value if isinstance(value, list | tuple) else [value]
+    return tuple([check_name(_text(field, item)) for item in items])
+
+
+def _plain(value: Any) -> Any:
+    """The value with text where a program of Python 2, or a careless one, has said bytes."""
+    if isinstance(value, bytes):
+        return one_line(_text("content", value))
+    if isinstance(value, dict):
+        return {_text("content", key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

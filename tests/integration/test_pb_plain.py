@@ -1,0 +1,297 @@
+"""Plain Perspective Broker programs at a node: Twisted's client factory, and nothing of ours."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.cred.credentials import Anonymous, UsernamePassword
+from twisted.internet import reactor as installed_reactor
+from twisted.internet import ssl
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import LogEvent
+from twisted.spread import pb
+
+from msgservice import Receiver
+from msgservice.identity.rules import Rules
+from msgservice.identity.users import User, Users
+from msgservice.limits import Limits
+from msgservice.node.node import Node
+from tests.kit.certificates import Authority
+
+reactor: Any = installed_reactor
+pytestmark = pytest.mark.timeout(60)
+LIMITS = Limits(close_timeout=1.0, stop_timeout=4.0, login_delay=0.3)
+
+
+def user(name: str, send: tuple[str, ...] = ()) -> User:
+    return User(name=name, rules=Rules(send=send))
+
+
+def users(*those: User) -> Users:
+    digests = {one.name: hashlib.md5(f"{one.name}!".encode()).digest() for one in those}
+    return Users(those, secret=bytes(32), digests=digests)
+
+
+class House:
+    """A node, and plain clients of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.factories: list[pb.PBClientFactory] = []
+
+    async def start(self, listen: str = "pb:0", **options: Any) -> None:
+        self.node = Node(reactor, self.folder, listen=[listen], limits=LIMITS, **options)
+        self.node.startService()
+        await self.node.when_ready()
+        self.port = int(self.node.listeners[0].split(":")[2])
+
+    def dial(self, context: Any = None) -> pb.PBClientFactory:
+        factory = pb.PBClientFactory()
+        if context is None:
+            reactor.connectTCP("127.0.0.1", self.port, factory)
+        else:
+            reactor.connectSSL("localhost", self.port, factory, context)
+        self.factories.append(factory)
+        return factory
+
+    async def login(self, name: str = "", password: str | None = None) -> Any:
+        if not name:
+            return await self.dial().login(Anonymous())
+        said = f"{name}!" if password is None else password
+        return await self.dial().login(UsernamePassword(name.encode(), said.encode()))
+
+    async def end(self) -> None:
+        for factory in self.factories:
+            factory.disconnect()
+        await self.node.stopService()
+
+
+@pytest_twisted.async_yield_fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path / "data")
+    yield house
+    await house.end()
+
+
+async def failure_of(call: Any) -> Exception:
+    try:
+        await call
+    except Exception as error:
+        return error
+    raise AssertionError("it did not fail")
+
+
+def kind_of(error: Any) -> str:
+    kind = getattr(error, "remoteType", type(error).__name__)
+    return str((kind.decode() if isinstance(kind, bytes) else kind).rpartition(".")[2])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_message_is_on_disk_when_the_call_is_answered_with_its_position(
+    house: House,
+) -> None:
+    await house.start()
+    got: list[bytes] = []
+    receiver = Receiver(reactor, name="billing", handler=lambda m: got.append(bytes(m.body)))
+    house.node.attach(receiver, subjects=["orders.>"])
+    await receiver.when_connected()
+    perspective = await house.login()
+    position = await perspective.callRemote("send", "orders.new", b"one")
+    later = await perspective.callRemote(
+        "send", "orders.new", "two", {"id": "2", "headers": {"a": "b"}, "to": ["billing"]}
+    )
+    assert 0 < position < later
+    status = await perspective.callRemote("status", f"log:{position}")
+    assert "billing" in repr(status)
+    assert (await perspective.callRemote("status", "2"))["position"] == later
+    await receiver.stop()
+    assert got == [b"one", b"two"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_can_be_asked_of_a_session_can_be_asked_of_a_perspective(house: House) -> None:
+    await house.start()
+    perspective = await house.login()
+    info = await perspective.callRemote("request", "$node.info")
+    assert info["name"] == house.node.node_name
+    await perspective.callRemote("request", "$node.receivers.add", {"name": "x", "subjects": [">"]})
+    page = await perspective.callRemote("request", "$node.receivers.list", {})
+    assert ["x"] == [one["name"] for one in page["receivers"]]
+    error = await failure_of(perspective.callRemote("request", "$node.nothing"))
+    assert "NoResponder" == kind_of(error)
+
+
+WRONG: dict[str, tuple[str, list[Any], str]] = {
+    "a subject that is none": ("send", ["a..b", b"x"], "BadSubject"),
+    "a reserved subject": ("send", ["$node.info", b"x"], ""),
+    "a body that is a list": ("send", ["a", [1]], "BadValue"),
+    "a subject that is a number": ("send", [1, b"x"], "BadValue"),
+    "an option that is not there": ("send", ["a", b"x", {"ttll": 1}], "BadValue"),
+    "options that are a list": ("send", ["a", b"x", [1]], "BadValue"),
+    "headers of numbers": ("send", ["a", b"x", {"headers": {"a": 1}}], "BadValue"),
+    "a receiver that is not there": ("send", ["a", b"x", {"to": ["nobody"]}], "UnknownReceiver"),
+    "a name that is none": ("send", ["a", b"x", {"to": [""]}], "BadName"),
+    "too few arguments": ("send", ["a"], "BadValue"),
+    "a method that is not there": ("sendd", ["a", b"x"], "BadValue"),
+    "a private method": ("_check", [], "BadValue"),
+    "content with a number as key": ("request", ["$node.info", {1: 2}], "BadValue"),
+    "a message that is not there": ("status", ["log:1"], "RequestFailed"),
+    "too large": ("send", ["a", bytes(630 * 1024)], ""),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+@pytest_twisted.ensureDeferred
+async def test_what_cannot_be_done_is_an_error_for_the_caller_alone(
+    house: House, what: str, logged_failures: list[LogEvent]
+) -> None:
+    method, arguments, kind = WRONG[what]
+    await house.start()
+    perspective = await house.login()
+    if what == "too large":
+        assert await perspective.callRemote(method, *arguments)
+        return
+    error = await failure_of(perspective.callRemote(method, *arguments))
+    assert kind in ("", kind_of(error))
+    assert await perspective.callRemote("send", "orders.new", b"goes on")
+    assert [] == logged_failures
+
+
+class Point(pb.Copyable):
+    """A class that the client may send, and that is registered here for something else."""
+
+
+class PointCopy(pb.RemoteCopy):
+    """What it becomes."""
+
+
+pb.setUnjellyableForClass(Point, PointCopy)
+
+
+@pytest_twisted.ensureDeferred
+async def test_instances_and_references_are_an_error_for_the_caller(house: House) -> None:
+    await house.start()
+    perspective = await house.login()
+    for value in (Point(), [Point()], {"a": Point()}):
+        error = await failure_of(perspective.callRemote("send", "a", value))
+        assert "not taken here" in str(error)
+    assert await perspective.callRemote("send", "orders.new", b"goes on")
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_calls_at_once_are_each_answered_with_their_own_position(house: House) -> None:
+    await house.start()
+    perspective = await house.login()
+    positions = await gatherResults(
+        [perspective.callRemote("send", "a.b", b"%d" % n) for n in range(500)]
+    )
+    assert sorted(set(positions)) == positions
+
+
+# --- who may
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_login_has_the_rights_of_its_user_and_no_others(house: House) -> None:
+    await house.start(users=users(user("shop", send=("orders.>",)), user("other")))
+    perspective = await house.login("shop")
+    assert await perspective.callRemote("send", "orders.new", b"x")
+    error = await failure_of(perspective.callRemote("send", "bills.new", b"x"))
+    assert "Forbidden" == kind_of(error)
+    error = await failure_of(perspective.callRemote("request", "$node.info"))
+    assert "RequestFailed" == kind_of(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "password"), [("shop", "wrong"), ("nobody", "x"), ("keyless", "")]
+)
+@pytest_twisted.ensureDeferred
+async def test_a_wrong_login_fails_after_a_while_in_the_same_words(
+    house: House, name: str, password: str
+) -> None:
+    keyless = user("keyless")
+    digests = {"shop": hashlib.md5(b"right").digest()}
+    await house.start(users=Users([user("shop"), keyless], secret=bytes(32), digests=digests))
+    began = reactor.seconds()
+    error = await failure_of(house.login(name, password))
+    assert reactor.seconds() - began >= LIMITS.login_delay - 0.01
+    assert "NotAuthenticated" == kind_of(error)
+    assert "wrong user or password" in str(error)
+
+
+@pytest_twisted.ensureDeferred
+async def test_logins_are_not_tried_without_end(house: House) -> None:
+    await house.start(users=users(user("shop")))
+    factory = house.dial()
+    for _ in range(5):
+        wrong = UsernamePassword(b"shop", b"wrong")
+        assert "NotAuthenticated" == kind_of(await failure_of(factory.login(wrong)))
+    error = await failure_of(factory.login(UsernamePassword(b"shop", b"shop!")))
+    assert kind_of(error) in ("NotAuthenticated", "PBConnectionLost")
+
+
+@pytest_twisted.ensureDeferred
+async def test_nobody_gets_in_without_a_login_where_there_are_users(house: House) -> None:
+    await house.start(users=users(user("shop", send=(">",))))
+    error = await failure_of(house.login())
+    assert "NotAuthenticated" == kind_of(error)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_listener_without_login_says_whom_all_are(house: House) -> None:
+    await house.start(users=users(user("shop", send=("orders.>",))), without_login={"pb:0": "shop"})
+    perspective = await house.login()
+    assert await perspective.callRemote("send", "orders.new", b"x")
+    assert "Forbidden" == kind_of(await failure_of(perspective.callRemote("send", "b", b"x")))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_user_that_is_gone_is_sent_away(house: House) -> None:
+    await house.start(users=users(user("shop", send=(">",)), user("other")))
+    perspective = await house.login("shop")
+    assert await perspective.callRemote("send", "orders.new", b"x")
+    left: Deferred[None] = Deferred()
+    perspective.notifyOnDisconnect(lambda _: left.callback(None))
+    sent = perspective.callRemote("send", "orders.new", b"x")
+    house.node.reload_users(users(user("other")))
+    error = await failure_of(sent)
+    assert kind_of(error) in ("NotAuthenticated", "PBConnectionLost")
+    await left
+
+
+@pytest_twisted.ensureDeferred
+async def test_with_tls_a_login_is_taken(house: House, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    await house.start(
+        authority.listener().replace("tls:", "pbs:"), users=users(user("shop", send=(">",)))
+    )
+    trusted = ssl.Certificate.loadPEM(Path(authority.ca_file).read_bytes())
+    factory = house.dial(ssl.optionsForClientTLS("localhost", trustRoot=trusted))
+    perspective = await factory.login(UsernamePassword(b"shop", b"shop!"))
+    assert await perspective.callRemote("send", "orders.new", b"x")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_challenge_is_answered_once(house: House) -> None:
+    await house.start(users=users(user("shop", send=(">",))))
+    root = await house.dial().getRootObject()
+    challenge, challenger = await root.callRemote("login", "shop")
+    answer = pb.respond(challenge, b"shop!")
+    assert await challenger.callRemote("respond", answer, None)
+    error = await failure_of(challenger.callRemote("respond", answer, None))
+    assert "answered once" in str(error)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_stops_ends_the_connections_of_plain_clients(house: House) -> None:
+    await house.start()
+    perspective = await house.login()
+    assert await perspective.callRemote("send", "a", b"x")
+    await house.node.stopService()
+    with pytest.raises(pb.DeadReferenceError):
+        perspective.callRemote("send", "a", b"y")
