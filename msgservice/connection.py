@@ -231,13 +231,22 @@ class Connection:
         self._drain()
 
     def send(self, frame: Frame) -> None:
-        """Queue one frame; all of one turn leave together. Raises `FrameTooLarge`."""
+        """Queue one frame; all of one turn leave together. Raises `FrameTooLarge`.
+
+        Behind the ERROR that ends the connection nothing is said, here as below: the other side
+        may be one that nothing more may be told, and a channel with much to write lasts on.
+        """
         assert self.channel is not None
-        self.channel.send(encode_frame(frame))
-        self.session.sent(self.now())
+        if self.session.failed is None:
+            self.channel.send(encode_frame(frame))
+            self.session.sent(self.now())
 
     def send_all(self, frames: Sequence[Frame]) -> None:
         """Queue some frames."""
+        if self.session.failed is None:
+            self._queue(frames)
+
+    def _queue(self, frames: Sequence[Frame]) -> None:
         if frames and self.channel is not None:
             send = self.channel.send
             for frame in frames:
@@ -249,7 +258,7 @@ class Connection:
 
         Raises `NotEncodable`, with none of them sent, where one of them has no form.
         """
-        if frames and self.channel is not None:
+        if frames and self.channel is not None and self.session.failed is None:
             try:
                 encoded = [encode_frame(frame) for frame in frames]
             except UNENCODABLE as error:
@@ -547,7 +556,7 @@ class Connection:
     def _drain(self) -> None:
         frames = self.session.take_frames()
         if frames and self.channel is not None and not self.is_gone:
-            self.send_all(frames)
+            self._queue(frames)
         failed = self.session.failed
         if failed is not None and not self.error and not self.is_gone:
             self.error = one_line(str(failed))  # it may quote the other side

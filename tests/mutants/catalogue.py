@@ -1944,6 +1944,13 @@ _ALL = [
         catcher=_test("tests/unit/test_node_users.py", "is_not_attached"),
     ),
     Mutant(
+        name="who-was-sent-away-is-told-more",
+        at="msgservice.connection:Connection.send_now",
+        old="and self.channel is not None and self.session.failed is None",
+        new="and self.channel is not None",
+        catcher=_test("tests/unit/test_connection_reading.py", "behind_the_error"),
+    ),
+    Mutant(
         name="all-who-come-together-are-looked-at-in-one-turn",
         at="msgservice.connection:Connection.frames_received",
         old="elif self._arrivals is not None and self.session.state in _BEFORE_OPEN:",

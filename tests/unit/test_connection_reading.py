@@ -13,6 +13,7 @@ from msgservice.core.frames import (
     BYE_CLOSING,
     VERSION,
     Ack,
+    ErrorFrame,
     Frame,
     Hello,
     HelloOptions,
@@ -26,6 +27,7 @@ from msgservice.core.frames import (
     Transfer,
 )
 from msgservice.core.session import State
+from msgservice.errors import ProtocolError
 from msgservice.limits import RESUME_RANGES_TOTAL_MAX, WINDOW_MESSAGES_MAX, Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, encode_messages
@@ -394,3 +396,18 @@ def test_new_audiences_of_runs_that_wait_count_as_answers() -> None:
     acked = [range(first, last + 1) for ack in wire.take(Ack) for first, last in ack.ranges]
     assert sorted(number for one in acked for number in one) == list(range(1, 51))
     assert wire.is_reading
+
+
+def test_behind_the_error_that_ends_a_connection_nothing_is_said() -> None:
+    """Its user may be gone, and the channel lasts while it has much to write."""
+    world = NodeWorld()
+    world.peer("billing", receive=ORDERS)
+    shop = opened(world, status_from=1)
+    shop.say(Transfer(1, "orders.new", ONE))
+    shop.connection.fail(ProtocolError("over"))
+    world.settle()
+    assert shop.is_closed
+    assert ErrorFrame is type(shop.sent[-1])
+    again = opened(world, status_from=1)
+    world.settle()
+    assert [(2, [])] == [(frame.floor, frame.ranges) for frame in again.take(ResumeFrame)]
