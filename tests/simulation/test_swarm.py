@@ -21,12 +21,16 @@ from msgservice.core.flight import Flight
 from msgservice.core.frames import StatusFrame
 from msgservice.core.inbox import Inbox
 from msgservice.core.marks import Marks
+from msgservice.identity.rules import Rules
+from msgservice.identity.users import Users
 from msgservice.limits import INTEGER_MAX
 from msgservice.log.base import StoreLog
 from msgservice.log.store import Store
 from msgservice.message import Status
 from msgservice.node import status_frames
+from msgservice.node.connections import Connections
 from msgservice.node.directory import Directory
+from msgservice.node.gate import OPEN, Door, Gate
 from msgservice.node.outlet import Outlet
 from msgservice.records import Audience, ReceiverRow
 from tests.simulation.seeds import seeds
@@ -264,6 +268,86 @@ def test_a_bug_that_begins_when_an_older_log_was_put_back_is_found(
             found = fails(plan)
         if found is not None and found.sign == sign:
             return
+    pytest.fail("not found")
+
+
+def _ends_nobody(patch: pytest.MonkeyPatch) -> None:
+    """Who is let in stays, whatever became of its user."""
+    patch.setattr(Connections, "end_what_holds_no_more", lambda self: None)
+
+
+def _ends_all(patch: pytest.MonkeyPatch) -> None:
+    """A reload ends the connections of all users, and loses nothing."""
+    patch.setattr(Gate, "holds", lambda self, given: not given.is_bound)
+
+
+def _routes_on(patch: pytest.MonkeyPatch) -> None:
+    """Receivers get what their users may receive no more."""
+    patch.setattr(Gate, "receivable", lambda self, row: row.patterns)
+
+
+def _sees_never_again(patch: pytest.MonkeyPatch) -> None:
+    """Who could receive less for a while never receives more."""
+    receivable = Gate.receivable
+    before: dict[int, set[str]] = {}
+
+    def least(self: Gate, row: ReceiverRow) -> Any:
+        now = before.setdefault(row.number, set(row.patterns)) & set(receivable(self, row))
+        before[row.number] = now
+        return tuple(one for one in row.patterns if one in now)
+
+    patch.setattr(Gate, "receivable", least)
+
+
+def _takes_all(patch: pytest.MonkeyPatch) -> None:
+    """Whoever is let in may send what nobody may."""
+    allow = Rules.allows
+    patch.setattr(
+        Rules, "allows", lambda self, verb, name="": verb == "send" or allow(self, verb, name)
+    )
+
+
+def _knows_no_names(patch: pytest.MonkeyPatch) -> None:
+    """A user may have others' names, and their receivers."""
+    patch.setattr(Users, "may_be_called", lambda self, user, name: True)
+
+
+def _proves_nothing(patch: pytest.MonkeyPatch) -> None:
+    """HELLO is taken without a login."""
+    pass_of = Gate._pass_of
+
+    def believed(self: Gate, principal: Any, credentials: Any, door: Door) -> Any:
+        if principal is None and self.asks and door.asks:
+            return self._believed(OPEN, credentials)
+        return pass_of(self, principal, credentials, door)
+
+    patch.setattr(Gate, "_pass_of", believed)
+
+
+AMONG_USERS = [
+    (_ends_nobody, "who is barred is told", {"lock", "revoke"}),
+    (_ends_all, "a reload ends another's connection", {"reload"}),
+    (_routes_on, "a wrong audience", {"blind"}),
+    (_sees_never_again, "left out for ever", {"blind"}),
+    (_takes_all, "what is forbidden is taken", {"forbidden"}),
+    (_knows_no_names, "a thief is let in", {"thief"}),
+    (_proves_nothing, "a thief is let in", {"thief"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("plant", "sign", "kinds"), AMONG_USERS, ids=[plant.__name__ for plant, *_ in AMONG_USERS]
+)
+def test_32_a_user_that_gets_what_it_may_not_is_found(
+    plant: Any, sign: str, kinds: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    for seed in range(600):
+        plan = draw(seed)
+        if plan.world.get("users") and kinds & {op.kind for op in plan.ops}:
+            found = fails(plan)
+            if found is not None and found.sign == sign:
+                return
     pytest.fail("not found")
 
 

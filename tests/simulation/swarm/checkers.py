@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgservice.message import Status
 from tests.kit.faulty import BUFFER_BYTES
+from tests.simulation.swarm.accounts import FORBIDDEN
 from tests.simulation.swarm.witness import Violation
 
 if TYPE_CHECKING:
@@ -150,6 +151,10 @@ class Check:
         seconds += 0.1 * len(self.world.sent)
         if self.world.over_udp:
             seconds += 200.0
+        if self.world.accounts is not None:
+            seconds += (
+                120.0  # who was locked out has tried too often, and is looked at a minute later
+            )
         return seconds
 
     def drain(self) -> None:
@@ -367,11 +372,14 @@ class Check:
             raise self.witness.found[0]
 
     def _check_taken_in_again(self) -> None:
-        """SEMANTICS 18: who was suspended, and has got all, is in new audiences again."""
+        """Who was suspended, and has got all, is in new audiences again (SEMANTICS 18).
+
+        So is who may receive everything again (SEMANTICS 32).
+        """
         world = self.world
         names = [
             name
-            for name in sorted(world.suspends)
+            for name in sorted(world.suspends | world.blinded)
             if not world.receivers[name].is_dialled
             and any(matches(one, "a.1") for one in world.receivers[name].patterns)
             and (row := world.node.service.parts.directory.get(name)) is not None
@@ -393,10 +401,23 @@ class Check:
                 self.fail("left out for ever", f"{name}, of {sent.body!r}")
 
     def _check_sent(self, sent: Sent) -> None:
+        self._check_allowed(sent)
         if sent.error is None and sent.kept_at is not None and not self._is_forgotten(sent):
             for name in self._audience_of(sent):
                 self._check_delivery(sent, name)
             self._check_audience(sent)
+
+    def _check_allowed(self, sent: Sent) -> None:
+        """SEMANTICS 32: what nobody may send, or its sender might not, is taken from nobody."""
+        world = self.world
+        if world.accounts is None:
+            return
+        if sent.accepted_at is not None and world.accounts.was_forbidden(sent, all_the_time=True):
+            self.fail("what is forbidden is taken", f"{sent.body[:40]!r} of {sent.producer}")
+        if sent.subject == FORBIDDEN:
+            for name, receiver in world.receivers.items():
+                if sent.body in receiver.ever:
+                    self.fail("what is forbidden is received", f"{sent.body[:40]!r} at {name}")
 
     def _check_delivery(self, sent: Sent, name: str) -> None:
         world, witness = self.world, self.witness

@@ -29,6 +29,7 @@ from msgservice.receiver.receiver import Receiver
 from msgservice.transport.registry import Transports
 from msgservice.transport.udp.transport import UdpTransport
 from tests.kit.faulty_transport import FaultyTransport, Process
+from tests.kit.logins import QuickProver
 from tests.kit.simdisk import SimThreads, close_as_killed
 from tests.simulation import system
 from tests.simulation.swarm.disks import MemoryDisk, SimulatedDisk
@@ -177,6 +178,12 @@ class Party(Tapped):
             self.transports().find(address).connector(self.clock, address, make_user, world.limits)
         )
 
+    def prover(self) -> Any:
+        """Return its login at the node, where there are users."""
+        if self.world.accounts is None:
+            return None
+        return QuickProver(self.name, password=password_of(self.name))
+
     def leave(self) -> None:
         """Stop in order."""
         if self.is_up:
@@ -280,6 +287,7 @@ class NodeParty(Party):
             self.log,
             listen=world.node_addresses,
             receivers=world.configured,
+            users=world.accounts.begin() if world.accounts is not None else None,
             limits=world.limits,
             rng=world.random.random,
             failed=self._failed,
@@ -409,6 +417,7 @@ class ProducerParty(Party):
             limits=world.limits,
             new_incarnation=lambda: world.random.randbytes(8).hex(),
             outbox=disk,
+            prover=self.prover(),
         )
         self.client.start()
 
@@ -597,8 +606,9 @@ class LibraryParty(ReceiverParty):
         if self.is_dialled:
             receiver.listen(world.address_of_receiver(self.name, dialled=False), insecure=True)
         else:
-            self._attachment = receiver.attach(
-                world.address_of_node(self.name), subjects=self.patterns
+            address = world.address_of_node(self.name)
+            self._attachment = receiver.attach_through(
+                self.connector, address=address, subjects=self.patterns, prover=self.prover()
             )
 
     def _fail(self) -> None:
@@ -657,6 +667,11 @@ class LibraryParty(ReceiverParty):
         """See `Party`."""
         if self._path is not None and copy_files(self._path.with_suffix(".saved"), self._path):
             self.restored_at = self.world.now
+
+
+def password_of(name: str) -> str:
+    """The password of a user that takes part."""
+    return f"the password of {name}"
 
 
 TABLE = "create table if not exists done(n integer primary key, body blob, lane text)"

@@ -466,6 +466,61 @@ def _reorder(random: Random, plan: Plan) -> Plan:
     return replace(plan, ops=tuple(sorted(ops, key=lambda op: op.at)))
 
 
+THEFTS = ("guess", "skip", "name")
+
+
+def _meanwhile(random: Random, at: float, seconds: float, producers: list[str]) -> list[Op]:
+    """Some messages while something else lasts."""
+    return [
+        Op(
+            round(at + random.uniform(0, seconds), 3),
+            "send",
+            random.choice(producers),
+            (random.choice(SUBJECTS[:3]), 1, 0, None, False),
+        )
+        for _ in range(3)
+    ]
+
+
+def _log_in(random: Random, plan: Plan) -> Plan:
+    """Users are configured: all log in, and who may do what changes while the traffic goes on."""
+    if random.random() >= 0.25 or plan.world.get("udp"):
+        return plan
+    if any(part.options.get("dialled") for part in plan.cast):
+        return plan  # who is dialled logs in to nobody
+    pick = random.choice
+    span = max(plan.end, 5.0)
+    producers = [part.name for part in plan.cast if part.kind == "producer"]
+    receivers = [part.name for part in plan.cast if part.kind != "producer"]
+    kinds = ("lock", "revoke", "narrow", "blind", "forbidden", "thief", "reload")
+    ops = list(plan.ops)
+    for kind in [kind for kind in kinds if random.random() < 0.5]:
+        for _ in range(random.randint(1, 4)):
+            at = round(random.uniform(0, span), 3)
+            seconds = round(pick((0.05, 1.0, 5.0, 35.0)) * random.uniform(0.7, 1.3), 3)
+            match kind:
+                case "lock" | "revoke":
+                    ops.append(Op(at, kind, pick([*producers, *receivers]), (seconds,)))
+                case "narrow":
+                    allowed = tuple(sorted(random.sample(SUBJECTS[:3], pick((0, 1, 2)))))
+                    who = pick(producers)
+                    ops.append(Op(at, kind, who, (seconds, allowed)))
+                    ops += _meanwhile(random, at, seconds, [who])
+                case "blind":
+                    allowed = pick(((), ("a.1",), ("b.>",), ("a.*",)))
+                    ops.append(Op(at, kind, pick(receivers), (seconds, allowed)))
+                    ops += _meanwhile(random, at, seconds, producers)
+                case "forbidden":
+                    ops.append(Op(at, kind, pick(producers), (pick((1, 5)),)))
+                case "thief":
+                    ops.append(Op(at, kind, pick([*producers, *receivers]), (pick(THEFTS),)))
+                case _:
+                    ops.append(Op(at, kind))
+    return replace(
+        plan, ops=tuple(sorted(ops, key=lambda op: op.at)), world=plan.world | {"users": True}
+    )
+
+
 def _datagrams(random: Random) -> dict[str, Any]:
     pick = random.choice
     drawn = {
@@ -499,4 +554,5 @@ def draw(seed: int) -> Plan:
     plan = _read_late(Random(f"late {seed}"), plan)
     plan = _few_letters(Random(f"letters {seed}"), plan)
     plan = _keep_few(Random(f"kept {seed}"), plan)
-    return _reorder(Random(f"orders {seed}"), plan)
+    plan = _reorder(Random(f"orders {seed}"), plan)
+    return _log_in(Random(f"users {seed}"), plan)

@@ -49,7 +49,11 @@ class RawPeer:
         self.is_open = False
         world = party.world
         self.connection = Connection(
-            self, clock=party.clock, now=party.clock.seconds, limits=world.limits
+            self,
+            clock=party.clock,
+            now=party.clock.seconds,
+            limits=world.limits,
+            prover=party.prover(),
         )
 
     def channel_up(self, connection: Connection) -> None:

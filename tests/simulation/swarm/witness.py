@@ -26,7 +26,7 @@ from tests.kit.faulty_transport import ChecksNothing
 from tests.simulation.swarm.meter import Meter
 
 HELLO, TRANSFER, ACK, NACK, STATUS, ROUTED = 1, 2, 3, 4, 5, 6
-ERROR, RESUME = 13, 16
+AUTH, ERROR, RESUME = 11, 13, 16
 AGAIN, DEAD, REFUSED, LATER = 1, 2, 3, 4
 FINAL = 3  # states from here on never change
 NODE_HEARS = {bytes([kind]) for kind in (HELLO, ACK, NACK, RESUME)}  # the frame's second byte
@@ -80,6 +80,7 @@ class Witness:
         self.errors: list[tuple[str, int, str]] = []  # (who was told, code, reason)
         self.finals: dict[tuple[str, str, str, int], int] = {}  # told to producers
         self.told_later: Callable[[str], None] = lambda reason: None  # a producer is to wait
+        self.is_barred: Callable[[str], bool] = lambda name: False  # nobody may be logged in as it
         self.answered_at: dict[tuple[str, bytes], float] = {}
         self.resumed_at: dict[str, list[float]] = {}  # a receiver's RESUMEs reached the node
         # of what was handed to the node, by producer and its incarnation
@@ -276,10 +277,12 @@ class TapChannel:
 
     def close(self) -> None:
         """See `IChannel`."""
+        self._tap.is_ending = True
         self.inner.close()
 
     def abort(self) -> None:
         """See `IChannel`."""
+        self._tap.is_ending = True
         self.inner.abort()
 
     def hold(self, held: bool) -> None:
@@ -310,6 +313,7 @@ class TapUser:
         self.channel: TapChannel | None = None
         self.opened_at = 0.0
         self.is_gone = False
+        self.is_ending = False  # the process has closed it
         self.sent: set[bytes] = set()  # bodies, by a producer over this connection
         self._witness = witness
         self._party = party
@@ -321,6 +325,9 @@ class TapUser:
             self._witness.receiver_said(self, _decode(frame))
         elif self._party.role == "producer" and frame[1] in (HELLO, TRANSFER):
             self._witness.producer_said(self, _decode(frame))
+        elif self._party.role == "node" and self._witness.is_barred(self.peer):
+            if frame[1] not in (ERROR, AUTH):
+                self._witness.note("who is barred is told", f"{self.peer}: a frame {frame[1]}")
         elif self._party.role == "node" and frame[1] == HELLO:
             self.far = _decode(frame)[3]
         elif self._party.role == "node" and frame[1] == NACK:

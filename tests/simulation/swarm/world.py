@@ -38,6 +38,7 @@ from msgservice.records import ReceiverRow
 from tests.kit.faulty import CALM, Faults, FaultyWorld
 from tests.kit.faulty_datagrams import datagram_net
 from tests.kit.limits import Limits
+from tests.simulation.swarm.accounts import FORBIDDEN, Accounts, Thief
 from tests.simulation.swarm.checkers import Check
 from tests.simulation.swarm.meter import Meter
 from tests.simulation.swarm.parties import (
@@ -81,6 +82,11 @@ class Patterns:
         for one in dict.fromkeys(then):
             self.may(one, at)
 
+    @property
+    def now(self) -> list[tuple[str, ...]]:
+        """What may be in force now."""
+        return [one for _, end, one in self.spans if end is None]
+
     def end(self, at: float) -> None:
         """What may be in force now is not from now on."""
         for span in self.spans:
@@ -116,11 +122,18 @@ class World:
         self.blocked: set[str] = set()  # whom they have paused
         self.steps = 0
         self._numbers = 0
-        self._intruders: list[Intruder] = []
+        self._intruders: list[Intruder | Thief] = []
+        self.blinded: set[str] = set()  # receivers that had fewer rights for a while
+        self._blinded: list[Callable[[], None]] = []  # ends each time of fewer rights
         self.over_udp: set[str] = set(plan.world.get("udp", ()))  # whose links are UDP
         self.udp_watch = UdpWatch()
         self.datagrams = datagram_net(self.net)
         self.suspends: set[str] = set()  # receivers with on_full = "suspend"
+        self.accounts: Accounts | None = None
+        if plan.world.get("users"):
+            names = [*(part.name for part in plan.cast), "wolf", "stray", "thief"]
+            self.accounts = Accounts(self, names)
+            self.witness.is_barred = self.accounts.is_barred
         self.node = NodeParty(self, folder)
         self.producers: dict[str, ProducerParty] = {}
         self.receivers: dict[str, ReceiverParty] = {}
@@ -247,6 +260,8 @@ class World:
 
     def refused(self, sent: Sent, error: Exception) -> None:
         """A send or its acceptance failed: with what it may fail with, or not."""
+        if self.accounts is not None and self.accounts.may_fail(sent, error):
+            return
         if isinstance(error, LogWentBack | PeerForgot):
             party = self.producers[sent.producer]
             if sent.at <= max(self.log_restored_at, party.restored_at):
@@ -370,11 +385,15 @@ class World:
 
     def _heal(self) -> None:
         """No more faults, of nobody."""
+        for over in list(self._blinded):
+            self._sees_again(over)
         self.is_healed = True
         self.net.heal()
         self.meter.on = False
         self.node.disk.is_full = False
         self.node.disk.calm()
+        if self.accounts is not None:
+            self.accounts.heal()
         for hostile in (self.wolf, self.stray, *self._intruders):
             if hostile is not None:
                 hostile.kill()
@@ -544,6 +563,83 @@ class World:
             receiver.order_changed = True
         self.net.clock.callLater(3.0, over)
         self.net.clock.callLater(5.0, receiver.comes_back)
+
+    def do_lock(self, who: str, seconds: float) -> None:
+        """Give a user another password for a while."""
+        self._bar("lock", who, seconds)
+
+    def do_revoke(self, who: str, seconds: float) -> None:
+        """Take a user away for a while."""
+        self._bar("revoke", who, seconds)
+
+    def _bar(self, kind: str, who: str, seconds: float) -> None:
+        if self.accounts is not None:
+            if kind == "revoke" and who in self.patterns:
+                # The receiver of a user that is not configured gets all that it asked for.
+                for one in dict.fromkeys(one for _, _, one in self.patterns[who].spans):
+                    self.patterns[who].may(one, self.now)
+            self.accounts.bar(kind, who, barred=True)
+            self._until_healed(seconds, self.accounts.bar, kind, who, False)
+            self._until_healed(seconds + 0.2, self._comes_back, who)
+
+    def _until_healed(self, seconds: float, call: Callable[..., Any], *args: Any) -> None:
+        """Call it later, unless all faults are over then."""
+        self.net.clock.callLater(seconds, lambda: None if self.is_healed else call(*args))
+
+    def _comes_back(self, who: str) -> None:
+        if who in self.receivers:
+            self.receivers[who].comes_back()
+
+    def do_narrow(self, who: str, seconds: float, allowed: tuple[str, ...]) -> None:
+        """Let a producer send on these subjects alone, for a while."""
+        if self.accounts is not None:
+            self.accounts.narrow_sends(who, allowed)
+            self._until_healed(seconds, self.accounts.narrow_sends, who, None)
+
+    def do_blind(self, who: str, seconds: float, allowed: tuple[str, ...]) -> None:
+        """Let a receiver receive these alone, for a while; it comes for what it came for before."""
+        if self.accounts is None or self.accounts.is_gone(who):
+            return
+        patterns = self.patterns[who]
+        patterns.is_certain = False
+        self.blinded.add(who)
+        before = patterns.now
+        patterns.end(self.now)
+        patterns.may(allowed, self.now)
+        self.accounts.narrow_receives(who, allowed)
+
+        def over() -> None:
+            for one in [*before, self.receivers[who].patterns]:
+                patterns.may(one, self.now)
+            assert self.accounts is not None
+            self.accounts.narrow_receives(who, None)
+            self._comes_back(who)
+
+        self._blinded.append(over)
+        self.net.clock.callLater(seconds, self._sees_again, over)
+
+    def _sees_again(self, over: Callable[[], None]) -> None:
+        if over in self._blinded:
+            self._blinded.remove(over)
+            over()
+
+    def do_forbidden(self, who: str, count: int) -> None:
+        """Hand over what nobody may send."""
+        if self.accounts is not None:
+            self.producers[who].send(FORBIDDEN, count, 0, None, False)
+
+    def do_thief(self, who: str, how: str) -> None:
+        """Somebody comes by another's name."""
+        if self.accounts is not None:
+            thief = Thief(self, who, how)
+            self._intruders.append(thief)
+            thief.start()
+            self.net.clock.callLater(3.0, thief.kill)
+
+    def do_reload(self, who: str) -> None:
+        """Read the same users anew."""
+        if self.accounts is not None:
+            self.accounts.read_anew()
 
     def do_disk(self, who: str, seconds: float) -> None:
         """Fill the node's disk for a while."""
