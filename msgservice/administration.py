@@ -82,6 +82,19 @@ class OwnReceiver(Asked):
     user: str
 
 
+class Rewind(Asked):
+    """The receiver that is sent messages again, and from where to where.
+
+    `first`, `end`: a position, `log:POSITION`, `@` and a time, or the id of a message; `first` also
+    "first"; no `end`: up to the newest. `suspended`, in place of both: what it was left out of.
+    """
+
+    name: str
+    first: str | Number = "first"
+    end: str | Number | None = None
+    suspended: bool = False
+
+
 class ListReceivers(Asked):
     """The page of receivers behind a name."""
 
@@ -147,6 +160,40 @@ _OptionsTold = msgspec.defstruct(
 )
 
 
+class Replaying(msgspec.Struct, frozen=True, kw_only=True):
+    """The replay to a receiver: the one that runs, or the last one.
+
+    `next`: what is copied next; `copied`, `skipped`: messages. Of one that is only counted,
+    `copied` is how many would be, as far as `next`.
+    """
+
+    kind: str  # rewind, start, suspended
+    first: int  # where it began: not before what is kept
+    next: int
+    end: int
+    copied: int
+    skipped: int  # that retention had taken before they could be copied
+    over: bool
+    waits: str = ""  # why it does not go on
+    kept_from: int = 0  # what lies before has gone, and is not counted
+
+
+class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
+    """The messages that a receiver was left out of while it was suspended, and that are kept."""
+
+    first: int
+    end: int
+    messages: int
+    counted: bool  # all of them; else there are more
+
+
+class ReplayTold(msgspec.Struct, frozen=True, kw_only=True):
+    """The replay of a receiver; None where it has had none."""
+
+    name: str
+    replay: Replaying | None
+
+
 class ReceiverState(
     _OptionsTold,  # type: ignore[misc, valid-type]  # its fields are known once OPTIONS are
     msgspec.Struct,
@@ -180,6 +227,8 @@ class ReceiverState(
     unaccounted: int
     settled: dict[str, int]  # messages by their final status
     owner: str  # the user whose it is; empty: nobody's
+    replay: Replaying | None = None
+    left_out: LeftOut | None = None
 
 
 class ReceiverPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -340,6 +389,26 @@ RECEIVERS_REMOVE = Operation(
 RECEIVERS_OWN = Operation(
     "receivers.own", OwnReceiver, Owned, "Gives a receiver's name to a user.", changes=True
 )
+RECEIVERS_REWIND = Operation(
+    "receivers.rewind",
+    Rewind,
+    ReplayTold,
+    "Sends a receiver again what it has acknowledged, or what it was left out of.",
+    changes=True,
+)
+RECEIVERS_REWIND_COUNT = Operation(
+    "receivers.rewind_count", Rewind, ReplayTold, "Says how many messages a rewind would copy."
+)
+RECEIVERS_REWIND_CANCEL = Operation(
+    "receivers.rewind_cancel",
+    Name,
+    ReplayTold,
+    "Ends the replay of a receiver before its time; what was copied stays.",
+    changes=True,
+)
+RECEIVERS_REPLAY = Operation(
+    "receivers.replay", Name, ReplayTold, "Says how far the replay of a receiver is."
+)
 STATUS = Operation(
     "status",
     AskStatus,
@@ -368,6 +437,10 @@ OPERATIONS: tuple[Operation[Any, Any], ...] = (
     RECEIVERS_RESUME,
     RECEIVERS_REMOVE,
     RECEIVERS_OWN,
+    RECEIVERS_REWIND,
+    RECEIVERS_REWIND_COUNT,
+    RECEIVERS_REWIND_CANCEL,
+    RECEIVERS_REPLAY,
     STATUS,
     DEAD_LIST,
     DEAD_GET,

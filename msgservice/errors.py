@@ -621,6 +621,16 @@ class UnknownDeadLetter(MsgServiceError):
         self.receiver, self.position = receiver, position
 
 
+class ReplayRuns(MsgServiceError):
+    """A replay runs for this receiver: there is one at a time (DELIVERY 47)."""
+
+    refusal_code = 20
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"a replay to receiver {name!r} runs already: let it end, or call it off")
+        self.name = name
+
+
 class BadValue(MsgServiceError, ValueError):
     """A value that its field cannot have: an option, a limit, a rate. `reason` names no field."""
 

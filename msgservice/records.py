@@ -304,6 +304,7 @@ class Replay(msgspec.Struct, frozen=True):
     end: int  # INTEGER_MAX: as far as the log will go
     copied: int = 0  # messages
     skipped: int = 0  # messages that retention has taken before they could be copied
+    since: int = 0  # wall clock, ms: what was stored before that is passed over
 
     @property
     def is_over(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from typing import Any, BinaryIO
 
 import click
@@ -18,6 +19,7 @@ from msgservice.clock import Reactor
 from msgservice.core.reasons import shown
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import Forbidden, Refused, RequestFailed
+from msgservice.limits import INTEGER_MAX
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver.ways import Attachment
@@ -25,14 +27,49 @@ from msgservice.receiver.ways import Attachment
 WATCH_SECONDS = 0.5  # between two looks at the connection
 
 
+class Start(click.ParamType[Any]):
+    """The place where a new receiver begins; of times the zone of here, where they name none."""
+
+    name = "start"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | int | datetime:
+        """Return it as `Receiver.attach` takes it."""
+        text = str(value)
+        if text in ("new", "first"):
+            return text
+        number = text.removeprefix("log:")
+        if number.isascii() and number.isdigit() and int(number) <= INTEGER_MAX:
+            return int(number)
+        try:
+            at = datetime.fromisoformat(text.removeprefix("@"))
+        except ValueError:
+            self.fail(
+                f"{text!r} is neither 'new', 'first', a position nor a time of ISO 8601", param, ctx
+            )
+        return at.astimezone() if at.tzinfo is None else at
+
+
 @click.command(short_help="Be the receiver NAME, and print what it gets.")
 @click.argument("name")
 @click.argument("subjects", nargs=-1, metavar="[SUBJECT]...")
 @click.option("--count", type=Whole(min=1), help="Stop after so many messages.")
+@click.option(
+    "--start",
+    type=Start(),
+    default="new",
+    help="Where a receiver that is new begins: new, first, a position or a time. Default: new.",
+)
 @click.option("--forget", is_flag=True, help="Remove the receiver at the end.")
 @node_options
 def listen(
-    session: Session, name: str, subjects: tuple[str, ...], count: int | None, forget: bool
+    session: Session,
+    name: str,
+    subjects: tuple[str, ...],
+    count: int | None,
+    start: str | int | datetime,
+    forget: bool,
 ) -> None:
     """Attach to the node as the receiver NAME, and print what it gets for these SUBJECTs.
 
@@ -40,7 +77,8 @@ def listen(
     pipe each message is a line, nothing added; with --json, each is an object on a line.
 
     The receiver stays when this ends, and its messages wait for it: `receivers remove NAME`, or
-    --forget, ends that. Without SUBJECTs it gets what the node has for it already.
+    --forget, ends that. Without SUBJECTs it gets what the node has for it already. With --start a
+    NAME that is new to the node has first what is kept from there on.
     """
 
     session.check(check_name, name)
@@ -60,7 +98,7 @@ def listen(
             receiver = Receiver(reactor, name=name, handler=printer.handle)
             watch = Watch(reactor, printer.done)
             try:
-                watch.start(session.attach(receiver, subjects or None))
+                watch.start(session.attach(receiver, subjects or None, start))
                 await printer.done
             finally:
                 watch.stop()

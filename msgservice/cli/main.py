@@ -17,6 +17,7 @@ COMMANDS = {
     "send": ("msgservice.cli.send", "send"),
     "listen": ("msgservice.cli.listen", "listen"),
     "receivers": ("msgservice.cli.receivers", "receivers"),
+    "rewind": ("msgservice.cli.rewind", "rewind"),
     "dead": ("msgservice.cli.dead", "dead"),
     "status": ("msgservice.cli.status", "status"),
     "info": ("msgservice.cli.status", "info"),

@@ -298,7 +298,19 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
 def _state(row: dict[str, Any]) -> str:
     state = "connected" if row["connected"] else f"away {lasting(row['since_s'])}"
     marks = [mark for mark in ("paused", "suspended", "refuses") if row[mark]]
-    return ", ".join([*marks, state])
+    return ", ".join([*marks, *_replaying(row), state])
+
+
+def _replaying(row: dict[str, Any]) -> list[str]:
+    """The marks of what is sent again, and of what it was left out of, if its node says so."""
+    replay, left_out, said = row.get("replay"), row.get("left_out"), []
+    if replay and not replay["over"]:
+        waits = f" (waits: {replay['waits']})" if replay["waits"] else ""
+        said.append(f"{replay['kind']} at {replay['next']}, {replay['copied']:,} copied{waits}")
+    if left_out:
+        more = "" if left_out["counted"] else " or more"
+        said.append(f"left out of {left_out['messages']:,}{more}")
+    return said
 
 
 def _trouble(row: dict[str, Any]) -> str:

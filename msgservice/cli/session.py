@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import wraps
 from math import isnan
 from pathlib import Path
@@ -293,14 +294,20 @@ class Session:
         finally:
             looking.stop()
 
-    def attach(self, receiver: Receiver, subjects: Sequence[str] | None) -> Attachment:
+    def attach(
+        self,
+        receiver: Receiver,
+        subjects: Sequence[str] | None,
+        start: str | int | datetime = "new",
+    ) -> Attachment:
         """Attach a receiver to the node, as who this command is."""
         said = self.login
         if said is None:
-            return receiver.attach(self.node, subjects=subjects)
+            return receiver.attach(self.node, subjects=subjects, start=start)
         return receiver.attach(
             self.node,
             subjects=subjects,
+            start=start,
             user=said.user or None,
             password=said.password,
             token=said.token,

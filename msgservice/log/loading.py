@@ -49,7 +49,9 @@ def load(db: apsw.Connection, interned: dict[tuple[int, ...], Audience]) -> Stat
     _load_audiences(db, state, interned)
     _load_senders(db, state)
     _load_receivers(db, state)
-    replays = rows(db, "select receiver, kind, first, next, end, copied, skipped from replay")
+    replays = rows(
+        db, "select receiver, kind, first, next, end, copied, skipped, since from replay"
+    )
     state.replays = {row[0]: Replay(*row) for row in replays}
     state.keys = one(db, "select count(*) from idempotency")
     state.aliases = one(db, "select count(*) from alias")

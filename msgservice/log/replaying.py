@@ -89,6 +89,8 @@ def copies(
     """Return the next copies of a replay, of about `bytes_max` bytes; see `ILog.replay`."""
     rows_max = COUNT_ROWS if count_only else PAGE_ROWS
     low, high = number_of(replay.next), min(number_of(replay.end), NUMBERS_MAX)
+    if replay.since:
+        low = max(low, number_of(position_at(db, state, replay.since)))
     if replay.kind == REWIND:
         page = _of_sets(db, state, replay.receiver, low, high, rows_max)
         of = _Acknowledged(db, replay.receiver, page.rows).of

@@ -254,6 +254,10 @@ alter table head add column delayed_crcs integer not null default 0;    -- sum o
 alter table head add column delayed_last integer not null default 0;    -- the highest number given
 """
 
+_VERSION_SINCE = """
+alter table replay add column since integer not null default 0;
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -279,6 +283,7 @@ SCHEMA = Schema(
         _VERSION_KEYS,
         _VERSION_LETTERS,
         _VERSION_DELAYED,
+        _VERSION_SINCE,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

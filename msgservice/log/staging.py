@@ -78,7 +78,7 @@ where receiver = ? and position in (select value from json_each(?))
 _DELETE_LETTERS = """
 delete from dead where receiver = ? and position in (select value from json_each(?))
 """
-_SAVE_REPLAY = "insert or replace into replay values (?, ?, ?, ?, ?, ?, ?)"
+_SAVE_REPLAY = "insert or replace into replay values (?, ?, ?, ?, ?, ?, ?, ?)"
 _SAVE_META = "insert or replace into meta values (?, ?)"
 _SAVE_AGE = "insert or replace into meta values ('age', ?), (?, ?)"
 _FORGET_AGES = "delete from meta where key glob 'age:*'"

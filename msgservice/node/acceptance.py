@@ -38,13 +38,13 @@ from msgservice.message import (
     decode_known_messages,
     options_of,
 )
-from msgservice.node.directory import Directory
+from msgservice.node.directory import BacklogFull, Directory
 from msgservice.node.rights import Rights
 from msgservice.records import NOBODY, Audience, Batch, KeyUse, Origin
 
 # Sets that `to` has made, by number and sender -> the same names now, or why not: a set may have
 # thousands of names, and very many runs wait for it.
-_Addressed = dict[tuple[int, str], Audience | UnknownReceiver | LimitReached]
+_Addressed = dict[tuple[int, str], Audience | UnknownReceiver | LimitReached | LogFull]
 
 
 class Backlogs(Protocol):
@@ -52,13 +52,6 @@ class Backlogs(Protocol):
 
     def full(self, audience: Audience) -> str | None:
         """Why this audience takes nothing now, or None."""
-
-
-class BacklogFull(LogFull):
-    """A receiver of the audience takes nothing now: the reason as it is, which names it."""
-
-    def __str__(self) -> str:
-        return self.reason
 
 
 class Acceptance:
@@ -152,7 +145,7 @@ class Acceptance:
                     audience = self._audience_now(batch, addressed)
                 except (NoReceiver, UnknownReceiver, Forbidden) as nobody:
                     refusal = nobody.with_traceback(None)
-                except LimitReached as limit:
+                except (LimitReached, LogFull) as limit:
                     refusal = held[lane] = limit.with_traceback(None)
                 else:
                     full = self._backlogs.full(audience)
@@ -180,7 +173,7 @@ class Acceptance:
         if found is None:
             try:
                 found = self._directory.audience_again(batch.audience, batch.sender)
-            except (UnknownReceiver, LimitReached) as error:
+            except (UnknownReceiver, LimitReached, LogFull) as error:
                 found = error.with_traceback(None)
             addressed[key] = found
         if isinstance(found, Exception):

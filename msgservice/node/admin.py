@@ -25,7 +25,11 @@ from msgservice.administration import (
     RECEIVERS_OWN,
     RECEIVERS_PAUSE,
     RECEIVERS_REMOVE,
+    RECEIVERS_REPLAY,
     RECEIVERS_RESUME,
+    RECEIVERS_REWIND,
+    RECEIVERS_REWIND_CANCEL,
+    RECEIVERS_REWIND_COUNT,
     RELOAD,
     STATUS,
     WHOAMI,
@@ -48,7 +52,9 @@ from msgservice.administration import (
     Reloaded,
     Removal,
     RemoveReceiver,
+    ReplayTold,
     Resumed,
+    Rewind,
     StatusPage,
     StatusTold,
     Whoami,
@@ -134,6 +140,10 @@ class Admin:
                 _by(RECEIVERS_RESUME, self._resume),
                 _by(RECEIVERS_REMOVE, self._remove),
                 _by(RECEIVERS_OWN, self._own),
+                _by(RECEIVERS_REWIND, self._rewind),
+                _by(RECEIVERS_REWIND_COUNT, self._rewind_count),
+                _by(RECEIVERS_REWIND_CANCEL, self._rewind_cancel),
+                _by(RECEIVERS_REPLAY, self._replay),
                 _by(STATUS, self._status),
                 _by(DEAD_LIST, self._dead),
                 _by(DEAD_GET, self._dead_get),
@@ -252,6 +262,18 @@ class Admin:
     async def _own(self, asked: OwnReceiver, who: Pass) -> Owned:
         await self._operations.own(asked.name, asked.user)
         return Owned(name=asked.name, user=asked.user)
+
+    async def _rewind(self, asked: Rewind, who: Pass) -> ReplayTold:
+        return ReplayTold(name=asked.name, replay=await self._operations.rewind(asked))
+
+    async def _rewind_count(self, asked: Rewind, who: Pass) -> ReplayTold:
+        return ReplayTold(name=asked.name, replay=await self._operations.rewind_count(asked))
+
+    async def _rewind_cancel(self, asked: Name, who: Pass) -> ReplayTold:
+        return ReplayTold(name=asked.name, replay=await self._operations.call_off(asked.name))
+
+    async def _replay(self, asked: Name, who: Pass) -> ReplayTold:
+        return ReplayTold(name=asked.name, replay=self._operations.replay(asked.name))
 
     async def _whoami(self, _: Nothing, who: Pass) -> Whoami:
         user = who.principal.user

@@ -49,6 +49,7 @@ from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer
 from msgservice.node.perspectives import Perspectives
 from msgservice.node.receivers import Receivers
+from msgservice.node.replayer import Replayer
 from msgservice.node.seldom import Seldom
 from msgservice.node.stored_bytes import StoredBytes
 from msgservice.node.tail import Tail
@@ -81,6 +82,7 @@ class Parts:
     tracker: Tracker
     connections: Connections
     receivers: Receivers
+    replayer: Replayer
     gate: Gate
     greeter: Greeter
     operations: Operations
@@ -116,6 +118,7 @@ def assemble(
     def after_group(batches: list[Batch]) -> None:
         tracker.flush()
         dispatch.stored(batches)
+        replayer.look()
         if commits.uncommitted_bytes <= limits.uncommitted_bytes // 2:
             connections.resume_senders()
 
@@ -207,6 +210,16 @@ def assemble(
         limits=limits,
     )
     intake = Intake(acceptance=acceptance, commits=commits, senders=connections, limits=limits)
+    replayer = Replayer(
+        log=log,
+        tail=tail,
+        commits=commits,
+        directory=directory,
+        dispatch=dispatch,
+        leave_out=lambda row, first, last, replay: receivers.leave_out(row, first, last, replay),
+        limits=limits,
+        time=time,
+    )
     receivers = Receivers(
         log=log,
         tail=tail,
@@ -218,6 +231,7 @@ def assemble(
         make_outlet=make_outlet,
         connections=connections,
         dead_letters=dead_letters,
+        replayer=replayer,
         limits=limits,
         time=time,
         rng=rng,
@@ -255,6 +269,8 @@ def assemble(
         connections=connections,
         receivers=receivers,
         dead_letters=dead_letters,
+        replayer=replayer,
+        tail=tail,
         upkeep=upkeep,
         loaded=loaded_bytes,
         reload=reload,
@@ -264,6 +280,7 @@ def assemble(
     perspectives = Perspectives(gate=gate, intake=intake, requests=admin, limits=limits)
     receivers.load(snapshot)
     directory.load(snapshot.receivers, snapshot.audiences)
+    replayer.load(snapshot.replays)
     return Parts(
         tail=tail,
         commits=commits,
@@ -274,6 +291,7 @@ def assemble(
         tracker=tracker,
         connections=connections,
         receivers=receivers,
+        replayer=replayer,
         gate=gate,
         greeter=greeter,
         operations=operations,

@@ -24,9 +24,12 @@ from msgservice.records import (
     Batch,
     Group,
     Outcome,
+    PageOutcome,
     Progress,
     ReceiverRow,
     RefusedBatch,
+    Replay,
+    ReplayPage,
     StatusFrom,
 )
 from msgservice.waiters import Waiters
@@ -100,6 +103,7 @@ class _UnderWay(NamedTuple):
     sources: list[Source]  # of its batches
     waiters: Waiters[None]  # for its changes of the directory
     progressing: list[Progressing]  # of its progress
+    pages: list[Deferred[PageOutcome]]  # who waits for each of its pages
 
 
 class Commits:
@@ -135,7 +139,10 @@ class Commits:
         self._waiters: Waiters[None] = Waiters()
         self._progressing: dict[Progressing, None] = {}
         self._awaited: dict[Progressing, None] = {}
+        self._pages: list[Deferred[PageOutcome]] = []  # of those of the next group
         self._running = False
+        self._kept_back = False  # none is started before `go_on`
+        self._quiet: Waiters[None] = Waiters()
         # None is started: until all know what became of a group, and after one that failed, until
         # `RETRY_DELAY` is over.
         self._held = False
@@ -175,12 +182,14 @@ class Commits:
             if not self._awaited and self._due is not None:
                 self.kick()
 
-    def receiver(self, row: ReceiverRow) -> Deferred[None]:
+    def receiver(self, row: ReceiverRow, replay: Replay | None = None) -> Deferred[None]:
         """Store a receiver that was made or changed: of each the row that came last, however many.
 
-        A disk that is slow would have to write all of them otherwise.
+        A disk that is slow would have to write all of them otherwise. `replay`: stored with it.
         """
         self._receiver(row)
+        if replay is not None:
+            self._next.replays.append(replay)
         return self._waiter()
 
     def _receiver(self, row: ReceiverRow) -> None:
@@ -192,6 +201,36 @@ class Commits:
         """Store that a receiver was removed."""
         self._next.removed.append(number)
         return self._waiter()
+
+    def replay(self, replay: Replay) -> Deferred[None]:
+        """Store that a replay begins, or ends before its time."""
+        self._next.replays.append(replay)
+        return self._waiter()
+
+    def page(self, page: ReplayPage) -> Deferred[PageOutcome]:
+        """Store a page of a replay with the next group; fire with what became of it."""
+        for batch in page.copies:
+            batch.audience.waiting += 1
+        self._next.pages.append(page)
+        waiter: Deferred[PageOutcome] = Deferred()
+        self._pages.append(waiter)
+        self.kick()
+        return waiter
+
+    def hold(self) -> Deferred[None]:
+        """Fire when no group is under way; none is started from now on, until `go_on`.
+
+        All that is stored by then was told. Who holds it is short: everybody waits.
+        """
+        self._kept_back = True
+        waiter = self._quiet.wait()
+        self.kick_soon()
+        return waiter
+
+    def go_on(self) -> None:
+        """Start groups again, with what was gathered meanwhile."""
+        self._kept_back = False
+        self.kick_soon()
 
     def status_from(self, wanted: StatusFrom) -> None:
         """Store from where on a sender wants states: of each sender the highest that waits."""
@@ -216,6 +255,12 @@ class Commits:
     def kick(self) -> None:
         """Start a group now, unless one runs: then the next starts when that ends."""
         if not self._running and not self._held:
+            self._start_or_hold()
+
+    def _start_or_hold(self) -> None:
+        if self._kept_back and not self._stopped:
+            self._quiet.fire(None)
+        else:
             self._start()
 
     def kick_soon(self, delay: float = 0.0) -> None:
@@ -257,8 +302,8 @@ class Commits:
             group.progress.append(progress)
             if progress.dead:
                 letters -= sum(letter.size for letter in progress.dead)
-        under_way = _UnderWay(group, self._sources, self._waiters.take(), progressing)
-        self._next, self._sources, self._places = Group(), [], {}
+        under_way = _UnderWay(group, self._sources, self._waiters.take(), progressing, self._pages)
+        self._next, self._sources, self._places, self._pages = Group(), [], {}, []
         self._running = True
         group.now = self._time.wall()
         self._log.append(group).addBoth(self._ended, under_way)
@@ -287,18 +332,20 @@ class Commits:
         if self._progressing and self._awaited and not self._next:
             self.kick_soon(GATHER)
         else:
-            self._start()
+            self._start_or_hold()
 
     def _stored(self, appended: Appended, under_way: _UnderWay) -> None:
-        group, sources, waiters, progressing = under_way
+        group, sources, waiters, progressing, pages = under_way
         # The next group starts before this one is told about: the disk does not wait for us.
         # But where a batch was refused, what waits behind it in its lane must be withdrawn first:
         # whoever is told before may ask for something more, and that starts nothing (`_held`).
         outcomes = appended.outcomes
         refused = any([type(outcome) is RefusedBatch for outcome in outcomes])  # noqa: C419 - speed
-        if not refused and self._next:
+        # Nor where a page has one: what follows it may be for who is no member yet.
+        if not refused and not pages and self._next and not self._kept_back:
             self._start()
         waiters.fire(None)
+        self._pages_stored(group, pages, appended)
         batches = group.batches
         size = 0
         for batch, source, outcome in zip(batches, sources, outcomes, strict=True):
@@ -326,8 +373,17 @@ class Commits:
             except Exception:
                 source.fault(Failure())
 
+    def _pages_stored(
+        self, group: Group, waiters: list[Deferred[PageOutcome]], appended: Appended
+    ) -> None:
+        if waiters:
+            for page, waiter, outcome in zip(group.pages, waiters, appended.pages, strict=True):
+                for batch in page.copies:
+                    batch.audience.waiting -= 1
+                waiter.callback(outcome)
+
     def _failed(self, failure: Failure, under_way: _UnderWay) -> None:
-        group, sources, waiters, progressing = under_way
+        group, sources, waiters, progressing, pages = under_way
         failure.trap(LogUnavailable, LogFailed)
         error = failure.value
         for outlet in progressing:
@@ -361,6 +417,9 @@ class Commits:
         for row in (*group.receivers, *newer):
             self._receiver(row)
         self._next.removed = group.removed + self._next.removed
+        self._next.replays = group.replays + self._next.replays
+        self._next.pages = group.pages + self._next.pages
+        self._pages = pages + self._pages
         for wanted in group.statuses_from:
             self._status_from(wanted)
         self._waiters.put_back(waiters)

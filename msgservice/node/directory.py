@@ -21,10 +21,17 @@ from msgservice.core.subjects import (
     count_tokens,
     is_reserved,
 )
-from msgservice.errors import BadSubject, LimitReached, Refused, UnknownReceiver
+from msgservice.errors import BadSubject, LimitReached, LogFull, Refused, UnknownReceiver
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.records import Audience, ReceiverRow
+
+
+class BacklogFull(LogFull):
+    """A receiver of the audience takes nothing now: the reason as it is, which names it."""
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 def _all_of_them(row: ReceiverRow) -> Sequence[str]:
@@ -70,6 +77,7 @@ class Directory:
         self._looked = False  # for room among the sets that `to` makes, since the node did
         self._told_full = False  # that an audience was refused, since there was room
         self._suspended: set[int] = set()  # numbers that are left out of patterns' audiences
+        self._starting: set[int] = set()  # numbers that are in no audience until their last page
         self._addressable: set[int] = set()  # numbers that have a name and are not retired
         self._owned: dict[str, int] = {}  # name that nobody has, and somebody owns -> its newest
 
@@ -160,13 +168,13 @@ class Directory:
             self._checked[subject] = None
 
     def audience(self, subject: str) -> Audience:
-        """The audience of a subject now, without who is suspended (SEMANTICS 18).
+        """The audience of a subject now, without who is suspended (SEMANTICS 18), or starts (47).
 
         The subject must be well-formed.
         """
         found = self._by_subject.get(subject)
         if found is None or found.is_gone:
-            found = self._intern(self._matcher.match(subject) - self._suspended)
+            found = self._intern(self._matcher.match(subject) - self._suspended - self._starting)
             if len(self._by_subject) >= self._limits.subjects:
                 self._by_subject.clear()  # a cache: what is used comes back
             self._by_subject[subject] = found
@@ -175,7 +183,8 @@ class Directory:
     def audience_of(self, names: Sequence[str], sender: str = "") -> Audience:
         """Return the audience of these receivers, suspended or not; `sender` asks for it.
 
-        `UnknownReceiver` names the first unknown one. `LimitReached`: one sender may have only so
+        `UnknownReceiver` names the first unknown one; `BacklogFull` one that has to have its
+        history first. `LimitReached`: one sender may have only so
         many sets, and all together leave room for those that patterns make.
         """
         key = tuple(names)
@@ -195,7 +204,8 @@ class Directory:
 
         Raises as `audience_of`. Nothing is done for each name where all of them are who they were.
         """
-        if self._addressable.issuperset(audience.members):
+        members = audience.members
+        if self._addressable.issuperset(members) and self._starting.isdisjoint(members):
             return audience
         names = self.names(audience)
         if len(names) < len(audience.members):  # even its number is forgotten
@@ -206,7 +216,25 @@ class Directory:
         row = self.named(name)
         if self.is_retired(row):
             raise UnknownReceiver(name)
+        if row.number in self._starting:
+            raise BacklogFull(f"receiver {name!r} has not had all of its history yet")
         return row.number
+
+    def audience_alone(self, row: ReceiverRow) -> Audience:
+        """Return the audience of one receiver, for copies. Raises `LimitReached`."""
+        return self._intern([row.number])
+
+    def matching(self, row: ReceiverRow) -> tuple[str, ...]:
+        """Return the patterns of a receiver that count: without what it may not receive."""
+        return self._counting(row)
+
+    def set_starting(self, row: ReceiverRow, starting: bool) -> None:
+        """Leave a receiver out of all audiences, or take it in: its history is copied first."""
+        if starting:
+            self._starting.add(row.number)
+        else:
+            self._starting.discard(row.number)
+        self._changed()
 
     def _intern(self, numbers: Iterable[int], sender: str | None = None) -> Audience:
         members = tuple(sorted(set(numbers)))
@@ -403,6 +431,7 @@ class Directory:
         """The receiver, which is retired, is removed: its name is free."""
         assert self.is_retired(row)
         self._suspended.discard(row.number)
+        self._starting.discard(row.number)
         row.removed = True
         del self._by_name[row.name]
         self._note_owner(row)

@@ -108,7 +108,14 @@ class Attaching(Protocol):
     def check_may_be(self, name: str, who: Pass) -> None:
         """Raise `NotAllowed` unless a peer may be the receiver of this name."""
 
-    def attaching(self, name: str, patterns: Sequence[str], order: str | None, who: Pass) -> Outlet:
+    def attaching(
+        self,
+        name: str,
+        patterns: Sequence[str],
+        order: str | None,
+        who: Pass,
+        start: str | int | None = None,
+    ) -> Outlet:
         """A peer attaches as the receiver of this name; raise what speaks against it."""
 
     def stored(self) -> Deferred[None]:
@@ -229,13 +236,11 @@ class Greeter:
             return None
         if receive.shared:
             raise NotSupported("receive.shared")
-        if receive.start not in (None, "new"):
-            raise NotSupported(f"receive.start = {receive.start!r}")
         if receive.order not in (None, *ORDERS):
             raise NotSupported(f"receive.order = {receive.order!r}")
         try:
             return self._receivers.attaching(
-                hello.name, receive.subjects or (), receive.order, allowed
+                hello.name, receive.subjects or (), receive.order, allowed, receive.start
             )
         except LimitReached as error:
             raise ConnectionLimit(error.limit, error.value) from None

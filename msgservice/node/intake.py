@@ -34,8 +34,9 @@ from msgservice.errors import (
 )
 from msgservice.limits import Limits
 from msgservice.message import UNENCODABLE, Action, WireMessage, encode_messages
-from msgservice.node.acceptance import Acceptance, BacklogFull
+from msgservice.node.acceptance import Acceptance
 from msgservice.node.commits import Commits, Source
+from msgservice.node.directory import BacklogFull
 from msgservice.node.rights import Rights
 from msgservice.records import NOBODY, Batch, Origin, Outcome, RefusedBatch, hash_of
 
@@ -118,7 +119,7 @@ class Intake:
             # Who was there when it came over another connection may be gone since: what was
             # stored then, or is being stored, is answered by that (SEMANTICS 2).
             audience, refusal = NOBODY, nobody.with_traceback(None)  # which would hold this frame
-        except (Refused, BadSubject, BadName, LimitReached) as error:
+        except (Refused, BadSubject, BadName, LimitReached, LogFull) as error:
             return refusal_for(error)
         if refusal is None:
             full = acceptance.full(audience)

@@ -10,6 +10,7 @@ import os
 import random
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import datetime
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -258,6 +259,7 @@ class Node(Service):
             self.listeners.append(_describe(description, port))
             self._logger.info("listening on {listener}", listener=self.listeners[-1])
         parts.receivers.start()
+        parts.replayer.start()
         self.is_running = True
         parts.upkeep.start()
         parts.due.start()
@@ -402,11 +404,13 @@ class Node(Service):
         subjects: Sequence[str] | None = None,
         *,
         principal: str = "",
+        start: str | int | datetime = "new",
     ) -> Attachment:
         """Attach a receiver of this process, without a socket, as `Receiver.attach` does.
 
         `principal`: as of `client`; raises `NotAuthenticated` for one that is not configured. What
-        else speaks against it, its name or `subjects`, the attachment's `error` says.
+        else speaks against it, its name or `subjects`, the attachment's `error` says. `start`:
+        as of `Receiver.attach`.
         """
         if principal:
             self._check_configured(principal)
@@ -414,6 +418,7 @@ class Node(Service):
             lambda make_user: self.connector(make_user, receiver.name, principal),
             address="this process",
             subjects=subjects,
+            start=start,
         )
 
     # --- stopping
@@ -458,6 +463,7 @@ class Node(Service):
         parts = self._parts
         if parts is not None:
             parts.receivers.stop()
+            parts.replayer.stop()
             parts.connections.refuse()
             parts.upkeep.stop()
             parts.due.stop()

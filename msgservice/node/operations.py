@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 from twisted.internet.defer import Deferred
 
-from msgservice.administration import NodeInfo, Place, ReceiverState
+from msgservice.administration import LeftOut, NodeInfo, Place, ReceiverState, Replaying, Rewind
 from msgservice.clock import Time
-from msgservice.errors import UnknownDeadLetter, UnknownMessage
+from msgservice.errors import BadValue, UnknownDeadLetter, UnknownMessage
 from msgservice.interfaces import ILog
 from msgservice.limits import Rate
 from msgservice.message import Status
@@ -28,9 +29,20 @@ from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.loaded_bytes import LoadedBytes
 from msgservice.node.receivers import Receivers
+from msgservice.node.replayer import COUNT_PAGES, Replayer
+from msgservice.node.tail import Tail
 from msgservice.node.upkeep import Upkeep
 from msgservice.receiver_options import ADDED
-from msgservice.records import Account, DeadLetter, Found, ReceiverRow, Reread
+from msgservice.records import (
+    REWIND,
+    Account,
+    DeadLetter,
+    Found,
+    ReceiverRow,
+    Replay,
+    Reread,
+    position_of,
+)
 
 
 class StatusAt(msgspec.Struct, frozen=True):
@@ -57,6 +69,18 @@ def installed_version() -> str:
         return "unknown"
 
 
+def _moment(field: str, text: str) -> int:
+    """Return a time in ms. Raises `BadValue`."""
+    try:
+        at = datetime.fromisoformat(text)
+        milliseconds = int(at.timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise BadValue(field, f"{text!r} is no time of ISO 8601") from None
+    if at.tzinfo is None:
+        raise BadValue(field, f"time {text!r} has no time zone")
+    return max(0, milliseconds)
+
+
 class Operations:
     """The operations of one node. `listeners`: what it listens on, for people.
 
@@ -76,6 +100,8 @@ class Operations:
         connections: Connections,
         receivers: Receivers,
         dead_letters: DeadLetters,
+        replayer: Replayer,
+        tail: Tail,
         upkeep: Upkeep,
         loaded: LoadedBytes,
         reload: Callable[[], Deferred[list[Reread]]],
@@ -90,6 +116,7 @@ class Operations:
         self._rates = rates
         self._connections = connections
         self._upkeep = upkeep
+        self._receivers, self._replayer, self._tail = receivers, replayer, tail
         self._loaded = loaded
         self._time = time
         self.add, self.change = receivers.add, receivers.change
@@ -123,10 +150,23 @@ class Operations:
         found = {one.receiver: one for one in accounts}
         there = [row for row in rows if row.number in self._dispatch.outlets]
         here = self._connections.receivers_here()
-        states = [self._state(row, found.get(row.number), row.number in here) for row in there]
+        left_out = {
+            row.number: await self._replayer.count_left_out(row) for row in there if row.left_first
+        }
+        states = [
+            self._state(row, found.get(row.number), row.number in here, left_out.get(row.number))
+            for row in there
+            if row.number in self._dispatch.outlets
+        ]
         return states, len(names) > count
 
-    def _state(self, row: ReceiverRow, account: Account | None, connected: bool) -> ReceiverState:
+    def _state(
+        self,
+        row: ReceiverRow,
+        account: Account | None,
+        connected: bool,
+        left_out: Replay | None,
+    ) -> ReceiverState:
         outlet = self._dispatch.outlets[row.number]
         link = self._connections.links.get(row.number)
         account = account or Account(receiver=row.number, routed=0, queued=0, settled={})
@@ -163,7 +203,106 @@ class Operations:
             unaccounted=account.unaccounted,
             settled={word_of(status): count for status, count in account.settled.items()},
             owner=row.owner,
+            replay=self._replaying(row),
+            left_out=None
+            if left_out is None
+            else LeftOut(
+                first=left_out.first,
+                end=left_out.end,
+                messages=left_out.copied,
+                counted=left_out.is_over,
+            ),
         )
+
+    # --- what is sent again
+
+    def _replaying(self, row: ReceiverRow) -> Replaying | None:
+        found = self._replayer.of(row.number)
+        return None if found is None else self._told(*found)
+
+    def _told(self, replay: Replay, waits: str = "") -> Replaying:
+        return Replaying(
+            kind=replay.kind,
+            first=replay.first,
+            next=replay.next,
+            end=replay.end,
+            copied=replay.copied,
+            skipped=replay.skipped,
+            over=replay.is_over,
+            waits=waits,
+            kept_from=self._log.kept_from(),
+        )
+
+    def replay(self, name: str) -> Replaying | None:
+        """Return the replay of a receiver, or the last one. Raises `UnknownReceiver`."""
+        return self._replaying(self._directory.named(name))
+
+    async def rewind(self, asked: Rewind) -> Replaying:
+        """Begin a rewind, and return it once that is stored.
+
+        Raises `UnknownReceiver`, `ReplayRuns`, `UnknownMessage`; `BadValue` for positions that are
+        not in the log.
+        """
+        if asked.suspended:
+            return self._told(await self._receivers.rewind_left_out(asked.name))
+        self._directory.named(asked.name)
+        first, end = await self._range(asked)
+        return self._told(await self._receivers.rewind(asked.name, first, end))
+
+    async def rewind_count(self, asked: Rewind) -> Replaying:
+        """Return what a rewind would copy, as far as one answer goes; raises as `rewind`.
+
+        Where it is not over, the rest is counted from its `next` to its `end`.
+        """
+        row = self._directory.named(asked.name)
+        if asked.suspended:
+            left_out = await self._replayer.count_left_out(row)
+            if left_out is None:
+                raise BadValue("suspended", f"receiver {row.name!r} was left out of nothing")
+            return self._told(left_out)
+        first, end = await self._range(asked)
+        replay = Replay(row.number, REWIND, first, first, end)
+        return self._told(await self._replayer.count(row, replay, COUNT_PAGES))
+
+    async def _range(self, asked: Rewind) -> tuple[int, int]:
+        """Return the first and last position that a rewind is about, as far as they are kept."""
+        newest = position_of(self._tail.next_number) - 1
+        first = await self._position("first", asked.first)
+        end = newest
+        if asked.end is not None:
+            end = await self._position("end", asked.end)
+            if isinstance(asked.end, str) and asked.end.startswith("@"):
+                end -= 1  # what was stored before that time
+        kept = self._log.kept_from()
+        end = min(end, newest)
+        if first > newest:
+            raise BadValue("first", f"position {first} is not in the log, which ends at {newest}")
+        if first > end:
+            raise BadValue("end", f"position {end} lies before the first, {first}")
+        if end < kept:
+            raise BadValue("end", f"nothing is kept before position {kept}")
+        return max(first, kept), end
+
+    async def _position(self, field: str, said: str | int) -> int:
+        if isinstance(said, int):
+            return said
+        if said == "first":
+            return 0
+        if said.startswith("@"):
+            position: int = await self._log.position_at(_moment(field, said[1:]))
+            return position
+        number = said.removeprefix("log:")
+        if number.isascii() and number.isdigit():
+            return int(number[:20])
+        found: Found | None = await self._log.find(said, 0, 0)
+        if found is None:
+            raise UnknownMessage(said)
+        return found.position
+
+    async def call_off(self, name: str) -> Replaying | None:
+        """End the replay of a receiver; return how far it came, or None where none runs."""
+        replay = await self._receivers.call_off(name)
+        return None if replay is None else self._told(replay)
 
     async def status(
         self, id_: str, after: int, count: int, senders: Sequence[str] | None = None

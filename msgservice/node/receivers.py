@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -21,15 +22,18 @@ from msgservice.clock import Time
 from msgservice.core.frames import BYE_CLOSING, BYE_PAUSED, BYE_REMOVED
 from msgservice.core.subjects import exact
 from msgservice.errors import (
+    BadValue,
     ConfiguredOtherwise,
     MsgServiceError,
     NotAllowed,
     NotConfirmed,
+    ProtocolError,
     ReceiverExists,
+    ReplayRuns,
     UnknownReceiver,
 )
 from msgservice.interfaces import ILog
-from msgservice.limits import Limits
+from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.node.commits import Commits
 from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
@@ -37,10 +41,21 @@ from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.gate import Gate, Pass
 from msgservice.node.outlet import Outlet
+from msgservice.node.replayer import Replayer
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.receiver_options import DEFAULTS, ReceiverOptions
-from msgservice.records import Account, ExceptionRow, ReceiverRow, Snapshot, position_of
+from msgservice.records import (
+    LEFT_OUT,
+    REWIND,
+    START,
+    Account,
+    ExceptionRow,
+    ReceiverRow,
+    Replay,
+    Snapshot,
+    position_of,
+)
 from msgservice.waiters import Waiters
 
 PAUSED = "paused"  # why, where somebody asked for it
@@ -64,6 +79,7 @@ class Receivers:
         make_outlet: Callable[[ReceiverRow, Sequence[ExceptionRow]], Outlet],
         connections: Connections,
         dead_letters: DeadLetters,
+        replayer: Replayer,
         limits: Limits,
         time: Time,
         rng: Callable[[], float],
@@ -79,6 +95,7 @@ class Receivers:
         self._make_outlet = make_outlet
         self._connections = connections
         self._dead_letters = dead_letters
+        self._replayer = replayer
         self._limits = limits
         self._time = time
         self._rng = rng
@@ -95,6 +112,9 @@ class Receivers:
         """Make an outlet for each receiver that the log knows."""
         for row in snapshot.receivers:
             if not row.removed:
+                if row.left_first and not row.left_last and not row.suspended:
+                    # The end of what it was left out of was not stored any more.
+                    row.left_last = position_of(snapshot.next_number) - 1
                 outlet = self._make_outlet(row, snapshot.exceptions.get(row.number, ()))
                 self._dispatch.add(outlet)
                 self._dead_letters.load(row)
@@ -165,20 +185,34 @@ class Receivers:
         """Whether the receiver of this name and number was removed, and no other has its name."""
         return self._directory.was_removed(name, number)
 
-    def attaching(self, name: str, patterns: Sequence[str], order: str | None, who: Pass) -> Outlet:
+    def attaching(
+        self,
+        name: str,
+        patterns: Sequence[str],
+        order: str | None,
+        who: Pass,
+        start: str | int | None = None,
+    ) -> Outlet:
         """A peer attaches as the receiver of this name, which is made if new (SEMANTICS 27).
 
-        No `patterns`, or no `order`: as they are. Who is turned away has changed nothing:
+        No `patterns`, or no `order`: as they are. `start`: from where one that is new has messages
+        (SEMANTICS 9). Who is turned away has changed nothing:
         everything that refuses comes before what it does.
         """
         row = self._directory.get(name)
         self.check_may_be(name, who)
         who.check_receives(patterns or (() if row is None else row.patterns))
         if row is None:
+            first = self._first_of(start)
             row = self._directory.new_row(name, patterns)
             row.options = ReceiverOptions(order=order or DEFAULTS.order)
             row.owner = row.owner or who.owner
-            return self._add(row)
+            if first is None:
+                return self._add(row)
+            position, since = first
+            return self._add(
+                row, Replay(row.number, START, position, position, INTEGER_MAX, since=since)
+            )
         outlet = self._dispatch.outlets[row.number]
         self._connections.hold_check(outlet)
         if row.options.paused or outlet.is_going:
@@ -199,6 +233,30 @@ class Receivers:
         if link is not None:
             link.poke()  # a sign of life (SEMANTICS 14)
         return outlet
+
+    def _first_of(self, start: str | int | None) -> tuple[int, int] | None:
+        """Return the position, and the time, from which on a new receiver has history; or None."""
+        kept, behind = self._log.kept_from(), position_of(self._tail.next_number)
+        if start is None or start == "new":
+            return None
+        if start == "first":
+            return kept, 0
+        if isinstance(start, int):
+            if start > behind:
+                raise ProtocolError(f"start = {start} is not in the log, which ends at {behind}")
+            return max(start, kept), 0
+        try:
+            if not start.startswith("@"):
+                raise ValueError
+            since = datetime.fromisoformat(start[1:])
+            if since.tzinfo is None:
+                raise ValueError
+            return kept, max(0, int(since.timestamp() * 1000))
+        except (ValueError, OverflowError):
+            raise ProtocolError(
+                f"start = {start!r} is neither 'new', 'first', a position nor '@' with a time and"
+                " its zone"
+            ) from None
 
     def check_may_be(self, name: str, who: Pass) -> None:
         """Raise `NotAllowed` unless a peer may be the receiver of this name; the log says why."""
@@ -232,13 +290,16 @@ class Receivers:
             outlet.set_order(options.order)
         self._store(row)
 
-    def _add(self, row: ReceiverRow) -> Outlet:
+    def _add(self, row: ReceiverRow, replay: Replay | None = None) -> Outlet:
         row.created_at = self._time.wall()
         row.cursor = position_of(self._tail.next_number) - 1
         outlet = self._make_outlet(row, ())
         self._dispatch.add(outlet)
         self._directory.add(row)
-        self._store(row)
+        if replay is None:
+            self._store(row)
+        else:
+            self._replayer.begin(row, replay, lambda: self._store(row, replay))
         self._logger.info("receiver {name} added: {row}", name=row.name, row=list(row.patterns))
         return outlet
 
@@ -462,6 +523,7 @@ class Receivers:
         for step in (
             lambda: self._directory.remove(row),
             lambda: self._dead_letters.forget(row),
+            lambda: self._replayer.forget(row.number),
             # Who is told does not come back: that must hold after the end of this process as well.
             lambda: self._connections.dismiss_all(outlet, BYE_REMOVED, "removed"),
             lambda: self._connections.forget(outlet),
@@ -506,18 +568,84 @@ class Receivers:
 
     # --- storing
 
-    def _store(self, row: ReceiverRow) -> Deferred[None]:
+    def _store(self, row: ReceiverRow, replay: Replay | None = None) -> Deferred[None]:
         self._last_change += 1
         self._unstored[self._last_change] = None
-        stored = self._commits.receiver(row)
+        stored = self._commits.receiver(row, replay)
         stored.addCallback(self._change_stored, self._last_change)
         return stored
 
     def set_suspended(self, row: ReceiverRow, suspended: bool) -> None:
         """Suspend a receiver: leave it out of new audiences, or take it in again (SEMANTICS 18)."""
         self._directory.set_suspended(row, suspended)
+        if suspended:
+            row.left_first = row.left_first or position_of(self._tail.next_number)
+            row.left_last = 0
         if row.number not in self._removing:
-            self._store(row)
+            stored = self._store(row)
+            if not suspended:
+                stored.addCallback(self._is_in_again, row)
+
+    def _is_in_again(self, _: None, row: ReceiverRow) -> None:
+        """A receiver that was suspended is in the audiences of what is stored from now on.
+
+        What was being stored until then was not for it.
+        """
+        if row.suspended or row.removed or row.number in self._removing or row.left_last:
+            return
+        row.left_last = position_of(self._tail.next_number) - 1
+        if row.left_last < row.left_first:
+            row.left_first = row.left_last = 0
+        self._store(row)
+
+    # --- what is sent again
+
+    async def rewind(self, name: str, first: int, end: int) -> Replay:
+        """Send a receiver what it has acknowledged between these positions again.
+
+        Returns once that is stored. Raises `UnknownReceiver`, `ReplayRuns`.
+        """
+        row = self._standing(name)
+        replay = Replay(row.number, REWIND, first, first, end)
+        await self._replayer.begin(row, replay)
+        return replay
+
+    async def rewind_left_out(self, name: str) -> Replay:
+        """Send a receiver what it was left out of while it was suspended.
+
+        Returns once that is stored. Raises `UnknownReceiver`, `ReplayRuns`; `BadValue` where it was
+        left out of nothing.
+        """
+        row = self._standing(name)
+        span = self._replayer.left_out_of(row)
+        if span is None:
+            raise BadValue("suspended", f"receiver {name!r} was left out of nothing")
+        if self._replayer.runs(row.number):
+            raise ReplayRuns(name)
+        first, end = span
+        # What it is left out of from here on is for another time.
+        row.left_first, row.left_last = (end + 1, 0) if row.suspended else (0, 0)
+        replay = Replay(row.number, LEFT_OUT, first, first, end)
+        await self._replayer.begin(row, replay, lambda: self._store(row, replay))
+        return replay
+
+    def leave_out(self, row: ReceiverRow, first: int, last: int, replay: Replay) -> Deferred[None]:
+        """A replay of these positions is called off: they are left out again.
+
+        They are stored with the row of the replay.
+        """
+        if first <= last:
+            if not row.left_first:
+                row.left_last = last
+            row.left_first = first
+        return self._store(row, replay)
+
+    async def call_off(self, name: str) -> Replay | None:
+        """End the replay of a receiver before its time; return how far it came.
+
+        None where none runs. What was copied stays. Raises `UnknownReceiver`.
+        """
+        return await self._replayer.call_off(self._standing(name).number)
 
     def _change_stored(self, _: None, number: int) -> None:
         del self._unstored[number]

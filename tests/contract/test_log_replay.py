@@ -343,6 +343,10 @@ def test_47_times_of_rows_do_not_go_back(log: ContractDriver) -> None:
     asked = {NOW - 1: 1, NOW: 1, NOW + 1: 2, NOW + 5: 2, NOW + 6: 4, NOW + 10: 5}
     for at, number in asked.items():
         assert position_of(number) == log.wait(log.log.position_at(at))
+    since = msgspec.structs.replace(
+        replay(START, end=position_of(5) - 1, receiver=3), since=NOW + 1
+    )
+    assert 3 == ask(log, since).messages
     if log.kind != "memory":
         log.reopen()
         log.wait(log.log.append(Group(now=NOW, batches=[make_batch(audience, 5)])))

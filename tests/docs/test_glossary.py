@@ -38,6 +38,7 @@ CENTRAL = [
     "link",
     "outlet",
     "receipt",
+    "replay",
     "status",
     "settled",
 ]

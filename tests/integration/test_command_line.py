@@ -85,6 +85,68 @@ def test_removing_with_yes_does_not_ask(msgservice: Command) -> None:
     assert msgservice.data("receivers", "remove", "yes", "--yes") == {"removed": 1, "dead": 0}
 
 
+def test_13_a_receiver_is_sent_again_what_it_has_had(msgservice: Command) -> None:
+    assert msgservice("receivers", "add", "again", "again").code == 0
+    for n in (1, 2, 3):
+        assert msgservice("send", "again", f"m{n}", "--id", f"again-{n}").code == 0
+    assert msgservice("listen", "again", "--count", "3").out == "m1\nm2\nm3\n"
+    dry = msgservice("rewind", "again", "--from", "again-2", "--dry-run")
+    assert dry.code == 0
+    assert "2 messages that again has acknowledged" in dry.out
+    refused = msgservice("rewind", "again", stdin=b"y\n")  # nobody is at a terminal
+    assert (refused.code, "3 messages that again has acknowledged" in refused.err) == (1, True)
+    refused = msgservice("rewind", "again", "--json")
+    assert (refused.code, "--yes says so" in json.loads(refused.err)["message"]) == (1, True)
+    told = msgservice.data("rewind", "again", "--from", "again-2", "--to", "again-2", "--yes")
+    assert (told["would"]["count"], told["done"]["replay"]["over"]) == (1, True)
+    assert told["done"]["replay"]["copied"] == 1
+    assert msgservice("listen", "again", "--count", "1").out == "m2\n"
+    assert msgservice("rewind", "again", "--yes").out == "again: sent again, 3 messages copied\n"
+    assert msgservice("listen", "again", "--count", "3").out == "m1\nm2\nm3\n"
+    assert msgservice("rewind", "again", "--cancel").out == "again: no replay runs\n"
+    assert "unknown receiver" in msgservice("rewind", "nobody", "--yes").err
+    assert "no-such" in msgservice("rewind", "again", "--from", "no-such", "--yes").err
+    for words in (("--from", "@soon"), ("--from", "1", "--suspended"), ("--cancel", "--dry-run")):
+        assert msgservice("rewind", "again", *words).code == 2
+    assert msgservice("rewind", "again", "--suspended").code == 1
+    assert msgservice("receivers", "remove", "again", "--yes").code == 0
+
+
+def test_13_a_signal_ends_the_command_and_not_the_rewind(msgservice: Command) -> None:
+    few = ("--backlog-bytes", "65536")
+    assert msgservice("receivers", "add", "slow", "slow", *few).code == 0
+    for _ in range(4):
+        assert msgservice("send", "slow", "x" * 15_000).code == 0
+    assert msgservice("listen", "slow", "--count", "4").code == 0
+    words = [str(BIN / "msgservice"), "rewind", "slow", "--yes", "--json"]
+    env = os.environ | {"MSGSERVICE_NODE": msgservice.node}
+    with subprocess.Popen(words, env=env, stderr=subprocess.PIPE) as rewind:
+        while msgservice.receiver("slow")["replay"] is None:
+            assert rewind.poll() is None
+        rewind.send_signal(signal.SIGINT)
+        _, said = rewind.communicate(timeout=PATIENCE)
+    assert rewind.returncode == 130
+    assert b"the node goes on" in said
+    assert not msgservice.receiver("slow")["replay"]["over"]
+    assert "rewind at" in msgservice("receivers", "list").out
+    told = msgservice.data("rewind", "slow", "--cancel")["replay"]
+    assert (told["over"], 0 < told["copied"] < 4) == (True, True)
+    assert msgservice("receivers", "remove", "slow", "--yes").code == 0
+
+
+def test_9_a_new_receiver_begins_where_it_says(msgservice: Command) -> None:
+    assert msgservice("receivers", "add", "keeper", "history").code == 0
+    sent = [msgservice.data("send", "history", f"h{n}")["position"] for n in (1, 2, 3)]
+    first = ("--start", "first", "--count", "3", "--forget")
+    assert msgservice("listen", "one", "history", *first).out == "h1\nh2\nh3\n"
+    from_there = ("--start", str(sent[1]), "--count", "2", "--forget")
+    assert msgservice("listen", "two", "history", *from_there).out == "h2\nh3\n"
+    assert msgservice("listen", "three", "history", "--start", "yesterday").code == 2
+    beyond = msgservice("listen", "three", "history", "--start", str(2**50))
+    assert (beyond.code, "not in the log" in beyond.err) == (1, True)
+    assert msgservice("receivers", "remove", "keeper", "--yes").code == 0
+
+
 def test_7_a_message_is_found_by_its_id_its_position_and_its_identity(msgservice: Command) -> None:
     msgservice("receivers", "add", "found", "found.>")
     sent = msgservice.data("send", "found.x", "body", "--id", "f-1", "--header", "colour=red")

@@ -549,7 +549,7 @@ class DictLog:
 
     def _is_copied(self, replay: Replay, patterns: Sequence[str], batch: Batch, index: int) -> bool:
         is_its = replay.receiver in batch.audience.members
-        if batch.options.flags & FLAG_REPLAY:
+        if batch.options.flags & FLAG_REPLAY or batch.stored_at < replay.since:
             return False
         if replay.kind == REWIND:
             states = self.content.receivers[replay.receiver].states(batch)

@@ -25,7 +25,7 @@ _LIST = (
     b'"name":"audit","address":null,"subjects":[">"],"suspended":false,"rate":null,'
     b'"refuses":false,"connected":false,"since_s":0.006,"cursor":131071,"attempts":0,'
     b'"waits":null,"last_error":"","next_try_s":null,"oldest_s":null,"dead_bytes":0,'
-    b'"queued":0,"queued_bytes":0,"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":""},'
+    b'"queued":0,"queued_bytes":0,"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null},'
     b'{"order":"strict","on_full":"refuse","backlog_bytes":8589934592,"paused":false,'
     b'"name":"billing","address":null,"subjects":["orders.>"],"suspended":false,'
     b'"rate":{"messages":100.0,"bytes":null,"burst_seconds":1.0},"refuses":false,'
@@ -33,18 +33,24 @@ _LIST = (
     b'"waits":{"position":65537,"subject":"orders.new"},"last_error":"later",'
     b'"next_try_s":null,"oldest_s":1.012,"dead_bytes":158,"queued":2,"queued_bytes":20,'
     b'"oldest":{"position":65537,"subject":"orders.new","at":6},"routed":3,"unaccounted":0,'
-    b'"settled":{"dead":1},"owner":""},'
+    b'"settled":{"dead":1},"owner":"","replay":null,"left_out":null},'
     b'{"order":"strict","on_full":"refuse","backlog_bytes":4194304,"paused":false,'
     b'"name":"far","address":"tcp:127.0.0.1:1","subjects":[],"suspended":false,"rate":null,'
     b'"refuses":false,"connected":false,"since_s":0.004,"cursor":131071,"attempts":0,'
     b'"waits":null,"last_error":"\'Clock\' object has no attribute \'connectTCP\'",'
     b'"next_try_s":0.496,"oldest_s":null,"dead_bytes":0,"queued":0,"queued_bytes":0,'
-    b'"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":""}'
+    b'"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null}'
 )
 _LETTER = (
     b'"position":65536,"sender":"shop/4cd9b7672d7fbee8/1","sequence":1,"subject":"orders.new",'
     b'"id":null,"size":10,"reason":"no such customer \xe2\x98\x83","attempts":0,"at":8'
 )
+_COUNTED = (
+    b'{"kind":"rewind","first":65536,"next":131072,"end":131071,"copied":0,"skipped":0,"over":true,'
+    b'"waits":"","kept_from":65536}'
+)
+_BEGUN = _COUNTED.replace(b"131072", b"65536").replace(b"true", b"false")
+_OVER = _COUNTED
 _BILLING = {"receiver": "billing"}
 _AUDIT = {"subjects": [">"], "order": "none", "on_full": "suspend", "paused": True}
 # What is asked, one after the other, and what was said.
@@ -107,6 +113,14 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         b'{"user":null,"how":"process","names":[],"send":[">"],"to":[">"],"receive":[">"],'
         b'"request":[">","$node.>"]}',
     ),
+    (
+        "receivers.rewind_count",
+        {"name": "billing"},
+        b'{"name":"billing","replay":' + _COUNTED + b"}",
+    ),
+    ("receivers.rewind", {"name": "billing"}, b'{"name":"billing","replay":' + _BEGUN + b"}"),
+    ("receivers.replay", {"name": "billing"}, b'{"name":"billing","replay":' + _OVER + b"}"),
+    ("receivers.rewind_cancel", {"name": "billing"}, b'{"name":"billing","replay":null}'),
     ("reload", {}, b'{"files":[]}'),
     ("audit", {}, b'{"discrepancies":[]}'),
     ("receivers.remove", {"name": "billing"}, b'{"queued":2,"dead":1}'),

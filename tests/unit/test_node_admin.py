@@ -154,7 +154,9 @@ def test_every_integer_of_a_request_is_bounded() -> None:
                 if isinstance(kind, msgspec.inspect.IntType):
                     assert (0, 2**53 - 1) == (kind.ge, kind.le), (struct, field.name)
                     bounded.add(field.name)
-    assert bounded == {"after", "backlog_bytes", "confirm", "limit", "offset", "position"}
+    assert bounded == {
+        *("after", "backlog_bytes", "confirm", "end", "first", "limit", "offset", "position")
+    }
 
 
 def test_long_rows_make_short_pages() -> None:

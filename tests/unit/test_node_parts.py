@@ -468,12 +468,13 @@ class AskedReceivers:
             make_outlet=lambda row, exceptions: an_outlet(row),
             connections=self.connections,
             dead_letters=self.dead_letters,
+            replayer=double(),
             limits=LIMITS,
             time=Time(Clock()),
             rng=lambda: 0.5,
         )
 
-    def _store(self, changed: object) -> Deferred[None]:
+    def _store(self, changed: object, replay: object = None) -> Deferred[None]:
         self.stored.append(Deferred())
         return self.stored[-1]
 
@@ -924,7 +925,9 @@ def a_greeter(**more: Any) -> Greeter:
 
 def test_greeter_answers_when_a_receiver_that_is_new_is_stored() -> None:
     outlet, waiter = an_outlet(), Deferred[None]()
-    receivers = double(attaching=lambda name, patterns, order, who: outlet, stored=lambda: waiter)
+    receivers = double(
+        attaching=lambda name, patterns, order, who, start: outlet, stored=lambda: waiter
+    )
     visitor, connection = a_newcomer(), a_connection()
     hello = Hello(VERSION, "billing", "i1", HelloOptions(receive=ReceiveOptions(subjects=["a.>"])))
     a_greeter(receivers=receivers).greeted(visitor, connection, hello, None)
@@ -1122,6 +1125,8 @@ def some_operations(**more: Any) -> Operations:
             ),
         ),
         "dead_letters": double(full=lambda row: None),
+        "replayer": double(of=lambda number: None),
+        "tail": Tail(3, 1),
         "upkeep": double(refused=None),
         "loaded": LoadedBytes(LIMITS.loaded_bytes),
         "reload": lambda: succeed([]),

@@ -839,7 +839,10 @@ def test_the_peers_of_a_face_have_the_names_of_the_user_that_it_acts_for() -> No
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: one.name)
 def test_what_is_only_asked_has_no_line_and_what_changes_something_has_one(operation: Any) -> None:
-    words = ("add", "change", "pause", "resume", "remove", "own", "reload")
+    words = (
+        *("add", "change", "pause", "resume", "remove", "own", "reload"),
+        *("rewind", "rewind_cancel"),
+    )
     assert operation.changes is (operation.name.rpartition(".")[2] in words)
 
 

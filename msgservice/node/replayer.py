@@ -1,0 +1,454 @@
+"""The replays of a node: what is sent again on purpose is copied, page by page, for one receiver.
+
+A page is asked of the log when less than a page waits for its receiver, and is stored with the row
+that says how far the replay is. So a replay goes as fast as its receiver, what it takes of the log
+is a page at a time, and nothing has to be timed: after each group it is looked whose backlog has
+room now. At most `PAGES` pages are in memory, for all receivers together.
+
+The last page of a `start` and the membership of its receiver are one entry, and nothing may be
+stored between what that page has and that entry: for this one page no group is started.
+
+What is copied is decided by the log (`ILog.replay`), and how rows and copies are stored. Who may
+ask for a replay, and from where to where, is in `operations` and `receivers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.clock import Time
+from msgservice.errors import LimitReached, LogFull, ReplayRuns
+from msgservice.interfaces import ILog
+from msgservice.limits import INTEGER_MAX, Limits
+from msgservice.node.commits import Commits
+from msgservice.node.directory import Directory
+from msgservice.node.dispatch import Dispatch
+from msgservice.node.tail import Tail
+from msgservice.records import (
+    LEFT_OUT,
+    Copies,
+    PageOutcome,
+    ReceiverRow,
+    Replay,
+    ReplayPage,
+    position_of,
+)
+from msgservice.waiters import Waiters
+
+PAGE_BYTES = 4 * 1024 * 1024  # of a page, and of what may wait for its receiver
+PAGES = 4  # in memory at once
+# Of the limit of a receiver's backlog, what a page is at most: it waits beside what waited.
+BACKLOG_SHARE = 4
+HELD_BYTES_MAX = 64 * 1024 * 1024  # of a last page, for which everybody waits
+AGAIN = 1.0  # seconds after a page that found no room, or could not be read
+COUNT_PAGES = 16  # of what a receiver was left out of, that are looked at for one answer
+
+
+class _Running:
+    """One replay that runs: its row as it is stored, and what is under way for it."""
+
+    def __init__(self, row: ReceiverRow, replay: Replay) -> None:
+        self.row = row
+        self.replay = replay
+        self.is_busy = False  # a page is read, or is being stored
+        self.is_last = False  # an open one has read all that there was: the last page is due
+        self.holds = False
+        self.held_bytes = PAGE_BYTES
+        self.waits = ""  # why it does not go on, for people
+        self.is_called_off = False
+        self.over: Waiters[None] = Waiters()
+
+
+class Replayer:
+    """The replayer of a node: at most one replay runs for each receiver.
+
+    `leave_out(row, first, last, replay)`: a replay of what a receiver was left out of is called
+    off. These positions are left out again; stored together with the replay's row.
+    """
+
+    _logger = Logger()
+
+    def __init__(
+        self,
+        *,
+        log: ILog,
+        tail: Tail,
+        commits: Commits,
+        directory: Directory,
+        dispatch: Dispatch,
+        leave_out: Callable[[ReceiverRow, int, int, Replay], Deferred[None]],
+        limits: Limits,
+        time: Time,
+    ) -> None:
+        self._log = log
+        self._tail = tail
+        self._commits = commits
+        self._directory = directory
+        self._dispatch = dispatch
+        self._leave_out = leave_out
+        self._limits = limits
+        self._time = time
+        self._running: dict[int, _Running] = {}  # by receiver number
+        self._over: dict[int, Replay] = {}  # the last one of each other receiver
+        self._counted: dict[int, Replay] = {}  # of what receivers were left out of
+        self._pages = 0  # that are read or stored
+        self._holder: _Running | None = None
+        self._again: IDelayedCall | None = None
+        self._is_started = False
+        self._is_stopped = False
+
+    # --- getters
+
+    def of(self, number: int) -> tuple[Replay, str] | None:
+        """Return the replay of a receiver, or the last one that it had, and why it waits."""
+        running = self._running.get(number)
+        if running is not None:
+            return running.replay, running.waits
+        over = self._over.get(number)
+        return None if over is None else (over, "")
+
+    def runs(self, number: int) -> bool:
+        """Whether a replay runs for a receiver."""
+        return number in self._running
+
+    # --- beginning and ending
+
+    def load(self, replays: Iterable[Replay]) -> None:
+        """Go on with those that the log has, once `start` is called."""
+        for replay in replays:
+            row = self._directory.numbered(replay.receiver)
+            if row is None or row.removed:
+                continue
+            if replay.is_over:
+                self._over[replay.receiver] = replay
+                continue
+            self._running[replay.receiver] = _Running(row, replay)
+            if replay.is_open:
+                self._directory.set_starting(row, True)
+
+    def start(self) -> None:
+        """Copy from now on."""
+        self._is_started = True
+        self.look()
+
+    def stop(self) -> None:
+        """Copy nothing any more; what is being stored is."""
+        self._is_stopped = True
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        self._let_go()
+
+    def begin(
+        self, row: ReceiverRow, replay: Replay, store: Callable[[], Deferred[None]] | None = None
+    ) -> Deferred[None]:
+        """Begin a replay; fire when that is stored. Raises `ReplayRuns` where one runs already.
+
+        An open one (`start`) leaves its receiver out of audiences from now on. `store`: stores its
+        row, with something more; None: it alone is stored.
+        """
+        if row.number in self._running:
+            raise ReplayRuns(row.name)
+        running = self._running[row.number] = _Running(row, replay)
+        self._over.pop(row.number, None)
+        if replay.is_open:
+            self._directory.set_starting(row, True)
+        running.is_busy = True
+        stored = self._commits.replay(replay) if store is None else store()
+        stored.addCallback(self._begun, running)
+        return stored
+
+    def _begun(self, _: None, running: _Running) -> None:
+        running.is_busy = False
+        replay = running.replay
+        self._logger.info(
+            "replay to receiver {name} begins: {kind} from position {first}",
+            name=running.row.name,
+            kind=replay.kind,
+            first=replay.first,
+        )
+
+    async def call_off(self, number: int) -> Replay | None:
+        """End a replay before its time, once what is under way for it is stored.
+
+        What was copied stays. A receiver that starts is in audiences from then on, and has not had
+        the rest of its history. Returns how far it came; None where none runs.
+        """
+        running = self._running.get(number)
+        if running is None:
+            return None
+        running.is_called_off = True
+        waiter = running.over.wait()
+        if not running.is_busy:
+            self._end(running)
+        await waiter
+        return self._over.get(number, running.replay)
+
+    def _end(self, running: _Running) -> None:
+        replay, row = running.replay, running.row
+        running.is_busy = True
+        ended = msgspec.structs.replace(replay, end=replay.next - 1)
+        if replay.is_open:
+            self._directory.set_starting(row, False)
+        if replay.kind == LEFT_OUT:
+            stored = self._leave_out(row, replay.next, replay.end, ended)
+        else:
+            stored = self._commits.replay(ended)
+        stored.addCallback(lambda _: self._is_over(running, ended))
+        stored.addErrback(lambda failure: self._logger.failure("ending a replay", failure))
+
+    def _is_over(self, running: _Running, replay: Replay) -> None:
+        number = running.row.number
+        running.replay = replay
+        if self._running.get(number) is running:
+            del self._running[number]
+            self._over[number] = replay
+        self._logger.info(
+            "replay to receiver {name} {ends} at position {next}: {copied} messages copied,"
+            " {skipped} were not kept any more",
+            name=running.row.name,
+            ends="was called off" if running.is_called_off else "is over",
+            next=replay.next,
+            copied=replay.copied,
+            skipped=replay.skipped,
+        )
+        running.over.fire(None)
+
+    def forget(self, number: int) -> None:
+        """The receiver is removed, and its replay with it."""
+        self._over.pop(number, None)
+        self._counted.pop(number, None)
+        running = self._running.pop(number, None)
+        if running is not None:
+            if self._holder is running:
+                self._let_go()
+            running.over.fire(None)
+
+    # --- page by page
+
+    def look(self) -> None:
+        """A group was stored: go on with those whose receivers have room now."""
+        if self._running and self._is_started:
+            for running in list(self._running.values()):
+                if not running.is_busy and not running.waits:
+                    try:
+                        self._go_on(running)
+                    except Exception:  # commits go on whatever is wrong with a replay
+                        self._logger.failure("replay to receiver {name}", name=running.row.name)
+                        self._wait(running, "a fault of the node's: see its log")
+
+    def _page_bytes(self, row: ReceiverRow) -> int:
+        return max(1, min(PAGE_BYTES, self._dispatch.backlog_bytes_max(row) // BACKLOG_SHARE))
+
+    def _has_room(self, row: ReceiverRow, size: int) -> bool:
+        outlet = self._dispatch.outlets.get(row.number)
+        if outlet is None:
+            return False
+        queued = outlet.progress.queued
+        if queued.at_most < size:
+            return True
+        return queued.at_least < size and queued.look() < size
+
+    def _go_on(self, running: _Running) -> None:
+        row, replay = running.row, running.replay
+        if (
+            running.is_busy
+            or self._is_stopped
+            or not self._is_started
+            or self._running.get(row.number) is not running
+        ):
+            return
+        if running.is_called_off:
+            self._end(running)
+            return
+        size = self._page_bytes(row)
+        if self._pages >= PAGES or not self._has_room(row, size):
+            return  # looked at again after the next group
+        if running.is_last:
+            if self._holder is None:
+                self._hold(running)
+            return
+        end = min(replay.end, position_of(self._tail.next_number) - 1)
+        if replay.next > end:
+            running.is_last = True
+            self._go_on(running)
+            return
+        self._read(running, end, size)
+
+    def _read(self, running: _Running, end: int, size: int) -> None:
+        running.is_busy = True
+        self._pages += 1
+        replay, row = running.replay, running.row
+        reading = self._log.replay(
+            msgspec.structs.replace(replay, end=end),
+            self._directory.matching(row),
+            size,
+            self._limits.max_batch,
+        )
+        reading.addCallback(self._came, running, end)
+        reading.addErrback(self._stuck, running)
+
+    def _came(self, copies: Copies, running: _Running, end: int) -> None:
+        replay, row = running.replay, running.row
+        if self._running.get(row.number) is not running or self._is_stopped:
+            self._done(running)
+            return
+        if running.is_called_off:
+            self._done(running)
+            self._end(running)
+            return
+        moved = msgspec.structs.replace(
+            replay,
+            next=copies.next,
+            copied=replay.copied + copies.messages,
+            skipped=replay.skipped + copies.skipped,
+        )
+        is_all = copies.next > end
+        if replay.is_open and replay.end > end:
+            if running.holds and is_all:
+                moved = msgspec.structs.replace(moved, end=copies.next - 1)
+            elif running.holds:
+                running.held_bytes = min(2 * running.held_bytes, HELD_BYTES_MAX)
+                running.is_last = False
+            else:
+                running.is_last = is_all
+        if copies.copies:
+            audience = self._directory.audience_alone(row)
+            for batch in copies.copies:
+                batch.audience = audience
+        if replay.is_open and moved.is_over:
+            # From the group on that has this page: nothing was stored since it was read.
+            self._directory.set_starting(row, False)
+        storing = self._commits.page(ReplayPage(replay.next, moved, copies.copies))
+        self._let_go_if(running)
+        storing.addCallback(self._stored, running, moved)
+        storing.addErrback(lambda failure: self._logger.failure("after a page", failure))
+
+    def _stored(self, outcome: PageOutcome, running: _Running, moved: Replay) -> None:
+        self._done(running)
+        if self._running.get(running.row.number) is not running:
+            return
+        if outcome == "stored":
+            running.replay = moved
+            if moved.is_over:
+                self._is_over(running, moved)
+                return
+        elif isinstance(outcome, LogFull):
+            if running.replay.is_open and moved.is_over:
+                self._directory.set_starting(running.row, True)
+            self._wait(running, str(outcome))
+        else:
+            self._logger.error("a page for receiver {name} was void", name=running.row.name)
+            self._wait(running, "a page was void")
+
+    def _stuck(self, failure: Failure, running: _Running) -> None:
+        """The page could not be read, or there is no place for its audience."""
+        self._done(running)
+        if not failure.check(LimitReached):
+            self._logger.failure("replay to receiver {name}", failure, name=running.row.name)
+        self._wait(running, failure.getErrorMessage())
+
+    def _done(self, running: _Running) -> None:
+        running.is_busy = False
+        self._pages -= 1
+        self._let_go_if(running)
+
+    def _wait(self, running: _Running, why: str) -> None:
+        running.waits = why
+        if self._again is None and not self._is_stopped:
+            self._again = self._time.clock.callLater(AGAIN, self._try_again)
+
+    def _try_again(self) -> None:
+        self._again = None
+        for running in self._running.values():
+            running.waits = ""
+        self.look()
+
+    # --- the last page of a start
+
+    def _hold(self, running: _Running) -> None:
+        """Have no group started until the last page is read, and stored with the next."""
+        self._holder = running
+        running.holds = running.is_busy = True
+        self._commits.hold().addCallback(self._is_quiet, running)
+
+    def _is_quiet(self, _: None, running: _Running) -> None:
+        running.is_busy = False
+        if self._holder is not running:
+            return
+        end = position_of(self._tail.next_number) - 1
+        if running.is_called_off:
+            self._let_go()
+            self._end(running)
+        elif running.replay.next > end:
+            running.is_busy = True
+            self._pages += 1
+            copies = Copies([], running.replay.next, 0, 0, 0)
+            self._came(copies, running, end)
+        else:
+            self._read(running, end, running.held_bytes)
+
+    def _let_go_if(self, running: _Running) -> None:
+        if self._holder is running:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        holder, self._holder = self._holder, None
+        if holder is not None:
+            holder.holds = False
+            self._commits.go_on()
+
+    # --- counting
+
+    async def count(self, row: ReceiverRow, replay: Replay, pages_max: int = INTEGER_MAX) -> Replay:
+        """Return a replay as it would be when it is over, without copying anything.
+
+        At most so many pages are looked at: where it is not over then, `copied` is a part of all.
+        """
+        while not replay.is_over and pages_max > 0:
+            pages_max -= 1
+            found: Copies = await self._log.replay(
+                replay, self._directory.matching(row), PAGE_BYTES, self._limits.max_batch, True
+            )
+            replay = msgspec.structs.replace(
+                replay,
+                next=found.next,
+                copied=replay.copied + found.messages,
+                skipped=replay.skipped + found.skipped,
+            )
+        return replay
+
+    def left_out_of(self, row: ReceiverRow) -> tuple[int, int] | None:
+        """Return the positions that a receiver was left out of while it was suspended, or None.
+
+        While it still is, they end with the newest.
+        """
+        first, last = row.left_first, row.left_last
+        if not first:
+            return None
+        if not last:
+            last = position_of(self._tail.next_number) - 1
+        return (first, last) if first <= last else None
+
+    async def count_left_out(self, row: ReceiverRow) -> Replay | None:
+        """Return how many messages that were (`copied`), as far as they are counted yet.
+
+        What was counted before is not looked at again.
+        """
+        span = self.left_out_of(row)
+        if span is None:
+            self._counted.pop(row.number, None)
+            return None
+        first, last = span
+        known = self._counted.get(row.number)
+        if known is None or known.first != first:
+            known = Replay(row.number, LEFT_OUT, first, first, last)
+        known = msgspec.structs.replace(known, end=max(last, known.next - 1))
+        counted = self._counted[row.number] = await self.count(row, known, COUNT_PAGES)
+        return counted
