@@ -14,7 +14,7 @@ import apsw
 from rich.console import Console
 from rich.table import Table
 
-from bench import backlog, fanout, latency, receivers, security, udp, udp_flood
+from bench import backlog, fanout, latency, receivers, replay, security, udp, udp_flood
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -32,6 +32,7 @@ MEASUREMENTS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ),
     ("latency", latency.measure),
     ("backlog", backlog.measure),
+    ("replay", replay.measure),
     ("receivers", receivers.measure),
     ("udp", lambda: flat(udp.table())),
     ("udp_flood", udp_flood.measure),

@@ -155,7 +155,9 @@ def receiver(args: argparse.Namespace) -> None:
         handler=handle,
         window=(args.window, 64 * 1024 * 1024) if args.window else None,
     )
-    attachment = made.attach(args.address, subjects=args.subjects.split(","), **login_of(args))
+    attachment = made.attach(
+        args.address, subjects=args.subjects.split(","), start=args.start, **login_of(args)
+    )
 
     def act(line: str) -> None:
         nonlocal count, seen
@@ -490,6 +492,7 @@ def main() -> None:
     of_receiver.add_argument("--count", type=int, default=0)
     of_receiver.add_argument("--subjects", default="orders.>")
     of_receiver.add_argument("--window", type=int, default=0)
+    of_receiver.add_argument("--start", default="new")
     of_producer = roles.add_parser("producer")
     of_producer.add_argument("--address", required=True)
     of_producer.add_argument("--count", type=int, required=True)
