@@ -174,6 +174,7 @@ class World:
         self.server = StreamServer(
             self.reactor, self.stream, listen=self._endpoint, limits=limits, **options
         )
+        self.live: Any = self.server._served
         self.server.startService()
         self._peers = 0
 

@@ -255,9 +255,9 @@ def test_decision_13_and_must_hold_a_lost_connection_has_hung_up() -> None:
     listener.leave()
     world.peer().say("put", "k", message=1)
     assert other.messages() == [1]
-    assert world.server._subscribers.keys() == {"k"}
+    assert world.live._subscribers.keys() == {"k"}
     other.leave()
-    assert not world.server._subscribers
+    assert not world.live._subscribers
     assert world.server._subscription_bytes == 0
 
 
@@ -320,8 +320,8 @@ def test_rule_5_5_beyond_the_bytes_of_all_the_one_farthest_behind_is_closed_firs
     far.is_reading = near.is_reading = False
     for number in range(1_000):
         world.peer().say("put", "l" if number % 4 == 0 else "k", message="x" * 1_000)
-    assert far.protocol._is_over
-    assert not near.protocol._is_over
+    assert far.protocol.is_over
+    assert not near.protocol.is_over
     assert world.server.held_bytes <= 500_000
     assert len(near.messages()) == 250
 
@@ -832,7 +832,7 @@ def test_a_header_that_cannot_be_encoded_any_more_is_refused_to_who_listens() ->
     header.append(object())
     listener = world.listener("k")
     assert listener.lines() == [{"action": "close", "stream": "k", "reason": "refused"}]
-    assert not world.server._subscribers
+    assert not world.live._subscribers
 
 
 # --- 24, tokens, codec, threads

@@ -32,18 +32,22 @@ class OutboundUser(Protocol):
     def too_slow(self, outbound: Outbound) -> None:
         """Decide about one for which too much waits."""
 
+    def writable(self, outbound: Outbound) -> None:
+        """Take note that nothing waits any more for one that was full."""
+
 
 @implementer(IPushProducer)
 class Outbound:
-    """The way out of one connection. `waiting_bytes`: what it has to wait for."""
+    """The way out of one connection, its owner's. `waiting_bytes`: what waits for room."""
 
-    def __init__(self, transport: Any, user: OutboundUser, bytes_max: int) -> None:
+    def __init__(self, transport: Any, user: OutboundUser, bytes_max: int, owner: Any) -> None:
+        self.owner = owner
         self._transport = transport
         self._user = user
         self._bytes_max = bytes_max
         self._waiting: deque[Chunk] = deque()
         self.waiting_bytes = 0
-        self._is_full = False
+        self.is_full = False
         self.is_over = False
         transport.registerProducer(self, True)
 
@@ -51,7 +55,7 @@ class Outbound:
         """Write a chunk, now or when there is room."""
         if self.is_over:
             return
-        if not self._is_full:
+        if not self.is_full:
             self._transport.write(chunk.data)
             return
         self._waiting.append(chunk)
@@ -100,15 +104,17 @@ class Outbound:
 
     def pauseProducing(self) -> None:
         """Write no more: the transport is full."""
-        self._is_full = True
+        self.is_full = True
 
     def resumeProducing(self) -> None:
         """Write on."""
-        self._is_full = False
-        while self._waiting and not self._is_full:
+        self.is_full = False
+        while self._waiting and not self.is_full:
             chunk = self._waiting.popleft()
             self._taken(chunk)
             self._transport.write(chunk.data)
+        if not self.is_full:
+            self._user.writable(self)
 
     def stopProducing(self) -> None:
         """Drop what waits: the connection is lost."""

@@ -1,21 +1,15 @@
-"""A server of streams: JSON lines on a port, in front of a `MessageStream`.
+"""A server of streams: JSON lines on a port, in front of the streams that it is given.
 
-    bytes ─ LineSplitter ─► commands ─► MessageStream ─► (as its feed) lines of a key
-                                                    a chunk of them ─► Outbound of each listener
+    bytes ─ LineSplitter ─► commands ─► `Served`: streams of this process (`live`), or of a node
+                                            └─► chunks of lines ─► Outbound of each listener
 
-What is put is encoded once. The lines of one key that come in one turn of the reactor are one
-chunk, which all who listen are written: before anything else about that key happens, a join or an
-end, its chunk is made. So who listens gets the header, then all that was put after it, and nothing
-twice.
-
-What a line is, is `wire`'s; what waits for a slow connection, `outbound`'s.
+Connections and their bounds are here; what a line does is `live`'s or `durable`'s, what it is
+`wire`'s; what waits for a slow connection, `outbound`'s.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from collections.abc import Hashable
 from typing import Any
 
 from twisted.application.service import Service
@@ -40,17 +34,13 @@ from msgservice.errors import BadValue, CannotListen, InsecureListener, LimitRea
 from msgservice.faces.listening import ListeningService
 from msgservice.faces.streams.content import JsonCodec, StreamCodec
 from msgservice.faces.streams.limits import KIB, StreamLimits
+from msgservice.faces.streams.live import LiveStreams
 from msgservice.faces.streams.outbound import Chunk, Outbound
+from msgservice.faces.streams.served import Served
 from msgservice.faces.streams.stream import MessageStream
 from msgservice.faces.streams.wire import (
-    ABSENT,
     CLOSE,
-    DELETE,
-    GAP,
-    HANGUP,
-    HEADER,
     LISTEN,
-    PUT,
     REFUSED,
     SLOW,
     Command,
@@ -62,7 +52,6 @@ from msgservice.faces.streams.wire import (
 )
 from msgservice.transport.addresses import describe, is_local, is_local_host, parse_address
 
-CHUNK_BYTES = 64 * KIB  # lines of one key that are gathered before they are written
 WORK_MAX = 2_000  # writes to listeners that the lines of one connection may cause in a turn
 BYTES_A_SECOND = 64 * KIB  # of a line that takes longer than `line_seconds`
 SUBSCRIPTION_BYTES = 256  # of one listening, beside its key
@@ -91,7 +80,7 @@ class StreamServer(ListeningService):
     def __init__(
         self,
         reactor: Any,
-        stream: MessageStream,
+        stream: MessageStream | Served,
         *,
         listen: str | IStreamServerEndpoint,
         codec: StreamCodec | None = None,
@@ -109,7 +98,6 @@ class StreamServer(ListeningService):
                 raise TypeError(f"{name} = {value!r}: True or False is needed")
         self.reactor: Any = timed(reactor)
         self.now = monotonic_of(reactor)
-        self.stream = stream
         self.codec: StreamCodec = JsonCodec if codec is None else codec
         self.limits = StreamLimits() if limits is None else limits
         self.is_strict = is_strict
@@ -118,19 +106,11 @@ class StreamServer(ListeningService):
         self._is_insecure = insecure
         self._port: IListeningPort | None = None
         self._connections: dict[_Connection, None] = {}
-        self._subscribers: dict[str, dict[_Connection, None]] = {}
-        self._ungathered: dict[str, list[bytes]] = {}  # lines of keys, until they are a chunk
-        self._ungathered_bytes = 0
-        self._is_due: IDelayedCall | None = None
-        self._thread = threading.get_ident()
-        self._from_threads: deque[tuple[str, bytes | None]] = deque()
-        self._from_threads_bytes = 0
+        self._served: Served = LiveStreams(stream) if isinstance(stream, MessageStream) else stream
+        self._served.serve(self)
         self._held = 0
         self._partial = 0
-        self._headers: dict[str, int] = {}  # of those that came over the wire, their bytes
-        self._header_bytes = 0
         self._subscription_bytes = 0
-        self.work = 0  # writes to listeners so far
 
     # --- start and stop
 
@@ -185,7 +165,7 @@ class StreamServer(ListeningService):
             port.stopListening()
             raise self._insecure(str(port.getHost()))
         self._port = port
-        self.stream.follow(self)
+        self._served.begin()
         self._log.info("streams at {address}", address=describe(port.getHost()))
 
     def _not_listening(self, failure: Failure) -> None:
@@ -197,13 +177,11 @@ class StreamServer(ListeningService):
         What was written is sent first, for `write_seconds` at most.
         """
         super().stopService()
-        self.stream.unfollow(self)
         self.flush()
-        if self._is_due is not None:
-            self._is_due.cancel()
-            self._is_due = None
         port, self._port = self._port, None
-        waits: list[Deferred[Any]] = [] if port is None else [maybeDeferred(port.stopListening)]
+        waits: list[Deferred[Any]] = [maybeDeferred(self._served.end)]
+        if port is not None:
+            waits.append(maybeDeferred(port.stopListening))
         waits += [connection.leave() for connection in tuple(self._connections)]
         return gatherResults(waits).addCallback(lambda _: None) if waits else succeed(None)
 
@@ -224,7 +202,7 @@ class StreamServer(ListeningService):
     def lost(self, connection: _Connection) -> None:
         """Forget a connection, and what it listened to."""
         self._connections.pop(connection, None)
-        self._hang_up_all(connection)
+        self._served.lost(connection)
 
     def partial(self, more: int) -> None:
         """Count bytes of lines that are not whole; the longest ends where they are too many."""
@@ -244,10 +222,21 @@ class StreamServer(ListeningService):
 
     def too_slow(self, outbound: Outbound) -> None:
         """See `OutboundUser`."""
-        for connection in self._connections:
-            if connection.outbound is outbound:
-                self._close_slow(connection, "listener_bytes", self.limits.listener_bytes)
-                break
+        self._close_slow(outbound.owner, "listener_bytes", self.limits.listener_bytes)
+
+    def writable(self, outbound: Outbound) -> None:
+        """See `OutboundUser`."""
+        self._served.writable(outbound.owner)
+
+    def listens(self, key: str) -> None:
+        """Count one listening to a key. Raises `LimitReached`."""
+        if self._subscription_bytes + _size_of(key) > self.limits.subscription_bytes:
+            raise LimitReached("subscription_bytes", self.limits.subscription_bytes)
+        self._subscription_bytes += _size_of(key)
+
+    def hangs_up(self, key: str) -> None:
+        """Count one listening less."""
+        self._subscription_bytes -= _size_of(key)
 
     def _close_slow(self, connection: _Connection, limit: str, value: int) -> None:
         self._log.warn(
@@ -260,202 +249,34 @@ class StreamServer(ListeningService):
         last = b"".join(
             line_of(self.codec, CLOSE, key, reason=SLOW) for key in tuple(connection.keys)
         )
-        self._hang_up_all(connection)
+        self._served.lost(connection)
         assert connection.outbound is not None
         connection.outbound.drop()
         connection.finish(last)
 
     # --- commands
 
-    def take(self, connection: _Connection, command: Command) -> None:
-        """Do what a line says. Raises `BadValue` or `LimitReached` where it is refused."""
-        action, key = command.action, command.stream
-        if key is not None:
-            check_key(key, self.limits.key_bytes)
-        if key is None:
-            if action == CLOSE:
-                self._flush_of(connection)
-                self._hang_up_all(connection)
-                connection.finish()
-            else:
-                self._flush_of(connection)
-                self._hang_up_all(connection)
-        elif action == PUT:
-            self.stream.put(key, command.message)
-        elif action == LISTEN:
-            self._listen(connection, key, command)
-        elif action == HANGUP:
-            self._flush_key(key)
-            self._hang_up(connection, key)
-        elif action == HEADER:
-            self._set_header(key, None if command.message is ABSENT else command.message)
-        elif action == DELETE:
-            del self.stream[key]
-        else:
-            self.stream.close(key)
+    def take(self, connection: _Connection, command: Command) -> Deferred[None] | None:
+        """Do what a line says; until it fires, nothing more of this connection is done.
 
-    def _listen(self, connection: _Connection, key: str, command: Command) -> None:
-        if key in connection.keys:
-            return
-        if command.token is not ABSENT and command.token is not None:
-            # Nothing is kept here that one could go on from.
-            connection.write(Chunk(line_of(self.codec, CLOSE, key, reason=GAP)))
-            return
-        limits = self.limits
-        if len(connection.keys) >= limits.subscriptions_max:
-            raise LimitReached("subscriptions_max", limits.subscriptions_max)
-        if self._subscription_bytes + _size_of(key) > limits.subscription_bytes:
-            raise LimitReached("subscription_bytes", limits.subscription_bytes)
-        with self.stream.lock:  # between the header and the first that is put there is nothing
-            self._take_from_threads()
-            self._flush_key(key)
-            header = self.stream[key]
-            line = None if header is None else line_of(self.codec, PUT, key, message=header)
-            self._subscribers.setdefault(key, {})[connection] = None
-            connection.keys[key] = None
-            self._subscription_bytes += _size_of(key)
-        if line is not None:
-            connection.write(Chunk(line))
+        Raises `BadValue` or `LimitReached` where it is refused.
+        """
+        if command.stream is not None:
+            check_key(command.stream, self.limits.key_bytes)
+        return self._served.take(connection, command)
 
     def refuse_listen(self, connection: _Connection, key: str) -> None:
         """Tell a connection that it does not listen to a stream that it asked for."""
         connection.write(Chunk(line_of(self.codec, CLOSE, key, reason=REFUSED)))
 
-    def _set_header(self, key: str, header: Any) -> None:
-        if header is None:
-            self.stream[key] = None
-            return
-        size = len(line_of(self.codec, PUT, key, message=header))
-        with self.stream.lock:
-            before = self._headers.get(key)
-            if before is None and len(self._headers) >= self.limits.headers_max:
-                raise LimitReached("headers_max", self.limits.headers_max)
-            if self._header_bytes + size - (before or 0) > self.limits.header_bytes:
-                raise LimitReached("header_bytes", self.limits.header_bytes)
-            self.stream[key] = header
-            self._headers[key] = size
-            self._header_bytes += size
-
-    def _hang_up(self, connection: _Connection, key: str) -> None:
-        if key not in connection.keys:
-            return
-        del connection.keys[key]
-        self._subscription_bytes -= _size_of(key)
-        subscribers = self._subscribers[key]
-        del subscribers[connection]
-        if not subscribers:
-            del self._subscribers[key]
-
-    def _hang_up_all(self, connection: _Connection) -> None:
-        for key in tuple(connection.keys):
-            self._hang_up(connection, key)
-
-    # --- the feed of the stream, in any thread and under its lock
-
-    def prepare(self, key: Hashable, message: Any) -> bytes | None:
-        """See `Feed`."""
-        if not isinstance(key, str):
-            return None  # no line can name it
-        line = line_of(self.codec, PUT, check_key(key, self.limits.key_bytes), message=message)
-        if (
-            threading.get_ident() != self._thread
-            and self._from_threads_bytes + len(line) > self.limits.streams_bytes
-        ):
-            raise LimitReached("streams_bytes", self.limits.streams_bytes)
-        return line
-
-    def check_header(self, key: Hashable, message: Any) -> None:
-        """See `Feed`."""
-        if isinstance(key, str):
-            line_of(self.codec, PUT, check_key(key, self.limits.key_bytes), message=message)
-
-    def header_set(self, key: Hashable) -> None:
-        """See `Feed`. It is none from the wire any more."""
-        if isinstance(key, str):
-            self._header_bytes -= self._headers.pop(key, 0)
-
-    def put(self, key: Hashable, prepared: bytes | None) -> None:
-        """See `Feed`."""
-        if prepared is not None:
-            assert isinstance(key, str)
-            self._happened(key, prepared)
-
-    def ended(self, key: Hashable) -> None:
-        """See `Feed`."""
-        if isinstance(key, str):
-            self._happened(key, None)
-
-    def _happened(self, key: str, line: bytes | None) -> None:
-        if threading.get_ident() != self._thread:
-            if not self._from_threads:
-                self.reactor.callFromThread(self._go_on_with_threads)
-            self._from_threads.append((key, line))
-            self._from_threads_bytes += len(line or b"")
-            return
-        self._take_from_threads()
-        self._pass_on(key, line)
-
-    def _go_on_with_threads(self) -> None:
-        with self.stream.lock:
-            self._take_from_threads()
-        self.flush()
-
-    def _take_from_threads(self) -> None:
-        while self._from_threads:
-            key, line = self._from_threads.popleft()
-            self._from_threads_bytes -= len(line or b"")
-            self._pass_on(key, line)
-
-    # --- to who listens, in the reactor
-
-    def _pass_on(self, key: str, line: bytes | None) -> None:
-        if line is None:
-            self._end(key)
-            return
-        if key not in self._subscribers:
-            return
-        lines = self._ungathered.get(key)
-        if lines is None:
-            lines = self._ungathered[key] = []
-            self.work += len(self._subscribers[key])
-        lines.append(line)
-        self._ungathered_bytes += len(line)
-        if self._ungathered_bytes > CHUNK_BYTES:
-            self.flush()
-        elif self._is_due is None:
-            self._is_due = self.reactor.callLater(0, self._flush_due)
-
-    def _end(self, key: str) -> None:
-        self._flush_key(key)
-        subscribers = tuple(self._subscribers.get(key, ()))
-        self.work += len(subscribers)
-        if subscribers:
-            chunk = Chunk(line_of(self.codec, CLOSE, key))
-            for connection in subscribers:
-                self._hang_up(connection, key)
-                connection.write(chunk)
-
-    def _flush_due(self) -> None:
-        self._is_due = None
-        self.flush()
-
     def flush(self) -> None:
-        """Write the lines of all keys."""
-        for key in tuple(self._ungathered):
-            self._flush_key(key)
+        """Write what was gathered."""
+        self._served.flush()
 
-    def _flush_of(self, connection: _Connection) -> None:
-        for key in tuple(connection.keys):
-            self._flush_key(key)
-
-    def _flush_key(self, key: str) -> None:
-        lines = self._ungathered.pop(key, None)
-        if lines is None:
-            return
-        chunk = Chunk(b"".join(lines))
-        self._ungathered_bytes -= len(chunk.data)
-        for connection in tuple(self._subscribers.get(key, ())):
-            connection.write(chunk)
+    @property
+    def work(self) -> int:
+        """Writes to listeners so far."""
+        return self._served.work
 
 
 @implementer(IHandshakeListener)
@@ -472,13 +293,18 @@ class _Connection(Protocol):
         self._splitter = LineSplitter(server.limits.line_bytes)
         self._lines: deque[bytes] = deque()
         self._is_paused = False  # more lines than a turn takes
-        self._is_over = False
+        self.is_over = False
         self._ignored = 0
         self._partial_since = 0.0
         self._partial_timer: IDelayedCall | None = None
         self._end_timer: IDelayedCall | None = None
         self._lost: Deferred[None] = Deferred()
         self.partial = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what is written now would wait."""
+        return self.outbound is None or self.outbound.is_full
 
     @property
     def waiting_bytes(self) -> int:
@@ -489,7 +315,7 @@ class _Connection(Protocol):
         transport: Any = self.transport
         self.peer = describe(transport.getPeer())
         if not self._server.opened(self):
-            self._is_over = True
+            self.is_over = True
             transport.abortConnection()
             return
         if ISSLTransport.providedBy(transport):
@@ -499,14 +325,14 @@ class _Connection(Protocol):
             self.handshakeCompleted()
 
     def handshakeCompleted(self) -> None:
-        if self.outbound is None and not self._is_over:
+        if self.outbound is None and not self.is_over:
             self._stop_timer()
             self.outbound = Outbound(
-                self.transport, self._server, self._server.limits.listener_bytes
+                self.transport, self._server, self._server.limits.listener_bytes, self
             )
 
     def dataReceived(self, data: bytes) -> None:
-        if self._is_over:
+        if self.is_over:
             return
         self.handshakeCompleted()
         lines = self._splitter.feed(data)
@@ -518,38 +344,44 @@ class _Connection(Protocol):
     def _take_lines(self) -> None:
         server = self._server
         work = server.work
-        while self._lines and not self._is_over:
-            self._take(self._lines.popleft())
+        while self._lines and not self.is_over:
+            waits = self._take(self._lines.popleft())
+            if waits is not None and not waits.called:
+                server.flush()
+                self._stop_reading()
+                waits.addBoth(self._go_on)
+                return
             if server.work - work > WORK_MAX and self._lines:
                 server.flush()
-                self._pause()
+                self._stop_reading()
+                server.reactor.callLater(0, self._go_on)
                 return
         server.flush()
-        if self._splitter.is_too_long and not self._is_over:
+        if self._splitter.is_too_long and not self.is_over:
             self.abort(f"a line is longer than line_bytes = {server.limits.line_bytes}")
 
-    def _pause(self) -> None:
-        if not self._is_paused:
+    def _stop_reading(self) -> None:
+        if not self._is_paused and not self.is_over:
             self._is_paused = True
             self.transport.pauseProducing()  # type: ignore[union-attr]  # it is connected
-        self._server.reactor.callLater(0, self._go_on)
 
-    def _go_on(self) -> None:
+    def _go_on(self, _: object = None) -> None:
+        was_paused, self._is_paused = self._is_paused, False
         self._take_lines()
-        if self._is_paused and not self._lines and not self._is_over:
-            self._is_paused = False
+        if was_paused and not self._is_paused and not self.is_over:
             self.transport.resumeProducing()  # type: ignore[union-attr]  # it is connected
 
-    def _take(self, line: bytes) -> None:
+    def _take(self, line: bytes) -> Deferred[None] | None:
         server = self._server
         command: Command | None = None
         try:
             command = command_of(decode(server.codec, line))
-            server.take(self, command)
+            return server.take(self, command)
         except (BadValue, LimitReached) as error:
             self._ignore(str(error))
             if command is not None and command.action == LISTEN and command.stream is not None:
                 server.refuse_listen(self, command.stream)
+            return None
 
     def _ignore(self, reason: str) -> None:
         self._ignored += 1
@@ -568,7 +400,7 @@ class _Connection(Protocol):
             self._partial_since = self._server.now()
         if self.partial != before:
             self._server.partial(self.partial - before)
-        if self.partial and self._partial_timer is None and not self._is_over:
+        if self.partial and self._partial_timer is None and not self.is_over:
             self._look_at_partial(since=self._partial_since)
 
     def _look_at_partial(self, since: float) -> None:
@@ -607,7 +439,7 @@ class _Connection(Protocol):
 
     def finish(self, last: bytes = b"") -> None:
         """Close the connection in an orderly way, once what was written has left."""
-        self._is_over = True
+        self.is_over = True
         self._lines.clear()
         self._stop_timer()
         transport: Any = self.transport
@@ -629,16 +461,16 @@ class _Connection(Protocol):
 
     def abort(self, reason: str) -> None:
         """End the connection at once, which has done what is not allowed."""
-        if self._is_over:
+        if self.is_over:
             return
-        self._is_over = True
+        self.is_over = True
         self._lines.clear()
         self._stop_timer()
         self._log.warn("{peer} is disconnected: {reason}", peer=self.peer, reason=reason)
         self.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._is_over = True
+        self.is_over = True
         self._lines.clear()
         self._stop_timer()
         if self._end_timer is not None and self._end_timer.active():

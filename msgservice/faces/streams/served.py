@@ -1,0 +1,77 @@
+"""Streams behind a port, as a server knows them: those of this process (`live`), or of a node.
+
+Interfaces alone: what a connection and its server offer to whom they serve, and what they ask.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+
+from msgservice.faces.streams.content import StreamCodec
+from msgservice.faces.streams.limits import StreamLimits
+from msgservice.faces.streams.outbound import Chunk
+from msgservice.faces.streams.wire import Command
+
+
+class Listener(Protocol):
+    """A connection. `keys`: of the streams that it listens to; only those who serve change it."""
+
+    keys: dict[str, None]
+    peer: str
+    is_over: bool
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what is written now would wait."""
+
+    def write(self, chunk: Chunk) -> None:
+        """Write lines, now or when there is room."""
+
+    def finish(self, last: bytes = b"") -> None:
+        """Close the connection in an orderly way, once what was written has left."""
+
+
+class Host(Protocol):
+    """A server: what its streams need of it."""
+
+    reactor: Any
+    codec: StreamCodec
+    limits: StreamLimits
+
+    def listens(self, key: str) -> None:
+        """Count one listening to a key. Raises `LimitReached`."""
+
+    def hangs_up(self, key: str) -> None:
+        """Count one listening less."""
+
+
+class Served(Protocol):
+    """The streams behind a port. `work`: writes to listeners so far, which end a turn's work."""
+
+    work: int
+
+    def serve(self, host: Host) -> None:
+        """Take note of the server; called once, before anything else."""
+
+    def begin(self) -> None:
+        """Begin: the port is open."""
+
+    def end(self) -> Deferred[None] | None:
+        """End: nothing is put any more; fires when what was put is done with."""
+
+    def take(self, listener: Any, command: Command) -> Deferred[None] | None:
+        """Do what a line says; until it fires, no more lines of this connection are taken.
+
+        Raises `BadValue` or `LimitReached` where it is refused.
+        """
+
+    def lost(self, listener: Any) -> None:
+        """Forget all that a connection listens to."""
+
+    def writable(self, listener: Any) -> None:
+        """Go on with a connection that has room again."""
+
+    def flush(self) -> None:
+        """Write what was gathered for listeners."""
