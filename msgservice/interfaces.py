@@ -31,6 +31,7 @@ from msgservice.records import (
     Resume,
     Room,
     Snapshot,
+    StreamPage,
 )
 
 
@@ -176,6 +177,14 @@ class ILog(Interface):
 
         `identity`, `senders`: as those of `find`. Its position is 0. One that was cancelled before
         it was due is found by `SENDER/HASH/SEQUENCE` as long as its states are kept.
+        """
+
+    def of_stream(subject: str, after: int | None, bytes_max: int) -> Deferred[StreamPage]:
+        """Fire with the `records.StreamPage` of a subject below `streams.`, behind a position.
+
+        `after`: None for all that is kept. One batch at least if there is any; the first may begin
+        before `after`. What a replay has copied is left out. None are left where there is neither
+        a batch nor a gap.
         """
 
     def position_at(stored_at: int) -> Deferred[int]:

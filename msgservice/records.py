@@ -338,6 +338,18 @@ class Copies(msgspec.Struct):
     skipped: int
 
 
+class StreamPage(msgspec.Struct, frozen=True):
+    """A page of what was sent to one subject of streams, in the order of its positions.
+
+    `is_gap`: something between where it was to begin and its end may be missing, it is not kept any
+    more. `newest`: the last position that the log had given then.
+    """
+
+    batches: list[Batch]
+    is_gap: bool
+    newest: int
+
+
 class LettersTaken(msgspec.Struct):
     """Dead letters of a receiver that go: dropped, or sent again as these copies (DELIVERY 46).
 

@@ -19,6 +19,7 @@ V = TypeVar("V", bound=Hashable)
 
 ONE = "*"  # any one token
 REST = ">"  # one or more tokens, at the end
+STREAMS = "streams."  # subjects below it can be read by their subject (`ILog.of_stream`)
 
 # Whitespace, control characters, and lone surrogates (which have no UTF-8).
 _UNFIT = r"\s\x00-\x1f\x7f-\x9f\ud800-\udfff"

@@ -38,6 +38,7 @@ from msgservice.records import (
     Resume,
     Room,
     Snapshot,
+    StreamPage,
     position_of,
 )
 
@@ -255,6 +256,15 @@ class StoreLog:
         def job(db: apsw.Connection) -> Copies:
             with read_transaction(db):
                 return replaying.copies(db, state, replay, wanted, bytes_max, size_max, count_only)
+
+        return self._read(job)
+
+    def of_stream(self, subject: str, after: int | None, bytes_max: int) -> Deferred[StreamPage]:
+        """See `ILog.of_stream`."""
+
+        def job(db: apsw.Connection) -> StreamPage:
+            with read_transaction(db):
+                return queries.of_stream(db, self._store.state, subject, after, bytes_max)
 
         return self._read(job)
 

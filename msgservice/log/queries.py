@@ -24,12 +24,13 @@ from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import FRAME_FLAGS, NAMED, mark_of, named_of
 from msgservice.log.repeats import TakenRun
 from msgservice.log.state import KeyRow, State
-from msgservice.message import options_of
+from msgservice.message import FLAG_REPLAY, options_of
 from msgservice.records import (
     NOBODY,
     Audience,
     Batch,
     Origin,
+    StreamPage,
     number_of,
     position_of,
 )
@@ -67,6 +68,22 @@ from (
 """
 
 
+# The bounds are said again so that SQLite takes the index that has these subjects alone.
+_OF_STREAM = """
+select json_group_array(json_array(number, count, size, kept, flags)) from (
+    select number, count, size, frame is not null as kept, flags
+    from batch indexed by batch_stream
+    where subject = ?1 and subject >= 'streams.' and subject < 'streams/'
+        and number >= ?2 order by number limit ?3)
+"""
+
+_FIRST_OF_STREAM = """
+select number from batch indexed by batch_stream
+where subject = ? and subject >= 'streams.' and subject < 'streams/' and frame is not null
+order by number limit 1
+"""
+
+
 def read(
     db: apsw.Connection,
     state: State,
@@ -87,6 +104,35 @@ def read(
         db, state, audiences, after, to, min(bytes_max, PAGE_BYTES), min(messages_max, PAGE_ROWS)
     )
     return batches_of(db, state, numbers)
+
+
+def of_stream(
+    db: apsw.Connection, state: State, subject: str, after: int | None, bytes_max: int
+) -> StreamPage:
+    """Return the next batches of a subject of streams behind a position; see `ILog.of_stream`."""
+    newest = one(db, "select coalesce(max(number), 0) from batch")
+    newest = max(newest, state.oldest - 1)
+    if after is None:
+        first = one(db, _FIRST_OF_STREAM, (subject,))
+        after = position_of(newest + 1 if first is None else first) - 1
+        is_gap = False
+    else:
+        # Of the rows that have gone nobody knows whose they were.
+        is_gap = number_of(after) + 1 < state.oldest
+    found = _decode_json(one(db, _OF_STREAM, (subject, number_of(after), PAGE_ROWS)))
+    numbers: list[int] = []
+    size_sum = 0
+    for number, count, size, kept, flags in found:
+        if position_of(number, count - 1) <= after or flags & FLAG_REPLAY:
+            continue
+        if not kept:
+            is_gap = True
+            break
+        size_sum += size
+        if numbers and size_sum > min(bytes_max, PAGE_BYTES):
+            break
+        numbers.append(number)
+    return StreamPage(batches_of(db, state, numbers), is_gap, position_of(newest + 1) - 1)
 
 
 def _numbers(

@@ -258,6 +258,12 @@ _VERSION_SINCE = """
 alter table replay add column since integer not null default 0;
 """
 
+# What was put into streams, by their subject; other subjects cost nothing. `STREAMS` of subjects.
+_VERSION_STREAMS = """
+create index batch_stream on batch(subject, number)
+    where subject >= 'streams.' and subject < 'streams/';
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -284,6 +290,7 @@ SCHEMA = Schema(
         _VERSION_LETTERS,
         _VERSION_DELAYED,
         _VERSION_SINCE,
+        _VERSION_STREAMS,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

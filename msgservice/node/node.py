@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, DeferredLock, fail, gatherResults, succeed
@@ -26,8 +26,9 @@ from zope.interface import implementer
 
 from msgservice.client.client import Client
 from msgservice.clock import Time
-from msgservice.core.subjects import check_name, exact
+from msgservice.core.subjects import STREAMS, check_name, check_subject, exact
 from msgservice.errors import (
+    BadSubject,
     LogFailed,
     MsgServiceError,
     NotAllowed,
@@ -38,13 +39,14 @@ from msgservice.identity.users import Users
 from msgservice.interfaces import IChannelUser, IConnector, ILog
 from msgservice.limits import Limits, Rate
 from msgservice.log.sqlite import SqliteLog
+from msgservice.message import decode_messages
 from msgservice.node.assembly import Facts, Parts, assemble
 from msgservice.node.gate import LISTENER, OWN, Door
 from msgservice.node.process import end_process
 from msgservice.node.receivers import Receivers
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver.ways import Attachment
-from msgservice.records import USERS, ReceiverRow, Reread
+from msgservice.records import USERS, ReceiverRow, Reread, position_of
 from msgservice.threads import in_daemon_thread
 from msgservice.transport.addresses import check_listener
 from msgservice.transport.local import local_connector
@@ -52,6 +54,18 @@ from msgservice.transport.pb.transport import PbTransport
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import TlsProfiles
 from msgservice.waiters import Waiters
+
+
+class StreamMessages(NamedTuple):
+    """A page of a stream, in its order: position, body and headers of each message.
+
+    `is_gap`, `newest`: as of `records.StreamPage`.
+    """
+
+    messages: list[tuple[int, bytes, Mapping[str, str] | None]]
+    is_gap: bool
+    newest: int
+
 
 LAST_GROUP = 1.0  # seconds that a stop gives the disk in any case
 
@@ -419,6 +433,32 @@ class Node(Service):
             address="this process",
             subjects=subjects,
             start=start,
+        )
+
+    async def read_stream(
+        self, subject: str, after: int | None, bytes_max: int, *, principal: str = ""
+    ) -> StreamMessages:
+        """Return a page of what was sent to a subject below `streams.`, behind a position.
+
+        `after`: None for all that is kept. `bytes_max`: of the page, about; one message at least
+        where there is any. `principal`: as of `client`. Raises `NotAllowed` where it may not
+        receive that subject, `NotAuthenticated`, and `BadSubject`.
+        """
+        if not check_subject(subject).startswith(STREAMS):
+            raise BadSubject(subject, f"only what is below {STREAMS!r} can be read")
+        self.parts.gate.acting_for(principal).check_receives([subject])
+        page = await self.log.of_stream(subject, after, bytes_max)
+        return StreamMessages(
+            [
+                (position, message.body, message.headers)
+                for batch in page.batches
+                for position, message in enumerate(
+                    decode_messages(batch.messages), position_of(batch.number)
+                )
+                if after is None or position > after
+            ],
+            page.is_gap,
+            page.newest,
         )
 
     # --- stopping

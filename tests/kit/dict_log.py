@@ -61,6 +61,8 @@ from msgservice.records import (
     Room,
     Snapshot,
     StateRange,
+    StreamPage,
+    number_of,
     position_of,
 )
 
@@ -561,6 +563,27 @@ class DictLog:
         def job() -> int:
             numbers = [b.number for b in self.content.batches.values() if b.stored_at >= stored_at]
             return position_of(min(numbers, default=self.content.next_number))
+
+        return self._later(job)
+
+    def of_stream(self, subject: str, after: int | None, bytes_max: int) -> Deferred[StreamPage]:
+        def job() -> StreamPage:
+            oldest = min(self.content.batches, default=self.content.next_number)
+            start = 0 if after is None else after
+            found = [
+                batch
+                for _, batch in sorted(self.content.batches.items())
+                if batch.subject == subject and batch.last > start
+                if not batch.options.flags & FLAG_REPLAY
+            ]
+            page: list[Batch] = []
+            for batch in found:
+                if page and sum(one.size for one in page) + batch.size > bytes_max:
+                    break
+                page.append(batch)
+            is_gap = after is not None and number_of(after) + 1 < oldest
+            newest = position_of(self.content.next_number) - 1
+            return StreamPage(page, is_gap, newest)
 
         return self._later(job)
 

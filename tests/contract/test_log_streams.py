@@ -1,0 +1,102 @@
+"""Streams in every `ILog`: what was sent to a subject, by an index, in order; gaps that show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msgservice.limits import Limits
+from msgservice.message import FLAG_REPLAY, RunOptions, Status
+from msgservice.records import Batch, StreamPage, position_of
+from tests.kit.logs import NOW, ContractDriver, make_batch, numbers
+
+KINDS = ("memory", "sqlite", "dicts")
+KEEP_NOTHING = Limits(reserve_bytes=64 * 1024, keep_seconds=0, keep_bytes=0, audiences=40)
+K, L = "streams.k", "streams.l"
+
+
+@pytest.fixture(params=KINDS)
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ContractDriver]:
+    driver = ContractDriver(request.param, tmp_path / "data", KEEP_NOTHING).open()
+    driver.receivers(1)
+    yield driver
+    assert driver.wait(driver.log.audit()) == []
+    driver.close()
+
+
+def page(
+    log: ContractDriver, subject: str, after: int | None, bytes_max: int = 1_000_000
+) -> StreamPage:
+    found: StreamPage = log.wait(log.log.of_stream(subject, after, bytes_max))
+    return found
+
+
+def put(log: ContractDriver, *subjects: str, first: int = 1, **more: Any) -> list[Batch]:
+    audience = log.log.audience([1])
+    batches = [
+        make_batch(audience, first + number, subject=subject, after=0, **more)
+        for number, subject in enumerate(subjects)
+    ]
+    log.append(*batches)
+    return batches
+
+
+def test_rule_5_1_a_stream_is_read_by_its_subject_behind_a_position(log: ContractDriver) -> None:
+    put(log, K, L, K, "orders.new", K, "streams.k.more", "streamsk")
+    assert numbers(page(log, K, None).batches) == [1, 3, 5]
+    assert numbers(page(log, K, position_of(1)).batches) == [3, 5]
+    assert numbers(page(log, K, position_of(4)).batches) == [5]
+    assert numbers(page(log, L, 0).batches) == [2]
+    found = page(log, K, position_of(5))
+    assert (found.batches, found.is_gap, found.newest) == ([], False, position_of(8) - 1)
+    assert page(log, "streams.unknown", None).batches == []
+    log.reopen()
+    assert numbers(page(log, K, None).batches) == [1, 3, 5]
+
+
+def test_rule_5_1_a_position_within_a_batch_gives_that_batch(log: ContractDriver) -> None:
+    batch = make_batch(log.log.audience([1]), 1, [b"a", b"b", b"c"], subject=K)
+    log.append(batch)
+    assert numbers(page(log, K, position_of(1, 1)).batches) == [1]
+    assert numbers(page(log, K, position_of(1, 2)).batches) == []
+
+
+def test_a_page_of_a_stream_has_a_size_and_one_batch_at_least(log: ContractDriver) -> None:
+    batches = put(log, *[K] * 5)
+    size = batches[0].size
+    assert numbers(page(log, K, None, 1).batches) == [1]
+    assert numbers(page(log, K, position_of(1), 2 * size).batches) == [2, 3]
+    assert numbers(page(log, K, position_of(4), 2 * size).batches) == [5]
+
+
+def test_what_a_replay_has_copied_is_no_part_of_a_stream(log: ContractDriver) -> None:
+    put(log, K, first=1)
+    put(log, K, first=2, options=RunOptions(flags=FLAG_REPLAY))
+    put(log, K, first=3)
+    assert numbers(page(log, K, None).batches) == [1, 3]
+
+
+def test_rule_5_4_what_has_gone_is_a_gap_and_never_silent(log: ContractDriver) -> None:
+    put(log, K, L, K, K)
+    assert not page(log, K, 0).is_gap
+    log.progress(1, position_of(4) - 1, settled={Status.ACKNOWLEDGED: 3})
+    for _ in range(100):
+        if not log.wait(log.log.retain(NOW + 1)):
+            break
+    left = page(log, K, None)
+    assert (numbers(left.batches), left.is_gap) == ([4], False)
+    assert page(log, K, 0).is_gap
+    assert page(log, K, position_of(1)).is_gap
+    after = page(log, K, position_of(3))
+    assert (numbers(after.batches), after.is_gap) == ([4], False)
+
+
+def test_rule_5_4_the_newest_position_tells_a_token_of_the_future(log: ContractDriver) -> None:
+    assert page(log, K, None).newest < position_of(1)
+    put(log, L)
+    assert page(log, K, None).newest == position_of(2) - 1
+    log.reopen()
+    assert page(log, K, None).newest == position_of(2) - 1
