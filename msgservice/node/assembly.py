@@ -216,7 +216,9 @@ def assemble(
         commits=commits,
         directory=directory,
         dispatch=dispatch,
-        leave_out=lambda row, first, last, replay: receivers.leave_out(row, first, last, replay),
+        leave_out=lambda row, first, last: receivers.leave_out(row, first, last),
+        has_had=lambda row, position: receivers.has_had(row, position),
+        store=lambda row, replay: receivers.store(row, replay),
         limits=limits,
         time=time,
     )

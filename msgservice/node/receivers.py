@@ -629,15 +629,25 @@ class Receivers:
         await self._replayer.begin(row, replay, lambda: self._store(row, replay))
         return replay
 
-    def leave_out(self, row: ReceiverRow, first: int, last: int, replay: Replay) -> Deferred[None]:
-        """A replay of these positions is called off: they are left out again.
-
-        They are stored with the row of the replay.
-        """
+    def leave_out(self, row: ReceiverRow, first: int, last: int) -> None:
+        """A replay of these positions is called off: they are left out again. `store` follows."""
         if first <= last:
             if not row.left_first:
                 row.left_last = last
             row.left_first = first
+
+    def has_had(self, row: ReceiverRow, position: int) -> None:
+        """A receiver that starts has had all before this position: it was left out of none of it.
+
+        Where it was suspended meanwhile. `store` follows.
+        """
+        if row.left_first and row.left_first < position:
+            row.left_first = position
+            if row.left_last and row.left_last < position:
+                row.left_first = row.left_last = 0
+
+    def store(self, row: ReceiverRow, replay: Replay | None) -> Deferred[None]:
+        """Store a receiver, and with it how far a replay is."""
         return self._store(row, replay)
 
     async def call_off(self, name: str) -> Replay | None:

@@ -68,8 +68,9 @@ class _Running:
 class Replayer:
     """The replayer of a node: at most one replay runs for each receiver.
 
-    `leave_out(row, first, last, replay)`: a replay of what a receiver was left out of is called
-    off. These positions are left out again; stored together with the replay's row.
+    `leave_out(row, first, last)`: a replay of what a receiver was left out of is called off, these
+    positions are left out again. `has_had(row, position)`: a receiver that starts has had all
+    before this position. `store(row, replay)` stores what these have changed, in one group.
     """
 
     _logger = Logger()
@@ -82,7 +83,9 @@ class Replayer:
         commits: Commits,
         directory: Directory,
         dispatch: Dispatch,
-        leave_out: Callable[[ReceiverRow, int, int, Replay], Deferred[None]],
+        leave_out: Callable[[ReceiverRow, int, int], None],
+        has_had: Callable[[ReceiverRow, int], None],
+        store: Callable[[ReceiverRow, Replay | None], Deferred[None]],
         limits: Limits,
         time: Time,
     ) -> None:
@@ -91,7 +94,7 @@ class Replayer:
         self._commits = commits
         self._directory = directory
         self._dispatch = dispatch
-        self._leave_out = leave_out
+        self._leave_out, self._has_had, self._store = leave_out, has_had, store
         self._limits = limits
         self._time = time
         self._running: dict[int, _Running] = {}  # by receiver number
@@ -196,10 +199,10 @@ class Replayer:
         ended = msgspec.structs.replace(replay, end=replay.next - 1)
         if replay.is_open:
             self._directory.set_starting(row, False)
+            self._has_had(row, replay.next)
         if replay.kind == LEFT_OUT:
-            stored = self._leave_out(row, replay.next, replay.end, ended)
-        else:
-            stored = self._commits.replay(ended)
+            self._leave_out(row, replay.next, replay.end)
+        stored = self._store(row, ended)
         stored.addCallback(lambda _: self._is_over(running, ended))
         stored.addErrback(lambda failure: self._logger.failure("ending a replay", failure))
 
@@ -325,6 +328,8 @@ class Replayer:
         if replay.is_open and moved.is_over:
             # From the group on that has this page: nothing was stored since it was read.
             self._directory.set_starting(row, False)
+            self._has_had(row, moved.next)
+            self._store(row, None)  # with this page: no group is started before
         storing = self._commits.page(ReplayPage(replay.next, moved, copies.copies))
         self._let_go_if(running)
         storing.addCallback(self._stored, running, moved)

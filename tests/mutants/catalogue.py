@@ -24,6 +24,7 @@ INBOX = "msgservice.core.inbox:Inbox"
 MARKS = "msgservice.core.marks:Marks"
 ANSWERS = "msgservice.core.inbox:Answers"
 INGRESS = "msgservice.node.ingress:Ingress"
+REPLAYS = "tests/simulation/test_replays.py"
 
 _ALL = [
     # --- the outbox
@@ -2005,6 +2006,46 @@ _ALL = [
         old="if not credentials.is_private and not self.insecure:",
         new="if False:",
         catcher=_test("tests/unit/test_gate.py", "others_read_along"),
+    ),
+    # --- replays, in the node
+    Mutant(
+        name="the-last-page-of-a-start-holds-nobody",
+        at="msgservice.node.replayer:Replayer._came",
+        old="if running.holds and is_all:",
+        new="if is_all:",
+        catcher=_test(REPLAYS, "test_47_replays_are_in_order"),
+    ),
+    Mutant(
+        name="a-receiver-that-starts-is-in-audiences",
+        at="msgservice.node.directory:Directory.audience",
+        old=" - self._starting",
+        new="",
+        catcher=_test(REPLAYS, "test_47_replays_are_in_order"),
+    ),
+    Mutant(
+        name="a-start-is-forgotten-by-a-restart",
+        at="msgservice.node.replayer:Replayer.load",
+        old="self._directory.set_starting(row, True)",
+        new="pass",
+        catcher=_test(REPLAYS, "test_47_replays_are_in_order"),
+    ),
+    Mutant(
+        name="what-a-start-brought-counts-as-left-out",
+        at="msgservice.node.receivers:Receivers.has_had",
+        old="if row.left_first and row.left_first < position:",
+        new="if False:",
+        catcher=_test(REPLAYS, "test_47_replays_are_in_order"),
+    ),
+    Mutant(
+        name="what-is-called-off-is-left-out-no-more",
+        at="msgservice.node.receivers:Receivers.leave_out",
+        old="row.left_first = first",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_node_replay.py::"
+            "test_18_the_rest_stays_left_out_where_that_is_called_off",
+            "test_18_the_rest",
+        ),
     ),
     # --- replays, in the log
     Mutant(
