@@ -29,6 +29,7 @@ from msgservice.clock import Reactor
 from msgservice.core.subjects import check_name
 from msgservice.limits import INTEGER_MAX
 
+FIRST = 1 << 16  # the first position of all
 LOOK_SECONDS = 0.2  # between two looks at how far it is
 
 
@@ -189,7 +190,7 @@ def _touched(name: str, counted: dict[str, Any], suspended: bool) -> str:
     which = f"{name} was left out of" if suspended else f"{name} has acknowledged"
     gone = f", {counted['skipped']:,} more are not kept any more" if counted["skipped"] else ""
     kept = ""
-    if counted["first"] == counted["kept_from"]:
+    if counted["first"] == counted["kept_from"] > FIRST:  # else nothing has gone
         kept = f" (nothing of before position {counted['first']} is kept)"
     return (
         f"{counted['copied']:,} messages that {which}, from position {counted['first']} to"

@@ -7,7 +7,7 @@ far a replay is, is in `staging`; when its next page is asked for, in `node.repl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import apsw
@@ -34,6 +34,7 @@ from msgservice.records import (
 )
 
 PAGE_ROWS = 4096  # looked at in one page, for copies
+FEW_ROWS = 128  # … and in one step of SQLite of that
 COUNT_ROWS = 16_384  # … where only their number is asked for
 NUMBERS_MAX = INTEGER_MAX >> 16
 
@@ -87,35 +88,42 @@ def copies(
     count_only: bool = False,
 ) -> Copies:
     """Return the next copies of a replay, of about `bytes_max` bytes; see `ILog.replay`."""
-    rows_max = COUNT_ROWS if count_only else PAGE_ROWS
     low, high = number_of(replay.next), min(number_of(replay.end), NUMBERS_MAX)
     if replay.since:
         low = max(low, number_of(position_at(db, state, replay.since)))
-    if replay.kind == REWIND:
-        page = _of_sets(db, state, replay.receiver, low, high, rows_max)
-        of = _Acknowledged(db, replay.receiver, page.rows).of
-    else:
-        page = _all(db, low, high, rows_max)
+    left = COUNT_ROWS if count_only else PAGE_ROWS
+    of: Callable[[_Row], Sequence[Range]]
+    if replay.kind != REWIND:
         of = _Matching(db, state, replay.receiver, patterns).of
-    end = page.next
     picked: dict[int, list[Range]] = {}
     size = messages = skipped = 0
-    for row in page.rows:
-        if row.flags & FLAG_REPLAY:
-            continue
-        ranges = _within(replay, row, of(row))
-        count = sum([last - first + 1 for first, last in ranges])
-        if not count:
-            continue
-        if not row.kept:
-            skipped += count
-            continue
-        if picked and size + row.size > bytes_max and not count_only:
-            end = row.number
-            break
-        picked[row.number] = ranges
-        size += row.size * count // row.messages
-        messages += count
+    end, is_full = low, False
+    while end <= high and left > 0 and not is_full:
+        # Few at first: most are copied, and a page is full of them soon.
+        rows_max = COUNT_ROWS if count_only else FEW_ROWS
+        if replay.kind == REWIND:
+            page = _of_sets(db, state, replay.receiver, end, high, rows_max)
+            of = _Acknowledged(db, replay.receiver, page.rows).of
+        else:
+            page = _all(db, end, high, rows_max)
+        left -= max(rows_max, len(page.rows))
+        end = page.next
+        for row in page.rows:
+            if row.flags & FLAG_REPLAY:
+                continue
+            ranges = _within(replay, row, of(row))
+            count = sum([last - first + 1 for first, last in ranges])
+            if not count:
+                continue
+            if not row.kept:
+                skipped += count
+                continue
+            if picked and size + row.size > bytes_max and not count_only:
+                end, is_full = row.number, True
+                break
+            picked[row.number] = ranges
+            size += row.size * count // row.messages
+            messages += count
     # Behind all that there is it begins where more will be, unless that is behind its end.
     following = position_of(end) if end <= high else replay.end + 1
     if count_only:

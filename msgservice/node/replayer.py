@@ -1,9 +1,9 @@
 """The replays of a node: what is sent again on purpose is copied, page by page, for one receiver.
 
-A page is asked of the log when less than a page waits for its receiver, and is stored with the row
-that says how far the replay is. So a replay goes as fast as its receiver, what it takes of the log
-is a page at a time, and nothing has to be timed: after each group it is looked whose backlog has
-room now. At most `PAGES` pages are in memory, for all receivers together.
+A page is asked of the log while less than `WAITING_BYTES` wait for its receiver, and is stored with
+the row that says how far the replay is. So a replay goes as fast as its receiver, what it takes of
+the log is little at a time, and nothing has to be timed: after each group it is looked whose
+backlog has room now. At most `PAGES` pages are in memory, for all receivers together.
 
 The last page of a `start` and the membership of its receiver are one entry, and nothing may be
 stored between what that page has and that entry: for this one page no group is started.
@@ -41,9 +41,10 @@ from msgservice.records import (
 )
 from msgservice.waiters import Waiters
 
-PAGE_BYTES = 4 * 1024 * 1024  # of a page, and of what may wait for its receiver
+WAITING_BYTES = 4 * 1024 * 1024  # for its receiver: while less waits, a page is copied
+PAGE_BYTES = 1024 * 1024  # of a page: others' messages wait while it is written
 PAGES = 4  # in memory at once
-# Of the limit of a receiver's backlog, what a page is at most: it waits beside what waited.
+# Of the limit of a receiver's backlog, how much may wait at most for another page.
 BACKLOG_SHARE = 4
 HELD_BYTES_MAX = 64 * 1024 * 1024  # of a last page, for which everybody waits
 AGAIN = 1.0  # seconds after a page that found no room, or could not be read
@@ -59,7 +60,7 @@ class _Running:
         self.is_busy = False  # a page is read, or is being stored
         self.is_last = False  # an open one has read all that there was: the last page is due
         self.holds = False
-        self.held_bytes = PAGE_BYTES
+        self.held_bytes = WAITING_BYTES
         self.waits = ""  # why it does not go on, for people
         self.is_called_off = False
         self.over: Waiters[None] = Waiters()
@@ -246,8 +247,8 @@ class Replayer:
                         self._logger.failure("replay to receiver {name}", name=running.row.name)
                         self._wait(running, "a fault of the node's: see its log")
 
-    def _page_bytes(self, row: ReceiverRow) -> int:
-        return max(1, min(PAGE_BYTES, self._dispatch.backlog_bytes_max(row) // BACKLOG_SHARE))
+    def _room_for(self, row: ReceiverRow) -> int:
+        return max(1, min(WAITING_BYTES, self._dispatch.backlog_bytes_max(row) // BACKLOG_SHARE))
 
     def _has_room(self, row: ReceiverRow, size: int) -> bool:
         outlet = self._dispatch.outlets.get(row.number)
@@ -270,8 +271,8 @@ class Replayer:
         if running.is_called_off:
             self._end(running)
             return
-        size = self._page_bytes(row)
-        if self._pages >= PAGES or not self._has_room(row, size):
+        room = self._room_for(row)
+        if self._pages >= PAGES or not self._has_room(row, room):
             return  # looked at again after the next group
         if running.is_last:
             if self._holder is None:
@@ -282,7 +283,7 @@ class Replayer:
             running.is_last = True
             self._go_on(running)
             return
-        self._read(running, end, size)
+        self._read(running, end, min(PAGE_BYTES, room))
 
     def _read(self, running: _Running, end: int, size: int) -> None:
         running.is_busy = True
