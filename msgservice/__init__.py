@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from msgservice.limits import Limits, Rate
     from msgservice.message import Status
     from msgservice.node.node import Node
+    from msgservice.pb import PbPeer
     from msgservice.receiver.receiver import Receiver
     from msgservice.transport.udp.peer import DatagramPeer
 
@@ -24,6 +25,7 @@ __all__ = [
     "DatagramPeer",
     "Limits",
     "Node",
+    "PbPeer",
     "Rate",
     "Receipt",
     "Receiver",
@@ -38,6 +40,7 @@ _HOMES = {
     "DatagramPeer": "msgservice.transport.udp.peer",
     "Limits": "msgservice.limits",
     "Node": "msgservice.node.node",
+    "PbPeer": "msgservice.pb",
     "Rate": "msgservice.limits",
     "Receipt": "msgservice.client.receipt",
     "Receiver": "msgservice.receiver.receiver",

@@ -462,6 +462,14 @@ class RemoteFailed(MsgServiceError):
         self.kind, self.reason = kind, reason
 
 
+class NotConnected(MsgServiceError):
+    """The other end of a peer is not there: nothing was asked of it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"peer {name!r} is not connected: nothing was called")
+        self.name = name
+
+
 # --- What a handler says ------------------------------------------------------------------------
 
 

@@ -279,7 +279,9 @@ def assemble(
         time=time,
     )
     admin = Admin(operations, gate, limits)
-    perspectives = Perspectives(gate=gate, intake=intake, requests=admin, limits=limits)
+    perspectives = Perspectives(
+        instance=facts.log_id, gate=gate, intake=intake, requests=admin, limits=limits
+    )
     receivers.load(snapshot)
     directory.load(snapshot.receivers, snapshot.audiences)
     replayer.load(snapshot.replays)

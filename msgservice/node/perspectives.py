@@ -90,9 +90,15 @@ class Requests(Protocol):
 
 
 class Perspectives:
-    """The perspectives of one node, and the connections that have one."""
+    """The perspectives of one node, and the connections that have one.
 
-    def __init__(self, *, gate: Gate, intake: Intake, requests: Requests, limits: Limits) -> None:
+    `instance`: an id of the node, which no other has.
+    """
+
+    def __init__(
+        self, *, instance: str, gate: Gate, intake: Intake, requests: Requests, limits: Limits
+    ) -> None:
+        self.instance = instance
         self.gate = gate
         self.intake = intake
         self.requests = requests
@@ -317,6 +323,17 @@ class Perspective(Service):
         request = Request(1, name, msgspec.Raw(encode_messages([WireMessage(body)])))
         asking: Deferred[Reply] = self._house.requests.answer(request, self.allowed)
         return asking.addCallback(_answer, name)
+
+    def perspective_hello(
+        self, other: Any, number: Any = 1, live: Any = None, seen: Any = None
+    ) -> str:
+        """Answer the hello of a `PbPeer`: a node dials no peers, so whoever comes may stay."""
+        self._check()
+        return self._house.instance
+
+    def perspective_ping(self) -> None:
+        """Show that the node is here."""
+        self._check()
 
     def perspective_status(self, id: Any) -> Deferred[Any]:  # noqa: A002  # its name in $node.status
         """Fire with what `$node.status` says of a message."""

@@ -29,7 +29,7 @@ def example(name: str, *arguments: str) -> list[str]:
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=30,
         check=False,
     )
     assert 0 == done.returncode, done.stderr + done.stdout
@@ -63,3 +63,12 @@ def test_a_plain_program_logs_in_with_the_password_that_the_command_has_set(
         assert PRINTED == rest
         with pytest.raises(AssertionError, match="wrong user or password"):
             example("pb_client", port, "shop", "other")
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_call_each_other(tmp_path: Path) -> None:
+    with running(sys.executable, "-m", "examples.pb_peer", "listen", "0", cwd=CHECKOUT) as one:
+        port = one.wait_for(r"listening on (\d+)")[1]
+        assert ["double of 21 is 42"] == example("pb_peer", "dial", port)
+        one.wait_for("double of 21 is 42")
+        assert 0 == one.ended()

@@ -22,7 +22,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("identity",),
     ("log", "transport", "connection"),
     ("config", "client", "receiver"),
-    ("node", "faces"),
+    ("node", "faces", "pb"),
     ("tap", "cli", ""),
 ]
 # What a face may know of the service; of the node and what lies below it, nothing.

@@ -118,6 +118,10 @@ class Service(pb.Referenceable):
         method = getattr(self, f"{self.prefix}{message}", None)
         if method is None:
             raise BadValue("method", f"{message!r} is not there")
+        return self.run(method, broker, message, args, kw)
+
+    def run(self, method: Callable[..., Any], broker: Any, message: str, args: Any, kw: Any) -> Any:
+        """Call a function, or a coroutine's, and return what it returns, jellied."""
         taken = broker.unserialize(args)
         named = {
             key.decode(errors="replace") if isinstance(key, bytes) else key: value
@@ -125,6 +129,8 @@ class Service(pb.Referenceable):
         }
         try:
             result = method(*taken, **named)
+            if inspect.iscoroutine(result):
+                result = Deferred.fromCoroutine(result)
         except TypeError:
             try:
                 inspect.signature(method).bind(*taken, **named)

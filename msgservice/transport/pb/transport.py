@@ -27,10 +27,16 @@ from msgservice.limits import Limits
 from msgservice.records import Reread
 from msgservice.transport.addresses import beyond_loopback, parse_address
 from msgservice.transport.dialling import Connector
+from msgservice.transport.owners import Owned
 from msgservice.transport.pb.channel import PbChannel, Root
 from msgservice.transport.probing import check_port_free
 from msgservice.transport.tcp.endpoints import client_endpoint, server_endpoint
-from msgservice.transport.tcp.listening import ChannelFactory, ConnectionCount, listen_on
+from msgservice.transport.tcp.listening import (
+    ChannelFactory,
+    ConnectionCount,
+    MakeChannel,
+    listen_on,
+)
 from msgservice.transport.tcp.pacing import Turn
 from msgservice.transport.tcp.profiles import TlsProfiles
 from msgservice.transport.tcp.tls import Tls
@@ -83,11 +89,10 @@ class PbTransport:
         """See `ITransport`."""
         reactor = timed(reactor)
         turn = Turn(reactor)
-        return Connector(
-            reactor=reactor,
-            address=address,
-            endpoint=_client(reactor, address, self._tls),
-            make_channel=lambda owner: PbChannel(
+        connector: IConnector = self.connector_with(
+            reactor,
+            address,
+            lambda owner: PbChannel(
                 reactor=reactor,
                 make_user=make_user,
                 limits=limits,
@@ -95,6 +100,23 @@ class PbTransport:
                 turn=turn,
                 is_dialled=True,
             ),
+            limits,
+        )
+        return connector
+
+    def connector_with(
+        self,
+        reactor: IReactorTime,
+        address: str,
+        make_channel: Callable[[Connector], Owned],
+        limits: Limits,
+    ) -> Connector:
+        """Return a connector whose connections are what `make_channel` makes."""
+        return Connector(
+            reactor=reactor,
+            address=address,
+            endpoint=_client(reactor, address, self._tls),
+            make_channel=make_channel,
             limits=limits,
             rng=self._rng,
         )
@@ -119,6 +141,23 @@ class PbTransport:
         make_root: Callable[[PbChannel], Root],
     ) -> Deferred[IListeningPort]:
         """Listen as `listen` does; `make_root` makes what each connection finds here."""
+        make_channel = partial(PbChannel, make_root=make_root)
+        return self._listen(reactor, address, make_channel, limits, make_user)
+
+    def listen_for(
+        self, reactor: IReactorTime, address: str, make_channel: MakeChannel, limits: Limits
+    ) -> Deferred[IListeningPort]:
+        """Listen for connections that are what `make_channel` makes, and have no user."""
+        return self._listen(reactor, address, make_channel, limits, _nobody)
+
+    def _listen(
+        self,
+        reactor: IReactorTime,
+        address: str,
+        make_channel: MakeChannel,
+        limits: Limits,
+        make_user: Callable[[], IChannelUser],
+    ) -> Deferred[IListeningPort]:
         reactor = timed(reactor)
         try:
             endpoint = _server(reactor, address, self._tls)
@@ -129,13 +168,17 @@ class PbTransport:
             make_user=make_user,
             limits=limits,
             count=self.accepted,
-            make_channel=partial(PbChannel, make_root=make_root),
+            make_channel=make_channel,
         )
         return listen_on(endpoint, address, factory)
 
     def reload(self) -> list[Reread]:
         """See `ITransport`."""
         return self._tls.reload()
+
+
+def _nobody() -> IChannelUser:
+    raise AssertionError("a connection without a channel has no user")
 
 
 def _client(reactor: Any, address: str, tls: Tls) -> IStreamClientEndpoint:

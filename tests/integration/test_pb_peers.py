@@ -1,0 +1,246 @@
+"""Peers on real sockets: both dial, each calls the other, with logins, classes and errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import LogEvent
+from twisted.spread import pb
+
+from msgservice import Limits, Node, PbPeer
+from msgservice.errors import BadValue, InsecureListener, RemoteFailed
+from tests.kit.certificates import Authority
+from tests.kit.ports import free_port
+
+reactor: Any = installed_reactor
+pytestmark = pytest.mark.timeout(60)
+LIMITS = Limits(
+    link_delay_min=0.01, link_delay_max=0.05, close_timeout=1.0, stop_timeout=4.0, login_delay=0.2
+)
+
+
+class Point(pb.Copyable):
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+
+class PointCopy(pb.RemoteCopy):
+    x: int
+
+
+class Other(pb.Copyable):
+    pass
+
+
+class OtherCopy(pb.RemoteCopy):
+    pass
+
+
+pb.setUnjellyableForClass(Point, PointCopy)
+pb.setUnjellyableForClass(Other, OtherCopy)
+
+
+class Pair:
+    def __init__(self) -> None:
+        self.peers: list[PbPeer] = []
+
+    def peer(self, name: str, **options: Any) -> PbPeer:
+        peer = PbPeer(reactor, name=name, limits=LIMITS, **options)
+        self.peers.append(peer)
+        return peer
+
+    async def connected(self, **options: Any) -> tuple[PbPeer, PbPeer]:
+        east, west = self.peer("east", **options), self.peer("west", **options)
+        port = await west.listen("pb:0")
+        east.dial(f"pb:127.0.0.1:{port.getHost().port}")  # type: ignore[attr-defined]  # of its address
+        await east.when_connected()
+        await west.when_connected()
+        return east, west
+
+
+@pytest_twisted.async_yield_fixture
+async def pair() -> AsyncIterator[Pair]:
+    pair = Pair()
+    yield pair
+    for peer in pair.peers:
+        await peer.stop()
+
+
+async def failure_of(call: Deferred[Any]) -> Exception:
+    with pytest.raises(Exception) as caught:
+        await call
+    return caught.value
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_calls_what_the_other_exposes_over_the_one_connection(pair: Pair) -> None:
+    east, west = await pair.connected()
+    east.expose("where", lambda: "east")
+
+    @west.expose("add")
+    def add(a: int, b: int, *, c: int = 0) -> int:
+        return a + b + c
+
+    @west.expose("later")
+    async def later(value: Any) -> Any:
+        await deferLater(reactor, 0.01)
+        return value
+
+    assert 6 == await east.call("add", 1, 2, c=3)
+    assert "east" == await west.call("where")
+    value = {"a": [1, 2.5, b"x", "ü", None, True], "b": (1,)}
+    assert value == await east.call("later", value)
+
+
+@pytest_twisted.ensureDeferred
+async def test_errors_cross_by_their_type_and_only_ours_with_what_they_say(
+    pair: Pair, logged_failures: list[LogEvent]
+) -> None:
+    east, west = await pair.connected()
+
+    def ours() -> None:
+        raise BadValue("x", "is too small")
+
+    def theirs() -> None:
+        raise KeyError("a secret")
+
+    west.expose("ours", ours)
+    west.expose("theirs", theirs)
+    west.expose("object", object)
+    for name, kind, said in (
+        ("ours", "msgservice.errors.BadValue", "x is too small"),
+        ("theirs", "builtins.KeyError", ""),
+        ("nothing", "msgservice.errors.BadValue", "not exposed"),
+    ):
+        error = await failure_of(east.call(name))
+        assert isinstance(error, RemoteFailed)
+        assert kind == error.kind
+        assert said in error.reason
+        assert "secret" not in str(error)
+    assert 1 == len(logged_failures)
+    logged_failures.clear()
+    for arguments in ([1], [1, 2]):
+        assert "arguments" in str(await failure_of(east.call("ours", *arguments)))
+    assert [] == logged_failures
+
+
+@pytest_twisted.ensureDeferred
+async def test_instances_of_classes_that_both_have_named_cross_and_no_others(pair: Pair) -> None:
+    east, west = await pair.connected(classes=[Point])
+    west.expose("twice", lambda point: Point(2 * point.x))
+    found = await east.call("twice", Point(4))
+    assert (PointCopy, 8) == (type(found), found.x)
+    west.expose("take", lambda value: None)
+    assert "not taken here" in str(await failure_of(east.call("take", Other())))
+    assert await east.call("take", [Point(1)]) is None
+    west.expose("give", Other)
+    error = await failure_of(east.call("give"))
+    assert "not taken here" in str(error)
+    assert await east.call("take", 1) is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_both_listen_and_dial_and_one_connection_stays(pair: Pair) -> None:
+    ports = [free_port(), free_port()]
+    one, two = pair.peer("one"), pair.peer("two")
+    for peer in (one, two):
+        peer.expose("name", lambda name=peer.name: name)
+    await one.listen(f"pb:{ports[0]}")
+    await two.listen(f"pb:{ports[1]}")
+    one.dial(f"pb:127.0.0.1:{ports[1]}")
+    two.dial(f"pb:127.0.0.1:{ports[0]}")
+    await one.when_connected()
+    await two.when_connected()
+    await until(lambda: one.other == two.instance and two.other == one.instance)
+    assert ["two", "one"] == [await one.call("name"), await two.call("name")]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await deferLater(reactor, 0.005)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_peer_that_comes_back_is_dialled_again(pair: Pair) -> None:
+    port = free_port()
+    east, west = pair.peer("east"), pair.peer("west")
+    east.dial(f"pb:127.0.0.1:{port}")
+    await west.listen(f"pb:{port}")
+    await east.when_connected()
+    await west.stop()
+    await until(lambda: not east.connected)
+    again = pair.peer("west")
+    again.expose("name", lambda: "again")
+    await again.listen(f"pb:{port}")
+    await east.when_connected()
+    assert "again" == await east.call("name")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_login_that_is_right_comes_in_and_a_wrong_one_waits_and_does_not(
+    pair: Pair,
+) -> None:
+    west = pair.peer("west")
+    port = (await west.listen("pb:0", users={"east": "right"})).getHost().port  # type: ignore[attr-defined]  # of its address
+    address = f"pb:127.0.0.1:{port}"
+    for login in ({"user": "east", "password": "wrong"}, {"user": "x", "password": "right"}, {}):
+        wrong = pair.peer("wrong")
+        wrong.dial(address, **login)
+        connector = wrong._connector
+        assert connector is not None
+        await until(lambda one=connector: one.last_error is not None)  # type: ignore[misc]  # bound
+        assert "wrong user" in str(connector.last_error) or "asks" in str(connector.last_error)
+        await wrong.stop()
+    assert not west.connected
+    east = pair.peer("east")
+    east.dial(address, user="east", password="right")
+    await east.when_connected()
+    assert west.connected
+
+
+@pytest_twisted.ensureDeferred
+async def test_beyond_loopback_a_listener_needs_tls_and_users(pair: Pair) -> None:
+    west = pair.peer("west")
+    for options in ({}, {"users": {"east": "x"}}):
+        assert isinstance(
+            await failure_of(west.listen("pb:0:interface=", **options)),  # type: ignore[arg-type]  # as above
+            InsecureListener,
+        )
+
+
+@pytest_twisted.ensureDeferred
+async def test_with_tls_peers_log_in_and_call(pair: Pair, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    west, east = pair.peer("west"), pair.peer("east")
+    west.expose("name", lambda: "west")
+    listening = await west.listen(
+        authority.listener().replace("tls:", "pbs:"), users={"east": "right"}
+    )
+    port = listening.getHost().port  # type: ignore[attr-defined]  # of its address
+    east.dial(f"pbs:localhost:{port}:trustRoots={authority.ca_file}", user="east", password="right")
+    await east.when_connected()
+    assert "west" == await east.call("name")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_peer_hands_messages_to_a_node(pair: Pair, tmp_path: Path) -> None:
+    node = Node(reactor, tmp_path / "data", listen=["pb:0"], limits=LIMITS)
+    node.startService()
+    await node.when_ready()
+    east = pair.peer("east")
+    east.dial(f"pb:127.0.0.1:{node.listeners[0].split(':')[2]}")
+    await east.when_connected()
+    position = await east.send("orders.new", b"one", id="1")
+    assert position == (await east.call("status", "1"))["position"]
+    error = await failure_of(east.send("orders..new", b"two"))
+    assert isinstance(error, RemoteFailed)
+    assert "msgservice.errors.BadSubject" == error.kind
+    await east.stop()
+    await node.stopService()
