@@ -44,10 +44,10 @@ def run(program: str, folder: Path) -> str:
 
 
 def test_every_program_says_what_it_prints() -> None:
-    assert TEXT.count("```python") == len(PROGRAMS) == 2
+    assert TEXT.count("```python") == len(PROGRAMS) == 3
 
 
-@pytest.mark.parametrize(("program", "output"), PROGRAMS, ids=["in_process", "network"])
+@pytest.mark.parametrize(("program", "output"), PROGRAMS, ids=["in_process", "network", "node"])
 def test_a_program_prints_what_the_page_says(program: str, output: str, tmp_path: Path) -> None:
     assert run(program, tmp_path) == output
 

@@ -989,6 +989,19 @@ def test_a_splitter_takes_time_that_grows_with_the_bytes() -> None:
     assert splitter.partial == 0
 
 
+def test_rule_5_9_streams_are_listed_with_listeners_and_how_many_are_behind() -> None:
+    world = World()
+    slow, _, left = world.listener("k"), world.listener("k", "l"), world.listener("m")
+    left.leave()
+    slow.is_reading = False
+    for _ in range(200):
+        world.peer().say("put", "k", message="x" * 1_000)
+    assert sorted(world.server.streams()) == [("k", 2, 1), ("l", 1, 0)]
+    slow.is_reading = True
+    slow.read()
+    assert sorted(world.server.streams()) == [("k", 2, 0), ("l", 1, 0)]
+
+
 # --- the end of a server
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from msgservice.faces.streams import remote as _remote
 from msgservice.faces.streams.content import JsonCodec, StreamCodec, register
+from msgservice.faces.streams.durable import NodeStreams
 from msgservice.faces.streams.limits import StreamLimits
 from msgservice.faces.streams.monitor import (
     Abort,
@@ -25,6 +26,7 @@ from msgservice.faces.streams.monitor import (
     Start,
 )
 from msgservice.faces.streams.remote import Closed
+from msgservice.faces.streams.served import Served
 from msgservice.faces.streams.server import StreamServer
 from msgservice.faces.streams.stream import MessageStream, message_stream
 
@@ -40,6 +42,7 @@ __all__ = [
     "MessageStream",
     "Monitor",
     "MonitorMessage",
+    "NodeStreams",
     "Progress",
     "RemoteStream",
     "Start",
@@ -58,13 +61,14 @@ codec: StreamCodec = JsonCodec
 def serve(
     port: int | str,
     reactor: Any,
-    stream: MessageStream = message_stream,
+    stream: MessageStream | Served = message_stream,
     *,
     insecure: bool = False,
     **options: Any,
 ) -> StreamServer:
-    """Return a server of a stream that listens: a service, `stopService` ends it.
+    """Return a server that listens: a service, `stopService` ends it.
 
+    `stream`: a `MessageStream`, or the `NodeStreams` of a node that has started.
     `port`: of loopback, 0 for one that is free (`.port` tells); with `insecure` of every
     interface. Or an endpoint string. `options`: those of `StreamServer`. Raises `CannotListen`,
     `InsecureListener` and `BadAddress`.

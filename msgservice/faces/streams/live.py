@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IDelayedCall
 from msgservice.errors import LimitReached
 from msgservice.faces.streams.limits import KIB
 from msgservice.faces.streams.outbound import Chunk
-from msgservice.faces.streams.served import Host, Listener
+from msgservice.faces.streams.served import Host, Listener, StreamState
 from msgservice.faces.streams.stream import MessageStream
 from msgservice.faces.streams.wire import (
     ABSENT,
@@ -73,6 +73,13 @@ class LiveStreams:
         if self._is_due is not None:
             self._is_due.cancel()
             self._is_due = None
+
+    def streams(self) -> list[StreamState]:
+        """See `Served`."""
+        return [
+            StreamState(key, len(some), sum(one.waiting_bytes > 0 for one in some))
+            for key, some in self._subscribers.items()
+        ]
 
     def lost(self, listener: Listener) -> None:
         """See `Served`."""

@@ -201,15 +201,17 @@ class RemoteStream:
 
     # --- listening
 
-    def listen(self, stream: str, queue: Queue) -> None:
+    def listen(self, stream: str, queue: Queue, *, resume: bool = False) -> None:
         """Give a queue the header of a stream, if there is one, and all that is put from then on.
 
         It gets a `Closed` at the end, and where its connection was lost. Twice the same queue gets
-        each message twice. Raises `BadValue` for a key that cannot travel.
+        each message twice. `resume`: of a server with a node, go on after a lost connection behind
+        the last message that came, without a word; where that is not kept any more, the end has
+        the reason `gap`. Raises `BadValue` for a key that cannot travel.
         """
         self._check_open()
         check_key(stream, self.limits.key_bytes)
-        self._listening.append(_Listening(self, stream, queue))
+        self._listening.append(_Listening(self, stream, queue, resumes=resume))
 
     def hangup(self, stream: str | None, queue: Queue) -> None:
         """End one listening of a queue, or with None all of its; one that is unknown is ignored."""
@@ -292,10 +294,11 @@ class _Listening:
 
     _log = Logger()
 
-    def __init__(self, remote: RemoteStream, stream: str, queue: Queue) -> None:
+    def __init__(self, remote: RemoteStream, stream: str, queue: Queue, *, resumes: bool) -> None:
         self._remote = remote
         self.stream, self.queue = stream, queue
-        self._line = line_of(remote.codec, LISTEN, stream)
+        self._resumes = resumes
+        self._token: str | None = None  # of the last message that came
         self._is_over = False
         self._service, self._backoff = remote.service(self)
         self._service.startService()
@@ -312,7 +315,8 @@ class _Listening:
     def link_opened(self, link: _Link) -> None:
         """See `_LinkUser`."""
         self._backoff.established(self._remote.now())
-        link.write(self._line)
+        more = {"from": self._token} if self._resumes else {}
+        link.write(line_of(self._remote.codec, LISTEN, self.stream, **more))
 
     def link_lines(self, lines: list[bytes]) -> None:
         """See `_LinkUser`."""
@@ -326,6 +330,9 @@ class _Listening:
                 self._log.warn("a line of a server of streams is ignored: {why}", why=str(error))
                 continue
             if command.action == PUT:
+                token = value.get("token")
+                if isinstance(token, str):
+                    self._token = token
                 self._give(command.message)
             elif command.action == CLOSE:
                 reason = value.get("reason", "")
@@ -341,7 +348,8 @@ class _Listening:
             return
         if not self._remote.reconnects:
             self.end()
-        self._give(Closed(self.stream, LOST))
+        if self._token is None or self._is_over:
+            self._give(Closed(self.stream, LOST))
 
     def _give(self, message: Any) -> None:
         try:

@@ -5,7 +5,7 @@ Interfaces alone: what a connection and its server offer to whom they serve, and
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
 
@@ -13,6 +13,14 @@ from msgservice.faces.streams.content import StreamCodec
 from msgservice.faces.streams.limits import StreamLimits
 from msgservice.faces.streams.outbound import Chunk
 from msgservice.faces.streams.wire import Command
+
+
+class StreamState(NamedTuple):
+    """A stream that somebody listens to: `behind`: so many of them have not been sent all of it."""
+
+    key: str
+    listeners: int
+    behind: int
 
 
 class Listener(Protocol):
@@ -25,6 +33,10 @@ class Listener(Protocol):
     @property
     def is_full(self) -> bool:
         """Whether what is written now would wait."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that wait for it to read."""
 
     def write(self, chunk: Chunk) -> None:
         """Write lines, now or when there is room."""
@@ -72,6 +84,9 @@ class Served(Protocol):
 
     def writable(self, listener: Any) -> None:
         """Go on with a connection that has room again."""
+
+    def streams(self) -> list[StreamState]:
+        """Return the streams that somebody listens to."""
 
     def flush(self) -> None:
         """Write what was gathered for listeners."""

@@ -36,7 +36,7 @@ from msgservice.faces.streams.content import JsonCodec, StreamCodec
 from msgservice.faces.streams.limits import KIB, StreamLimits
 from msgservice.faces.streams.live import LiveStreams
 from msgservice.faces.streams.outbound import Chunk, Outbound
-from msgservice.faces.streams.served import Served
+from msgservice.faces.streams.served import Served, StreamState
 from msgservice.faces.streams.stream import MessageStream
 from msgservice.faces.streams.wire import (
     CLOSE,
@@ -124,6 +124,10 @@ class StreamServer(ListeningService):
     def held_bytes(self) -> int:
         """Bytes that wait for connections; a chunk that waits for many counts once."""
         return self._held
+
+    def streams(self) -> list[StreamState]:
+        """Return the streams that somebody listens to by it, with how many are behind."""
+        return self._served.streams()
 
     def _begin(self) -> Deferred[Any]:
         Service.startService(self)
@@ -376,12 +380,26 @@ class _Connection(Protocol):
         command: Command | None = None
         try:
             command = command_of(decode(server.codec, line))
-            return server.take(self, command)
+            waits = server.take(self, command)
         except (BadValue, LimitReached) as error:
-            self._ignore(str(error))
-            if command is not None and command.action == LISTEN and command.stream is not None:
-                server.refuse_listen(self, command.stream)
+            self._refuse(error, command)
             return None
+        if waits is not None:
+            waits.addErrback(self._failed, command)
+        return waits
+
+    def _failed(self, failure: Failure, command: Command) -> None:
+        error = failure.value
+        if isinstance(error, BadValue | LimitReached):
+            self._refuse(error, command)
+        else:
+            self._log.failure("a line of {peer}", failure, peer=self.peer)
+            self.abort("a line failed")
+
+    def _refuse(self, error: BaseException, command: Command | None) -> None:
+        self._ignore(str(error))
+        if command is not None and command.action == LISTEN and command.stream is not None:
+            self._server.refuse_listen(self, command.stream)
 
     def _ignore(self, reason: str) -> None:
         self._ignored += 1

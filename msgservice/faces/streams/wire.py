@@ -121,8 +121,13 @@ def check_key(key: str, key_bytes: int) -> str:
 
 def line_of(codec: StreamCodec, action: str, stream: str | None, **more: Any) -> bytes:
     """Return a line with its end. Raises `BadValue` where the codec cannot encode it."""
+    return encode(codec, {"action": action, "stream": stream, **more}) + b"\n"
+
+
+def encode(codec: StreamCodec, value: Any) -> bytes:
+    """Return a value as one line without its end. Raises `BadValue`."""
     try:
-        data = codec.encode({"action": action, "stream": stream, **more})
+        data = codec.encode(value)
     except BadValue:
         raise
     except Exception as error:
@@ -131,7 +136,7 @@ def line_of(codec: StreamCodec, action: str, stream: str | None, **more: Any) ->
         data = data.encode()
     if b"\n" in data or b"\r" in data:
         raise BadValue("message", "was encoded to more than one line")
-    return data + b"\n"
+    return data
 
 
 def decode(codec: StreamCodec, line: bytes) -> Any:

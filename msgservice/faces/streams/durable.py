@@ -1,0 +1,618 @@
+"""The streams of a node behind a port: what is put is on its disk before anybody gets it.
+
+    a line ─► client ─► the node's log ─► the receiver `streams` ─► cursors that keep up: lines
+                              └──────── pages of one subject ─────► cursors that are behind
+
+Listeners are no receivers of the node: it has one, for all that is put into streams, which
+acknowledges as it hands on. Each who listens to a stream is a *cursor*: a position up to which it
+has everything. One that keeps up is written what comes; one that is full, or comes back with a
+token, reads pages of the log until there is nothing more, and keeps up then. Nothing waits for it
+in memory, and it keeps nothing in the log: what has gone before it was read is a gap, and told.
+
+A key is one token of a subject below `streams.`, percent-encoded.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote, unquote_to_bytes
+
+from twisted.internet.defer import Deferred, DeferredLock, gatherResults
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.client.client import Client
+from msgservice.client.receipt import Receipt
+from msgservice.core.subjects import STREAMS, check_subject
+from msgservice.errors import (
+    BadSubject,
+    BadValue,
+    LimitReached,
+    MsgServiceError,
+    NoReceiver,
+    NotYetBuilt,
+)
+from msgservice.faces.streams.limits import KIB, MIB
+from msgservice.faces.streams.outbound import Chunk
+from msgservice.faces.streams.served import Host, Listener, StreamState
+from msgservice.faces.streams.wire import (
+    ABSENT,
+    CLOSE,
+    DELETE,
+    GAP,
+    HANGUP,
+    HEADER,
+    LISTEN,
+    PUT,
+    REFUSED,
+    Command,
+    decode,
+    encode,
+    line_of,
+)
+from msgservice.receiver.received import ReceivedMessage
+from msgservice.receiver.receiver import Receiver
+
+NAME = "streams"
+KIND = "stream"  # the header of a message that is no put: `close` or `delete`
+PAGE_BYTES = 64 * KIB
+CHUNK_BYTES = 64 * KIB
+UNCOMMITTED_BYTES = 1 * MIB  # of one publisher, that are not stored; it is not read from beyond
+AGAIN_SECONDS = 0.1  # until what found no room, or no receiver yet, is handed in again
+ATTACH_SECONDS = 10.0  # for how long the receiver may take to be there, at the start
+EMPTY = "%"  # the token of the empty key; no other has a percent sign without digits
+TOKEN_DIGITS_MAX = 19
+
+
+class Page(Protocol):
+    """A page of a stream, as a node gives it."""
+
+    messages: list[tuple[int, bytes, Mapping[str, str] | None]]
+    is_gap: bool
+    newest: int
+
+
+class StreamsNode(Protocol):
+    """A node, as far as streams need one (`msgservice.Node`)."""
+
+    log_id: str
+
+    def client(self, name: str, *, principal: str = "") -> Client:
+        """Return a client that sends to it."""
+
+    def attach(self, receiver: Receiver, subjects: Sequence[str], *, principal: str = "") -> Any:
+        """Attach a receiver."""
+
+    async def read_stream(
+        self, subject: str, after: int | None, bytes_max: int, *, principal: str = ""
+    ) -> Any:
+        """Return a `Page`."""
+
+
+@lru_cache(maxsize=4096)
+def subject_of(key: str) -> str:
+    """Return the subject of a key. Raises `BadValue` where it is too long for one token."""
+    token = quote(key, safe="!\"#$&'()+,-/:;<=?@[\\]^_`{|}~").replace(".", "%2E") or EMPTY
+    try:
+        return check_subject(STREAMS + token)
+    except BadSubject as error:
+        raise BadValue("stream", f"cannot be kept by a node: {error.reason}") from None
+
+
+@lru_cache(maxsize=4096)
+def key_of(subject: str) -> str | None:
+    """Return the key of a subject; None of one that no key has."""
+    token = subject.removeprefix(STREAMS)
+    try:
+        key = "" if token == EMPTY else unquote_to_bytes(token).decode()
+        return key if subject_of(key) == subject else None
+    except (UnicodeDecodeError, BadValue):
+        return None
+
+
+class _Entry(NamedTuple):
+    position: int
+    message: Any
+    line: bytes
+
+
+class _Cursor:
+    """The place of one listener in one stream: it has all up to `position`."""
+
+    __slots__ = (
+        "is_over",
+        "is_paging",
+        "is_reading",
+        "is_resumed",
+        "listener",
+        "position",
+        "wants",
+    )
+
+    def __init__(self, listener: Listener, position: int, *, wants: bool, is_resumed: bool) -> None:
+        self.listener = listener
+        self.position = position
+        self.wants = wants  # tokens
+        self.is_resumed = is_resumed  # its token was not looked at yet
+        self.is_paging = is_resumed
+        self.is_reading = self.is_over = False
+
+
+class _Stream:
+    """A stream that somebody listens to. `head`: of the last that came since then."""
+
+    __slots__ = ("cursors", "entries", "head", "key", "subject")
+
+    def __init__(self, key: str, head: int) -> None:
+        self.key, self.subject, self.head = key, subject_of(key), head
+        self.cursors: dict[Listener, _Cursor] = {}
+        self.entries: list[_Entry] = []
+
+
+class _Publisher:
+    """The account of one publisher: `size` bytes not stored, `open` messages not handed on."""
+
+    __slots__ = ("done", "open", "room", "size")
+
+    def __init__(self) -> None:
+        self.size = self.open = 0
+        self.room: Deferred[None] | None = None
+        self.done: Deferred[None] | None = None
+
+
+class NodeStreams:
+    """The streams of a node, for a server (`Served`).
+
+    Args:
+        node: an embedded `Node`, which is started and stopped by its owner: started before and
+            stopped after the server.
+        principal: the user as whom everything is put, received and read; empty: this program.
+        name: of the client and of the receiver, one of that user's names.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, reactor: Any, node: StreamsNode, *, principal: str = "", name: str = NAME
+    ) -> None:
+        self._node = node
+        self._principal, self._name = principal, name
+        self._reactor = reactor
+        self._host: Host
+        self._client: Client | None = None
+        self._receiver: Receiver | None = None
+        self._is_known = False  # the node has the receiver: what is put is for it
+        self._first = DeferredLock()
+        self._streams: dict[str, _Stream] = {}
+        self._gathered: dict[str, _Stream] = {}  # those with entries that are not written
+        self._gathered_bytes = 0
+        self._publishers: dict[Listener, _Publisher] = {}
+        self._handed_on = 0  # position of the last that the receiver has had
+        self._not_handed_on: list[tuple[int, int, _Publisher]] = []  # heap: position, tie
+        self._ties = 0
+        self._unanswered: dict[Deferred[Any], None] = {}
+        self.work = 0
+
+    # --- for the server
+
+    def serve(self, host: Host) -> None:
+        """See `Served`."""
+        self._host = host
+
+    def begin(self) -> None:
+        """See `Served`."""
+        self._client = self._node.client(self._name, principal=self._principal)
+        self._receiver = Receiver(
+            self._reactor, name=self._name, handler=self._received, batch=True
+        )
+        self._node.attach(self._receiver, [STREAMS + ">"], principal=self._principal)
+
+    def end(self) -> Deferred[None]:
+        """See `Served`: what was put is stored, or its publisher is not told otherwise."""
+        waits: list[Deferred[Any]] = []
+        if self._client is not None:
+            waits.append(self._client.close())
+        if self._receiver is not None:
+            waits.append(self._receiver.stop())
+        return gatherResults(waits).addCallback(lambda _: None)
+
+    def streams(self) -> list[StreamState]:
+        """See `Served`."""
+        return [
+            StreamState(
+                one.key, len(one.cursors), sum(cursor.is_paging for cursor in one.cursors.values())
+            )
+            for one in self._streams.values()
+        ]
+
+    def take(self, listener: Listener, command: Command) -> Deferred[None] | None:
+        """See `Served`."""
+        action, key = command.action, command.stream
+        if key is not None:
+            subject_of(key)
+        if action == HEADER:
+            self._refused(listener, key, NotYetBuilt("a header of a stream with a node"))
+            return None
+        if action == PUT:
+            assert key is not None
+            return self._put(listener, key, encode(self._host.codec, command.message), None)
+        if key is not None and action in (CLOSE, DELETE):
+            return self._put(listener, key, b"", {KIND: action})
+        publisher = self._publishers.get(listener)
+        if publisher is not None and publisher.open:  # after its earlier lines, not beside them
+            publisher.done = Deferred()
+            return publisher.done.addCallback(lambda _: self._do(listener, command))
+        self._do(listener, command)
+        return None
+
+    def _do(self, listener: Listener, command: Command) -> None:
+        key = command.stream
+        if listener.is_over:
+            return
+        if command.action == LISTEN:
+            assert key is not None
+            self._listen(listener, key, command.token)
+        elif key is not None:
+            self._flush(self._streams.get(key))
+            self._hang_up(listener, key)
+        else:
+            self.flush()
+            self._hang_up_all(listener)
+            if command.action != HANGUP:
+                listener.finish()
+
+    def lost(self, listener: Listener) -> None:
+        """See `Served`."""
+        self._hang_up_all(listener)
+        self._publishers.pop(listener, None)
+
+    def writable(self, listener: Listener) -> None:
+        """See `Served`."""
+        for key in tuple(listener.keys):
+            stream = self._streams.get(key)
+            cursor = None if stream is None else stream.cursors.get(listener)
+            if stream is not None and cursor is not None and cursor.is_paging:
+                self._page(stream, cursor)
+
+    # --- into the node
+
+    def _put(
+        self, listener: Listener, key: str, body: bytes, headers: dict[str, str] | None
+    ) -> Deferred[None] | None:
+        publisher = self._publishers.setdefault(listener, _Publisher())
+        publisher.size += len(body)
+        publisher.open += 1
+        handed: Deferred[None] | None = None
+        if self._is_known and self._send(listener, publisher, key, body, headers):
+            pass
+        else:  # one after the other, or they would change places
+            handed = self._first.run(
+                lambda: Deferred.fromCoroutine(
+                    self._until_taken(listener, publisher, key, body, headers)
+                )
+            )
+        if publisher.size <= UNCOMMITTED_BYTES or listener.is_over:
+            return handed
+        room: Deferred[None] = Deferred()
+        publisher.room = room
+        return room if handed is None else handed.addCallback(lambda _: room)
+
+    def _send(
+        self,
+        listener: Listener,
+        publisher: _Publisher,
+        key: str,
+        body: bytes,
+        headers: dict[str, str] | None,
+    ) -> bool:
+        """Hand in a message; returns whether there was room for it."""
+        assert self._client is not None
+        try:
+            sent = self._client.send(subject_of(key), body, headers=headers, require=True)
+        except LimitReached:
+            return False
+        failed = getattr(sent, "result", None)
+        if isinstance(failed, Failure) and failed.check(LimitReached):
+            sent.addErrback(lambda _: None)
+            return False
+        self._unanswered[sent] = None
+        sent.addBoth(self._answered, sent, listener, publisher, key, len(body))
+        return True
+
+    async def _until_taken(
+        self,
+        listener: Listener,
+        publisher: _Publisher,
+        key: str,
+        body: bytes,
+        headers: dict[str, str] | None,
+    ) -> None:
+        until = self._reactor.seconds() + ATTACH_SECONDS
+        while not self._is_known:
+            assert self._client is not None
+            try:
+                receipt = await self._client.send(
+                    subject_of(key), body, headers=headers, require=True
+                )
+            except (NoReceiver, LimitReached) as error:
+                if isinstance(error, NoReceiver) and self._reactor.seconds() >= until:
+                    return self._settle(listener, publisher, key, len(body), error)
+                await deferLater(self._reactor, AGAIN_SECONDS)
+            except MsgServiceError as error:
+                return self._settle(listener, publisher, key, len(body), error)
+            else:
+                self._is_known = True
+                return self._settle(listener, publisher, key, len(body), receipt)
+        while not self._send(listener, publisher, key, body, headers):
+            await deferLater(self._reactor, AGAIN_SECONDS)
+        return None
+
+    def _answered(
+        self,
+        result: Any,
+        sent: Deferred[Any],
+        listener: Listener,
+        publisher: _Publisher,
+        key: str,
+        size: int,
+    ) -> None:
+        self._unanswered.pop(sent, None)
+        outcome = result.value if isinstance(result, Failure) else result
+        assert outcome is not None
+        self._settle(listener, publisher, key, size, outcome)
+
+    def _settle(
+        self,
+        listener: Listener,
+        publisher: _Publisher,
+        key: str,
+        size: int,
+        outcome: Receipt | BaseException,
+    ) -> None:
+        publisher.size -= size
+        if isinstance(outcome, BaseException):
+            if isinstance(outcome, NoReceiver):
+                self._is_known = False
+            self._refused(listener, key, outcome)
+            self._handed(publisher)
+        else:
+            position = outcome.position
+            if position is None or position <= self._handed_on:
+                self._handed(publisher)
+            else:
+                self._ties += 1
+                heapq.heappush(self._not_handed_on, (position, self._ties, publisher))
+        if publisher.room is not None and publisher.size <= UNCOMMITTED_BYTES:
+            room, publisher.room = publisher.room, None
+            room.callback(None)
+
+    def _handed(self, publisher: _Publisher) -> None:
+        publisher.open -= 1
+        if not publisher.open and publisher.done is not None:
+            done, publisher.done = publisher.done, None
+            done.callback(None)
+
+    def _refused(self, listener: Listener, key: str | None, error: BaseException) -> None:
+        """Close a connection whose message is never taken, with the reason."""
+        if listener.is_over:
+            return
+        self._log.warn(
+            "a line of {peer} is refused, and it is closed: {why}",
+            peer=listener.peer,
+            why=str(error),
+        )
+        self.lost(listener)
+        listener.finish(line_of(self._host.codec, CLOSE, key, reason=f"{REFUSED}: {error}"))
+
+    # --- out of the node
+
+    def _received(self, messages: list[ReceivedMessage]) -> None:
+        for message in messages:
+            if not message.replay:
+                self._happened(message.subject, message.position, message.body, message.headers)
+            self._handed_on = max(self._handed_on, message.position)
+        self.flush()
+        while self._not_handed_on and self._not_handed_on[0][0] <= self._handed_on:
+            _, _, publisher = heapq.heappop(self._not_handed_on)
+            self._handed(publisher)
+
+    def _happened(
+        self, subject: str, position: int, body: bytes, headers: Mapping[str, str]
+    ) -> None:
+        key = key_of(subject)
+        stream = None if key is None else self._streams.get(key)
+        if stream is None or position <= stream.head:
+            return
+        stream.head = position
+        if KIND in headers:
+            self._flush(stream)
+            for cursor in tuple(stream.cursors.values()):
+                if cursor.position < position and self._keeps_up(cursor, position):
+                    self._close(stream, cursor, position)
+            return
+        try:
+            message = decode(self._host.codec, body)
+            line = line_of(self._host.codec, PUT, stream.key, message=message)
+        except BadValue as error:
+            self._unreadable(stream, position, error)
+            return
+        if not stream.entries:
+            self._gathered[stream.key] = stream
+            self.work += len(stream.cursors)
+        stream.entries.append(_Entry(position, message, line))
+        self._gathered_bytes += len(line)
+        if self._gathered_bytes > CHUNK_BYTES:
+            self.flush()
+
+    def _unreadable(self, stream: _Stream, position: int, error: BadValue) -> None:
+        self._log.warn(
+            "message {position} of stream {key!r} is left out, no line can say it: {why}",
+            position=position,
+            key=stream.key,
+            why=str(error),
+        )
+
+    def _keeps_up(self, cursor: _Cursor, position: int) -> bool:
+        """Return whether it is to be written what has this position; else it pages from there."""
+        if cursor.is_paging:
+            return False
+        if cursor.listener.is_full:
+            cursor.position = max(cursor.position, position - 1)
+            cursor.is_paging = True
+            return False
+        return True
+
+    def flush(self) -> None:
+        """See `Served`."""
+        for stream in tuple(self._gathered.values()):
+            self._flush(stream)
+
+    def _flush(self, stream: _Stream | None) -> None:
+        if stream is None or not stream.entries:
+            return
+        entries, stream.entries = stream.entries, []
+        self._gathered.pop(stream.key, None)
+        self._gathered_bytes -= sum(len(one.line) for one in entries)
+        first, last = entries[0].position, entries[-1].position
+        plain: Chunk | None = None
+        for cursor in tuple(stream.cursors.values()):
+            if not self._keeps_up(cursor, first):
+                continue
+            if cursor.wants or cursor.position >= first:
+                self._write(stream, cursor, entries)
+            else:
+                if plain is None:
+                    plain = Chunk(b"".join([one.line for one in entries]))
+                cursor.listener.write(plain)
+                cursor.position = last
+
+    def _write(self, stream: _Stream, cursor: _Cursor, entries: Sequence[_Entry]) -> None:
+        lines = [
+            line_of(
+                self._host.codec,
+                PUT,
+                stream.key,
+                message=one.message,
+                token=self._token(one.position),
+            )
+            if cursor.wants
+            else one.line
+            for one in entries
+            if one.position > cursor.position
+        ]
+        if lines:
+            cursor.listener.write(Chunk(b"".join(lines)))
+            cursor.position = entries[-1].position
+
+    def _close(self, stream: _Stream, cursor: _Cursor, position: int) -> None:
+        token = {"token": self._token(position)} if cursor.wants else {}
+        self._hang_up(cursor.listener, stream.key)
+        cursor.listener.write(Chunk(line_of(self._host.codec, CLOSE, stream.key, **token)))
+
+    def _token(self, position: int) -> str:
+        return f"{self._node.log_id}:{position}"
+
+    # --- who listens
+
+    def _listen(self, listener: Listener, key: str, token: Any) -> None:
+        if key in listener.keys:
+            return
+        if len(listener.keys) >= self._host.limits.subscriptions_max:
+            raise LimitReached("subscriptions_max", self._host.limits.subscriptions_max)
+        is_resumed = isinstance(token, str)
+        position = self._handed_on
+        if is_resumed:
+            log_id, _, digits = token.rpartition(":")
+            is_number = digits.isascii() and digits.isdecimal() and len(digits) <= TOKEN_DIGITS_MAX
+            if log_id != self._node.log_id or not is_number:
+                listener.write(Chunk(line_of(self._host.codec, CLOSE, key, reason=GAP)))
+                return
+            position = int(digits)
+        self._host.listens(key)
+        self.flush()
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = _Stream(key, self._handed_on)
+        cursor = _Cursor(listener, position, wants=token is not ABSENT, is_resumed=is_resumed)
+        stream.cursors[listener] = cursor
+        listener.keys[key] = None
+        if is_resumed:
+            self._page(stream, cursor)
+
+    def _hang_up(self, listener: Listener, key: str) -> None:
+        if key not in listener.keys:
+            return
+        del listener.keys[key]
+        self._host.hangs_up(key)
+        stream = self._streams[key]
+        stream.cursors.pop(listener).is_over = True
+        if not stream.cursors:
+            self._gathered.pop(key, None)
+            self._gathered_bytes -= sum(len(one.line) for one in stream.entries)
+            del self._streams[key]
+
+    def _hang_up_all(self, listener: Listener) -> None:
+        for key in tuple(listener.keys):
+            self._hang_up(listener, key)
+
+    # --- pages of the log
+
+    def _page(self, stream: _Stream, cursor: _Cursor) -> None:
+        if cursor.is_reading or cursor.is_over:
+            return
+        if cursor.listener.is_full and not cursor.is_resumed:
+            return  # `writable` goes on
+        cursor.is_reading = True
+        read = Deferred.fromCoroutine(
+            self._node.read_stream(
+                stream.subject, cursor.position, PAGE_BYTES, principal=self._principal
+            )
+        )
+        read.addCallbacks(
+            self._paged, self._not_read, callbackArgs=(stream, cursor), errbackArgs=(stream, cursor)
+        )
+        read.addErrback(lambda f: self._log.failure("a page of a stream", f))
+
+    def _not_read(self, failure: Failure, stream: _Stream, cursor: _Cursor) -> None:
+        cursor.is_reading = False
+        if cursor.is_over:
+            return
+        self._log.failure("stream {key!r} cannot be read", failure, key=stream.key)
+        self._end(stream, cursor, REFUSED)
+
+    def _paged(self, page: Page, stream: _Stream, cursor: _Cursor) -> None:
+        cursor.is_reading = False
+        if cursor.is_over:
+            return
+        if page.is_gap or (cursor.is_resumed and cursor.position > page.newest):
+            self._end(stream, cursor, GAP)
+            return
+        cursor.is_resumed = False
+        entries: list[_Entry] = []
+        for position, body, headers in page.messages:
+            if headers and KIND in headers:
+                self._write(stream, cursor, entries)
+                self._close(stream, cursor, position)
+                return
+            try:
+                message = decode(self._host.codec, body)
+                line = line_of(self._host.codec, PUT, stream.key, message=message)
+            except BadValue as error:
+                self._unreadable(stream, position, error)
+                continue
+            entries.append(_Entry(position, message, line))
+        self._write(stream, cursor, entries)
+        if page.messages:
+            cursor.position = max(cursor.position, page.messages[-1][0])
+        elif stream.head <= page.newest:  # there is no more, and nothing came since it was read
+            cursor.is_paging = False
+            return
+        self._page(stream, cursor)
+
+    def _end(self, stream: _Stream, cursor: _Cursor, reason: str) -> None:
+        self._hang_up(cursor.listener, stream.key)
+        cursor.listener.write(Chunk(line_of(self._host.codec, CLOSE, stream.key, reason=reason)))

@@ -1,0 +1,133 @@
+"""Streams with a node that is killed with SIGKILL: who resumes has no gap and no duplicate."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, DeferredQueue, gatherResults
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+
+from msgservice import Limits, Node, connect
+from msgservice.faces.streams import NodeStreams, RemoteStream, serve
+from tests.kit.ports import free_port
+
+KILLS = 6
+EACH = 400
+ROOT = Path(__file__).resolve().parents[2]
+LIMITS = Limits(link_delay_min=0.05, link_delay_max=0.2)
+ensure = pytest_twisted.ensureDeferred
+
+
+class Kept:
+    """A queue that keeps what is put, and tells when there are so many."""
+
+    def __init__(self) -> None:
+        self.had: list[Any] = []
+        self._wanted = 0
+        self._waiter: Deferred[None] | None = None
+
+    def put(self, message: Any) -> None:
+        self.had.append(message)
+        if self._waiter is not None and len(self.had) >= self._wanted:
+            waiter, self._waiter = self._waiter, None
+            waiter.callback(None)
+
+    def when(self, count: int) -> Deferred[None]:
+        waiter: Deferred[None] = Deferred()
+        if len(self.had) >= count:
+            waiter.callback(None)
+        else:
+            self._wanted, self._waiter = count, waiter
+        return waiter
+
+
+class Child:
+    """The node's process, killed and begun again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.node, self.streams = free_port(), free_port()
+        self._words = [
+            *(sys.executable, "-m", "tests.integration.streams_child"),
+            *(str(folder), str(self.node), str(self.streams)),
+        ]
+        self.process: Any = None
+
+    async def start(self) -> None:
+        self.process = subprocess.Popen(self._words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert await deferToThread(self.process.stdout.readline) == "listens\n"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.mark.timeout(120)
+@ensure
+async def test_rule_5_4_a_killed_node_leaves_neither_gap_nor_duplicate_to_who_resumes(
+    tmp_path: Path,
+) -> None:
+    rng = random.Random(5)
+    child = Child(tmp_path / "node")
+    await child.start()
+    remote = RemoteStream("127.0.0.1", child.streams, reactor, rng=lambda: 0.2)
+    kept = Kept()
+    client = await connect(reactor, f"tcp:127.0.0.1:{child.node}", name="shop", limits=LIMITS)
+    remote.listen("k", kept, resume=True)
+    # One that has come tells that it listens, and has a token from then on.
+    first = 0
+    while not kept.had:
+        first += 1
+        await client.send("streams.k", -first)
+        await deferLater(reactor, 0.02)
+    try:
+        sent = 0
+        for _ in range(KILLS):
+            sending = []
+            for _ in range(EACH):
+                sending.append(client.send("streams.k", sent))
+                sent += 1
+            await deferLater(reactor, rng.random() * 0.15)
+            child.kill()
+            await child.start()
+            await gatherResults(sending)
+        await kept.when(kept.had.index(0) + sent if 0 in kept.had else sent + 1)
+        numbers = [number for number in kept.had if number >= 0]
+        assert numbers == list(range(sent))
+        await client.close()
+        await remote.close()
+    finally:
+        child.kill()
+
+
+@ensure
+async def test_a_remote_stream_puts_and_listens_at_a_node(tmp_path: Path) -> None:
+    node = Node(reactor, tmp_path / "node")
+    node.startService()
+    await node.when_ready()
+    streams = NodeStreams(reactor, node)
+    server = serve(0, reactor, streams)
+    remote = RemoteStream("127.0.0.1", server.port, reactor)
+    queue: DeferredQueue[Any] = DeferredQueue()
+    remote.put("k", "before")
+    remote.listen("k", queue, resume=True)
+    while not streams.streams():
+        await deferLater(reactor, 0.01)
+    for number in range(500):
+        remote.put("k", number)
+    got: list[Any] = []
+    while 499 not in got:
+        got.append(await queue.get())
+    # They go by two connections: whether the first came before the listener is not said.
+    assert [one for one in got if one != "before"] == list(range(500))
+    assert got.count("before") <= 1
+    await remote.close()
+    await server.stopService()
+    await node.stopService()

@@ -1,0 +1,546 @@
+"""Streams with a node: rules 5.1 to 5.9 on a real node with a log in memory, and decision 24."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from msgservice.errors import BadValue
+from msgservice.faces.streams import StreamLimits, StreamServer
+from msgservice.faces.streams.durable import NodeStreams, key_of, subject_of
+from msgservice.limits import Limits
+from msgservice.log.memory import MemoryLog
+from tests.kit.nodes import FailingLog, NodeWorld, state_of
+from tests.kit.streams_world import Endpoint, Peer, Reactor, puts
+
+KEYS = ["k", "a.b", "a b", " ", "*", ">", "new\nline", "", "%", "%41", "\0", "é𝄞", "a/b", "$node"]
+
+
+class World:
+    """A node, its streams behind a port, and their clock."""
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        stream_limits: StreamLimits | None = None,
+        log: Any = None,
+    ) -> None:
+        self.reactor = Reactor()
+        limits = Limits() if limits is None else limits
+        self.log = FailingLog(MemoryLog(reactor=self.reactor, limits=limits))
+        self.nodes = NodeWorld(limits=limits, log=self.log, clock=self.reactor)
+        self._limits = stream_limits
+        self._peers = 0
+        self.start()
+
+    def start(self) -> None:
+        self._endpoint = Endpoint()
+        self.streams = NodeStreams(self.reactor, self.nodes.node)
+        self.server = StreamServer(
+            self.reactor, self.streams, listen=self._endpoint, limits=self._limits
+        )
+        self.server.startService()
+        self.settle()
+
+    def settle(self, seconds: float = 0.5) -> None:
+        self.nodes.settle(seconds)
+
+    def peer(self) -> Peer:
+        self._peers += 1
+        return Peer(self._endpoint.factory, number=self._peers)
+
+    def listener(self, key: str = "k", **more: Any) -> Peer:
+        peer = self.peer()
+        listen(peer, key, **more)
+        self.settle()
+        return peer
+
+    def put(self, *messages: Any, key: str = "k") -> None:
+        peer = self.peer()
+        for message in messages:
+            peer.say("put", key, message=message)
+        self.settle()
+        peer.leave()
+
+    def stop(self) -> None:
+        stopped = self.server.stopService()
+        self.settle(70)
+        assert stopped.called
+
+    def again(self) -> None:
+        """Stop the server and the node, and start both anew on the log that is there."""
+        self.stop()
+        ended: Deferred[None] = self.nodes.node.stopService()
+        self.settle(20)
+        assert ended.called
+        self.nodes.node.startService()
+        self.settle()
+        self.start()
+
+
+NOW: dict[str, Any] = {"from": None}  # from now on, with tokens
+
+
+def listen(peer: Peer, key: str = "k", **more: Any) -> None:
+    peer.say("listen", key, **more)
+
+
+def closed(reason: str, key: str = "k") -> list[dict[str, Any]]:
+    return [{"action": "close", "stream": key, "reason": reason}]
+
+
+def read_all(world: World, peer: Peer) -> list[dict[str, Any]]:
+    """Read until nothing more comes."""
+    found: list[dict[str, Any]] = []
+    while lines := peer.lines():
+        found += lines
+        world.settle()
+    return found
+
+
+# --- what is put is stored first
+
+
+def test_decision_24_a_line_reaches_listeners_only_after_its_commit() -> None:
+    world = World()
+    listener = world.listener()
+    world.put("first")  # the receiver is known from here on
+    assert listener.messages() == ["first"]
+    world.log.hold = True
+    world.peer().say("put", "k", message="second")
+    world.settle()
+    assert listener.lines() == []
+    world.log.release()
+    world.settle()
+    assert listener.messages() == ["second"]
+
+
+def test_decision_24_the_lines_of_one_read_are_one_batch() -> None:
+    world = World()
+    world.put("first")
+    peer = world.peer()
+    peer.send(b"".join(b'{"action":"put","stream":"k","message":%d}\n' % n for n in range(50)))
+    world.settle()
+    found: list[Any] = []
+    world.log.of_stream("streams.k", None, 1_000_000).addCallback(found.append)
+    world.settle()
+    assert [batch.count for batch in found[0].batches] == [1, 50]
+
+
+def test_the_very_first_lines_are_stored_in_their_order_though_the_receiver_is_new() -> None:
+    world = World()
+    listener, peers = world.listener(), [world.peer() for _ in range(3)]
+    for number in range(10):
+        for name, peer in enumerate(peers):
+            peer.say("put", "k", message=[name, number])
+    world.settle()
+    told = listener.messages()
+    for name in range(3):
+        assert [number for one, number in told if one == name] == list(range(10))
+
+
+def test_what_a_client_of_the_node_sends_to_a_stream_is_put_there() -> None:
+    world = World()
+    listener = world.listener()
+    client = world.nodes.node.client("shop")
+    client.send("streams.k", {"a": 1})
+    client.send("streams.k.more", {"b": 1})  # no key has such a subject
+    client.send("streams.k", b"not JSON")
+    client.send("streams.k", b"2")
+    world.settle()
+    assert listener.messages() == [{"a": 1}, 2]
+    client.close()
+    world.settle()
+
+
+# --- 5.1: listeners are cursors
+
+
+def test_rule_5_1_a_hundred_listeners_are_one_receiver_of_the_node() -> None:
+    world = World()
+    peers = [world.peer() for _ in range(100)]
+    for peer in peers:
+        listen(peer)
+    world.put(1, 2)
+    assert all(peer.messages() == [1, 2] for peer in peers)
+    found: list[Any] = []
+    asked = Deferred.fromCoroutine(world.nodes.node.parts.operations.receivers("", 1000))
+    asked.addCallback(found.append)
+    world.settle()
+    assert [state.name for state in found[0][0]] == ["streams"]
+    state = state_of(world.nodes, "streams")
+    assert state.subjects == ("streams.>",)
+    assert state.queued == 0
+
+
+def test_rule_5_9_streams_are_listed_with_listeners_and_how_many_are_behind() -> None:
+    world = World()
+    slow, _ = world.listener("k"), world.listener("k")
+    world.listener("l")
+    slow.is_reading = False
+    world.put(*["x" * 1_000] * 200)
+    assert sorted(world.streams.streams()) == [("k", 2, 1), ("l", 1, 0)]
+    slow.is_reading = True
+    slow.read()
+    world.settle()
+    assert sorted(world.streams.streams()) == [("k", 2, 0), ("l", 1, 0)]
+
+
+# --- 5.2: one order, of lines of one connection too
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rule_5_2_no_gap_and_no_duplicate_while_listeners_join_resume_and_read_slowly(
+    seed: int,
+) -> None:
+    rng = random.Random(seed)
+    world = World()
+    publisher = world.peer()
+    sent = 0
+    size = 400 if seed % 2 else 1
+    live: list[tuple[Peer, list[int]]] = []
+    tokens: list[tuple[str, list[int]]] = []  # where somebody was when the connection was lost
+
+    def take(peer: Peer, had: list[int]) -> str | None:
+        token: str | None = None
+        for line in peer.lines():
+            assert line["action"] == "put"
+            number = line["message"][0]
+            assert not had or number == had[-1] + 1, (had[-5:], number)
+            had.append(number)
+            token = line["token"]
+        return token
+
+    for _ in range(250):
+        match rng.randrange(8):
+            case 0:
+                peer = world.peer()
+                peer.is_reading = rng.random() < 0.3
+                listen(peer, **NOW)
+                live.append((peer, []))
+            case 1 if tokens:
+                token, had = tokens.pop(rng.randrange(len(tokens)))
+                peer = world.peer()
+                peer.is_reading = rng.random() < 0.3
+                listen(peer, **{"from": token})
+                live.append((peer, had))
+            case 2 if live:
+                peer, had = live.pop(rng.randrange(len(live)))
+                last = take(peer, had)
+                peer.leave()
+                if last is not None:
+                    tokens.append((last, had))
+            case 3:
+                world.nodes.settle()
+            case _:
+                for _ in range(rng.randint(1, 20)):
+                    publisher.say("put", "k", message=[sent, "x" * size])
+                    sent += 1
+    world.settle()
+    for token, had in tokens:
+        peer = world.peer()
+        listen(peer, **{"from": token})
+        live.append((peer, had))
+    world.settle()
+    seen = 0
+    for peer, had in live:
+        take(peer, had)
+        for _ in range(100):
+            world.nodes.settle()
+            take(peer, had)
+        if had:
+            assert had[-1] == sent - 1
+            seen += len(had)
+    assert seen > 200
+    assert tokens
+
+
+def test_rule_5_2_a_listen_takes_effect_behind_what_its_connection_has_put() -> None:
+    world = World()
+    peer = world.peer()
+    peer.say("put", "k", message="before")
+    peer.say("listen", "k")
+    peer.say("put", "k", message="after")
+    world.settle()
+    assert peer.messages() == ["after"]
+
+
+def test_rule_5_2_hangup_and_close_take_effect_behind_what_their_connection_has_put() -> None:
+    world = World()
+    peer = world.listener()
+    peer.say("put", "k", message=1)
+    peer.say("hangup", "k")
+    peer.say("put", "k", message=2)
+    world.settle()
+    assert peer.messages() == [1]
+    peer.say("listen", "k")
+    peer.say("put", "k", message=3)
+    peer.say("close", None)
+    world.settle()
+    assert peer.messages() == [3]
+    assert peer.is_lost
+
+
+# --- 5.3: ends are stored; headers are not built
+
+
+@pytest.mark.parametrize("action", ["close", "delete"])
+def test_rule_5_3_an_end_is_stored_behind_the_puts_before_it(action: str) -> None:
+    world = World()
+    resumes = world.listener(**NOW)
+    world.put(0)
+    (line,) = resumes.lines()
+    resumes.leave()
+    live = world.listener()
+    peer = world.peer()
+    peer.say("put", "k", message=1)
+    peer.say(action, "k")
+    peer.say("put", "k", message="later")
+    world.settle()
+    assert puts(live.lines()) == [("k", 1), ("k", "close")]
+    late = world.listener(**{"from": line["token"]})
+    told = late.lines()
+    assert puts(told) == [("k", 1), ("k", "close")]
+    assert "reason" not in told[-1]
+    assert puts(world.listener(**{"from": told[-1]["token"]}).lines()) == [("k", "later")]
+
+
+def test_rule_5_3_a_header_with_a_node_is_refused_clearly() -> None:
+    world = World()
+    peer, other = world.peer(), world.listener()
+    peer.say("header", "k", message=1)
+    world.settle()
+    (line,) = peer.lines()
+    assert line["reason"] == (
+        "refused: a header of a stream with a node is not supported by this version"
+    )
+    assert peer.is_lost
+    world.put(1)
+    assert other.messages() == [1]
+
+
+# --- 5.4: tokens
+
+
+def test_rule_5_4_tokens_are_in_the_lines_of_those_who_asked_and_go_on_from_there() -> None:
+    world = World()
+    plain, asked = world.listener(), world.listener(**NOW)
+    world.put("a", "b", "c")
+    assert all(line.keys() == {"action", "stream", "message"} for line in plain.lines())
+    lines = asked.lines()
+    assert [line["message"] for line in lines] == ["a", "b", "c"]
+    log_id = world.nodes.node.log_id
+    assert all(line["token"].startswith(f"{log_id}:") for line in lines)
+    for number, line in enumerate(lines):
+        peer = world.listener(**{"from": line["token"]})
+        assert [one["message"] for one in peer.lines()] == ["b", "c"][number:]
+        world.settle()
+        peer.leave()
+    resumed = world.listener(**{"from": lines[2]["token"]})
+    world.put("d")
+    assert puts(resumed.lines()) == [("k", "d")]
+
+
+def test_rule_5_4_tokens_are_good_after_a_restart() -> None:
+    world = World()
+    listener = world.listener(**NOW)
+    world.put(1)
+    (line,) = listener.lines()
+    world.put(2)
+    world.again()
+    world.put(3)
+    resumed = world.listener(**{"from": line["token"]})
+    world.put(4)
+    assert puts(resumed.lines()) == [("k", 2), ("k", 3), ("k", 4)]
+
+
+@pytest.mark.parametrize(
+    "token", ["", "x", "{id}", "{id}:", "{id}:x", "{id}:-1", "{id}:1.0", "{id}:٣", "0" * 32 + ":1",
+              "{id}:99999999999999", "{id}:" + "9" * 19, "{id}:" + "9" * 5_000, "\n", "{id} :1"]
+)  # fmt: skip
+def test_rule_5_4_a_token_that_is_foreign_or_of_the_future_is_a_gap(token: str) -> None:
+    world = World()
+    world.put(1)
+    token = token.replace("{id}", world.nodes.node.log_id)
+    peer = world.listener(**{"from": token})
+    assert peer.lines() == closed("gap")
+    world.put(2)
+    assert peer.lines() == []
+    listen(peer)
+    world.put(3)
+    assert peer.messages() == [3]
+
+
+KEEP_NOTHING = Limits(keep_seconds=0, keep_bytes=0, reserve_bytes=64 * 1024)
+
+
+def test_rule_5_4_a_token_older_than_what_is_kept_is_a_gap() -> None:
+    world = World(KEEP_NOTHING)
+    listener = world.listener(**NOW)
+    world.put(1)
+    (line,) = listener.lines()
+    world.put(2)
+    world.put(3)
+    world.settle(10)
+    assert world.listener(**{"from": line["token"]}).lines() == closed("gap")
+
+
+# --- 5.5: who is slow
+
+
+def test_rule_5_5_and_decision_14_a_slow_listener_pages_from_the_log_and_nothing_waits() -> None:
+    world = World()
+    slow, fast = world.listener(), world.listener()
+    slow.is_reading = False
+    for start in range(0, 2_000, 100):
+        world.put(*[[number, "x" * 1_000] for number in range(start, start + 100)])
+        assert world.server.held_bytes < 200_000
+    assert [number for number, _ in fast.messages()] == list(range(2_000))
+    slow.is_reading = False
+    told = read_all(world, slow)
+    assert [line["message"][0] for line in told] == list(range(2_000))
+    world.put([2_000, ""])
+    assert [line["message"][0] for line in read_all(world, slow)] == [2_000]
+
+
+def test_rule_5_5_a_slow_listener_pins_nothing_and_is_told_of_the_gap() -> None:
+    world = World(KEEP_NOTHING)
+    slow = world.listener()
+    slow.is_reading = False
+    for start in range(0, 400, 50):
+        world.put(*[[number, "x" * 1_000] for number in range(start, start + 50)])
+        world.settle(3)
+    world.settle(20)
+    told = read_all(world, slow)
+    had = [line["message"][0] for line in told[:-1]]
+    assert had == list(range(len(had)))
+    assert len(had) < 400
+    assert told[-1:] == closed("gap")
+
+
+# --- 5.6: keys
+
+
+@pytest.mark.parametrize("key", KEYS, ids=[ascii(key) for key in KEYS])
+def test_rule_5_6_a_key_is_one_token_of_a_subject(key: str) -> None:
+    subject = subject_of(key)
+    assert subject.count(".") == 1
+    assert key_of(subject) == key
+    world = World()
+    listener, other = world.listener(key, **NOW), world.listener("other")
+    world.put(1, 2, key=key)
+    lines = listener.lines()
+    assert puts(lines) == [(key, 1), (key, 2)]
+    assert puts(world.listener(key, **{"from": lines[0]["token"]}).lines()) == [(key, 2)]
+    assert other.lines() == []
+
+
+def test_rule_5_6_each_key_has_a_subject_of_its_own() -> None:
+    assert len({subject_of(key) for key in KEYS}) == len(KEYS)
+
+
+@pytest.mark.parametrize("subject", ["streams.a.b", "streams.%zz", "streams.%ff", "streams.%41"])
+def test_rule_5_6_other_subjects_are_no_stream(subject: str) -> None:
+    assert key_of(subject) is None
+
+
+@pytest.mark.parametrize("key", ["k" * 10_000, "é" * 200, "." * 100])
+def test_rule_5_6_a_key_that_is_too_long_is_refused_with_that_reason(
+    key: str, logged: list[Any]
+) -> None:
+    with pytest.raises(BadValue, match="stream cannot be kept by a node"):
+        subject_of(key)
+    world = World()
+    peer = world.listener(key)
+    assert peer.lines() == closed("refused", key)
+    peer.say("put", key, message=1)
+    world.settle()
+    assert not peer.is_lost
+    assert any("cannot be kept" in event.get("reason", "") for event in logged)
+
+
+# --- 5.7: who publishes
+
+
+def test_rule_5_7_a_publisher_is_not_read_from_beyond_what_may_be_uncommitted() -> None:
+    world = World()
+    listener = world.listener()
+    world.put("first")
+    world.log.hold = True
+    peer, other = world.peer(), world.peer()
+    for number in range(15):
+        peer.say("put", "k", message=[number, "x" * 100_000])
+    other.say("put", "k", message="other")
+    world.settle()
+    assert peer.is_paused
+    assert not other.is_paused
+    publisher = world.streams._publishers[peer.protocol]
+    assert 1024 * 1024 < publisher.size < 1024 * 1024 + 200_000
+    world.log.release()
+    world.settle()
+    assert not peer.is_paused
+    numbers = [message[0] for message in listener.messages() if isinstance(message, list)]
+    assert numbers == list(range(15))
+
+
+def test_rule_5_7_what_the_node_refuses_for_now_counts_and_is_stored_later() -> None:
+    world = World()
+    listener = world.listener()
+    world.put("first")
+    world.log.fail_always = True
+    peer = world.peer()
+    for number in range(15):
+        peer.say("put", "k", message=[number, "x" * 100_000])
+    world.settle(3)
+    assert peer.is_paused
+    assert len(listener.messages()) == 1
+    world.log.fail_always = False
+    world.settle(30)
+    assert not peer.is_paused
+    assert [message[0] for message in listener.messages()] == list(range(15))
+
+
+def test_rule_5_7_a_final_refusal_closes_the_publisher_with_the_reason() -> None:
+    world = World()
+    world.put("first")
+    other = world.listener()
+    peer = world.peer()
+    peer.say("put", "k", message="x" * 1_100_000)
+    peer.say("put", "k", message="never")
+    world.settle()
+    (line,) = peer.lines()
+    assert line["action"] == "close"
+    assert line["reason"].startswith("refused: ")
+    assert "message of 1100002 bytes" in line["reason"]
+    assert peer.is_lost
+    assert other.lines() == []
+
+
+def test_a_publisher_that_leaves_at_once_has_put_what_it_sent() -> None:
+    world = World()
+    listener = world.listener()
+    peer = world.peer()
+    peer.send(
+        b"".join(
+            json.dumps({"action": "put", "stream": "k", "message": number}).encode() + b"\n"
+            for number in range(300)
+        )
+    )
+    world.settle()
+    peer.leave()
+    world.settle()
+    assert listener.messages() == list(range(300))
+
+
+def test_a_server_that_stops_stores_what_was_put() -> None:
+    world = World()
+    listener = world.listener(**NOW)
+    world.put("first")
+    (line,) = listener.lines()
+    world.peer().say("put", "k", message="last")
+    world.again()
+    assert puts(world.listener(**{"from": line["token"]}).lines()) == [("k", "last")]
