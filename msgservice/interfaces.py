@@ -29,6 +29,7 @@ from msgservice.records import (
     Replay,
     Reread,
     Resume,
+    Retained,
     Room,
     Snapshot,
     StreamPage,
@@ -201,6 +202,18 @@ class ILog(Interface):
         """Fire with up to `count_max` `records.DeadLetter` of a receiver number, by position.
 
         With fewer, at least one if there is any, where their messages are longer than 4 MiB.
+        """
+
+    def retained(after: str, count_max: int) -> Deferred[list[Retained]]:
+        """Fire with up to `count_max` `records.Retained` of the subjects behind `after`, rising.
+
+        With fewer, at least one if there is any, where these are longer than 4 MiB.
+        """
+
+    def clear_retained(subjects: Sequence[str]) -> Deferred[None]:
+        """Let go of the retained messages of these subjects; fire when that is on disk.
+
+        Fails as `append` does.
         """
 
     def retain(

@@ -263,6 +263,10 @@ class Limits:
     receivers: int = 10_000
     idempotency_keys: int = 1_000_000  # remembered; beyond it, a message with a new one is refused
     idempotency_key_seconds: float = 86_400.0  # how long each is, by the age of the log
+    retained: int = 50_000  # subjects of which a message is retained
+    retained_bytes: int = 256 * 1024 * 1024  # of these messages
+    retained_at_join: int = 10_000  # of them, that one receiver gets at first
+    retained_at_join_bytes: int = 16 * 1024 * 1024
     removed_receivers: int = 10_000  # that something in the log still refers to
     subjects: int = 10_000  # subjects whose audience is remembered in RAM
     patterns: int = 1_000  # patterns of one receiver

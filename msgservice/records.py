@@ -11,12 +11,21 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, NamedTuple
+from zlib import crc32
 
 import msgspec
 
 from msgservice.errors import LimitReached, LogFull, MsgServiceError, Refused
 from msgservice.limits import BATCH_INDEX_BITS, INTEGER_MAX
-from msgservice.message import PLAIN, RunOptions, Status
+from msgservice.message import (
+    FLAG_RETAINED,
+    PLAIN,
+    MessageParts,
+    RunOptions,
+    Status,
+    decode_messages,
+    options_of,
+)
 from msgservice.receiver_options import DEFAULTS, ReceiverOptions
 
 
@@ -186,6 +195,8 @@ class Appended(msgspec.Struct, frozen=True):
     letters: list[PageOutcome] = []  # of `Group.letters`, in order
     # Of each of `Group.cancel`, what was cancelled: ranges of sequences, rising.
     cancelled: list[tuple[tuple[int, int], ...]] = []
+    # Of subjects of which another message, or none, is retained now: the bytes of that, or 0.
+    retained: list[tuple[str, int]] = []
 
 
 @dataclass(slots=True, kw_only=True)
@@ -258,6 +269,71 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     def size(self) -> int:
         """The bytes that it takes, as `dead_bytes` counts them."""
         return len(self.message) + len(self.reason.encode()) + DEAD_OVERHEAD
+
+
+RETAINED_OVERHEAD = 128  # bytes that a retained message counts beside itself
+
+
+class Retained(msgspec.Struct, frozen=True, gc=False):
+    """A retained message: the last of its subject that was to be, as a copy (DELIVERY 48)."""
+
+    subject: str
+    position: int  # of the original
+    stored_at: int  # wall clock, ms
+    origin: Origin
+    message: bytes  # a run of this one
+
+    @property
+    def size(self) -> int:
+        """The bytes that it takes, as `retained_bytes` counts them."""
+        return len(self.message) + len(self.subject.encode()) + RETAINED_OVERHEAD
+
+    def copy(self, audience: Audience) -> Batch:
+        """Return a copy for who has joined, which gets sender and sequence from the log."""
+        return Batch(
+            sender="",
+            incarnation="",
+            sequence=0,
+            count=1,
+            subject=self.subject,
+            audience=audience,
+            messages=self.message,
+            size=len(self.message),
+            crc=crc32(self.message),
+            after=0,
+            options=options_of(FLAG_RETAINED),
+            origin=self.origin,
+        )
+
+    @classmethod
+    def of(cls, batch: Batch) -> Retained | None:
+        """Return what is retained of a stored batch: its last message; None where that clears."""
+        message = batch.messages
+        if batch.count > 1:
+            message = MessageParts(message).run(batch.count - 1, batch.count)
+        (last,) = decode_messages(message)
+        if not last.body:
+            return None
+        origin = batch.origin or Origin(batch.sender, batch.sequence, hash_of(batch.incarnation))
+        return cls(
+            batch.subject,
+            batch.last,
+            batch.stored_at,
+            origin.behind(batch.count - 1),
+            bytes(message),
+        )
+
+
+class Join(msgspec.Struct):
+    """A receiver that gets the retained messages of its subjects first, as copies.
+
+    `audience`: it alone. `before`: patterns of which it had the messages already.
+    """
+
+    receiver: int
+    audience: Audience
+    patterns: tuple[str, ...]
+    before: tuple[str, ...] = ()
 
 
 class Progress(msgspec.Struct, kw_only=True):
@@ -379,10 +455,11 @@ class Group(msgspec.Struct):
     # Made or changed, cursor not touched in a row that exists; a new row starts at its `cursor`,
     # or, where that is -1, just before the first batch of this group.
     receivers: list[ReceiverRow] = msgspec.field(default_factory=list)
+    # Of these: who gets copies of retained messages, before all that is stored.
+    joins: list[Join] = msgspec.field(default_factory=list)
     # What the node itself stores: no duplicates are looked for, since the log gives each the next
-    # sequence of its sender `$node`; whose message it was before is its `origin`. The way in of
-    # retained messages too (not built), and part of what `ILog` promises, so that a log need not be
-    # changed for them.
+    # sequence of its sender `$node`; whose message it was before is its `origin`. Part of
+    # what `ILog` promises; copies have ways of their own (`joins`, `pages`, `letters`).
     own: list[Batch] = msgspec.field(default_factory=list)
     # Replays that begin, or end before their time: the row as it is from now on.
     replays: list[Replay] = msgspec.field(default_factory=list)
@@ -409,6 +486,7 @@ class Group(msgspec.Struct):
             self.batches
             or self.progress
             or self.receivers
+            or self.joins
             or self.removed
             or self.statuses_from
             or self.own
@@ -510,6 +588,7 @@ class Snapshot:
     notices: Sequence[str] = ()  # what recovery had to say
     wall: int = 0  # the wall clock when it was written last, ms; 0: it does not say
     replays: Sequence[Replay] = ()
+    retained: Sequence[tuple[str, int]] = ()  # subject -> bytes
 
 
 @dataclass(slots=True, kw_only=True)

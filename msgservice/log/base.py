@@ -36,6 +36,7 @@ from msgservice.records import (
     History,
     Replay,
     Resume,
+    Retained,
     Room,
     Snapshot,
     StreamPage,
@@ -317,6 +318,15 @@ class StoreLog:
     def dead_letters(self, receiver: int, after: int, count_max: int) -> Deferred[list[DeadLetter]]:
         """See `ILog.dead_letters`."""
         return self._read(lambda db: history.dead_letters(db, receiver, after, count_max))
+
+    def retained(self, after: str, count_max: int) -> Deferred[list[Retained]]:
+        """See `ILog.retained`."""
+        return self._read(lambda db: queries.retained(db, after, count_max))
+
+    def clear_retained(self, subjects: Sequence[str]) -> Deferred[None]:
+        """See `ILog.clear_retained`."""
+        self._check_open()
+        return self._write(lambda: self._store.clear_retained([*subjects]))
 
     async def _accounts(self, receivers: Sequence[int] | None = None) -> list[Account]:
         taken = accounts.Accounts(self._store.state, receivers)

@@ -28,7 +28,7 @@ from msgservice.errors import (
 )
 from msgservice.log.repeats import Repeats, Stored, TakenRun
 from msgservice.log.state import Alias, Keyed, KeyRow, Staged, State
-from msgservice.message import MessageParts
+from msgservice.message import FLAG_REPLAY, FLAG_RETAIN, MessageParts
 from msgservice.records import (
     NOBODY,
     NODE,
@@ -204,6 +204,8 @@ def take_batches(
                 words = crc32(origin, words)
             after, crc = item.after, item.crc
             flags = item.options.flags | (NAMED if item.addressed else MATCHED)
+            if flags & FLAG_RETAIN and not flags & FLAG_REPLAY:
+                staged.retained[subject] = item
             chain = crc32(
                 link(
                     number,

@@ -23,6 +23,7 @@ from msgservice.limits import INTEGER_MAX
 from msgservice.records import (
     Batch,
     Cancel,
+    Join,
     LettersTaken,
     Progress,
     ReceiverRow,
@@ -67,6 +68,7 @@ class Append(Entry, frozen=True, kw_only=True):
     # others, since what it copies goes only when it has gone on.
     pages_full: str | None = None
     pages_used_max: int = 0
+    joins: list[Join] = []
     keys_max: int = INTEGER_MAX  # idempotency keys, and messages that were taken by one
     letters: list[LettersTaken] = []
     due: list[Batch] = []  # that go to the end of the log
@@ -107,6 +109,12 @@ class ForgetKeys(Entry, frozen=True, kw_only=True):
 
     before: int  # age of the log when they came
     count: int  # at most
+
+
+class ClearRetained(Entry, frozen=True, kw_only=True):
+    """Retained messages are no longer."""
+
+    subjects: list[str]
 
 
 class GrowOlder(Entry, frozen=True, kw_only=True):

@@ -27,7 +27,18 @@ from msgservice.log.staging import (
 )
 from msgservice.log.state import ReceiverProgress, State, Totals
 from msgservice.log.wholeness import replay
-from msgservice.records import Audience, ExceptionRow, ReceiverRow, Replay, Snapshot
+from msgservice.records import (
+    RETAINED_OVERHEAD,
+    Audience,
+    ExceptionRow,
+    ReceiverRow,
+    Replay,
+    Snapshot,
+)
+
+RETAINED_SIZES = """
+select subject, octet_length(message) + octet_length(subject) + ? from retained
+"""
 
 
 def load(db: apsw.Connection, interned: dict[tuple[int, ...], Audience]) -> State:
@@ -212,6 +223,7 @@ def snapshot(db: apsw.Connection, state: State, notices: Sequence[str]) -> Snaps
         notices=notices,
         wall=state.wall,
         replays=[*state.replays.values()],
+        retained=rows(db, RETAINED_SIZES, (RETAINED_OVERHEAD,)),
     )
 
 

@@ -18,6 +18,7 @@ import apsw
 import msgspec
 
 from msgservice.core.marks import Key, SenderState
+from msgservice.core.subjects import SubjectMatcher
 from msgservice.disk.damage import told_as_damage
 from msgservice.disk.database import CRC_MASK, as_json, one, rows
 from msgservice.errors import LogDamaged
@@ -30,6 +31,7 @@ from msgservice.records import (
     Audience,
     Batch,
     Origin,
+    Retained,
     StreamPage,
     number_of,
     position_of,
@@ -350,3 +352,49 @@ def keys_of(db: apsw.Connection, state: State, digests: Sequence[bytes]) -> dict
             bytes.fromhex(content), sender, sequence, whom, position
         )
     return found
+
+
+_RETAINED = """
+select subject, position, stored_at, origin, message from retained
+where subject in (select value from json_each(?))
+"""
+_RETAINED_PAGE = """
+select subject, position, stored_at, origin, message from retained
+where subject > ? order by subject limit ?
+"""
+
+
+def retained(db: apsw.Connection, after: str, count_max: int) -> list[Retained]:
+    """Return the retained messages of the subjects behind one, rising: as many as a page holds."""
+    found: list[Retained] = []
+    size = 0
+    for row in rows(db, _RETAINED_PAGE, (after, count_max)):
+        found.append(_retained_from(row))
+        size += found[-1].size
+        if size >= PAGE_BYTES:
+            break
+    return found
+
+
+def retained_for(
+    db: apsw.Connection, patterns: Sequence[str], before: Sequence[str]
+) -> list[Retained]:
+    """Return the retained messages of subjects that match, but for those that did before."""
+    wanted: SubjectMatcher[bool] = SubjectMatcher()
+    for pattern in patterns:
+        wanted.add(pattern, True)
+    for pattern in before:
+        wanted.add(pattern, False)
+    names = [
+        subject
+        for (subject,) in rows(db, "select subject from retained")
+        if wanted.match(subject) == {True}
+    ]
+    if not names:
+        return []
+    return [_retained_from(row) for row in rows(db, _RETAINED, (as_json(names),))]
+
+
+def _retained_from(row: tuple[Any, ...]) -> Retained:
+    subject, position, stored_at, origin, message = row
+    return Retained(subject, position, stored_at, decode_origin(origin), message)

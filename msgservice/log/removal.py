@@ -18,6 +18,7 @@ from msgservice.limits import RUNS_REMEMBERED
 from msgservice.log import history, queries
 from msgservice.log.dedupe import mark_of, named_of
 from msgservice.log.entries import (
+    ClearRetained,
     DropBatches,
     DropLetters,
     Entry,
@@ -29,6 +30,7 @@ from msgservice.log.entries import (
 from msgservice.log.staging import (
     ASKED,
     AUDIENCES_USED,
+    CLEAR_RETAINED,
     DEAD_SIZE,
     SENDERS_USED,
     Operation,
@@ -385,6 +387,16 @@ def _forget_keys(
     operations.append((_FORGET_KEYS, which))
 
 
+def _clear_retained(
+    db: apsw.Connection,
+    staged: Staged,
+    gone: Gone,
+    entry: ClearRetained,
+    operations: list[Operation],
+) -> None:
+    operations.append((CLEAR_RETAINED, (as_json(entry.subjects),)))
+
+
 def _grow_older(
     db: apsw.Connection, staged: Staged, gone: Gone, entry: GrowOlder, operations: list[Operation]
 ) -> None:
@@ -396,6 +408,7 @@ _STAGES: dict[type[Entry], Callable[..., None]] = {
     DropLetters: _drop_letters,
     ForgetSenders: _forget_senders,
     ForgetKeys: _forget_keys,
+    ClearRetained: _clear_retained,
     Forget: _forget,
     GrowOlder: _grow_older,
 }

@@ -264,6 +264,18 @@ create index batch_stream on batch(subject, number)
     where subject >= 'streams.' and subject < 'streams/';
 """
 
+# A copy of the last message of each subject that was to be retained (DELIVERY 48).
+_VERSION_RETAINED = """
+create table retained(
+    subject text primary key,
+    position integer not null,      -- of the original
+    stored_at integer not null,
+    expires_at integer not null,    -- 0: never
+    origin blob not null,
+    message blob not null           -- a run of this one
+) without rowid;
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -291,6 +303,7 @@ SCHEMA = Schema(
         _VERSION_DELAYED,
         _VERSION_SINCE,
         _VERSION_STREAMS,
+        _VERSION_RETAINED,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

@@ -27,7 +27,9 @@ from msgservice.log.dedupe import COLUMNS, encode_origin, name_own, take_batches
 from msgservice.log.delayed import Change, StoredRuns, take_due
 from msgservice.log.entries import Age, Append
 from msgservice.log.state import Keyed, ReceiverProgress, Staged, State
-from msgservice.message import Status
+from msgservice.message import (
+    Status,
+)
 from msgservice.records import (
     DEAD_OVERHEAD,
     NOBODY,
@@ -39,6 +41,7 @@ from msgservice.records import (
     PageOutcome,
     RefusedBatch,
     Replay,
+    Retained,
     hash_of,
     position_of,
 )
@@ -97,6 +100,7 @@ select a.value ->> 0, f.receiver, a.value ->> 1, a.value ->> 1, f.status, f.reas
 from json_each(?) as a cross join finished as f
 where f.sender = a.value ->> 2 and f.first <= a.value ->> 3 and f.last >= a.value ->> 3
 """
+CLEAR_RETAINED = "delete from retained where subject in (select value from json_each(?))"
 _SAVE_AUDIENCES = """
 update audience set messages = a.value ->> 1, bytes = a.value ->> 2, last = a.value ->> 3,
     dropped = a.value ->> 4
@@ -121,13 +125,16 @@ def stage_append(
     if due:
         change.move(due)
     stored = StoredRuns(db, staged.state, change.leaving)
+    if entry.joins:
+        _, flat = _take_copies(staged, entry, join_copies(db, staged, entry), stored)
     digests = [batch.key.digest for batch in entry.batches if batch.key is not None]
     if digests:
         staged.keyed = Keyed(queries.keys_of(db, staged.state, digests))
     if entry.replays or entry.pages:
         stage_replays(staged, entry, operations)
         pages, copies = take_pages(staged, entry, operations)
-        copied, flat = _take_copies(staged, entry, copies, stored)
+        copied, written = _take_copies(staged, entry, copies, stored)
+        flat += written
         for page, outcome in zip(entry.pages, pages, strict=True):
             if isinstance(outcome, LogFull) and page.replay.kind == START and page.replay.is_over:
                 full = full or outcome  # the batches of its group are for who is no member now
@@ -153,6 +160,7 @@ def stage_append(
     staged.cancelled = [change.cancel(wanted) for wanted in entry.cancel]
     stage_batches(staged, flat, operations)
     stage_keys(staged, operations)
+    stage_retained(staged, operations)
     stage_statuses_from(staged, entry, operations)
     is_changed = change.stage(operations)
     if staged.delayed:  # of which no batch tells after a crash
@@ -429,6 +437,38 @@ def stage_batches(staged: Staged, flat: list[object], operations: list[Operation
     operations += insert_steps("into audience", 6, audiences)
     operations += insert_steps("into batch", COLUMNS, flat)
     operations += insert_steps("or ignore into message_id", 2, ids)
+
+
+def stage_retained(staged: Staged, operations: list[Operation]) -> None:
+    """Stage the last messages of subjects that are to be retained; one without a body clears."""
+    if not staged.retained:
+        return
+    flat: list[Any] = []
+    cleared: list[str] = []
+    for subject, batch in staged.retained.items():
+        row = Retained.of(batch)
+        if row is None:
+            cleared.append(subject)
+            staged.retained_sizes.append((subject, 0))
+            continue
+        origin = encode_origin(row.origin)
+        flat += (subject, row.position, row.stored_at, 0, origin, row.message)
+        staged.retained_sizes.append((subject, row.size))
+    operations += insert_steps("or replace into retained", 6, flat)
+    if cleared:
+        operations.append((CLEAR_RETAINED, (as_json(cleared),)))
+
+
+def join_copies(db: apsw.Connection, staged: Staged, entry: Append) -> list[Batch]:
+    """Return the copies of retained messages for who joins with this group, oldest first."""
+    copies: list[Batch] = []
+    for join in entry.joins:
+        at = staged.receiver(join.receiver)
+        if at is not None and not at.removed:
+            found = queries.retained_for(db, join.patterns, join.before)
+            found.sort(key=lambda one: one.position)
+            copies += [one.copy(join.audience) for one in found]
+    return copies
 
 
 def stage_keys(staged: Staged, operations: list[Operation]) -> None:

@@ -363,6 +363,8 @@ class Staged:
         "number",
         "receivers",
         "replays",
+        "retained",
+        "retained_sizes",
         "rows",
         "senders",
         "settled",
@@ -404,6 +406,9 @@ class Staged:
         self.wall = state.wall
         self.gone: Gone | None = None
         self.keys, self.aliases = state.keys, state.aliases
+        # By subject: the last batch that is to be retained; and what that has made of it, in bytes.
+        self.retained: dict[str, Batch] = {}
+        self.retained_sizes: list[tuple[str, int]] = []
         self.keyed: Keyed | None = None  # None: none of the group has a key
         self.written = 0  # bytes, about
 

@@ -32,7 +32,7 @@ from msgservice.disk.pages import PageSums
 from msgservice.errors import LogDamaged, LogFailed, LogFull, LogReplaced, LogUnavailable
 from msgservice.limits import Limits
 from msgservice.log.dedupe import forget_numbers
-from msgservice.log.entries import Age, Append, DropBatches, Entry, GrowOlder
+from msgservice.log.entries import Age, Append, ClearRetained, DropBatches, Entry, GrowOlder
 from msgservice.log.loading import load, snapshot
 from msgservice.log.removal import stage_removal
 from msgservice.log.schema import BROUGHT_UP
@@ -251,6 +251,7 @@ class Store:
             # Dead letters take room as batches do (DELIVERY 46).
             used_max=limits.max_bytes - state.taken + state.used,
             ranges_max=limits.sender_ranges,
+            joins=group.joins,
             keys_max=limits.idempotency_keys,
             replays=group.replays,
             pages=group.pages,
@@ -331,6 +332,16 @@ class Store:
             appended.cancelled,
         )
 
+    def clear_retained(self, subjects: list[str]) -> None:
+        """See `ILog.clear_retained`."""
+        if self.failed is not None:
+            raise self.failed
+        clear = lambda: self.apply(self.entry(ClearRetained, subjects=subjects))  # noqa: E731
+        try:
+            clear()
+        except apsw.FullError:
+            self.make_room(clear)
+
     def _place(self, group: Group) -> None:
         """New receivers of a group are told where they begin, if that was left to the log."""
         for row in group.receivers:
@@ -394,9 +405,20 @@ class Store:
             count = len(outcomes) - len(entry.batches)
             own = len(entry.own)
             return Appended(
-                outcomes[count:], staged.fresh, outcomes[:own], pages, letters, staged.cancelled
+                outcomes[count:],
+                staged.fresh,
+                outcomes[:own],
+                pages,
+                letters,
+                staged.cancelled,
+                staged.retained_sizes,
             )
-        return Appended(outcomes, staged.fresh, cancelled=staged.cancelled)
+        return Appended(
+            outcomes,
+            staged.fresh,
+            cancelled=staged.cancelled,
+            retained=staged.retained_sizes,
+        )
 
     def _save_before(self, entry: DropBatches) -> None:
         """Batches that lose their frames are not replayed any more: they are saved before."""

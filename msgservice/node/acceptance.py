@@ -31,6 +31,7 @@ from msgservice.message import (
     FLAG_REPLAY,
     FLAG_REQUIRE,
     FLAG_RETAIN,
+    FLAG_RETAIN_ONLY,
     FLAG_UNKNOWN_ELEMENT,
     FLAGS_KNOWN,
     WireMessage,
@@ -104,7 +105,7 @@ class Acceptance:
             raise NotYetBuilt("ttl")
         if transfer.delay is not None:
             raise NotYetBuilt("delay")
-        if transfer.flags & FLAG_RETAIN:
+        if transfer.flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
             raise NotYetBuilt("retain")
         if any([m.key is not None for m in messages]):  # noqa: C419 - a list is faster here
             _check_keys(messages)

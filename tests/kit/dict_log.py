@@ -27,7 +27,15 @@ from msgservice.core.subjects import matches
 from msgservice.errors import ContentChanged, LimitReached, LogFull, LogUnavailable, Refused
 from msgservice.interfaces import ILog
 from msgservice.limits import RUNS_REMEMBERED, SENDER_KNOWN_SECONDS, Limits
-from msgservice.message import FLAG_REPLAY, Status, cut_messages, header_size, message_sizes
+from msgservice.message import (
+    FLAG_REPLAY,
+    FLAG_RETAIN,
+    Status,
+    cut_messages,
+    decode_messages,
+    header_size,
+    message_sizes,
+)
 from msgservice.records import (
     NOBODY,
     NODE,
@@ -58,6 +66,7 @@ from msgservice.records import (
     Replay,
     ReplayPage,
     Resume,
+    Retained,
     Room,
     Snapshot,
     StateRange,
@@ -195,6 +204,7 @@ class Content:
     routed: dict[int, int] = field(default_factory=dict)  # receiver -> messages, made or not
     age: int = 0
     replays: dict[int, Replay] = field(default_factory=dict)
+    retained: dict[str, Retained] = field(default_factory=dict)
 
 
 def spans(numbers: Iterable[int]) -> list[tuple[int, int]]:
@@ -299,6 +309,7 @@ class DictLog:
             audiences=list(content.audiences.values()),
             exceptions=exceptions,
             replays=list(content.replays.values()),
+            retained=[(one.subject, one.size) for one in content.retained.values()],
         )
 
     def close(self) -> Deferred[None]:
@@ -334,6 +345,7 @@ class DictLog:
         if coming and self._taken + coming > self._limits.max_bytes:
             self._give_way(coming)
         fresh: list[Batch] = []
+        self._join(group, fresh)
         pages = [self._take_page(page, group.now, fresh) for page in group.pages]
         letters = [self._take_letters(taken, group, fresh) for taken in group.letters]
         full: LogFull | None = None
@@ -372,7 +384,8 @@ class DictLog:
                 at.removed_at = self.content.age
                 content.replays.pop(number, None)
         count = len(group.own)
-        return Appended(outcomes[count:], fresh, outcomes[:count], pages, letters, cancelled)
+        kept = self._retain_messages(fresh)
+        return Appended(outcomes[count:], fresh, outcomes[:count], pages, letters, cancelled, kept)
 
     # --- what waits until it is due
 
@@ -484,6 +497,53 @@ class DictLog:
                         due=batch.due_at,
                     )
         return None
+
+    # --- retained messages
+
+    def _join(self, group: Group, fresh: list[Batch]) -> None:
+        for join in group.joins:
+            at = self.content.receivers.get(join.receiver)
+            if at is None or at.removed:
+                continue
+            copies = [
+                one.copy(join.audience)
+                for one in sorted(self.content.retained.values(), key=lambda one: one.position)
+                if any(matches(pattern, one.subject) for pattern in join.patterns)
+                and not any(matches(pattern, one.subject) for pattern in join.before)
+            ]
+            self._name_own(copies)
+            for batch in copies:
+                self._take(batch, group.now, None, fresh, room=1 << 60)
+
+    def _retain_messages(self, fresh: list[Batch]) -> list[tuple[str, int]]:
+        changed: dict[str, int] = {}
+        for batch in fresh:
+            if batch.options.flags & FLAG_RETAIN and not batch.options.flags & FLAG_REPLAY:
+                body = decode_messages(batch.messages)[-1].body
+                kept = Retained.of(batch) if body else None
+                self.content.retained.pop(batch.subject, None)
+                if kept is not None:
+                    self.content.retained[batch.subject] = kept
+                changed[batch.subject] = 0 if kept is None else kept.size
+        return list(changed.items())
+
+    def retained(self, after: str, count_max: int) -> Deferred[list[Retained]]:
+        def page() -> list[Retained]:
+            found: list[Retained] = []
+            for subject in sorted(self.content.retained):
+                is_full = sum(one.size for one in found) >= LETTERS_BYTES
+                if subject > after and len(found) < count_max and not is_full:
+                    found.append(self.content.retained[subject])
+            return found
+
+        return self._later(page)
+
+    def clear_retained(self, subjects: Sequence[str]) -> Deferred[None]:
+        def clear() -> None:
+            for subject in subjects:
+                self.content.retained.pop(subject, None)
+
+        return self._later(clear)
 
     def _take_page(self, page: ReplayPage, now: int, fresh: list[Batch]) -> PageOutcome:
         known = self.content.replays.get(page.replay.receiver)

@@ -21,7 +21,7 @@ from msgservice.disk.database import rows
 from msgservice.errors import LimitReached, Refused
 from msgservice.log.base import StoreLog
 from msgservice.log.entries import Entry
-from msgservice.message import Status, WireMessage, encode_messages, options_of
+from msgservice.message import FLAG_RETAIN, Status, WireMessage, encode_messages, options_of
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import (
     LEFT_OUT,
@@ -35,6 +35,7 @@ from msgservice.records import (
     DeadLetter,
     ExceptionRow,
     Group,
+    Join,
     KeyUse,
     LettersTaken,
     Origin,
@@ -50,7 +51,7 @@ from tests.kit.logs import NOW, Driver, make_batch
 
 TABLES = (
     *("meta", "head", "batch", "audience", "receiver", "progress", "exception", "sender"),
-    *("finished", "run", "dead", "message_id", "replay", "idempotency", "alias"),
+    *("finished", "run", "dead", "message_id", "replay", "idempotency", "alias", "retained"),
     *("delayed", "delayed_id"),
 )
 
@@ -218,6 +219,8 @@ class EntryPlay:
 
     def _retain(self) -> None:
         random = self.random
+        if random.random() < 0.05:
+            self.driver.wait(self.log.clear_retained([random.choice(["a.b", "c"])]))
         self._elapsed += random.choice([1, 400, 1500, 1500, 60_000, 3_600_000, 90_000_000])
         keys = [*self._next]
         here = random.sample(keys, random.randrange(len(keys) + 1))
@@ -260,6 +263,8 @@ class EntryPlay:
             group.removed.append(number)
         if self._receivers and random.random() < 0.3:
             self._replay(group)
+        if self._receivers and random.random() < 0.1:
+            self._join(group)
         if random.random() < 0.3:
             self._letters(group)
         self._let_wait(group)
@@ -270,6 +275,17 @@ class EntryPlay:
         copies = [batch for page in group.pages for batch in page.copies]
         for batch in (*copies, *(one for taken in group.letters for one in taken.copies)):
             batch.audience.waiting -= 1
+
+    def _join(self, group: Group) -> None:
+        random = self.random
+        number = random.choice([*self._receivers])
+        try:
+            audience = self.log.audience([number])
+        except LimitReached:
+            return
+        patterns = random.choice([("a.b",), ("c",), (">",)])
+        before = random.choice([(), (), ("c",)])
+        group.joins.append(Join(number, audience, patterns, before))
 
     def _replay(self, group: Group) -> None:
         """One begins, is called off, or has its next page; that of another moment too."""
@@ -414,7 +430,7 @@ class EntryPlay:
             subject="a.b" if sequence % 16 else "c",
             after=after,
             floor=max(0, above - random.randint(-2, 30)) if random.random() < 0.2 else 0,
-            options=options_of(random.choice([0, 2])),
+            options=options_of(random.choice([0, 0, 2, FLAG_RETAIN])),
             ids=((0, f"id{sequence % 9}"),) if random.random() < 0.2 else (),
             origin=Origin(key[0], sequence, "00", ("far",)) if random.random() < 0.2 else None,
             addressed=addressed,

@@ -1,0 +1,161 @@
+"""Retained messages of any log: the last of each subject, and who joins has them (DELIVERY 48)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msgservice.limits import Limits
+from msgservice.message import (
+    FLAG_REPLAY,
+    FLAG_RETAIN,
+    FLAG_RETAINED,
+    decode_messages,
+    options_of,
+)
+from msgservice.records import (
+    NODE,
+    Batch,
+    Join,
+    Progress,
+    ReceiverRow,
+    Retained,
+    hash_of,
+)
+from tests.kit.logs import ContractDriver, make_batch
+
+LIMITS = Limits(reserve_bytes=64 * 1024, keep_seconds=0, keep_bytes=0)
+KEEP = options_of(FLAG_RETAIN)
+
+
+@pytest.fixture(params=["memory", "sqlite", "dicts"])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ContractDriver]:
+    driver = ContractDriver(request.param, tmp_path, LIMITS).open()
+    driver.receivers(1)
+    yield driver
+    driver.close()
+
+
+def kept(log: ContractDriver, sequence: int, subject: str, *bodies: bytes, **more: Any) -> Batch:
+    audience = log.log.audience([1])
+    return make_batch(audience, sequence, bodies, subject=subject, options=KEEP, **more)
+
+
+def retained(log: ContractDriver, after: str = "", count: int = 100) -> list[Retained]:
+    return log.wait(log.log.retained(after, count))
+
+
+def bodies(log: ContractDriver) -> dict[str, bytes]:
+    return {one.subject: decode_messages(one.message)[0].body for one in retained(log)}
+
+
+def join(log: ContractDriver, number: int, *patterns: str, before: tuple[str, ...] = ()) -> Join:
+    return Join(number, log.log.audience([number]), patterns, before)
+
+
+def row(number: int) -> ReceiverRow:
+    return ReceiverRow(number=number, name=f"r{number}", patterns=(">",), cursor=-1)
+
+
+def joined(log: ContractDriver, number: int, *batches: Batch, **more: Any) -> list[Batch]:
+    """What is stored for a receiver that joins with a group."""
+    group = log.appended(*batches, receivers=[row(number)], joins=[join(log, number, ">")], **more)
+    return [batch for batch in group.stored if number in batch.audience.members]
+
+
+def test_48_the_last_of_a_subject_in_number_order_is_retained(log: ContractDriver) -> None:
+    first = log.appended(
+        kept(log, 1, "a", b"1", b"2"), kept(log, 3, "b", b"3"), kept(log, 4, "a", b"4", b"5")
+    )
+    sizes = {one.subject: one.size for one in retained(log)}
+    assert dict(first.retained) == sizes
+    assert bodies(log) == {"a": b"5", "b": b"3"}
+    (one, _) = retained(log)
+    assert one.position == first.stored[2].last
+    assert (one.origin.sender, one.origin.sequence) == ("shop", 5)
+    assert one.origin.incarnation == hash_of("i1")
+    assert [one.subject for one in retained(log, "a")] == ["b"]
+    assert [one.subject for one in retained(log, "", 1)] == ["a"]
+
+
+def test_48_an_empty_body_clears_and_a_replay_retains_nothing(log: ContractDriver) -> None:
+    log.append(kept(log, 1, "a", b"1"), kept(log, 2, "b", b"2"))
+    cleared = log.appended(kept(log, 3, "a", b"3", b""))
+    assert cleared.retained == [("a", 0)]
+    audience = log.log.audience([1])
+    again = options_of(FLAG_RETAIN | FLAG_REPLAY)
+    assert log.appended(make_batch(audience, 5, subject="c", options=again)).retained == []
+    assert bodies(log) == {"b": b"2"}
+
+
+def test_48_who_joins_has_them_first_and_the_rest_of_its_group_behind(
+    log: ContractDriver,
+) -> None:
+    log.append(kept(log, 1, "a", b"1"), kept(log, 2, "b", b"2"), kept(log, 3, "a", b"3"))
+    both = log.log.audience([1, 2])
+    group = [
+        make_batch(both, 4, [b"4"], subject="a", options=KEEP),
+        make_batch(both, 5, [b"5"], subject="a"),
+    ]
+    stored = joined(log, 2, *group)
+    told = [(one.subject, decode_messages(one.messages)[0].body) for one in stored]
+    assert told == [("b", b"2"), ("a", b"3"), ("a", b"4"), ("a", b"5")]
+    flags = [one.options.flags & FLAG_RETAINED for one in stored]
+    assert flags == [FLAG_RETAINED, FLAG_RETAINED, 0, 0]
+    copy = stored[1]
+    assert copy.sender == NODE
+    assert copy.origin is not None
+    assert (copy.origin.sender, copy.origin.sequence) == ("shop", 3)
+    assert log.log.audience([2]) is copy.audience
+    assert bodies(log)["a"] == b"4"
+    read = log.read([copy.audience, both])
+    assert [one.number for one in read] == [one.number for one in stored]
+    assert read[0].options.flags == FLAG_RETAINED
+    assert log.unaccounted() == [0, 0]
+
+
+def test_48_only_the_subjects_that_it_had_not_before(log: ContractDriver) -> None:
+    log.append(*[kept(log, at, subject, b"x") for at, subject in enumerate(("a.1", "a.2", "b"), 1)])
+    group = log.appended(joins=[join(log, 1, "a.*", "b", before=("a.1", "z"))])
+    assert sorted(batch.subject for batch in group.stored) == ["a.2", "b"]
+
+
+def test_48_who_is_not_there_gets_none(log: ContractDriver) -> None:
+    log.append(kept(log, 1, "a", b"1"))
+    log.append(removed=[1])
+    assert log.appended(joins=[join(log, 1, ">"), join(log, 7, ">")]).stored == []
+
+
+def test_48_they_stay_when_their_batches_have_gone_and_over_restarts(log: ContractDriver) -> None:
+    (one,) = log.append(kept(log, 1, "a", b"1"))
+    assert isinstance(one, Batch)
+    log.append(progress=[Progress(receiver=1, cursor=one.last, settled={3: 1})])
+    while log.wait(log.log.retain(3_600_000)):
+        pass
+    if log.kind != "memory":
+        log.reopen()
+        assert list(log.snapshot.retained) == [(one.subject, retained(log)[0].size)]
+    assert bodies(log) == {"a": b"1"}
+    (copy,) = joined(log, 2)
+    assert decode_messages(copy.messages)[0].body == b"1"
+
+
+def test_48_what_is_cleared_by_people_goes_whether_it_is_there_or_not(
+    log: ContractDriver,
+) -> None:
+    log.append(kept(log, 1, "a", b"1"), kept(log, 2, "b", b"2"))
+    log.wait(log.log.clear_retained(["a", "nothing"]))
+    assert bodies(log) == {"b": b"2"}
+
+
+def test_48_a_full_log_gives_who_joins_its_copies_all_the_same(tmp_path: Path) -> None:
+    limits = Limits(reserve_bytes=64 * 1024, keep_seconds=0, max_bytes=1000)
+    log = ContractDriver("sqlite", tmp_path, limits).open()
+    log.receivers(1)
+    log.append(kept(log, 1, "a", b"1" * 990))
+    stored = joined(log, 2, kept(log, 2, "b", b"2"))
+    assert [batch.subject for batch in stored] == ["a"]
+    log.close()
