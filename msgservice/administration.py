@@ -111,11 +111,42 @@ class AskStatus(Asked):
 
 
 class ListDead(Asked):
-    """The page of a receiver's dead letters behind a position."""
+    """The page of a receiver's dead letters behind a position: those that fit all that is given.
+
+    `of`: one, by position, `log:POSITION`, `SENDER/HASH/SEQUENCE` or its sender's id. `subject`: a
+    pattern. `reason`: a part of it. `code`: of the error that is the reason. `since`, `until`: when
+    it became one, wall clock, ms.
+    """
 
     receiver: str
     after: Number = 0
     limit: Number = 100
+    of: str | None = None
+    subject: str | None = None
+    reason: str | None = None
+    code: Number | None = None
+    since: Number = 0
+    until: Number = INTEGER_MAX
+
+
+class DropDead(Asked):
+    """The dead letters that are to go, of the next behind a position (`ListDead`)."""
+
+    receiver: str
+    after: Number = 0
+    of: str | None = None
+    subject: str | None = None
+    reason: str | None = None
+    code: Number | None = None
+    since: Number = 0
+    until: Number = INTEGER_MAX
+    dry_run: bool = False
+
+
+class RequeueDead(DropDead):
+    """The dead letters that are to be sent again; `to`: to another receiver than theirs."""
+
+    to: str | None = None
 
 
 class GetDead(Asked):
@@ -129,6 +160,14 @@ class GetDead(Asked):
 # --- what is answered
 
 
+class LetterCounts(msgspec.Struct, frozen=True):
+    """Dead letters of all receivers since the node started: new, sent again, dropped."""
+
+    new: int
+    requeued: int
+    dropped: int
+
+
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The node as a whole: who it is, and how full its log."""
 
@@ -139,6 +178,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     connections: int
     room: Room
     loaded_bytes: int = 0  # for all receivers together: sent and not answered, or to be sent
+    dead_letters: LetterCounts | None = None
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -298,6 +338,7 @@ class LetterTold(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     attempts: int
     at: int  # wall clock, ms
+    code: int = 0  # of the error that is the reason, where it had one
 
 
 class LetterPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -311,6 +352,18 @@ class LetterPart(LetterTold, frozen=True, kw_only=True):
     """A dead letter with a part of its message. `next`: where the part that follows begins."""
 
     message: bytes
+    next: int | None
+
+
+class LettersTouched(msgspec.Struct, frozen=True, kw_only=True):
+    """Dead letters that were touched, or would be. `next`: the position behind which to go on.
+
+    `newest`: when the newest of them became one, wall clock, ms, or 0.
+    """
+
+    count: int
+    size: int
+    newest: int
     next: int | None
 
 
@@ -418,6 +471,16 @@ STATUS = Operation(
 )
 DEAD_LIST = Operation("dead.list", ListDead, LetterPage, "Lists the dead letters of a receiver.")
 DEAD_GET = Operation("dead.get", GetDead, LetterPart, "Shows a dead letter with its message.")
+DEAD_REQUEUE = Operation(
+    "dead.requeue",
+    RequeueDead,
+    LettersTouched,
+    "Sends dead letters of a receiver again.",
+    changes=True,
+)
+DEAD_DROP = Operation(
+    "dead.drop", DropDead, LettersTouched, "Drops dead letters of a receiver.", changes=True
+)
 RELOAD = Operation(
     "reload",
     Nothing,
@@ -444,6 +507,8 @@ OPERATIONS: tuple[Operation[Any, Any], ...] = (
     STATUS,
     DEAD_LIST,
     DEAD_GET,
+    DEAD_REQUEUE,
+    DEAD_DROP,
     RELOAD,
     AUDIT,
     WHOAMI,

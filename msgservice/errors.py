@@ -620,11 +620,11 @@ class UnknownMessage(MsgServiceError):
 
 
 class UnknownDeadLetter(MsgServiceError):
-    """A receiver has no dead letter at this position."""
+    """A receiver has no dead letter at this position, or with this name of its message."""
 
     refusal_code = 17
 
-    def __init__(self, receiver: str, position: int) -> None:
+    def __init__(self, receiver: str, position: int | str) -> None:
         super().__init__(f"no dead letter {position} of receiver {receiver!r}")
         self.receiver, self.position = receiver, position
 

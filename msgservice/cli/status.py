@@ -116,6 +116,10 @@ def _info_table(found: dict[str, Any]) -> Table:
     table.add_row("free on disk", f"{room['free']:,} bytes")
     if "loaded_bytes" in found:  # a node of before does not say
         table.add_row("loaded", f"{found['loaded_bytes']:,} bytes, for receivers")
+    dead = found.get("dead_letters")
+    if dead and dead["new"]:
+        told = f"{dead['new']:,} since its start, {dead['requeued']:,} sent again"
+        table.add_row("dead letters", f"{told}, {dead['dropped']:,} dropped")
     if room["full"]:
         table.add_row("refuses", room["full"])
     return table

@@ -1,7 +1,10 @@
 """Subjects, patterns and names: what is well-formed, and who matches.
 
 A subject is tokens separated by dots. In a pattern, `*` stands for exactly one token and a last
-`>` for one or more (the NATS convention). Called wherever a name enters: session, ingress,
+`>` for one or more (the NATS convention). Neither stands for a first token that begins with `$`
+(DELIVERY 57): what is the node's own is got by who says so.
+
+Called wherever a name enters: session, ingress,
 directory, client; calls nothing. Who may use a name is not decided here. A text that comes from a
 program is `exact` from here on: each check returns it, and what was given is not used again.
 """
@@ -143,6 +146,8 @@ def is_reserved(subject: str) -> bool:
 
 def matches(pattern: str, subject: str) -> bool:
     """Return whether `subject` matches `pattern`; for one question. Many: `SubjectMatcher`."""
+    if is_reserved(subject) and not is_reserved(pattern):
+        return False
     expected = pattern.split(".")
     tokens = subject.split(".")
     if expected[-1] == REST:
@@ -289,7 +294,11 @@ class SubjectMatcher(Generic[V]):
         """Return a new set of the values that have a pattern which matches `subject`."""
         found: set[V] = set()
         level = [self._root]
-        for token in subject.split("."):
+        tokens = subject.split(".")
+        if is_reserved(subject):
+            own = (self._root.children or {}).get(tokens.pop(0))
+            level = [] if own is None else [own]
+        for token in tokens:
             below: list[_Node[V]] = []
             for node in level:
                 if node.rest:

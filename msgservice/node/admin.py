@@ -16,8 +16,10 @@ from twisted.logger import Logger
 
 from msgservice.administration import (
     AUDIT,
+    DEAD_DROP,
     DEAD_GET,
     DEAD_LIST,
+    DEAD_REQUEUE,
     INFO,
     RECEIVERS_ADD,
     RECEIVERS_CHANGE,
@@ -35,9 +37,11 @@ from msgservice.administration import (
     WHOAMI,
     AskStatus,
     Discrepancies,
+    DropDead,
     GetDead,
     LetterPage,
     LetterPart,
+    LettersTouched,
     LetterTold,
     ListDead,
     ListReceivers,
@@ -53,6 +57,7 @@ from msgservice.administration import (
     Removal,
     RemoveReceiver,
     ReplayTold,
+    RequeueDead,
     Resumed,
     Rewind,
     StatusPage,
@@ -62,15 +67,24 @@ from msgservice.administration import (
 from msgservice.config.addresses import check_given_address
 from msgservice.core.frames import Reply, Request
 from msgservice.core.reasons import first_line
-from msgservice.errors import BadValue, MsgServiceError, NoResponder, UnknownMessage
+from msgservice.errors import (
+    BadValue,
+    MsgServiceError,
+    NoResponder,
+    UnknownMessage,
+    UnknownReceiver,
+)
 from msgservice.limits import Limits
 from msgservice.message import Status, WireMessage, decode_messages
 from msgservice.node.admin_pages import Page, message_part
 from msgservice.node.gate import Pass
+from msgservice.node.letters import DROP, REQUEUE, Touched, Wanted
 from msgservice.node.operations import Operations, word_of
 from msgservice.node.replies import message, refusal
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import DeadLetter, Found, hash_of
+
+LOOKS = 8  # pages of dead letters that one request looks through, where few of them fit
 
 _to_json = msgspec.json.Encoder().encode
 
@@ -117,7 +131,19 @@ def _letter(letter: DeadLetter) -> dict[str, Any]:
         "reason": letter.reason,
         "attempts": letter.attempts,
         "at": letter.at,
+        "code": letter.code,
     }
+
+
+def _wanted(asked: ListDead | DropDead) -> Wanted:
+    return Wanted(
+        of=asked.of,
+        subject=asked.subject,
+        reason=asked.reason,
+        code=asked.code,
+        since=asked.since,
+        until=asked.until,
+    )
 
 
 class Admin:
@@ -147,6 +173,8 @@ class Admin:
                 _by(STATUS, self._status),
                 _by(DEAD_LIST, self._dead),
                 _by(DEAD_GET, self._dead_get),
+                _by(DEAD_REQUEUE, self._dead_requeue),
+                _by(DEAD_DROP, self._dead_drop),
                 _by(RELOAD, self._reload),
                 _by(AUDIT, self._audit),
                 _by(WHOAMI, self._whoami),
@@ -312,25 +340,44 @@ class Admin:
         )
 
     async def _dead(self, asked: ListDead, who: Pass) -> LetterPage:
-        page = Page(asked.limit, self._limits)
-        after, more = asked.after, True
-        while more and page.takes:
-            letters = await self._operations.dead_letters(asked.receiver, after, page.step)
-            more = bool(letters)
+        page, wanted = Page(asked.limit, self._limits), _wanted(asked)
+        after: int | None = asked.after
+        for _ in range(LOOKS):
+            if after is None or not page.takes:
+                break
+            letters, after = await self._operations.letters.list(
+                asked.receiver, after, page.step, wanted=wanted
+            )
             for one in letters:
                 if not page.add(str(one.position), LetterTold(**_letter(one))):
+                    after = one.position - 1
                     break
-                after = one.position
-        return LetterPage(dead=list(page.rows.values()), next=after if more else None)
+        return LetterPage(dead=list(page.rows.values()), next=after)
 
     async def _dead_get(self, asked: GetDead, who: Pass) -> LetterPart:
-        letter = await self._operations.dead_letter(asked.receiver, asked.position)
+        letter = await self._operations.letters.show(asked.receiver, asked.position)
         begin, end = asked.offset, asked.offset + message_part(self._limits)
         return LetterPart(
             **_letter(letter),
             message=letter.message[begin:end],
             next=end if end < len(letter.message) else None,
         )
+
+    async def _dead_requeue(self, asked: RequeueDead, who: Pass) -> LettersTouched:
+        # Who may treat the letters of a receiver may not choose who else gets them.
+        if asked.to not in (None, asked.receiver) and not who.allows("to", asked.to or ""):
+            raise UnknownReceiver(asked.to or "")
+        return await self._dead_touch(REQUEUE, asked, asked.to)
+
+    async def _dead_drop(self, asked: DropDead, who: Pass) -> LettersTouched:
+        return await self._dead_touch(DROP, asked, None)
+
+    async def _dead_touch(self, act: str, asked: DropDead, to: str | None) -> LettersTouched:
+        letters = self._operations.letters
+        touched: Touched = await letters.page(
+            act, asked.receiver, _wanted(asked), asked.after, to=to, dry_run=asked.dry_run
+        )
+        return LettersTouched(**msgspec.structs.asdict(touched))
 
     async def _reload(self, _: Nothing, who: Pass) -> Reloaded:
         return Reloaded(await self._operations.reload())

@@ -42,6 +42,7 @@ from msgservice.node.due import Due
 from msgservice.node.gate import Gate
 from msgservice.node.greeting import Greeter
 from msgservice.node.intake import Intake
+from msgservice.node.letters import Events, Letters
 from msgservice.node.loaded_bytes import LoadedBytes
 from msgservice.node.operations import Operations
 from msgservice.node.outlet import Outlet
@@ -92,6 +93,7 @@ class Parts:
     seldom: Seldom
     dead_letters: DeadLetters
     due: Due
+    letters: Letters
 
 
 def assemble(
@@ -193,7 +195,15 @@ def assemble(
         lambda row: gate.receivable(row),
     )
     acceptance = Acceptance(directory, dispatch, log, log_id=facts.log_id, limits=limits)
-    commits = Commits(log, audiences=acceptance, time=time, after_group=after_group, fatal=fatal)
+    events = Events(directory, limits)
+    commits = Commits(
+        log,
+        audiences=acceptance,
+        time=time,
+        after_group=after_group,
+        fatal=fatal,
+        letters_told=events.of,
+    )
     tracker = Tracker(log, directory, time.clock)
     total = RateLimits(time.clock, total=rate, seconds=time.now)
 
@@ -239,6 +249,15 @@ def assemble(
         rng=rng,
     )
 
+    letters = Letters(
+        log=log,
+        directory=directory,
+        backlogs=dispatch,
+        commits=commits,
+        room=dead_letters,
+        limits=limits,
+    )
+
     # What a connection may do.
     greeter = Greeter(
         name=facts.name,
@@ -273,6 +292,7 @@ def assemble(
         dead_letters=dead_letters,
         replayer=replayer,
         tail=tail,
+        letters=letters,
         upkeep=upkeep,
         loaded=loaded_bytes,
         reload=reload,
@@ -305,4 +325,5 @@ def assemble(
         seldom=seldom,
         dead_letters=dead_letters,
         due=due,
+        letters=letters,
     )

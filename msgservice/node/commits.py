@@ -10,19 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.clock import Time
-from msgservice.errors import LimitReached, LogFailed, LogFull, LogUnavailable
+from msgservice.errors import LimitReached, LogError, LogFailed, LogFull, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import BATCH_OVERHEAD
 from msgservice.records import (
     Appended,
     Batch,
     Group,
+    LettersTaken,
     Outcome,
     PageOutcome,
     Progress,
@@ -102,6 +103,7 @@ class _UnderWay(NamedTuple):
     group: Group
     sources: list[Source]  # of its batches
     waiters: Waiters[None]  # for its changes of the directory
+    taken: list[Deferred[PageOutcome]]  # of its dead letters that go
     progressing: list[Progressing]  # of its progress
     pages: list[Deferred[PageOutcome]]  # who waits for each of its pages
 
@@ -109,7 +111,8 @@ class _UnderWay(NamedTuple):
 class Commits:
     """The queue of group commits: what is gathered here becomes the next transaction of the log.
 
-    `after_group(batches)` is called once per group with what was stored: dispatch.
+    `after_group(batches)` is called once per group with what was stored: dispatch. `letters_told`:
+    the batches that tell of the dead letters of a progress; it never raises.
     """
 
     _logger = Logger()
@@ -122,6 +125,7 @@ class Commits:
         time: Time,
         after_group: Callable[[list[Batch]], None],
         fatal: Callable[[LogFailed], None],
+        letters_told: Callable[[Progress], list[Batch]],
     ) -> None:
         self.uncommitted_bytes = 0
         self._refused = 0  # runs that the log had no room for, since they were taken
@@ -137,6 +141,8 @@ class Commits:
         self._statuses_from: dict[tuple[str, str], StatusFrom] = {}  # of the next group
         self._sources: list[Source] = []
         self._waiters: Waiters[None] = Waiters()
+        self._taken: list[Deferred[PageOutcome]] = []
+        self._letters_told = letters_told
         self._progressing: dict[Progressing, None] = {}
         self._awaited: dict[Progressing, None] = {}
         self._pages: list[Deferred[PageOutcome]] = []  # of those of the next group
@@ -232,6 +238,21 @@ class Commits:
         self._kept_back = False
         self.kick_soon()
 
+    def letters(self, taken: LettersTaken) -> Deferred[PageOutcome]:
+        """Take dead letters out, and store their copies; fire with what became of that.
+
+        Fails with `LogUnavailable` where none of it was stored.
+        """
+        if self._stopped:
+            return fail(LogUnavailable("the node stops"))
+        for batch in taken.copies:
+            batch.audience.waiting += 1
+        self._next.letters.append(taken)
+        waiter: Deferred[PageOutcome] = Deferred()
+        self._taken.append(waiter)
+        self.kick_soon()
+        return waiter
+
     def status_from(self, wanted: StatusFrom) -> None:
         """Store from where on a sender wants states: of each sender the highest that waits."""
         self._status_from(wanted)
@@ -302,8 +323,14 @@ class Commits:
             group.progress.append(progress)
             if progress.dead:
                 letters -= sum(letter.size for letter in progress.dead)
-        under_way = _UnderWay(group, self._sources, self._waiters.take(), progressing, self._pages)
-        self._next, self._sources, self._places, self._pages = Group(), [], {}, []
+                # Told in the group that has them: none is told twice, and none of these is missed.
+                group.own += self._letters_told(progress)
+        for batch in group.own:
+            batch.audience.waiting += 1
+        waiters = self._waiters.take()
+        under_way = _UnderWay(group, self._sources, waiters, self._taken, progressing, self._pages)
+        self._next, self._sources, self._places, self._taken = Group(), [], {}, []
+        self._pages = []
         self._running = True
         group.now = self._time.wall()
         self._log.append(group).addBoth(self._ended, under_way)
@@ -335,7 +362,8 @@ class Commits:
             self._start_or_hold()
 
     def _stored(self, appended: Appended, under_way: _UnderWay) -> None:
-        group, sources, waiters, progressing, pages = under_way
+        group, sources, waiters, taken, progressing, pages = under_way
+        self._let_go(group)
         # The next group starts before this one is told about: the disk does not wait for us.
         # But where a batch was refused, what waits behind it in its lane must be withdrawn first:
         # whoever is told before may ask for something more, and that starts nothing (`_held`).
@@ -367,6 +395,8 @@ class Commits:
             except Exception:
                 outlet.fault(Failure())
         self._after_group(appended.stored)
+        for waiter, became in zip(taken, appended.letters, strict=True):
+            waiter.callback(became)
         for source in dict.fromkeys(sources):
             try:
                 source.flush()
@@ -383,7 +413,8 @@ class Commits:
                 waiter.callback(outcome)
 
     def _failed(self, failure: Failure, under_way: _UnderWay) -> None:
-        group, sources, waiters, progressing, pages = under_way
+        group, sources, waiters, taken, progressing, pages = under_way
+        self._let_go(group)
         failure.trap(LogUnavailable, LogFailed)
         error = failure.value
         for outlet in progressing:
@@ -394,6 +425,7 @@ class Commits:
             self._stopped = True
             self._idle.fire(None)
             self._fatal(error)
+            self._give_up(taken, error)
             return
         self._logger.error("a group was not stored: {error}", error=str(error))
         by_source: dict[int, tuple[Source, list[Batch]]] = {}
@@ -424,8 +456,21 @@ class Commits:
             self._status_from(wanted)
         self._waiters.put_back(waiters)
         self._after_group([])
+        self._give_up(taken, error)
         # Whoever asks for a group meanwhile waits as well: a disk that fails is left alone.
         self._due = self._time.clock.callLater(RETRY_DELAY, self._kick_due)
+
+    def _let_go(self, group: Group) -> None:
+        """Let the audiences of what a group stored for the node itself be forgotten again."""
+        for batch in group.own:
+            batch.audience.waiting -= 1
+        for taken in group.letters:
+            for batch in taken.copies:
+                batch.audience.waiting -= 1
+
+    def _give_up(self, taken: list[Deferred[PageOutcome]], error: LogError) -> None:
+        for waiter in taken:
+            waiter.errback(error)
 
     def _withdraw(self) -> None:
         """Take what is void out of the next group: one walk over it, however much was refused."""
@@ -461,6 +506,8 @@ class Commits:
     def stop(self) -> None:
         """Start no group any more: the log is about to close."""
         self._stopped = True
+        taken, self._taken = self._taken, []
+        self._give_up(taken, LogUnavailable("the node stops"))
         if self._due is not None:
             self._due.cancel()
             self._due = None

@@ -44,6 +44,8 @@ class DeadLetters:
         # What they take, stored or not, of receivers that are not removed; and all of them.
         self._bytes: dict[int, int] = {}  # by receiver number
         self._total = 0
+        # How many there were since the start: new ones, sent again, and dropped by somebody.
+        self.new = self.requeued = self.dropped = 0
 
     def load(self, row: ReceiverRow) -> None:
         """Count what a receiver has in the log when the node starts."""
@@ -57,6 +59,16 @@ class DeadLetters:
     def forget(self, row: ReceiverRow) -> None:
         """A receiver was removed: its letters give way where their room is needed."""
         self._total -= self._bytes.pop(row.number, 0)
+
+    def gone(self, row: ReceiverRow, size: int, count: int, *, again: bool) -> None:
+        """Dead letters of a receiver are gone from the log: sent again, or dropped."""
+        if again:
+            self.requeued += count
+        else:
+            self.dropped += count
+        if row.number in self._bytes:
+            self._bytes[row.number] -= size
+            self._total -= size
 
     def stored(self, row: ReceiverRow, letters: Sequence[Settled]) -> None:
         """New dead letters of a receiver are on disk: say so; it is paused at their limit."""
@@ -74,6 +86,7 @@ class DeadLetters:
             )
 
         count = sum(one.last - one.first + 1 for one in letters)
+        self.new += count
         self._seldom.say(("dead letters", row.number), tell, count)
         self._judge(row)
 

@@ -199,6 +199,10 @@ class Directory:
             self._by_names[key] = found
         return found
 
+    def alone(self, row: ReceiverRow) -> Audience:
+        """Return the audience of one receiver, suspended or not. Raises `LimitReached`."""
+        return self._intern((row.number,))
+
     def audience_again(self, audience: Audience, sender: str) -> Audience:
         """Return the audience of the names behind one that `to` has made, as they are now.
 

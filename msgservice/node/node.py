@@ -42,6 +42,7 @@ from msgservice.log.sqlite import SqliteLog
 from msgservice.message import decode_messages
 from msgservice.node.assembly import Facts, Parts, assemble
 from msgservice.node.gate import LISTENER, OWN, Door
+from msgservice.node.letters import Letters
 from msgservice.node.process import end_process
 from msgservice.node.receivers import Receivers
 from msgservice.receiver.receiver import Receiver
@@ -175,6 +176,14 @@ class Node(Service):
         if self._parts is None:
             raise RuntimeError("the node has not opened its log: wait for when_ready")
         return self._parts
+
+    @property
+    def dead_letters(self) -> Letters:
+        """The dead letters of its receivers: listed, shown, sent again, dropped.
+
+        `RuntimeError` before the log is open.
+        """
+        return self.parts.letters
 
     # --- starting
 

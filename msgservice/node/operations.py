@@ -17,9 +17,17 @@ from importlib.metadata import PackageNotFoundError, version
 import msgspec
 from twisted.internet.defer import Deferred
 
-from msgservice.administration import LeftOut, NodeInfo, Place, ReceiverState, Replaying, Rewind
+from msgservice.administration import (
+    LeftOut,
+    LetterCounts,
+    NodeInfo,
+    Place,
+    ReceiverState,
+    Replaying,
+    Rewind,
+)
 from msgservice.clock import Time
-from msgservice.errors import BadValue, UnknownDeadLetter, UnknownMessage
+from msgservice.errors import BadValue, UnknownMessage
 from msgservice.interfaces import ILog
 from msgservice.limits import Rate
 from msgservice.message import Status
@@ -27,6 +35,7 @@ from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
+from msgservice.node.letters import Letters
 from msgservice.node.loaded_bytes import LoadedBytes
 from msgservice.node.receivers import Receivers
 from msgservice.node.replayer import COUNT_PAGES, Replayer
@@ -36,7 +45,6 @@ from msgservice.receiver_options import ADDED
 from msgservice.records import (
     REWIND,
     Account,
-    DeadLetter,
     Found,
     ReceiverRow,
     Replay,
@@ -102,6 +110,7 @@ class Operations:
         dead_letters: DeadLetters,
         replayer: Replayer,
         tail: Tail,
+        letters: Letters,
         upkeep: Upkeep,
         loaded: LoadedBytes,
         reload: Callable[[], Deferred[list[Reread]]],
@@ -124,11 +133,13 @@ class Operations:
         self.account, self.own = receivers.account, receivers.own
         self.owner_of, self.known = directory.owner_of, directory.get
         self.letters_full = dead_letters.full
+        self.letters = letters
+        self._dead_letters = dead_letters
         self.reload = reload
 
     def info(self) -> NodeInfo:
         """Return what the node is, how full its log, and what is loaded for receivers."""
-        room = self._log.room()
+        room, dead = self._log.room(), self._dead_letters
         return NodeInfo(
             name=self._name,
             log_id=self._log_id,
@@ -137,6 +148,7 @@ class Operations:
             connections=len(self._connections.peers),
             room=replace(room, full=room.full or self._upkeep.refused),
             loaded_bytes=self._loaded.total,
+            dead_letters=LetterCounts(dead.new, dead.requeued, dead.dropped),
         )
 
     async def receivers(self, after: str, count: int) -> tuple[list[ReceiverState], bool]:
@@ -323,23 +335,6 @@ class Operations:
                 status = self._dispatch.status_of(number, found.position, stored)
                 told.append(StatusAt(number, row.name, status, attempts, reason))
         return found, told
-
-    async def dead_letters(self, name: str, after: int, count: int) -> list[DeadLetter]:
-        """Return up to `count` dead letters of a receiver, behind this position.
-
-        Fewer where they are long, none behind the last. Raises `UnknownReceiver`.
-        """
-        letters: list[DeadLetter] = await self._log.dead_letters(
-            self._directory.named(name).number, after, count
-        )
-        return letters
-
-    async def dead_letter(self, name: str, position: int) -> DeadLetter:
-        """Return one dead letter of a receiver. Raises `UnknownReceiver`, `UnknownDeadLetter`."""
-        for letter in await self.dead_letters(name, position - 1, 1):
-            if letter.position == position:
-                return letter
-        raise UnknownDeadLetter(name, position)
 
     async def audit(self) -> list[str]:
         """Return what does not add up in the log, in sentences."""

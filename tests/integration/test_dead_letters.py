@@ -82,3 +82,67 @@ def test_what_is_no_dead_letter_is_told_so(msgservice: Command) -> None:
     told = msgservice("dead", "show", "well", "65536")
     assert (told.code, told.err) == (1, "msgservice: no dead letter 65536 of receiver 'well'\n")
     assert "receivers add makes one" in msgservice("dead", "list", "nobody").err
+
+
+def test_46_dead_letters_are_sent_again_and_dropped(msgservice: Command) -> None:
+    msgs = msgservice
+    first, second = rejected(msgs, "again", b"one", b"two")
+    assert msgs("receivers", "add", "other").code == 0
+    would = msgs("dead", "requeue", "again", "o-1", "--to", "other", "--dry-run")
+    assert (would.code, would.err) == (0, "")
+    assert would.out.startswith("1 dead letter of again, ")
+    assert would.out.endswith(" bytes, would be sent again to other\n")
+    asked = msgs("dead", "requeue", "again", "o-1", "--to", "other")
+    assert asked.code == 1
+    assert asked.err.startswith("msgservice: nothing was done: 1 dead letter of again, ")
+    told = msgs.data("dead", "requeue", "again", "o-1", "--to", "other", "--yes")
+    assert (told["dry_run"], told["would"]["count"], told["done"]["count"]) == (False, 1, 1)
+    assert (told["would"]["receiver"], told["would"]["to"]) == ("again", "other")
+    heard = msgs.data("listen", "other", "--count", "1")
+    assert (heard["text"], heard["subject"], heard["id"]) == ("one", "again", "o-1")
+    assert heard["headers"]["msgservice-replay-of"] == f"log:{first}"
+    left = msgs.data("dead", "list", "again")["dead"]
+    assert [row["id"] for row in left] == ["o-2", None]
+    assert left[0]["position"] == second
+    found = msgs.data("dead", "list", "again", "--reason", "customer 2")["dead"]
+    assert [row["id"] for row in found] == ["o-2"]
+    assert msgs.data("dead", "list", "again", "--since", "2199-01-01")["dead"] == []
+    dropped = msgs("dead", "drop", "again", "--subject", "again", "--reason", "customer 2", "--yes")
+    assert dropped.out == "dropped: 1 dead letters of again\n"
+    assert msgs("dead", "drop", "again", "--all", "--yes").code == 0
+    nothing = msgs("dead", "drop", "again", "--all")
+    assert (nothing.code, nothing.out) == (0, "no dead letters of again\n")
+    assert msgs.receiver("again")["dead_bytes"] == 0
+    assert msgs.data("info")["dead_letters"]["dropped"] >= 2
+
+
+def test_46_what_cannot_be_sent_again_or_dropped_is_told_so(msgservice: Command) -> None:
+    rejected(msgservice, "kept", b"one")
+    for words, code, said in (
+        (("dead", "drop", "kept"), 2, "say which, or --all"),
+        (("dead", "drop", "kept", "o-1", "--all"), 2, "say either --all, or which"),
+        (("dead", "drop", "kept", "o-9", "--yes"), 1, "no dead letter o-9 of receiver 'kept'"),
+        (("dead", "drop", "kept", "1", "--yes"), 1, "no dead letter 1 of receiver 'kept'"),
+        (("dead", "drop", "nobody", "--all", "--yes"), 1, "receivers add makes one"),
+        (("dead", "requeue", "kept", "--all", "--to", "nobody", "--yes"), 1, "'nobody'"),
+        (("dead", "requeue", "kept", "--all", "--to", "a b"), 2, "bad name 'a b'"),
+        (("dead", "requeue", "kept", "--subject", "a..b"), 2, "bad subject 'a..b'"),
+        (("dead", "requeue", "kept", "--since", "soon"), 2, "is no time"),
+        (("dead", "requeue", "kept", "--all", "--yes", "--dry-run"), 2, "--dry-run does nothing"),
+        (("dead", "show", "kept", "o-9"), 1, "no dead letter o-9 of receiver 'kept'"),
+    ):
+        told = msgservice(*words)
+        assert told.code == code, (words, told)
+        assert said in told.err, (words, told)
+    assert len(msgservice.data("dead", "list", "kept")["dead"]) == 2
+
+
+def test_46_dead_letters_are_told_as_events(msgservice: Command) -> None:
+    assert msgservice("receivers", "add", "watcher", "$dead.>").code == 0
+    rejected(msgservice, "told", b"one")
+    events = [
+        json.loads(json.loads(line)["text"])
+        for line in msgservice("listen", "watcher", "--count", "2", "--json").out.splitlines()
+    ]
+    assert [event["receiver"] for event in events] == ["told", "told"]
+    assert events[0]["reason"] == "no customer 1"

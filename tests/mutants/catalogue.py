@@ -2212,6 +2212,67 @@ _ALL = [
             "test_a_run_of_which_a_part_was_cancelled",
         ),
     ),
+    # --- dead letters, at the node
+    Mutant(
+        name="letters-are-sent-again-to-everybody",
+        at="msgservice.node.letters:Letters.page",
+        old="audience = self._directory.alone(target)",
+        new="audience = self._directory.audience(chosen[0].subject)",
+        catcher=_test(
+            "tests/unit/test_node_letters.py::test_46_letters_may_be_sent_to_another_receiver",
+            "test_46_letters_may_be_sent_to_another_receiver",
+        ),
+    ),
+    Mutant(
+        name="letters-that-have-gone-are-still-counted",
+        at="msgservice.node.letters:Letters.page",
+        old="self._room.gone(row, touched.size, len(chosen), again=act == REQUEUE)",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_node_letters.py::test_46_letters_that_are_dropped_are_gone_and_their_receiver_may_have_others",
+            "test_46_letters_that_are_dropped_are_gone_and_their_receiver_may_have_others",
+        ),
+    ),
+    Mutant(
+        name="a-letter-that-finds-no-room-is-told-as-sent",
+        at="msgservice.node.letters:Letters.page",
+        old='if outcome == "stored":',
+        new='if outcome != "void":',
+        catcher=_test(
+            "tests/unit/test_node_letters.py::test_46_letters_whose_copies_find_no_room_stay_and_that_is_told",
+            "test_46_letters_whose_copies_find_no_room_stay_and_that_is_told",
+        ),
+    ),
+    Mutant(
+        name="an-event-that-is-dead-has-an-event",
+        at="msgservice.node.letters:Events.of",
+        old='if letter.subject.startswith(f"{DEAD}."):',
+        new="if False:",
+        catcher=_test(
+            "tests/unit/test_node_letters.py::test_46_an_event_that_becomes_a_dead_letter_is_told_to_nobody",
+            "test_46_an_event_that_becomes_a_dead_letter_is_told_to_nobody",
+        ),
+    ),
+    Mutant(
+        name="whoever-receives-everything-receives-events",
+        at="msgservice.core.subjects:SubjectMatcher.match",
+        old="if is_reserved(subject):",
+        new="if False:",
+        catcher=_test(
+            "tests/unit/test_node_letters.py::test_57_what_begins_with_a_dollar_is_got_by_who_says_so",
+            "test_57_what_begins_with_a_dollar_is_got_by_who_says_so",
+        ),
+    ),
+    Mutant(
+        name="who-may-send-letters-again-chooses-who-gets-them",
+        at="msgservice.node.admin:Admin._dead_requeue",
+        old='if asked.to not in (None, asked.receiver) and not who.allows("to", asked.to or ""):',
+        new="if False:",
+        catcher=_test(
+            "tests/unit/test_node_letters.py::test_46_who_may_send_letters_again_may_not_choose_who_gets_them",
+            "test_46_who_may_send_letters_again_may_not_choose_who_gets_them",
+        ),
+    ),
 ]
 
 MUTANTS = {mutant.name: mutant for mutant in _ALL}

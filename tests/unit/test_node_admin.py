@@ -155,7 +155,8 @@ def test_every_integer_of_a_request_is_bounded() -> None:
                     assert (0, 2**53 - 1) == (kind.ge, kind.le), (struct, field.name)
                     bounded.add(field.name)
     assert bounded == {
-        *("after", "backlog_bytes", "confirm", "end", "first", "limit", "offset", "position")
+        *("after", "backlog_bytes", "confirm", "end", "first", "limit", "offset", "position"),
+        *("code", "since", "until"),
     }
 
 

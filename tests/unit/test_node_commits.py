@@ -43,6 +43,7 @@ class World:
             time=Time(self.clock),
             after_group=lambda batches: None,
             fatal=never,
+            letters_told=lambda progress: [],
         )
 
     def _append(self, group: Group) -> Deferred[Any]:

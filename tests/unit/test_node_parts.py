@@ -275,7 +275,11 @@ def test_ingress_pauses_the_senders_when_too_much_is_not_committed() -> None:
 
 
 def a_commits(log: Any, clock: Clock, **more: Any) -> Commits:
-    functions: dict[str, Any] = {"after_group": lambda batches: None, "fatal": never}
+    functions: dict[str, Any] = {
+        "after_group": lambda batches: None,
+        "fatal": never,
+        "letters_told": lambda progress: [],
+    }
     return Commits(log, audiences=double(version=0), time=Time(clock), **(functions | more))
 
 
@@ -1124,9 +1128,10 @@ def some_operations(**more: Any) -> Operations:
                 Account(receiver=1, routed=5, queued=3, settled={Status.DEAD: 2})
             ),
         ),
-        "dead_letters": double(full=lambda row: None),
         "replayer": double(of=lambda number: None),
         "tail": Tail(3, 1),
+        "dead_letters": double(full=lambda row: None, new=3, requeued=2, dropped=1),
+        "letters": double(),
         "upkeep": double(refused=None),
         "loaded": LoadedBytes(LIMITS.loaded_bytes),
         "reload": lambda: succeed([]),
