@@ -157,6 +157,22 @@ class GetDead(Asked):
     offset: Number = 0
 
 
+class PeekAsked(Asked):
+    """The receiver whose next messages are looked at, and behind which position."""
+
+    receiver: str
+    after: Number = 0
+    limit: Number = 10
+
+
+class PeekGet(Asked):
+    """The message that is looked at, and from which byte on."""
+
+    receiver: str
+    position: Number
+    offset: Number = 0
+
+
 # --- what is answered
 
 
@@ -367,6 +383,35 @@ class LettersTouched(msgspec.Struct, frozen=True, kw_only=True):
     next: int | None
 
 
+class PeekTold(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that waits for a receiver."""
+
+    position: int
+    sender: str
+    sequence: int
+    subject: str
+    id: str | None
+    size: int  # bytes of its message
+    stored_at: int  # wall clock, ms
+    status: str  # queued, or sent
+    attempts: int  # that failed, as far as it is loaded
+    reason: str  # why the last one did
+
+
+class PeekPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of messages that wait. `next`: the position behind which the next begins."""
+
+    messages: list[PeekTold]
+    next: int | None
+
+
+class PeekPart(PeekTold, frozen=True, kw_only=True):
+    """A message that waits, with a part of it. `next`: where the part that follows begins."""
+
+    message: bytes
+    next: int | None
+
+
 class Reloaded(msgspec.Struct, frozen=True):
     """The addresses in use whose files were read, and what came of each."""
 
@@ -481,6 +526,10 @@ DEAD_REQUEUE = Operation(
 DEAD_DROP = Operation(
     "dead.drop", DropDead, LettersTouched, "Drops dead letters of a receiver.", changes=True
 )
+PEEK = Operation(
+    "peek", PeekAsked, PeekPage, "Says which messages are next for a receiver, and takes none."
+)
+PEEK_GET = Operation("peek.get", PeekGet, PeekPart, "Shows a message that waits for a receiver.")
 RELOAD = Operation(
     "reload",
     Nothing,
@@ -509,6 +558,8 @@ OPERATIONS: tuple[Operation[Any, Any], ...] = (
     DEAD_GET,
     DEAD_REQUEUE,
     DEAD_DROP,
+    PEEK,
+    PEEK_GET,
     RELOAD,
     AUDIT,
     WHOAMI,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from rich.text import Text
 from msgservice.administration import DEAD_DROP, DEAD_GET, DEAD_LIST, DEAD_REQUEUE, Operation
 from msgservice.cli.acts import Act, Done, Touched, act_options
 from msgservice.cli.output import body_told, cut, moment, out, plain_table
-from msgservice.cli.pages import JsonOfPages, TableOfPages
+from msgservice.cli.pages import JsonOfPages, TableOfPages, whole_message
 from msgservice.cli.session import Session, Whole, is_utf8, node_options
 from msgservice.client.client import Client
 from msgservice.clock import Reactor
@@ -22,7 +21,7 @@ from msgservice.core.reasons import shown
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import MsgServiceError, UnknownDeadLetter
 from msgservice.limits import INTEGER_MAX
-from msgservice.message import WireMessage, decode_messages
+from msgservice.message import WireMessage
 
 SECONDS = len("2026-11-28 09:34:29")  # of a moment: a table has no room for more
 
@@ -275,16 +274,10 @@ async def _position(
 async def _letter(
     session: Session, reactor: Reactor, client: Client, receiver: str, of: str
 ) -> tuple[dict[str, Any], WireMessage]:
-    """Return what is said of a dead letter, and its message, which comes in parts."""
-    encoded, position = b"", await _position(session, reactor, client, receiver, of)
-    offset: int | None = 0
-    while offset is not None:
-        question = {"receiver": receiver, "position": position, "offset": offset}
-        letter = await session.request(reactor, client, DEAD_GET, **question)
-        encoded += base64.b64decode(letter.pop("message"))
-        offset = letter.pop("next")
-    (message,) = decode_messages(encoded)
-    return letter, message
+    """Return what is said of a dead letter, and its message."""
+    position = await _position(session, reactor, client, receiver, of)
+    asked = {"receiver": receiver, "position": position}
+    return await whole_message(session, reactor, client, DEAD_GET, **asked)
 
 
 def _row(one: dict[str, Any]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ COMMANDS = {
     "send": ("msgservice.cli.send", "send"),
     "listen": ("msgservice.cli.listen", "listen"),
     "receivers": ("msgservice.cli.receivers", "receivers"),
+    "peek": ("msgservice.cli.peek", "peek"),
     "rewind": ("msgservice.cli.rewind", "rewind"),
     "dead": ("msgservice.cli.dead", "dead"),
     "status": ("msgservice.cli.status", "status"),

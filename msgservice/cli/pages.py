@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import sys
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -9,7 +10,12 @@ from typing import Any
 import msgspec
 from rich.cells import cell_len
 
+from msgservice.administration import Operation
 from msgservice.cli.output import console, out, plain_table
+from msgservice.cli.session import Session
+from msgservice.client.client import Client
+from msgservice.clock import Reactor
+from msgservice.message import WireMessage, decode_messages
 
 
 class TableOfPages:
@@ -59,3 +65,21 @@ class JsonOfPages:
     def end(self) -> None:
         """The last page was shown: there are no more."""
         out(self._end + b"}")
+
+
+async def whole_message(
+    session: Session,
+    reactor: Reactor,
+    client: Client,
+    operation: Operation[Any, Any],
+    **asked: object,
+) -> tuple[dict[str, Any], WireMessage]:
+    """Return what an answer says of a message, and the message, which comes in parts."""
+    encoded = b""
+    offset: int | None = 0
+    while offset is not None:
+        said = await session.request(reactor, client, operation, **asked, offset=offset)
+        encoded += base64.b64decode(said.pop("message"))
+        offset = said.pop("next")
+    (message,) = decode_messages(encoded)
+    return said, message

@@ -21,6 +21,8 @@ from msgservice.administration import (
     DEAD_LIST,
     DEAD_REQUEUE,
     INFO,
+    PEEK,
+    PEEK_GET,
     RECEIVERS_ADD,
     RECEIVERS_CHANGE,
     RECEIVERS_LIST,
@@ -52,6 +54,11 @@ from msgservice.administration import (
     Owned,
     OwnReceiver,
     Paused,
+    PeekAsked,
+    PeekGet,
+    PeekPage,
+    PeekPart,
+    PeekTold,
     ReceiverPage,
     Reloaded,
     Removal,
@@ -80,10 +87,12 @@ from msgservice.node.admin_pages import Page, message_part
 from msgservice.node.gate import Pass
 from msgservice.node.letters import DROP, REQUEUE, Touched, Wanted
 from msgservice.node.operations import Operations, word_of
+from msgservice.node.peek import Peeked
 from msgservice.node.replies import message, refusal
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import DeadLetter, Found, hash_of
 
+PEEKED_MAX = 256  # messages that are looked at in one request: each is decoded for its id
 LOOKS = 8  # pages of dead letters that one request looks through, where few of them fit
 
 _to_json = msgspec.json.Encoder().encode
@@ -135,6 +144,22 @@ def _letter(letter: DeadLetter) -> dict[str, Any]:
     }
 
 
+def _peeked(one: Peeked) -> dict[str, Any]:
+    batch = one.batch
+    return {
+        "position": one.position,
+        "sender": f"{batch.sender}/{hash_of(batch.incarnation)}/{one.sequence}",
+        "sequence": one.sequence,
+        "subject": batch.subject,
+        "id": decode_messages(one.message)[0].id,
+        "size": len(one.message),
+        "stored_at": batch.stored_at,
+        "status": word_of(one.status),
+        "attempts": one.attempts,
+        "reason": one.reason,
+    }
+
+
 def _wanted(asked: ListDead | DropDead) -> Wanted:
     return Wanted(
         of=asked.of,
@@ -175,6 +200,8 @@ class Admin:
                 _by(DEAD_GET, self._dead_get),
                 _by(DEAD_REQUEUE, self._dead_requeue),
                 _by(DEAD_DROP, self._dead_drop),
+                _by(PEEK, self._peek),
+                _by(PEEK_GET, self._peek_get),
                 _by(RELOAD, self._reload),
                 _by(AUDIT, self._audit),
                 _by(WHOAMI, self._whoami),
@@ -378,6 +405,22 @@ class Admin:
             act, asked.receiver, _wanted(asked), asked.after, to=to, dry_run=asked.dry_run
         )
         return LettersTouched(**msgspec.structs.asdict(touched))
+
+    async def _peek(self, asked: PeekAsked, who: Pass) -> PeekPage:
+        page = Page(asked.limit, self._limits)
+        peek, count = self._operations.peek, min(page.rows_max, PEEKED_MAX)
+        found, after = await peek.next(asked.receiver, asked.after, count)
+        for one in found:
+            if not page.add(str(one.position), PeekTold(**_peeked(one))):
+                after = one.position - 1
+                break
+        return PeekPage(messages=list(page.rows.values()), next=after)
+
+    async def _peek_get(self, asked: PeekGet, who: Pass) -> PeekPart:
+        one = await self._operations.peek.one(asked.receiver, asked.position)
+        begin, end = asked.offset, asked.offset + message_part(self._limits)
+        following = end if end < len(one.message) else None
+        return PeekPart(**_peeked(one), message=one.message[begin:end], next=following)
 
     async def _reload(self, _: Nothing, who: Pass) -> Reloaded:
         return Reloaded(await self._operations.reload())

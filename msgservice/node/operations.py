@@ -37,6 +37,7 @@ from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.letters import Letters
 from msgservice.node.loaded_bytes import LoadedBytes
+from msgservice.node.peek import Peek
 from msgservice.node.receivers import Receivers
 from msgservice.node.replayer import COUNT_PAGES, Replayer
 from msgservice.node.tail import Tail
@@ -135,6 +136,7 @@ class Operations:
         self.letters_full = dead_letters.full
         self.letters = letters
         self._dead_letters = dead_letters
+        self.peek = Peek(log=log, directory=directory, dispatch=dispatch, tail=tail)
         self.reload = reload
 
     def info(self) -> NodeInfo:

@@ -146,3 +146,20 @@ def test_46_dead_letters_are_told_as_events(msgservice: Command) -> None:
     ]
     assert [event["receiver"] for event in events] == ["told", "told"]
     assert events[0]["reason"] == "no customer 1"
+
+
+def test_49_what_waits_is_looked_at_and_stays(msgservice: Command) -> None:
+    assert msgservice("receivers", "add", "waits", "waits").code == 0
+    assert msgservice("peek", "waits").out == "no messages wait\n"
+    msgservice("send", "waits", "one", "--header", "colour=red", "--id", "w-1")
+    msgservice("send", "waits", "two")
+    rows = msgservice.data("peek", "waits")["messages"]
+    assert [(row["id"], row["status"]) for row in rows] == [("w-1", "queued"), (None, "queued")]
+    (row,) = msgservice.data("peek", "waits", "-n", "1", "--body")["messages"]
+    assert (row["text"], row["headers"]["colour"]) == ("one", "red")
+    told = msgservice("peek", "waits", "--body").out
+    assert "colour=red" in told
+    assert "two" in told
+    assert "w-1" in msgservice("peek", "waits").out
+    assert msgservice.receiver("waits")["queued"] == 2
+    assert "receivers add makes one" in msgservice("peek", "nobody").err

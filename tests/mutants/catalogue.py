@@ -2273,6 +2273,27 @@ _ALL = [
             "test_46_who_may_send_letters_again_may_not_choose_who_gets_them",
         ),
     ),
+    # --- peek
+    Mutant(
+        name="what-is-settled-is-looked-at",
+        at="msgservice.node.peek:Peek.next",
+        old="position > backlog.cursor and position not in backlog.above",
+        new="True",
+        catcher=_test(
+            "tests/unit/test_node_peek.py::test_49_what_is_settled_is_not_told_wherever_it_lies",
+            "test_49_what_is_settled_is_not_told_wherever_it_lies",
+        ),
+    ),
+    Mutant(
+        name="a-look-begins-anew-in-each-batch",
+        at="msgservice.node.peek:Peek.next",
+        old="range(max(batch.first, begin + 1), batch.last + 1)",
+        new="range(batch.first, batch.last + 1)",
+        catcher=_test(
+            "tests/unit/test_node_peek.py::test_49_pages_leave_nothing_out_and_repeat_nothing",
+            "test_49_pages_leave_nothing_out_and_repeat_nothing",
+        ),
+    ),
 ]
 
 MUTANTS = {mutant.name: mutant for mutant in _ALL}

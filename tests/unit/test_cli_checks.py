@@ -58,6 +58,10 @@ WRONG = [
     (("receivers", "own", "a", "b c"), "bad name 'b c'"),
     (("dead", "list", "a b"), "bad name 'a b'"),
     (("dead", "show", "a b", "1"), "bad name 'a b'"),
+    (("dead", "drop", "a b", "--all"), "bad name 'a b'"),
+    (("dead", "requeue", "a", "--all", "--to", "b c"), "bad name 'b c'"),
+    (("dead", "list", "a", "--subject", "b..c"), "bad subject 'b..c': empty token"),
+    (("peek", "a b"), "bad name 'a b'"),
 ]
 
 
