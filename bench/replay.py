@@ -12,6 +12,7 @@ the rewind, against during the drain. `start_ratio`: the rate for a new receiver
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -21,15 +22,11 @@ from typing import Any
 from bench.processes import Role, Stage, finish, stage
 
 
-def taken(
-    made: Stage, probe: Role, address: str, count: int, **options: Any
-) -> tuple[float, float]:
+def taken(made: Stage, probe: Role, address: str, count: int) -> tuple[float, float]:
     """Return the rate at which a receiver that comes has so many, and the others' p99 meanwhile."""
     begin = time.monotonic()
-    back = made.start("receiver", address=address, count=count, **options)
+    back = made.start("receiver", address=address, count=count, name="again")
     back.line()
-    if options["name"] == "again":
-        begin = time.monotonic()
     probe.say("open 1000 4")
     seconds = back.line()["end"] - begin
     p99: float = probe.line()["p99_ms"]
@@ -40,6 +37,24 @@ def taken(
 def rewind(address: str) -> None:
     words = ("rewind", "again", "--yes", "--no-wait", "--timeout", "60", "--node", address)
     subprocess.run([Path(sys.executable).with_name("msgservice"), *words], check=True)
+
+
+def begun_with_history(made: Stage, address: str) -> float:
+    """Return the rate at which a new receiver has what the node still keeps."""
+    begin = time.monotonic()
+    late = made.start("receiver", address=address, name="late", subjects="orders.>", start="first")
+    late.line()
+    while True:
+        time.sleep(0.2)
+        told = subprocess.run(
+            [Path(sys.executable).with_name("msgservice"), "receivers", "list", "--json",
+             "--node", address], check=True, capture_output=True,
+        )  # fmt: skip
+        rows = {row["name"]: row for row in json.loads(told.stdout)["receivers"]}
+        replay, queued = rows["late"]["replay"], rows["late"]["queued"]
+        if replay is not None and replay["over"] and not queued:
+            copied: int = replay["copied"]
+            return copied / (time.monotonic() - begin)
 
 
 def measure(count: int = 1_000_000) -> dict[str, Any]:
@@ -57,13 +72,11 @@ def measure(count: int = 1_000_000) -> dict[str, Any]:
         probe = made.start("latency", address=address, subject="others.new")
         probe.line()
         probe.ask("closed 200")
-        drained, during_drain = taken(made, probe, address, count, name="again")
+        drained, during_drain = taken(made, probe, address, count)
         time.sleep(1)  # its last answers are stored
         rewind(address)
-        rewound, during_rewind = taken(made, probe, address, count, name="again")
-        started, _ = taken(
-            made, probe, address, count, name="late", subjects="orders.>", start="first"
-        )
+        rewound, during_rewind = taken(made, probe, address, count)
+        started = begun_with_history(made, address)
         return {
             "messages": count,
             "drain_s": round(drained),

@@ -3,7 +3,8 @@
 A page is asked of the log while less than `WAITING_BYTES` wait for its receiver, and is stored with
 the row that says how far the replay is. So a replay goes as fast as its receiver, what it takes of
 the log is little at a time, and nothing has to be timed: after each group it is looked whose
-backlog has room now. At most `PAGES` pages are in memory, for all receivers together.
+backlog has room now. At most `PAGES` pages are read and stored at once, for all receivers together,
+and as many more are read ahead, while those before are being stored.
 
 The last page of a `start` and the membership of its receiver are one entry, and nothing may be
 stored between what that page has and that entry: for this one page no group is started.
@@ -15,6 +16,7 @@ ask for a replay, and from where to where, is in `operations` and `receivers`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -43,12 +45,20 @@ from msgservice.waiters import Waiters
 
 WAITING_BYTES = 4 * 1024 * 1024  # for its receiver: while less waits, a page is copied
 PAGE_BYTES = 1024 * 1024  # of a page: others' messages wait while it is written
-PAGES = 4  # in memory at once
+PAGES = 4  # read and stored at once; and read ahead
 # Of the limit of a receiver's backlog, how much may wait at most for another page.
 BACKLOG_SHARE = 4
 HELD_BYTES_MAX = 64 * 1024 * 1024  # of a last page, for which everybody waits
 AGAIN = 1.0  # seconds after a page that found no room, or could not be read
 COUNT_PAGES = 16  # of what a receiver was left out of, that are looked at for one answer
+
+
+class _Ahead(NamedTuple):
+    """A page that is read while the one before is being stored."""
+
+    next: int  # of the replay that it continues
+    end: int  # what it was read up to
+    reading: Deferred[Copies]
 
 
 class _Running:
@@ -61,6 +71,7 @@ class _Running:
         self.is_last = False  # an open one has read all that there was: the last page is due
         self.holds = False
         self.held_bytes = WAITING_BYTES
+        self.ahead: _Ahead | None = None
         self.waits = ""  # why it does not go on, for people
         self.is_called_off = False
         self.over: Waiters[None] = Waiters()
@@ -102,6 +113,7 @@ class Replayer:
         self._over: dict[int, Replay] = {}  # the last one of each other receiver
         self._counted: dict[int, Replay] = {}  # of what receivers were left out of
         self._pages = 0  # that are read or stored
+        self._aheads = 0  # that are read ahead
         self._holder: _Running | None = None
         self._again: IDelayedCall | None = None
         self._is_started = False
@@ -147,6 +159,8 @@ class Replayer:
         if self._again is not None:
             self._again.cancel()
             self._again = None
+        for running in self._running.values():
+            self._drop_ahead(running)
         self._let_go()
 
     def begin(
@@ -197,6 +211,7 @@ class Replayer:
     def _end(self, running: _Running) -> None:
         replay, row = running.replay, running.row
         running.is_busy = True
+        self._drop_ahead(running)
         ended = msgspec.structs.replace(replay, end=replay.next - 1)
         if replay.is_open:
             self._directory.set_starting(row, False)
@@ -230,6 +245,7 @@ class Replayer:
         self._counted.pop(number, None)
         running = self._running.pop(number, None)
         if running is not None:
+            self._drop_ahead(running)
             if self._holder is running:
                 self._let_go()
             running.over.fire(None)
@@ -283,20 +299,46 @@ class Replayer:
             running.is_last = True
             self._go_on(running)
             return
-        self._read(running, end, min(PAGE_BYTES, room))
+        ahead = running.ahead
+        if ahead is not None and ahead.next == replay.next:
+            running.ahead = None
+            self._aheads -= 1
+            self._take(running, ahead.reading, ahead.end)
+        else:
+            self._drop_ahead(running)
+            self._read(running, end, min(PAGE_BYTES, room))
 
     def _read(self, running: _Running, end: int, size: int) -> None:
+        self._take(running, self._ask(running.row, running.replay, end, size), end)
+
+    def _take(self, running: _Running, reading: Deferred[Copies], end: int) -> None:
         running.is_busy = True
         self._pages += 1
-        replay, row = running.replay, running.row
-        reading = self._log.replay(
+        reading.addCallback(self._came, running, end)
+        reading.addErrback(self._stuck, running)
+
+    def _ask(self, row: ReceiverRow, replay: Replay, end: int, size: int) -> Deferred[Copies]:
+        asked: Deferred[Copies] = self._log.replay(
             msgspec.structs.replace(replay, end=end),
             self._directory.matching(row),
             size,
             self._limits.max_batch,
         )
-        reading.addCallback(self._came, running, end)
-        reading.addErrback(self._stuck, running)
+        return asked
+
+    def _read_ahead(self, running: _Running, moved: Replay) -> None:
+        """Read the page behind one that is being stored: it may be stored when that is."""
+        end = min(moved.end, position_of(self._tail.next_number) - 1)
+        if self._aheads < PAGES and not running.is_last and moved.next <= end:
+            self._aheads += 1
+            size = min(PAGE_BYTES, self._room_for(running.row))
+            running.ahead = _Ahead(moved.next, end, self._ask(running.row, moved, end, size))
+
+    def _drop_ahead(self, running: _Running) -> None:
+        ahead, running.ahead = running.ahead, None
+        if ahead is not None:
+            self._aheads -= 1
+            ahead.reading.addErrback(lambda _: None)  # whatever came of it
 
     def _came(self, copies: Copies, running: _Running, end: int) -> None:
         replay, row = running.replay, running.row
@@ -335,6 +377,7 @@ class Replayer:
         self._let_go_if(running)
         storing.addCallback(self._stored, running, moved)
         storing.addErrback(lambda failure: self._logger.failure("after a page", failure))
+        self._read_ahead(running, moved)
 
     def _stored(self, outcome: PageOutcome, running: _Running, moved: Replay) -> None:
         self._done(running)
