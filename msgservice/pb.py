@@ -318,6 +318,38 @@ def _in_our_words(failure: Failure) -> Failure:
     return failure
 
 
+class ReceiversView(pb.RemoteCache):
+    """The receivers of a node, as they are: `rows` has a dictionary for each, by name.
+
+    `connected`, `paused`, `suspended`, `refuses`, and `cursor`, the position up to which all is
+    settled. It updates itself while the connection stands and somebody keeps it; `is_complete`: all
+    were told. `changed(names)` is called after each update, if it is set.
+    """
+
+    rows: dict[str, dict[str, Any]]
+    is_complete: bool
+    changed: Callable[[list[str]], object] | None = None
+
+    def setCopyableState(self, state: Any) -> None:
+        """Begin with what was told first."""
+        self.rows = {}
+        self.is_complete = bool(isinstance(state, dict) and state.get("is_complete"))
+
+    def observe_rows(self, rows: Any, gone: Any, is_complete: Any) -> None:
+        """Take an update."""
+        if not isinstance(rows, dict) or not isinstance(gone, list):
+            raise BadValue("rows", "are none")
+        self.rows.update(rows)
+        for name in gone:
+            self.rows.pop(name, None)
+        self.is_complete = bool(is_complete)
+        if self.changed is not None:
+            self.changed([*rows, *gone])
+
+
+pb.setUnjellyableForClass(VIEW.decode(), ReceiversView)
+
+
 class PeerBroker(BoundedBroker):
     """One connection of a peer, dialled or accepted. `far`: the other's end, which is called.
 

@@ -56,6 +56,7 @@ from msgservice.node.stored_bytes import StoredBytes
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.node.upkeep import Upkeep
+from msgservice.node.view import ReceiversView
 from msgservice.node.visits import Visits
 from msgservice.records import Batch, ExceptionRow, ReceiverRow, Reread, Snapshot
 from msgservice.transport.registry import Transports
@@ -299,8 +300,14 @@ def assemble(
         time=time,
     )
     admin = Admin(operations, gate, limits)
+    view = ReceiversView(
+        clock=time.clock,
+        rows=lambda: list(directory),
+        here=connections.receivers_here,
+        look=operations.row,
+    )
     perspectives = Perspectives(
-        instance=facts.log_id, gate=gate, intake=intake, requests=admin, limits=limits
+        view=view, instance=facts.log_id, gate=gate, intake=intake, requests=admin, limits=limits
     )
     receivers.load(snapshot)
     directory.load(snapshot.receivers, snapshot.audiences)

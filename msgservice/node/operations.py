@@ -42,6 +42,7 @@ from msgservice.node.receivers import Receivers
 from msgservice.node.replayer import COUNT_PAGES, Replayer
 from msgservice.node.tail import Tail
 from msgservice.node.upkeep import Upkeep
+from msgservice.node.view import Row
 from msgservice.receiver_options import ADDED
 from msgservice.records import (
     REWIND,
@@ -317,6 +318,20 @@ class Operations:
         """End the replay of a receiver; return how far it came, or None where none runs."""
         replay = await self._receivers.call_off(name)
         return None if replay is None else self._told(replay)
+
+    def row(self, row: ReceiverRow, connected: bool) -> Row | None:
+        """Return a receiver as a view has it, of what is in memory; None: it is not there."""
+        outlet = self._dispatch.outlets.get(row.number)
+        if outlet is None:
+            return None
+        backlog = outlet.backlog
+        return Row(
+            connected=connected,
+            paused=row.options.paused or outlet.is_going,
+            suspended=row.suspended,
+            refuses=bool(self._dispatch.refuses(row.number)),
+            cursor=backlog.cursor,
+        )
 
     async def status(
         self, id_: str, after: int, count: int, senders: Sequence[str] | None = None

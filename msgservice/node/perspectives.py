@@ -25,6 +25,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.spread import pb
 from zope.interface import implementer
 
+from msgservice.administration import RECEIVERS_LIST
 from msgservice.core.frames import Reply, Request
 from msgservice.core.reasons import one_line
 from msgservice.core.refusal import Refusal
@@ -45,6 +46,7 @@ from msgservice.limits import NAME_BYTES_MAX, Limits
 from msgservice.message import FLAG_REQUIRE, WireMessage, decode_messages, encode_messages
 from msgservice.node.gate import Door, Pass
 from msgservice.node.intake import LocalSender
+from msgservice.node.view import ReceiversView
 from msgservice.records import Batch, Outcome, RefusedBatch
 from msgservice.transport.pb.broker import Service
 from msgservice.transport.pb.channel import PbChannel, Root
@@ -96,8 +98,16 @@ class Perspectives:
     """
 
     def __init__(
-        self, *, instance: str, gate: Gate, intake: Intake, requests: Requests, limits: Limits
+        self,
+        *,
+        instance: str,
+        gate: Gate,
+        intake: Intake,
+        requests: Requests,
+        view: ReceiversView,
+        limits: Limits,
     ) -> None:
+        self.view = view
         self.instance = instance
         self.gate = gate
         self.intake = intake
@@ -124,6 +134,7 @@ class Perspectives:
     def stop(self) -> None:
         """End all connections that have a perspective; nothing is taken in any more."""
         self.is_stopped = True
+        self.view.stop()
         for channel in list(self._here):
             channel.close()
 
@@ -334,6 +345,16 @@ class Perspective(Service):
     def perspective_ping(self) -> None:
         """Show that the node is here."""
         self._check()
+
+    def perspective_watch(self) -> ReceiversView:
+        """Return the view of all receivers, which updates itself from then on.
+
+        It needs the right to list them.
+        """
+        self._check()
+        if not self.allowed.allows("request", RECEIVERS_LIST.right):
+            raise self.allowed.refusal(RECEIVERS_LIST.right)
+        return self._house.view
 
     def perspective_status(self, id: Any) -> Deferred[Any]:  # noqa: A002  # its name in $node.status
         """Fire with what `$node.status` says of a message."""

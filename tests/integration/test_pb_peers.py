@@ -244,3 +244,26 @@ async def test_a_peer_hands_messages_to_a_node(pair: Pair, tmp_path: Path) -> No
     assert "msgservice.errors.BadSubject" == error.kind
     await east.stop()
     await node.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_peer_watches_the_receivers_of_a_node(pair: Pair, tmp_path: Path) -> None:
+    node = Node(reactor, tmp_path / "data", listen=["pb:0"], limits=LIMITS)
+    node.startService()
+    await node.when_ready()
+    for number in range(450):
+        await node.add_receiver(f"r{number}", [f"a.{number}"])
+    east = pair.peer("east")
+    east.dial(f"pb:127.0.0.1:{node.listeners[0].split(':')[2]}")
+    await east.when_connected()
+    view = await east.watch()
+    changes: list[str] = []
+    view.changed = changes.extend
+    await until(lambda: bool(view.is_complete))
+    assert 450 == len(view.rows)
+    await node.pause_receiver("r7", True)
+    await until(lambda: bool(view.rows["r7"]["paused"]))
+    assert "r7" == changes[-1]
+    await east.stop()
+    await until(lambda: node.parts.perspectives.view.watchers == 0)
+    await node.stopService()

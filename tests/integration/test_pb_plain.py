@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from twisted.cred.credentials import Anonymous, UsernamePassword
 from twisted.internet import reactor as installed_reactor
 from twisted.internet import ssl
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
 from twisted.logger import LogEvent
 from twisted.spread import pb
+from twisted.spread.jelly import unjellyableRegistry
 
 from msgservice import Receiver
 from msgservice.identity.rules import Rules
@@ -295,3 +297,59 @@ async def test_a_node_that_stops_ends_the_connections_of_plain_clients(house: Ho
     await house.node.stopService()
     with pytest.raises(pb.DeadReferenceError):
         perspective.callRemote("send", "a", b"y")
+
+
+class PlainView(pb.RemoteCache):
+    """What a plain program makes of a node's view."""
+
+    rows: dict[str, Any]
+    is_complete: bool
+
+    def observe_rows(self, rows: Any, gone: Any, is_complete: bool) -> None:
+        self.rows.update(rows)
+        for name in gone:
+            del self.rows[name]
+        self.is_complete = is_complete
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await deferLater(reactor, 0.01)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_view_updates_itself_and_is_one_for_all(house: House) -> None:
+    tag = "msgservice.ReceiversView"
+    registry: dict[Any, Any] = unjellyableRegistry
+    ours = registry.get(tag.encode())
+    pb.setUnjellyableForClass(tag, PlainView)
+    try:
+        await house.start()
+        first, second = await house.login(), await house.login()
+        await first.callRemote("request", "$node.receivers.add", {"name": "x", "subjects": [">"]})
+        view, other = await first.callRemote("watch"), await second.callRemote("watch")
+        await until(lambda: view.is_complete and other.is_complete)
+        assert ["x"] == [*view.rows] == [*other.rows]
+        assert {"connected": False, "paused": False} == {
+            key: view.rows["x"][key] for key in ("connected", "paused")
+        }
+        assert 2 == house.node.parts.perspectives.view.watchers
+        await first.callRemote("request", "$node.receivers.pause", {"name": "x"})
+        await until(lambda: bool(view.rows["x"]["paused"] and other.rows["x"]["paused"]))
+        house.factories[1].disconnect()
+        await until(lambda: house.node.parts.perspectives.view.watchers == 1)
+        await first.callRemote("request", "$node.receivers.remove", {"name": "x", "confirm": 0})
+        await until(lambda: not view.rows)
+        view.broker = None  # or it would say, when it is collected, that it is let go
+    finally:
+        if ours is not None:
+            registry[tag.encode()] = ours
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_view_is_for_who_may_list_receivers(house: House) -> None:
+    await house.start(users=users(user("shop", send=(">",))))
+    perspective = await house.login("shop")
+    error = await failure_of(perspective.callRemote("watch"))
+    assert "Forbidden" == kind_of(error)
+    assert 0 == house.node.parts.perspectives.view.watchers

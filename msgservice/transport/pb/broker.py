@@ -60,6 +60,7 @@ STRANGER_BYTES_MIN = 16 * 1024
 # than both sides' frames ever are, or two that wait for each other would wait for ever.
 UNREAD_BYTES = 4 * 1024 * 1024
 NAME_BYTES_MAX = 64  # of a method
+CACHED_MAX = 16  # objects of the other side's that update themselves here
 PROGRESS_BYTES = 64 * 1024
 # What a peer may say, besides the dialect, and with how many arguments.
 COMMANDS: Final = {
@@ -416,6 +417,20 @@ class BoundedBroker(pb.Broker):
         netKw: Any,
     ) -> None:  # fmt: skip
         """Take a call of an object here."""
+        self._called(
+            self.localObjectForID, requestID, objectID, message, answerRequired, netArgs, netKw
+        )
+
+    def _called(
+        self,
+        find: Callable[[Any], Any],
+        requestID: Any,
+        objectID: Any,
+        message: Any,
+        answerRequired: Any,
+        netArgs: Any,
+        netKw: Any,
+    ) -> None:
         if not isinstance(message, bytes) or len(message) > NAME_BYTES_MAX:
             raise MalformedFrame("a call of a method without a name")
         if not isinstance(requestID, int) or not isinstance(objectID, int | bytes):
@@ -423,7 +438,7 @@ class BoundedBroker(pb.Broker):
         try:
             if self._calls >= self._limits.requests:
                 raise LimitReached("requests", self._limits.requests)
-            found = self.localObjectForID(objectID)
+            found = find(objectID)
             if found is None:
                 raise BadValue("object", "is not there")
             for value in (netArgs, netKw):
@@ -503,9 +518,22 @@ class BoundedBroker(pb.Broker):
             raise MalformedFrame("an object that is not there is let go")
         super().proto_decref(objectID)
 
-    def proto_cachemessage(self, *call: Any) -> None:
-        """Refuse: nothing of the other side's is cached here."""
-        raise MalformedFrame("a message to what is not cached here")
+    def cacheLocally(self, cid: Any, instance: Any) -> None:
+        """Keep what is the other side's and updates itself: no more than `CACHED_MAX` of it."""
+        if len(self.locallyCachedObjects) >= CACHED_MAX:
+            raise MalformedFrame(f"more than {CACHED_MAX} objects that update themselves")
+        super().cacheLocally(cid, instance)
+
+    def proto_cachemessage(
+        self, requestID: Any, objectID: Any, message: Any, answerRequired: Any, netArgs: Any,
+        netKw: Any,
+    ) -> None:  # fmt: skip
+        """Take an update of what is cached here, and is the other side's."""
+        if not isinstance(objectID, int) or objectID not in self.locallyCachedObjects:
+            raise MalformedFrame("a message to what is not cached here")
+        self._called(
+            self.cachedLocallyAs, requestID, objectID, message, answerRequired, netArgs, netKw
+        )
 
     def proto_decache(self, objectID: Any) -> None:
         """Let go of what the other side has cached."""
