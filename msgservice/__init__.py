@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from msgservice.node.node import Node
     from msgservice.pb import PbPeer
     from msgservice.receiver.receiver import Receiver
+    from msgservice.transport.pb.codec import JellyCodec
     from msgservice.transport.udp.peer import DatagramPeer
 
 __all__ = [
     "Client",
     "DatagramPeer",
+    "JellyCodec",
     "Limits",
     "Node",
     "PbPeer",
@@ -38,6 +40,7 @@ __all__ = [
 _HOMES = {
     "Client": "msgservice.client.client",
     "DatagramPeer": "msgservice.transport.udp.peer",
+    "JellyCodec": "msgservice.transport.pb.codec",
     "Limits": "msgservice.limits",
     "Node": "msgservice.node.node",
     "PbPeer": "msgservice.pb",

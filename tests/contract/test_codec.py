@@ -10,6 +10,7 @@ from zope.interface.verify import verifyObject
 
 from msgservice.codecs import BytesCodec, Codecs, JsonCodec, MsgpackCodec, TextCodec
 from msgservice.interfaces import ICodec
+from msgservice.transport.pb.codec import JellyCodec
 
 
 @implementer(ICodec)
@@ -49,6 +50,12 @@ CODECS = [
         [TREE, b"\x00\xff", [], 0, None],
         [object(), 2**65, DEEP],
         [b"", b"\xc1", b"\x91", b"\x01\x01", b"\x91" * 200 + b"\x01"],
+    ),
+    (
+        JellyCodec(),
+        [{"id": 17, "lines": ["a", b"b", 2.5, None, True, (1, 2)]}, [], "Grüße", b"", 0, 2**70],
+        [float, object(), len, DEEP],
+        [b"", b"\xff", b"\x01", b"\x05\x82ab", b"\x01\x80" * 200],
     ),
     (HexCodec(), [0, 255, 2**70], ["text", b"ff", None], [b"", b"xyz", b"\xff"]),
 ]
