@@ -21,13 +21,17 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.spread import pb
+from twisted.spread.jelly import jelly
 
 from msgservice.records import ReceiverRow
+from msgservice.transport.pb.expressions import Encoded
+from msgservice.transport.pb.jellied import security
 
 VIEW_EVERY = 0.25  # seconds between two looks at all receivers
 UPDATE_EVERY = 0.1  # between two updates of one watcher, at least
 PAGE_ROWS = 200  # of one update
 LOOK_ROWS = 500  # of one turn
+_BASICS = security()
 TAG = b"msgservice.ReceiversView"  # what Perspective Broker calls it
 
 
@@ -40,9 +44,9 @@ class Row(NamedTuple):
     refuses: bool
     cursor: int  # the position up to which all of its messages are settled
 
-    def told(self) -> dict[str, Any]:
-        """Return it as it travels."""
-        return self._asdict()
+    def pair(self, name: str) -> Encoded:
+        """Return it as it travels, a pair of a dictionary: made once for all who watch."""
+        return Encoded([jelly(name, _BASICS), jelly(self._asdict(), _BASICS)])
 
 
 class ReceiversView(pb.Cacheable):
@@ -62,6 +66,7 @@ class ReceiversView(pb.Cacheable):
     ) -> None:
         self.clock = clock
         self.known: dict[str, Row] = {}
+        self.pairs: dict[str, Encoded] = {}  # of those that are known
         self._rows = rows
         self._here = here
         self._look = look
@@ -104,7 +109,7 @@ class ReceiversView(pb.Cacheable):
             self._timer.cancel()
             self._timer = None
         self._looking = None
-        self.known = {}
+        self.known, self.pairs = {}, {}
         self.has_looked = False
 
     # --- looking
@@ -148,10 +153,11 @@ class ReceiversView(pb.Cacheable):
             names.add(row.name)
             if known.get(row.name) != seen:
                 known[row.name] = seen
+                self.pairs[row.name] = seen.pair(row.name)
                 changed.add(row.name)
         gone = [name for name in known if name not in names]
         for name in gone:
-            del known[name]
+            del known[name], self.pairs[name]
         first, self.has_looked = not self.has_looked, True
         self._note(changed.union(gone), always=first)
 
@@ -198,14 +204,18 @@ class _Watcher:
             self.later()
             return
         page = [self.changed.pop() for _ in range(min(PAGE_ROWS, len(self.changed)))]
-        known = self._view.known
-        rows = {name: known[name].told() for name in page if name in known}
-        gone = [name for name in page if name not in known]
+        pairs = self._view.pairs
+        rows = [b"dictionary", *[pairs[name] for name in page if name in pairs]]
+        gone = [name for name in page if name not in pairs]
         is_complete = self._is_complete or (self._view.has_looked and not self.changed)
         self._is_complete = is_complete
         self._is_under_way = True
         self._told_at = self._view.clock.seconds()
-        telling = self._observer.callRemote("rows", rows, gone, is_complete)
+        broker = self._observer.broker
+        arguments = [b"tuple", rows, jelly(gone, _BASICS), jelly(is_complete, _BASICS)]
+        telling = broker.call_jellied(
+            b"cachemessage", broker.cachedRemotelyAs(self._view), b"rows", arguments
+        )
         telling.addCallbacks(self._told, self._not_told)
 
     def _told(self, _: Any) -> None:

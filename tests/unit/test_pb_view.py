@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.spread.jelly import unjelly
 
 from msgservice.node.view import LOOK_ROWS, PAGE_ROWS, UPDATE_EVERY, VIEW_EVERY, ReceiversView, Row
 from msgservice.records import ReceiverRow
+from msgservice.transport.pb.expressions import Expressions, encode
 
 
 def row(name: str, number: int) -> ReceiverRow:
@@ -18,22 +20,36 @@ def row(name: str, number: int) -> ReceiverRow:
 
 
 class Broker:
+    """A connection: what is called over it comes to its observer as it would at the other side."""
+
     is_writable = True
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def cachedRemotelyAs(self, view: ReceiversView) -> int:
+        return 7
+
+    def call_jellied(
+        self, command: bytes, target: int, name: bytes, arguments: list[Any]
+    ) -> Deferred[None]:
+        assert (b"cachemessage", 7, b"rows") == (command, target, name)
+        decoder = Expressions(lambda: 1_000_000)
+        decoder.feed(encode(arguments))
+        (said,) = decoder.take()
+        return self._observer.take(*unjelly(said))
 
 
 class Observer:
     """A watcher whose answers are the test's to give."""
 
     def __init__(self) -> None:
-        self.broker = Broker()
+        self.broker = Broker(self)
         self.updates: list[tuple[dict[str, Any], list[str], bool]] = []
         self.rows: dict[str, Any] = {}
         self.under_way: list[Deferred[None]] = []
-        self.at: list[float] = []
-        self.clock: Clock | None = None
 
-    def callRemote(self, name: str, rows: Any, gone: Any, is_complete: bool) -> Deferred[None]:
-        assert "rows" == name
+    def take(self, rows: Any, gone: Any, is_complete: bool) -> Deferred[None]:
         assert not self.under_way, "two updates under way"
         self.updates.append((rows, gone, is_complete))
         self.rows.update(rows)
@@ -103,7 +119,7 @@ def test_only_what_changes_is_told_and_what_goes_too() -> None:
 
 
 def row_of(cursor: int) -> dict[str, Any]:
-    return Row(False, False, False, False, cursor).told()
+    return Row(False, False, False, False, cursor)._asdict()
 
 
 def test_a_view_of_nothing_is_complete() -> None:

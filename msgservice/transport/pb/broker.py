@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -461,6 +461,19 @@ class BoundedBroker(pb.Broker):
             result.addErrback(self._fault)
         else:
             self._answer(result, requestID, bool(answerRequired))
+
+    def call_jellied(
+        self, command: bytes, target: Any, name: bytes, arguments: list[Any]
+    ) -> Deferred[Any]:
+        """Call with arguments that are jellied already; fires with the answer."""
+        if self.state is not State.OPEN:
+            return fail(pb.DeadReferenceError("the connection has ended"))
+        number = self.newRequestID()
+        waiting: Deferred[Any] = Deferred()
+        assert self.waitingForAnswers is not None
+        self.waitingForAnswers[number] = waiting
+        self.sendCall(command, number, target, name, 1, arguments, [b"dictionary"])
+        return waiting
 
     def _ended(self, result: Any) -> Any:
         self._calls -= 1

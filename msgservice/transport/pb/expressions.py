@@ -156,8 +156,17 @@ class Expressions:
         raise MalformedFrame(f"a call of more than {self._budget()} bytes, lists and numbers too")
 
 
+class Encoded:
+    """A part of an expression that was encoded before, for many that have it."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, expression: Any) -> None:
+        self.data = encode(expression)
+
+
 def encode(expression: Any) -> bytes:
-    """Return the bytes of an expression: lists, bytes, integers and floats."""
+    """Return the bytes of an expression: lists, bytes, integers, floats, and `Encoded` ones."""
     pieces: list[bytes] = []
     _encode(expression, pieces.append)
     return b"".join(pieces)
@@ -175,6 +184,8 @@ def _encode(value: Any, write: Callable[[bytes], object]) -> None:
         write(_prefix(len(value), LIST))
         for item in value:
             _encode(item, write)
+    elif isinstance(value, Encoded):
+        write(value.data)
     elif isinstance(value, int):
         kinds = (INT, LONGINT) if value >= 0 else (NEG, LONGNEG)
         short = _INT_MAX if value >= 0 else _INT_MAX + 1

@@ -1,0 +1,323 @@
+"""`python -m bench.pb`: Perspective Broker against TCP and against bare Twisted, as ratios.
+
+*hop*: batches of `send_many` from one producer to a node whose log is on disk, over `pb:` and over
+`tcp:` in turns. *calls*: one call of `PbPeer` at a time against the same with `twisted.spread.pb`
+alone, in turns. *view*: what a node with 1,000 receivers costs, in parts of a core, while messages
+keep coming, with 20 who watch and without. Each figure is the median of ROUNDS; node and callers
+are processes of their own. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROUNDS = 5
+RUNS = 60
+RUN_MESSAGES = 5000
+BODY = bytes(100)
+CALLS = 2000
+RECEIVERS = 1000
+WATCHERS = 20
+VIEW_SECONDS = 5.0
+LOAD_BATCHES = 400  # a second
+
+
+def _run(role: str, *arguments: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.pb", "--role", role, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _line(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    said: dict[str, Any] = json.loads(process.stdout.readline())
+    return said
+
+
+def _ask(process: subprocess.Popen[str], what: str) -> dict[str, Any]:
+    assert process.stdin is not None
+    process.stdin.write(what + "\n")
+    process.stdin.flush()
+    return _line(process)
+
+
+def _say(**what: Any) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def _react(main: Callable[..., Any], *arguments: Any) -> None:
+    from twisted.internet.defer import ensureDeferred
+    from twisted.internet.task import react
+
+    react(lambda reactor: ensureDeferred(main(reactor, *arguments)))
+
+
+async def _asked(reactor: Any) -> str:
+    from twisted.internet.threads import deferToThread
+
+    line: str = await deferToThread(sys.stdin.readline)
+    return line.strip()
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+# --- processes
+
+
+async def node(reactor: Any) -> None:
+    from msgservice import Node
+
+    with tempfile.TemporaryDirectory() as folder:
+        node = Node(
+            reactor,
+            Path(folder) / "data",
+            listen=["tcp:0", "pb:0"],
+        )
+        node.startService()
+        await node.when_ready()
+        ports = [int(one.split(":")[2]) for one in node.listeners]
+        _say(tcp=ports[0], pb=ports[1])
+        while await _asked(reactor):
+            _say(cpu=_cpu(), at=time.monotonic())
+        await node.stopService()
+
+
+async def producer(reactor: Any, address: str) -> None:
+    """Say how many messages a second were acknowledged, each time that it is asked."""
+    from msgservice import connect
+
+    client = await connect(reactor, address, name=f"bench-{os.getpid()}")
+    bodies = [BODY] * RUN_MESSAGES
+    _say(ready=True)
+    while await _asked(reactor):
+        began = time.monotonic()
+        open_ = [client.send_many("bench.a", bodies) for _ in range(RUNS)]
+        for one in open_:
+            await one
+        _say(rate=RUNS * RUN_MESSAGES / (time.monotonic() - began))
+    await client.close()
+
+
+async def load(reactor: Any, address: str) -> None:
+    """Send to all receivers in turn, so many batches a second whoever watches."""
+    from twisted.internet.defer import Deferred
+
+    from msgservice import connect
+
+    client = await connect(reactor, address, name="load")
+    _say(ready=True)
+    numbers = itertools.count()
+
+    def send() -> None:
+        for _ in range(LOAD_BATCHES // 20):
+            sent = client.send_many(f"r.{next(numbers) % RECEIVERS}", [BODY] * 5)
+            sent.addErrback(lambda failure: failure.printTraceback())
+
+    from twisted.internet.task import LoopingCall
+
+    LoopingCall(send).start(1 / 20)
+    await Deferred()
+
+
+async def receivers(reactor: Any, port: str) -> None:
+    """Take what comes for each of the receivers."""
+    from twisted.internet.defer import Deferred
+
+    from msgservice import Receiver
+
+    for number in range(RECEIVERS):
+        receiver = Receiver(reactor, name=f"r{number}", handler=lambda message: None)
+        receiver.attach(f"tcp:127.0.0.1:{port}", subjects=[f"r.{number}"])
+        await receiver.when_connected()
+    _say(ready=True)
+    await Deferred()
+
+
+async def watchers(reactor: Any, port: str) -> None:
+    from twisted.internet.defer import Deferred
+
+    from msgservice import PbPeer
+
+    views = []
+    for number in range(WATCHERS):
+        peer = PbPeer(reactor, name=f"w{number}")
+        peer.dial(f"pb:127.0.0.1:{port}")
+        await peer.when_connected()
+        views.append(await peer.watch())
+    _say(ready=True)
+    while await _asked(reactor):
+        _say(complete=all(view.is_complete for view in views), rows=len(views[0].rows))
+    await Deferred()
+
+
+async def called(reactor: Any, kind: str) -> None:
+    from twisted.internet.defer import Deferred
+    from twisted.spread import pb
+
+    if kind == "peer":
+        from msgservice import PbPeer
+
+        peer = PbPeer(reactor, name="called")
+        peer.expose("echo", lambda value: value)
+        port = (await peer.listen("pb:0")).getHost().port
+    else:
+
+        class Root(pb.Root):
+            def remote_echo(self, value: Any) -> Any:
+                return value
+
+        port = (
+            reactor.listenTCP(0, pb.PBServerFactory(Root()), interface="127.0.0.1").getHost().port
+        )
+    _say(port=port)
+    await Deferred()
+
+
+async def caller(reactor: Any, kind: str, port: str) -> None:
+    from twisted.spread import pb
+
+    call: Any
+    if kind == "peer":
+        from msgservice import PbPeer
+
+        peer = PbPeer(reactor, name="caller")
+        peer.dial(f"pb:127.0.0.1:{port}")
+        await peer.when_connected()
+        call = lambda value: peer.call("echo", value)  # noqa: E731
+    else:
+        factory = pb.PBClientFactory()
+        reactor.connectTCP("127.0.0.1", int(port), factory)
+        root = await factory.getRootObject()
+        call = lambda value: root.callRemote("echo", value)  # noqa: E731
+    _say(ready=True)
+    while await _asked(reactor):
+        began = time.monotonic()
+        for number in range(CALLS):
+            await call(number)
+        _say(rate=CALLS / (time.monotonic() - began))
+
+
+PLAYED = (node, producer, load, receivers, watchers, called, caller)
+ROLES = {one.__name__: one for one in PLAYED}
+
+
+# --- measurements
+
+
+def hop() -> dict[str, float]:
+    house = _run("node")
+    ports = _line(house)
+    ours = {kind: _run("producer", f"{kind}:127.0.0.1:{ports[kind]}") for kind in ("tcp", "pb")}
+    return _in_turns("hop", ours, [house], "pb", "tcp", "messages")
+
+
+def calls() -> dict[str, float]:
+    servers = {kind: _run("called", kind) for kind in ("bare", "peer")}
+    ours = {kind: _run("caller", kind, _line(one)["port"]) for kind, one in servers.items()}
+    return _in_turns("calls", ours, list(servers.values()), "peer", "bare", "calls")
+
+
+def _in_turns(
+    name: str,
+    ours: dict[str, subprocess.Popen[str]],
+    others: list[subprocess.Popen[str]],
+    measured: str,
+    against: str,
+    unit: str,
+) -> dict[str, float]:
+    try:
+        for one in ours.values():
+            _line(one)
+        rates: dict[str, list[float]] = {kind: [] for kind in ours}
+        for one in ours.values():
+            _ask(one, "warm")
+        for _ in range(ROUNDS):
+            for kind, one in ours.items():
+                rates[kind].append(_ask(one, "go")["rate"])
+        ratios = [a / b for a, b in zip(rates[measured], rates[against], strict=True)]
+        return {
+            f"{name}_{against}_{unit}_s": round(statistics.median(rates[against])),
+            f"{name}_{measured}_{unit}_s": round(statistics.median(rates[measured])),
+            f"{name}_ratio": round(statistics.median(ratios), 3),
+        }
+    finally:
+        for one in [*ours.values(), *others]:
+            one.kill()
+            one.wait()
+
+
+def view() -> dict[str, float]:
+    house = _run("node")
+    ports = _line(house)
+    others = [_run("receivers", ports["tcp"]), _run("load", f"tcp:127.0.0.1:{ports['tcp']}")]
+    alone, watched, rows = [], [], 0
+    try:
+        for one in others:
+            _line(one)
+        for _ in range(ROUNDS):
+            alone.append(_part(house))
+            watching = _run("watchers", ports["pb"])
+            others.append(watching)
+            _line(watching)
+            time.sleep(2)  # the first pages
+            watched.append(_part(house))
+            rows = _ask(watching, "state")["rows"]
+            watching.kill()
+            watching.wait()
+        costs = [b - a for a, b in zip(alone, watched, strict=True)]
+        return {
+            "view_receivers": rows,
+            "view_watchers": WATCHERS,
+            "view_core_without": round(statistics.median(alone), 3),
+            "view_core_with": round(statistics.median(watched), 3),
+            "view_core_cost": round(statistics.median(costs), 3),
+        }
+    finally:
+        for one in [*others, house]:
+            one.kill()
+            one.wait()
+
+
+def _part(house: subprocess.Popen[str]) -> float:
+    before = _ask(house, "cpu")
+    time.sleep(VIEW_SECONDS)
+    after = _ask(house, "cpu")
+    return float((after["cpu"] - before["cpu"]) / (after["at"] - before["at"]))
+
+
+def measure() -> dict[str, Any]:
+    return hop() | calls() | view()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=["hop", "calls", "view"])
+    arguments = parser.parse_args()
+    if arguments.role:
+        _react(ROLES[arguments.role[0]], *arguments.role[1:])
+        return
+    found = {"hop": hop, "calls": calls, "view": view, None: measure}[arguments.only]()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
