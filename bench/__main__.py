@@ -14,7 +14,7 @@ import apsw
 from rich.console import Console
 from rich.table import Table
 
-from bench import backlog, fanout, latency, receivers, replay, security, udp, udp_flood
+from bench import backlog, fanout, latency, pb, receivers, replay, security, udp, udp_flood
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -37,6 +37,7 @@ MEASUREMENTS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("udp", lambda: flat(udp.table())),
     ("udp_flood", udp_flood.measure),
     ("security", security.measure),
+    ("pb", pb.measure),
 ]
 
 

@@ -27,6 +27,93 @@ INGRESS = "msgservice.node.ingress:Ingress"
 REPLAYS = "tests/simulation/test_replays.py"
 
 _ALL = [
+    # --- Perspective Broker
+    Mutant(
+        name="pb-values-are-made-of-whatever-comes",
+        at="msgservice.transport.pb.broker:BoundedBroker._called",
+        old="jellied.check(value, self.also)",
+        new="value",
+        catcher=_test(
+            "tests/unit/test_pb_broker.py::test_a_value_of_another_type_is_an_error_for_the_caller_alone",
+            "test_a_value_of_another_type",
+        ),
+    ),
+    Mutant(
+        name="pb-strangers-talk-without-end",
+        at="msgservice.transport.pb.broker:BoundedBroker._check_total",
+        old="is_stranger and",
+        new="False and",
+        catcher=_test(
+            "tests/unit/test_pb_broker.py::"
+            "test_a_stranger_who_says_little_again_and_again_ends_within_the_limit",
+            "test_a_stranger_who_says_little",
+        ),
+    ),
+    Mutant(
+        name="pb-a-paused-side-answers-at-once",
+        at="msgservice.transport.pb.channel:PbChannel.frames_came",
+        old="not self._is_paused and not self._to_answer",
+        new="True",
+        catcher=_test(
+            "tests/unit/test_pb_broker.py::"
+            "test_what_was_held_is_handed_on_in_order_when_reading_goes_on_and_answered_then",
+            "test_what_was_held_is_handed_on",
+        ),
+    ),
+    Mutant(
+        name="pb-a-side-sends-beyond-its-window",
+        at="msgservice.transport.pb.channel:PbChannel.turn_ended",
+        old="self._unanswered < WINDOW_BYTES",
+        new="True",
+        catcher=_test(
+            "tests/unit/test_pb_broker.py::"
+            "test_a_side_sends_no_more_than_its_window_before_it_is_answered",
+            "test_a_side_sends_no_more",
+        ),
+    ),
+    Mutant(
+        name="pb-crossed-dials-end-each-other",
+        at="msgservice.pb:PbPeer.judge",
+        old="crossed and other > self.instance",
+        new="crossed",
+        catcher=_test(
+            "tests/unit/test_pb_peer_dials.py::"
+            "test_of_two_that_cross_the_one_stays_that_the_smaller_has_dialled",
+            "test_of_two_that_cross",
+        ),
+    ),
+    Mutant(
+        name="pb-a-dead-connection-keeps-its-place",
+        at="msgservice.pb:PbPeer.judge",
+        old="crossed = seen is None or seen[0] != self.instance or seen[1] < mine.number",
+        new="crossed = True",
+        catcher=_test(
+            "tests/unit/test_pb_peer_dials.py::"
+            "test_both_dial_and_a_third_time_one_whose_connection_is_dead_dials_again",
+            "test_both_dial_and_a_third_time",
+        ),
+    ),
+    Mutant(
+        name="pb-the-digest-is-taken-where-others-read-along",
+        at="msgservice.node.gate:Gate.login_by_digest",
+        old="not credentials.is_private",
+        new="not credentials.is_private and not self.insecure",
+        catcher=_test(
+            "tests/unit/test_users_digests.py::test_it_is_never_taken_where_others_read_along",
+            "test_it_is_never_taken",
+        ),
+    ),
+    Mutant(
+        name="pb-a-view-tells-who-does-not-answer",
+        at="msgservice.node.view:_Watcher._tell",
+        old="self._is_under_way = True",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_pb_view.py::"
+            "test_who_does_not_answer_gets_no_second_update_and_then_all_that_changed_once",
+            "test_who_does_not_answer_gets_no_second",
+        ),
+    ),
     # --- the outbox
     Mutant(
         name="lost-retry-timer",

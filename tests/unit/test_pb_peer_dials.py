@@ -173,12 +173,14 @@ def test_both_dial_and_a_third_time_one_whose_connection_is_dead_dials_again(see
     world.random.shuffle(pair)
     first = world.dial(*pair)
     world.settle()
-    # The dialler's end has gone, and the other's does not know: half-open.
+    # The end of one has gone, and the other's does not know: half-open.
     first.near.is_cut = first.far.is_cut = True
+    lost = world.random.choice((first.dialled, first.accepted))
+    lost.connectionLost(Failure(ConnectionDone()))
     first.near.sent.clear()
-    first.dialled.connectionLost(Failure(ConnectionDone()))
-    world.random.shuffle(pair)
-    second = world.dial(*pair) if pair[0]._live is None else world.dial(pair[1], pair[0])
+    first.far.sent.clear()
+    (other,) = [peer for peer in pair if peer is not lost.peer]
+    second = world.dial(lost.peer, other)
     while world.step():
         pass
     assert second is not first
