@@ -31,6 +31,7 @@ CALLS = 2000
 RECEIVERS = 1000
 WATCHERS = 20
 VIEW_SECONDS = 5.0
+VIEW_ROUNDS = 3
 LOAD_BATCHES = 400  # a second
 
 
@@ -118,8 +119,6 @@ async def producer(reactor: Any, address: str) -> None:
 
 async def load(reactor: Any, address: str) -> None:
     """Send to all receivers in turn, so many batches a second whoever watches."""
-    from twisted.internet.defer import Deferred
-
     from msgservice import connect
 
     client = await connect(reactor, address, name="load")
@@ -134,13 +133,11 @@ async def load(reactor: Any, address: str) -> None:
     from twisted.internet.task import LoopingCall
 
     LoopingCall(send).start(1 / 20)
-    await Deferred()
+    await _asked(reactor)  # until who has started this one is gone
 
 
 async def receivers(reactor: Any, port: str) -> None:
     """Take what comes for each of the receivers."""
-    from twisted.internet.defer import Deferred
-
     from msgservice import Receiver
 
     for number in range(RECEIVERS):
@@ -148,12 +145,10 @@ async def receivers(reactor: Any, port: str) -> None:
         receiver.attach(f"tcp:127.0.0.1:{port}", subjects=[f"r.{number}"])
         await receiver.when_connected()
     _say(ready=True)
-    await Deferred()
+    await _asked(reactor)  # until who has started this one is gone
 
 
 async def watchers(reactor: Any, port: str) -> None:
-    from twisted.internet.defer import Deferred
-
     from msgservice import PbPeer
 
     views = []
@@ -165,11 +160,9 @@ async def watchers(reactor: Any, port: str) -> None:
     _say(ready=True)
     while await _asked(reactor):
         _say(complete=all(view.is_complete for view in views), rows=len(views[0].rows))
-    await Deferred()
 
 
 async def called(reactor: Any, kind: str) -> None:
-    from twisted.internet.defer import Deferred
     from twisted.spread import pb
 
     if kind == "peer":
@@ -188,7 +181,7 @@ async def called(reactor: Any, kind: str) -> None:
             reactor.listenTCP(0, pb.PBServerFactory(Root()), interface="127.0.0.1").getHost().port
         )
     _say(port=port)
-    await Deferred()
+    await _asked(reactor)  # until who has started this one is gone
 
 
 async def caller(reactor: Any, kind: str, port: str) -> None:
@@ -272,7 +265,7 @@ def view() -> dict[str, float]:
     try:
         for one in others:
             _line(one)
-        for _ in range(ROUNDS):
+        for _ in range(VIEW_ROUNDS):
             alone.append(_part(house))
             watching = _run("watchers", ports["pb"])
             others.append(watching)

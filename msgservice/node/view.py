@@ -24,7 +24,7 @@ from twisted.spread import pb
 from twisted.spread.jelly import jelly
 
 from msgservice.records import ReceiverRow
-from msgservice.transport.pb.expressions import Encoded
+from msgservice.transport.pb.expressions import Encoded, encode
 from msgservice.transport.pb.jellied import security
 
 VIEW_EVERY = 0.25  # seconds between two looks at all receivers
@@ -46,7 +46,17 @@ class Row(NamedTuple):
 
     def pair(self, name: str) -> Encoded:
         """Return it as it travels, a pair of a dictionary: made once for all who watch."""
-        return Encoded([jelly(name, _BASICS), jelly(self._asdict(), _BASICS)])
+        pieces = [_PAIR, encode(jelly(name, _BASICS)), _STATE]
+        for field, value in zip(_FIELDS, self, strict=True):
+            pieces += (field, _TOLD[value] if isinstance(value, bool) else encode(value))
+        return Encoded(b"".join(pieces))
+
+
+# What is the same in each row, encoded once: a list of two, the dictionary, and its keys.
+_PAIR = encode([0, 0]).removesuffix(encode(0) * 2)
+_STATE = encode([b"dictionary", *[0] * len(Row._fields)]).removesuffix(encode(0) * len(Row._fields))
+_FIELDS = tuple([_PAIR + encode(jelly(field, _BASICS)) for field in Row._fields])
+_TOLD = {value: encode(jelly(value, _BASICS)) for value in (True, False)}
 
 
 class ReceiversView(pb.Cacheable):

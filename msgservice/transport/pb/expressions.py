@@ -161,8 +161,8 @@ class Encoded:
 
     __slots__ = ("data",)
 
-    def __init__(self, expression: Any) -> None:
-        self.data = encode(expression)
+    def __init__(self, data: bytes) -> None:
+        self.data = data
 
 
 def encode(expression: Any) -> bytes:
