@@ -23,6 +23,7 @@ from msgservice.records import (
     Copies,
     DeadLetter,
     Delayed,
+    Expiring,
     Found,
     Group,
     History,
@@ -109,6 +110,13 @@ class ILog(Interface):
         last position is above it. `to`: position; none is given that begins above it, however late
         the page is read: behind it there may be batches of audiences that who asks did not know of
         yet. At least one batch if there is any, else up to the limits.
+        """
+
+    def expiring(after: tuple[int, int], now: int, count_max: int) -> Deferred[Expiring]:
+        """Fire with a `records.Expiring`: batches that expire behind `after`, up to `now`.
+
+        `after`: a place, (time, number). Of the order of these places the first `count_max`, also
+        those of which all is settled, as long as the log knows them.
         """
 
     def history(

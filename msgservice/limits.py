@@ -12,6 +12,7 @@ from typing import Any
 
 from msgservice.errors import BadValue
 
+TIME_DAYS_MAX = 366  # days that a message may wait by what its sender asks
 INTEGER_MAX = 2**53 - 1  # exact in JSON and in every language's double
 NAME_BYTES_MAX = 255  # names and subjects, UTF-8
 BATCH_INDEX_BITS = 16  # position = batch number << 16 | index in batch

@@ -134,6 +134,7 @@ class Batch(msgspec.Struct, gc=False, eq=False):
     # Wall clock, ms: until then it waits, without a number. 0: it does not.
     due_at: int = 0
     delayed_id: int = 0  # of one in `Group.due`: which of those that wait it is (`ILog.due`)
+    expires_at: int | None = None  # ms of the node's clock (`node.due`); None: never
 
     @property
     def first(self) -> int:
@@ -586,6 +587,7 @@ class Snapshot:
     exceptions: dict[int, list[ExceptionRow]]  # receiver number -> rows, rising, that touch
     # or follow the cursor
     notices: Sequence[str] = ()  # what recovery had to say
+    expires: int | None = None  # when the first batch expires, or None
     wall: int = 0  # the wall clock when it was written last, ms; 0: it does not say
     replays: Sequence[Replay] = ()
     retained: Sequence[tuple[str, int]] = ()  # subject -> bytes
@@ -599,6 +601,22 @@ class Room:
     maximum: int
     free: int  # bytes free on the filesystem
     full: str | None  # why nothing is accepted now, or None
+
+
+class Expiring(msgspec.Struct, frozen=True):
+    """One page of batches that expire by some time, rising by number, and what is beside them.
+
+    `batches`: number, audience, messages, bytes. `between`: number and audience of all others
+    between these; None where there are too many. `senders`: name, incarnation, and the lowest
+    sequence in here. `at`: the place of the last of these, (time, number): the next page begins
+    behind it. `next`: when the first that is not in here expires, or None.
+    """
+
+    batches: tuple[tuple[int, int, int, int], ...]
+    between: tuple[tuple[int, int], ...] | None
+    senders: tuple[tuple[str, str, int], ...]
+    at: tuple[int, int]
+    next: int | None
 
 
 class Oldest(msgspec.Struct, frozen=True):

@@ -35,6 +35,7 @@ from msgservice.core.reasons import REASON_KEPT_MAX
 from msgservice.core.refusal import Refusal
 from msgservice.core.runs import (
     BEHIND,
+    EXPIRED_REASON,
     FINAL,
     FLIGHT,
     READY,
@@ -64,6 +65,7 @@ class Backlog:
     `keeps_letters`: the owner stores dead letters, and says so (`letters_stored`).
     `letters_room(run, refusal)`: how many of a run's messages it takes as such now, from the first
     on; of the others the answer counts as not heard, and the owner ends the connection. None: all.
+    `gives_up_sent`: what was sent and not answered may expire here; else only the other side can.
 
     The owner feeds it runs in rising order (`offer`); `take_settled` says what became final. A run
     that is loaded and not settled is open; below `cursor` all are settled.
@@ -80,15 +82,20 @@ class Backlog:
         behind_bytes_max: int = 16 * 1024 * 1024,
         keeps_letters: bool = False,
         letters_room: Callable[[Run, Refusal], int] | None = None,
+        gives_up_sent: bool = True,
     ) -> None:
         self.ordered = ordered
         self.loaded_to = cursor  # everything up to here was offered
         self.committed = cursor  # the owner's durable cursor: what `floor` says
+        # What was stored before the start, and what was sent and came back without an answer: up to
+        # here it may have been handled.
+        self.stored_before = self.landed_to = 0
         self.pieces = 0  # runs that were ever loaded, and cut for answers: what that has cost
         self.max_attempts = max_attempts
         self.behind_max, self.behind_bytes_max = behind_max, behind_bytes_max
         self._keeps_letters = keeps_letters
         self._letters_room = letters_room
+        self._gives_up_sent = gives_up_sent
         self.limit = FlightLimit()
         self.above = RangeSet()  # settled, above the cursor; not to be changed
         self.ready, self.in_flight, self.waiting, self.behind = (Tally() for _ in range(FINAL))
@@ -117,6 +124,12 @@ class Backlog:
     def open_runs(self) -> int:
         """The number of runs that are loaded and not final."""
         return len(self._open)
+
+    @property
+    def open_messages(self) -> int:
+        """The number of messages that are loaded and not final."""
+        tallies = (self.ready, self.in_flight, self.waiting, self.behind)
+        return sum([tally.messages for tally in tallies])
 
     @property
     def open_bytes(self) -> int:
@@ -456,6 +469,8 @@ class Backlog:
     def land_all(self, now: float) -> list[Run]:
         """The flight is over: its unanswered runs are ready again, where they were; return them."""
         unanswered = self.runs_in_flight()
+        if unanswered:
+            self.landed_to = max(self.landed_to, unanswered[-1].last)
         for run in unanswered:  # as `_land`, for a whole window of them
             run.state = READY
         flying, ready = self.in_flight, self.ready
@@ -580,7 +595,7 @@ class Backlog:
     def settle(self, run: Run, status: Status, refusal: Refusal | None = None) -> None:
         """An open run is final, and its lane goes on if this was the head of a stuck one."""
         was_behind = run.state == BEHIND
-        if refusal is not None and self._keeps_letters and run.lane is not None:
+        if status is Status.DEAD and self._keeps_letters and run.lane is not None:
             self._stuck.block(run)
         limit = self.limit
         if limit.most is not None:
@@ -599,6 +614,61 @@ class Backlog:
             self._trim_above()
         if not was_behind and self._stuck.fronts is not None:
             self._stuck.settled(run)
+
+    def decree(self, first: int, last: int, status: Status, refusal: Refusal) -> list[Range]:
+        """Settle without an answer what is open of these; what is in flight is left to its answer.
+
+        Returns what of them is not loaded, and was neither settled nor named by a RESUME: it is
+        settled from here on, and its owner counts it.
+        """
+        if first <= self.loaded_to:
+            for run in self._open.between(first, min(last, self.loaded_to)):
+                if run.state != FLIGHT:
+                    self.settle(self._cut_out(run, first, last), status, refusal)
+            first = self.loaded_to + 1
+        if first > last:
+            return []
+        resumed = self._resumed
+        found = self.above.missing(first, last)
+        if resumed and resumed.overlaps(first, last):
+            found = [part for low, high in found for part in resumed.missing(low, high)]
+        for low, high in found:
+            self.above.add(low, high)
+        return found
+
+    def is_over(self, run: Run, now: int) -> bool:
+        """Whether a run's time is over, and this side may say so: see `gives_up_sent`."""
+        return (
+            run.expires_at is not None
+            and run.expires_at <= now
+            and (self._gives_up_sent or run.first > self.landed_to)
+        )
+
+    def expire(self, run: Run) -> None:
+        """Settle an open run that was not sent, since its time is over."""
+        reason = EXPIRED_REASON + self.doubt(run.first)
+        self.settle(run, Status.EXPIRED, Refusal(Action.DEAD, reason))
+
+    def expire_all(self, now: int) -> None:
+        """Settle all that is loaded and not in flight, and whose time is over."""
+        for run in self._open:
+            if run.expires_at is not None and run.state != FLIGHT and self.is_over(run, now):
+                self.expire(run)
+
+    def next_expiry(self) -> int | None:
+        """When the first expires of what is loaded and may be given up, or None."""
+        times = [
+            run.expires_at
+            for run in self._open
+            if run.expires_at is not None and (self._gives_up_sent or run.first > self.landed_to)
+        ]
+        return min(times, default=None)
+
+    def doubt(self, sequence: int) -> str:
+        """Return what a reason says beside that a message was never answered: it may be wrong."""
+        if sequence <= self.stored_before:
+            return " (it may have been handled)"
+        return " (outcome unknown)" if sequence <= self.landed_to else ""
 
     def letters_stored(self, letters: Iterable[Settled]) -> None:
         """These dead letters are stored: their lanes go on, but for what else blocks them."""

@@ -17,7 +17,9 @@ REQUIRE: Final = "require"  # a node refuses what is for nobody, where the flag 
 KEYS: Final = "keys"  # a node takes a message with an idempotency key once
 CODES: Final = "codes"  # refusals say which error they are: NACK, and REPLY in its header
 
-OF_NODES: Final = (CODES, KEYS, REQUIRE, TO)
+TTL: Final = "ttl"  # a node takes the time after which a message expires
+
+OF_NODES: Final = (CODES, KEYS, REQUIRE, TO, TTL)
 OF_PEERS: Final = (CODES,)  # of clients and receivers
 # What those have who were made before there were names, and say none.
 BEFORE: Final = frozenset({REQUIRE, TO})
@@ -35,4 +37,6 @@ def missing_for(options: RunOptions, features: Collection[str]) -> str | None:
         return TO
     if options.flags & FLAG_REQUIRE and REQUIRE not in features:
         return REQUIRE
+    if options.ttl is not None and TTL not in features:
+        return TTL
     return None

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -38,17 +38,29 @@ class _Rest(NamedTuple):
     delay: float
 
 
+class Deadlines(Protocol):
+    """The clock by which runs expire."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing expires now, whatever the time is."""
+
+    def now(self) -> int:
+        """The time, in ms."""
+
+
 class Flight:
     """The messages sent on one connection and not answered, and those that may follow them.
 
     `own_window`: what this side sends unanswered at most, messages and bytes; `window`: what the
     other side takes so, where it said that. `batch_max`: bytes of one run that the other side
     takes. A message larger than that waits for a connection that takes it, or is dead
-    (`larger_is_dead`).
+    (`larger_is_dead`). `due`: the clock by which runs expire; without one none does.
     """
 
     __slots__ = (
         "_backlog",
+        "_due",
         "_in_flight",
         "_larger_is_dead",
         "_limit",
@@ -71,6 +83,7 @@ class Flight:
         window: tuple[int, int] | None,
         batch_max: int,
         larger_is_dead: bool = False,
+        due: Deadlines | None = None,
     ) -> None:
         assert not backlog.in_flight.runs  # the flight before has ended
         self.window_messages, self.window_bytes = own_window
@@ -83,6 +96,7 @@ class Flight:
         self.has_more = False
         self._rest: _Rest | None = None
         self._larger_is_dead = larger_is_dead
+        self._due = due
         self._backlog = backlog
         self._limit = backlog.limit
         self._ready, self._in_flight = backlog.ready, backlog.in_flight
@@ -232,6 +246,8 @@ class Flight:
                 self.has_more = True
                 return transfers
             left -= 1
+            if run.expires_at is not None and self._is_over(run):
+                continue
             if self._is_larger(run):
                 continue
             if not self._may_leave(run, allow):
@@ -248,6 +264,9 @@ class Flight:
                 break
             left -= 1
             if stuck and steps_behind(run):
+                has_stepped = True
+                continue
+            if run.expires_at is not None and self._is_over(run):
                 has_stepped = True
                 continue
             if self._is_one_too_many(run):
@@ -275,6 +294,14 @@ class Flight:
         if len(above) < self._backlog.behind_max:
             return False
         return above.last is not None and run.first > above.last
+
+    def _is_over(self, run: Run) -> bool:
+        """Whether a run's time is over: then it is settled, and not sent."""
+        due, backlog = self._due, self._backlog
+        if due is None or due.is_held or not backlog.is_over(run, due.now()):
+            return False
+        backlog.expire(run)
+        return True
 
     def _may_leave(self, run: Run, allow: Callable[[Run], int] | None) -> bool:
         """Cut the run to what may leave of it now; False if nothing may."""
@@ -310,6 +337,9 @@ class Flight:
         self._sent.add(after + 1, first + run.count - 1)
         messages = run.messages
         options = run.options
+        ttl = options.ttl
+        if run.expires_at is not None and self._due is not None:
+            ttl = max(0, run.expires_at - self._due.now())  # what is left of it (DELIVERY 44)
         transfers.append(
             Transfer(  # by position, once a run: by name 145 ns become 195
                 first,
@@ -319,7 +349,7 @@ class Flight:
                 backlog.committed + 1,
                 self._nacks,
                 options.to,
-                options.ttl,
+                ttl,
                 options.delay,
                 options.flags,
                 run.origin,

@@ -29,6 +29,8 @@ FLIGHT_COMPACT = 1024  # entries that have gone before the list of open runs is 
 FEW = 16  # runs that are put in one by one; more are merged
 STALE_MAX = 64  # entries of a queue that may be void, besides as many as there are runs
 
+EXPIRED_REASON = "its ttl was over"
+
 READY, FLIGHT, WAITING, BEHIND, FINAL = range(5)
 
 
@@ -52,6 +54,7 @@ class Run(msgspec.Struct, gc=False, eq=False):
     state: int = 0
     parts: MessageParts | None = None  # of the run that this was cut from
     part: int = 0  # where among these it begins
+    expires_at: int | None = None  # ms, by its owner's clock; None: never
 
     @property
     def messages(self) -> bytes | memoryview | msgspec.Raw:
@@ -344,6 +347,7 @@ def cut_run(run: Run, first: int, last: int) -> Run:
         reason=run.reason,
         parts=parts,
         part=start,
+        expires_at=run.expires_at,
     )
 
 

@@ -31,6 +31,7 @@ from msgservice.records import (
     Copies,
     DeadLetter,
     Delayed,
+    Expiring,
     Found,
     Group,
     History,
@@ -207,6 +208,16 @@ class StoreLog:
         return self._read(
             lambda db: queries.read(db, store.state, wanted, after, to, bytes_max, messages_max)
         )
+
+    def expiring(self, after: tuple[int, int], now: int, count_max: int) -> Deferred[Expiring]:
+        """See `ILog.expiring`."""
+        state = self._store.state
+
+        def job(db: apsw.Connection) -> Expiring:
+            with read_transaction(db):
+                return queries.expiring(db, state, after, now, count_max)
+
+        return self._read(job)
 
     def history(
         self,

@@ -41,7 +41,7 @@ from msgservice.records import (
     position_of,
 )
 
-COLUMNS = 16  # of a row of the table batch
+COLUMNS = 17  # of a row of the table batch
 # What a row's `flags` hold beside those of the frame: whether the sender had named the receivers.
 # Neither is set in rows of before that was kept.
 NAMED, MATCHED = 1 << 30, 1 << 31
@@ -83,12 +83,18 @@ def chain_of(
 ) -> int:
     """Return the chain value of a batch: it covers this row and, through `previous`, all before.
 
-    `words`: crc32 of the subject's UTF-8, run on over the encoded origin if there is one.
+    `words`: crc32 of the subject's UTF-8, run on over the encoded origin if there is one, and over
+    the time when it expires (`words_until`).
     """
     return crc32(
         _link(number, audience, sender, sequence, size, stored_at, after, count, flags, crc, words),
         previous,
     )
+
+
+def words_until(words: int, expires_at: int) -> int:
+    """Return `words` of a batch that expires at this time."""
+    return crc32(expires_at.to_bytes(8, "little"), words)
 
 
 encode_origin = msgspec.msgpack.Encoder().encode
@@ -202,6 +208,9 @@ def take_batches(
             if item.origin is not None:
                 origin = encode_origin(item.origin)
                 words = crc32(origin, words)
+            expires_at = item.expires_at
+            if expires_at is not None:
+                words = words_until(words, expires_at)
             after, crc = item.after, item.crc
             flags = item.options.flags | (NAMED if item.addressed else MATCHED)
             if flags & FLAG_RETAIN and not flags & FLAG_REPLAY:
@@ -239,6 +248,7 @@ def take_batches(
                 chain,
                 origin,
                 item.messages,
+                expires_at,
             )
             if item.key is not None and keyed is not None:
                 of = KeyRow(

@@ -222,6 +222,7 @@ def snapshot(db: apsw.Connection, state: State, notices: Sequence[str]) -> Snaps
         exceptions=exceptions,
         notices=notices,
         wall=state.wall,
+        expires=one(db, "select min(expires_at) from batch where expires_at is not null"),
         replays=[*state.replays.values()],
         retained=rows(db, RETAINED_SIZES, (RETAINED_OVERHEAD,)),
     )

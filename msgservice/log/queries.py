@@ -22,6 +22,7 @@ from msgservice.core.subjects import SubjectMatcher
 from msgservice.disk.damage import told_as_damage
 from msgservice.disk.database import CRC_MASK, as_json, one, rows
 from msgservice.errors import LogDamaged
+from msgservice.limits import INTEGER_MAX
 from msgservice.log.dedupe import FRAME_FLAGS, NAMED, mark_of, named_of
 from msgservice.log.repeats import TakenRun
 from msgservice.log.state import KeyRow, State
@@ -30,6 +31,7 @@ from msgservice.records import (
     NOBODY,
     Audience,
     Batch,
+    Expiring,
     Origin,
     Retained,
     StreamPage,
@@ -43,7 +45,7 @@ _CRC_PIECE = 5 * 1024
 
 _decode_json = msgspec.json.Decoder(list[list[int]]).decode
 _decode_rows = msgspec.json.Decoder(
-    list[tuple[int, int, int, int, int, int, str, int, int, int, int, str | None]]
+    list[tuple[int, int, int, int, int, int, str, int, int, int, int, str | None, int | None]]
 ).decode
 _decode_senders = msgspec.json.Decoder(list[tuple[int, str, str]]).decode
 _decode_members = msgspec.json.Decoder(list[int]).decode
@@ -60,11 +62,11 @@ select json_group_array(json_array(number, audience, count, size)) from (
 
 _PAGE = """
 select json_group_array(json_array(number, audience, sender, sequence, count, size, subject,
-        stored_at, after, flags, crc, origin)),
+        stored_at, after, flags, crc, origin, expires_at)),
     cast(group_concat(frame, '') as blob)
 from (
     select number, audience, sender, sequence, count, size, subject, stored_at, after, flags, crc,
-        hex(origin) as origin, frame
+        hex(origin) as origin, expires_at, frame
     from json_each(?1) as a cross join batch as b
     where b.number = a.value and b.frame is not null)
 """
@@ -187,7 +189,7 @@ def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> lis
     keys = senders_of(db, state, {row[2] for row in found})
     for row in found:
         number, audience, sender, sequence, count, size = row[:6]
-        subject, stored_at, after, flags, crc, origin = row[6:]
+        subject, stored_at, after, flags, crc, origin, expires_at = row[6:]
         key = keys.get(sender)
         messages = bytes(view[at : at + size])
         at += size
@@ -213,9 +215,63 @@ def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> lis
                 number=number,
                 stored_at=stored_at,
                 addressed=bool(flags & NAMED),
+                expires_at=expires_at,
             )
         )
     return batches
+
+
+# From a place on in the order of (time, number).
+_EXPIRING = """
+select json_group_array(json_array(expires_at, number, audience, sender, sequence, count, size))
+from (
+    select expires_at, number, audience, sender, sequence, count, size from batch
+    where expires_at is not null and (expires_at, number) > (?1, ?2) and expires_at <= ?3
+    order by expires_at, number limit ?4)
+"""
+_OTHERS = """
+select json_group_array(json_array(number, audience)) from (
+    select number, audience from batch where number between ?1 and ?2 order by number)
+"""
+BETWEEN_EACH = 8  # batches that are looked at between two that expire, on average at most
+
+
+def expiring(
+    db: apsw.Connection, state: State, after: tuple[int, int], now: int, count_max: int
+) -> Expiring:
+    """Return a page of the batches that expire up to `now`; see `ILog.expiring`."""
+    found = _decode_json(one(db, _EXPIRING, (*after, now, count_max)))
+    at = (found[-1][0], found[-1][1]) if found else (max(after[0], now), INTEGER_MAX)
+    following = one(
+        db,
+        "select min(expires_at) from batch where expires_at is not null"
+        " and (expires_at, number) > (?, ?)",
+        at,
+    )
+    found.sort(key=_number_of)
+    lowest: dict[int, int] = {}
+    for _, _, _, sender, sequence, _, _ in found:
+        lowest[sender] = min(sequence, lowest.get(sender, sequence))
+    keys = senders_of(db, state, lowest)
+    between: tuple[tuple[int, int], ...] | None = ()
+    if found:
+        low, high = found[0][1], found[-1][1]
+        between = None
+        if high - low < BETWEEN_EACH * len(found):
+            held = {row[1] for row in found}
+            others = _decode_json(one(db, _OTHERS, (low, high)))
+            between = tuple([(row[0], row[1]) for row in others if row[0] not in held])
+    return Expiring(
+        batches=tuple([(row[1], row[2], row[5], row[6]) for row in found]),
+        between=between,
+        senders=tuple([(*keys[sender], low) for sender, low in lowest.items() if sender in keys]),
+        at=at,
+        next=following,
+    )
+
+
+def _number_of(row: Sequence[int]) -> int:
+    return row[1]
 
 
 def checksum(data: bytes) -> int:

@@ -276,6 +276,12 @@ create table retained(
 ) without rowid;
 """
 
+# When a batch expires, by the node's clock; never, where nothing is said.
+_VERSION_EXPIRES = """
+alter table batch add column expires_at integer;
+create index batch_expires on batch(expires_at, number) where expires_at is not null;
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -304,6 +310,7 @@ SCHEMA = Schema(
         _VERSION_SINCE,
         _VERSION_STREAMS,
         _VERSION_RETAINED,
+        _VERSION_EXPIRES,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

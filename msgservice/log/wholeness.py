@@ -18,7 +18,7 @@ import apsw
 from msgservice.disk.database import one
 from msgservice.disk.mark import MARK_GONE, MARK_NAME, Mark
 from msgservice.errors import LogDamaged
-from msgservice.log.dedupe import chain_of
+from msgservice.log.dedupe import chain_of, words_until
 from msgservice.log.state import State
 
 
@@ -48,7 +48,7 @@ def check_mark(mark: Mark | None, state: State, db: apsw.Connection) -> None:
 
 _CHAINED = (
     "select number, audience, sender, sequence, size, count, crc, chain, frame, after,"
-    " before_messages, before_bytes, subject, stored_at, flags, origin"
+    " before_messages, before_bytes, subject, stored_at, flags, origin, expires_at"
     " from batch where number between ? and ? order by number"
 )
 
@@ -72,6 +72,7 @@ class ChainedRow(NamedTuple):
     stored_at: int
     flags: int
     origin: bytes | None
+    expires_at: int | None
 
 
 def chained_rows(db: apsw.Connection, first: int, last: int, chain: int) -> Iterator[ChainedRow]:
@@ -90,6 +91,8 @@ def chained_rows(db: apsw.Connection, first: int, last: int, chain: int) -> Iter
             words = crc32(row.subject.encode())
             if row.origin is not None:
                 words = crc32(row.origin, words)
+            if row.expires_at is not None:
+                words = words_until(words, row.expires_at)
             chain = chain_of(
                 chain,
                 number,
@@ -104,7 +107,7 @@ def chained_rows(db: apsw.Connection, first: int, last: int, chain: int) -> Iter
                 row.crc,
                 words,
             )
-        except (struct.error, TypeError, AttributeError):  # not even of the right types
+        except (struct.error, TypeError, AttributeError, OverflowError):  # wrong types even
             raise LogDamaged("a batch's row was changed", number, number) from None
         if chain != row.chain:
             raise LogDamaged("a batch's row was changed", number, number)

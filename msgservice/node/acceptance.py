@@ -26,7 +26,7 @@ from msgservice.errors import (
     UnknownReceiver,
 )
 from msgservice.interfaces import ILog
-from msgservice.limits import BATCH_INDEX_BITS, BATCH_MESSAGES_MAX, Limits
+from msgservice.limits import BATCH_INDEX_BITS, BATCH_MESSAGES_MAX, TIME_DAYS_MAX, Limits
 from msgservice.message import (
     FLAG_REPLAY,
     FLAG_REQUIRE,
@@ -40,6 +40,7 @@ from msgservice.message import (
     options_of,
 )
 from msgservice.node.directory import BacklogFull, Directory
+from msgservice.node.due import Due
 from msgservice.node.rights import Rights
 from msgservice.records import NOBODY, Audience, Batch, KeyUse, Origin
 
@@ -59,13 +60,21 @@ class Acceptance:
     """The checks of a node on what is handed in."""
 
     def __init__(
-        self, directory: Directory, backlogs: Backlogs, log: ILog, *, log_id: str, limits: Limits
+        self,
+        directory: Directory,
+        backlogs: Backlogs,
+        log: ILog,
+        *,
+        log_id: str,
+        limits: Limits,
+        due: Due,
     ) -> None:
         self._directory = directory
         self._backlogs = backlogs
         self._log = log
         self._log_id = log_id
         self._limits = limits
+        self._due = due
 
     def decode(self, transfer: Transfer) -> tuple[Sequence[WireMessage], bool]:
         """Return the messages of a run, and whether this node knows all of their elements.
@@ -101,8 +110,8 @@ class Acceptance:
             raise Forbidden("send", subject)
         if size > limits.max_batch:
             raise MessageTooLarge(size, limits.max_batch)
-        if transfer.ttl is not None:
-            raise NotYetBuilt("ttl")
+        if transfer.ttl is not None and transfer.ttl > TIME_DAYS_MAX * 24 * 3600 * 1000:
+            raise Refused(f"a ttl of {transfer.ttl} ms, at most {TIME_DAYS_MAX} days allowed")
         if transfer.delay is not None:
             raise NotYetBuilt("delay")
         if transfer.flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
@@ -222,6 +231,7 @@ class Acceptance:
             addressed=transfer.to is not None,
             refusal=refusal,
             key=None if messages[0].key is None else _key_use(scope, transfer, messages[0]),
+            expires_at=None if transfer.ttl is None else self._due.now() + transfer.ttl,
         )
 
 

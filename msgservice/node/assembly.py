@@ -39,6 +39,7 @@ from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.due import Due
+from msgservice.node.expiry import Expiry
 from msgservice.node.gate import Gate
 from msgservice.node.greeting import Greeter
 from msgservice.node.intake import Intake
@@ -95,6 +96,7 @@ class Parts:
     dead_letters: DeadLetters
     due: Due
     letters: Letters
+    expiry: Expiry
 
 
 def assemble(
@@ -122,6 +124,7 @@ def assemble(
         tracker.flush()
         dispatch.stored(batches)
         replayer.look()
+        expiry.stored(batches)
         if commits.uncommitted_bytes <= limits.uncommitted_bytes // 2:
             connections.resume_senders()
 
@@ -164,6 +167,7 @@ def assemble(
             letters=dead_letters,
             stored=stored_bytes,
             loaded=loaded_bytes,
+            due=due,
             pace=total.pace(rates.get(row.name)),
         )
 
@@ -205,7 +209,19 @@ def assemble(
         fatal=fatal,
         letters_told=events.of,
     )
+    acceptance = Acceptance(directory, dispatch, log, log_id=facts.log_id, limits=limits, due=due)
+    commits = Commits(log, audiences=acceptance, time=time, after_group=after_group, fatal=fatal)
     tracker = Tracker(log, directory, time.clock)
+    expiry = Expiry(
+        log,
+        due=due,
+        tail=tail,
+        outlets=dispatch,
+        tracker=tracker,
+        time=time,
+        limits=limits,
+        first=snapshot.expires,
+    )
     total = RateLimits(time.clock, total=rate, seconds=time.now)
 
     # Who is there, and what each may do.
@@ -333,4 +349,5 @@ def assemble(
         dead_letters=dead_letters,
         due=due,
         letters=letters,
+        expiry=expiry,
     )

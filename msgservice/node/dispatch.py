@@ -112,6 +112,10 @@ class Dispatch:
         for number in outlet.audiences:
             self._live[number].pop(outlet, None)
 
+    def audience(self, number: int) -> Audience | None:
+        """The audience of this number, or None where it is of no batch any more."""
+        return self._audiences.get(number)
+
     # --- what was stored
 
     def stored(self, batches: list[Batch]) -> None:

@@ -20,7 +20,7 @@ from msgservice.core.backlog import Backlog
 from msgservice.core.flight import Flight
 from msgservice.core.frames import Ack, Frame, Nack, Transfer
 from msgservice.core.reasons import first_line
-from msgservice.core.refusal import refusal_in
+from msgservice.core.refusal import Refusal, refusal_in
 from msgservice.interfaces import ILog
 from msgservice.limits import (
     INTEGER_MAX,
@@ -28,17 +28,19 @@ from msgservice.limits import (
     WINDOW_MESSAGES_MAX,
     Limits,
 )
-from msgservice.message import Status
+from msgservice.message import Action, Status
 from msgservice.node.commits import Commits
+from msgservice.node.due import Due
 from msgservice.node.loaded_bytes import LoadedBytes
-from msgservice.node.outlet_progress import Letters, OutletProgress
+from msgservice.node.outlet_progress import Decreed, Letters, OutletProgress
 from msgservice.node.pace import Pace
 from msgservice.node.stored_bytes import QueuedBytes, StoredBytes
-from msgservice.node.supply import TURN_RUNS, Supply, UpTo
+from msgservice.node.stretches import Stretch
+from msgservice.node.supply import TURN_RUNS, State, Supply, UpTo
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.receiver_options import STRICT
-from msgservice.records import ExceptionRow, ReceiverRow, Resume
+from msgservice.records import ExceptionRow, ReceiverRow, Resume, position_of
 from msgservice.waiters import Waiters
 
 NOTES_MAX = 100
@@ -71,6 +73,7 @@ class Outlet:
         letters: Letters,
         stored: StoredBytes,
         loaded: LoadedBytes,
+        due: Due,
         pace: Pace | None = None,
     ) -> None:
         self.row = row
@@ -87,6 +90,7 @@ class Outlet:
         self._commits = commits
         self._tracker = tracker
         self._time = time
+        self._due = due
         self._limits = limits
         self._retry_delay = retry_delay
         self._timer: IDelayedCall | None = None
@@ -97,6 +101,8 @@ class Outlet:
         self._acked_to = 0  # the highest position acknowledged since the start
         self._is_hearing = False  # what a RESUME names is loaded, without a connection
         self._heard: Waiters[None] = Waiters()
+        self._knows_from = time.now() + limits.link_delay_max + limits.hello_timeout
+        self._tail_number = tail.next_number  # when it was made: at the start, of most
         self.backlog = self._make_backlog(exceptions)
         self.progress = OutletProgress(
             self,
@@ -140,6 +146,7 @@ class Outlet:
                 pause = min(max(0, one.next_at - wall) / 1000, limits.retry_delay_max)
                 tried[one.first, one.last] = (one.attempts, now + pause, one.reason)
         backlog.restore(settled, tried)
+        backlog.stored_before = position_of(self._tail_number) - 1
         return backlog
 
     # --- getters
@@ -238,6 +245,7 @@ class Outlet:
         self.connection = connection
         self.since = self._time.now()
         self.last_error = ""
+        self._knows_from = self.since
         self._receive_resume(resume)
         self.flight = self._make_flight(connection)
         self.supply.attach(self.flight)
@@ -256,6 +264,7 @@ class Outlet:
             ),
             window=options.window,
             batch_max=min(options.max_batch or INTEGER_MAX, limits.max_batch),
+            due=self._due,
         )
 
     def _receive_resume(self, resume: Resume) -> None:
@@ -275,6 +284,7 @@ class Outlet:
         """
         self._end_hearing()
         backlog = self.backlog
+        self._knows_from = self._time.now()
         self._receive_resume(resume)
         self._is_hearing = True
         self.supply.attach(UpTo(self._make_flight(connection), backlog, _highest(resume)))
@@ -334,6 +344,8 @@ class Outlet:
         if flight is not None:
             self.supply.detach()
             flight.end(self._time.now(), lost=lost)
+            if not self._due.is_held:
+                self.backlog.expire_all(self._due.now())  # a pass left it to its answer
         if self.pace is not None:
             self.pace.cancel()
         self.progress.gather()
@@ -447,6 +459,72 @@ class Outlet:
     def _expect_answers(self) -> None:
         """Tell the commits whether answers are due: they may share a group with others."""
         self._commits.expect(self.progress, self.backlog.in_flight.messages > 0)
+
+    # --- what is settled without an answer
+
+    @property
+    def may_decree(self) -> bool:
+        """Whether what was stored before the start may be settled without an answer (DELIVERY 38).
+
+        Not before the receiver had time to say what it has taken.
+        """
+        return self._time.now() >= self._knows_from
+
+    def decree(self, stretches: Sequence[Stretch], status: Status, reason: str) -> int:
+        """Settle what is open of these without an answer; return how many messages.
+
+        What was handed to a channel is never given up: it is left to its answer. What is stored,
+        and when, `progress.all_stored` says.
+        """
+        backlog, before = self.backlog, len(self.backlog.above)
+        decreed: list[Decreed] = []
+        messages = backlog.open_messages
+        for stretch in stretches:
+            for first, last in self._parts(stretch.first, stretch.last):
+                said = reason + backlog.doubt(first)
+                refusal = Refusal(Action.DEAD, said)
+                for low, high in backlog.decree(first, last, status, refusal):
+                    count, size = stretch.counted(low, high)
+                    if count:
+                        decreed.append(Decreed(low, high, count, size, status, said))
+        messages -= backlog.open_messages
+        self.progress.decreed(decreed)
+        self.progress.gather()
+        if messages or len(backlog.above) != before:
+            self.pump()  # a lane may go on
+        return messages + sum([one.messages for one in decreed])
+
+    def _parts(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Cut a range where another doubt begins; leave out what may not be decreed yet."""
+        backlog = self.backlog
+        parts = []
+        for at in sorted((backlog.stored_before, max(backlog.landed_to, backlog.stored_before))):
+            if first <= at:
+                if at > backlog.stored_before or self.may_decree:
+                    parts.append((first, min(last, at)))
+                first = at + 1
+            if first > last:
+                return parts
+        return [*parts, (first, last)]
+
+    @property
+    def is_away(self) -> bool:
+        """Whether nothing is loaded, asked for or to be stored: its cursor may be moved."""
+        return (
+            self.connection is None
+            and self.supply.state is State.AWAY
+            and self.backlog.idle
+            and self.progress.is_stored
+        )
+
+    def pass_to(self, position: int) -> None:
+        """All up to a position is settled or for others, as the log says: the cursor passes it.
+
+        Of a receiver that is away: nobody else comes by what lies between.
+        """
+        if self.is_away and position > self.backlog.cursor:
+            self.backlog.skip_to(position)
+            self.progress.moved()
 
     # --- what goes out
 

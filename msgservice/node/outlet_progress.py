@@ -61,6 +61,17 @@ class Letters(Protocol):
         """New dead letters of a receiver are on disk."""
 
 
+class Decreed(NamedTuple):
+    """A range of a receiver that was settled without an answer, and without being loaded."""
+
+    first: int
+    last: int
+    messages: int
+    size: int  # bytes
+    status: Status
+    reason: str
+
+
 class OutletProgress:
     """Delivery progress of one receiver, as `commits.Progressing`: settled messages and retries.
 
@@ -91,6 +102,7 @@ class OutletProgress:
         self._letters = letters
         self._new: list[Settled] = []  # settled, in no group yet
         self._failed: list[Run] = []  # to be tried again, in no group yet
+        self._decreed: list[Decreed] = []  # in no group yet
         self._inbox_changed = False
         self._storing: deque[_Taken] = deque()  # in groups under way, oldest first
         self._all_stored: Waiters[None] = Waiters()
@@ -99,7 +111,7 @@ class OutletProgress:
     @property
     def is_stored(self) -> bool:
         """Whether everything that was settled is in the log."""
-        return not self._new and not self._storing
+        return not self._new and not self._decreed and not self._storing
 
     # --- gathering
 
@@ -110,6 +122,16 @@ class OutletProgress:
             self._new += backlog.take_settled()
             self._failed += backlog.take_failed()
             self._commits.progress(self)
+
+    def decreed(self, ranges: Sequence[Decreed]) -> None:
+        """Ranges were settled without an answer, and are not loaded: the next group has them."""
+        if ranges:
+            self._decreed += ranges
+            self._commits.progress(self)
+
+    def moved(self) -> None:
+        """The cursor has moved, and nothing was settled for that: the next group has it."""
+        self._commits.progress(self)
 
     def inbox_is(self, inbox: str | None) -> None:
         """The receiver has another stored inbox than it had, or none: the next group has it."""
@@ -166,9 +188,17 @@ class OutletProgress:
             rows.append(ExceptionRow(number, first, last, status, run.attempts, 0, reason))
             if status is Status.DEAD:
                 dead += self._dead_letters(one)
+        decreed, self._decreed = self._decreed, []
+        for range_ in decreed:
+            counts[range_.status] = counts.get(range_.status, 0) + range_.messages
+            size += range_.size
+            reason = range_.reason[:REASON_KEPT_MAX]
+            rows.append(
+                ExceptionRow(number, range_.first, range_.last, range_.status, 0, 0, reason)
+            )
         if acked:
             acked.remove_below(cursor + 1)
-        taken = _Taken(settled, failed, self._inbox_changed, cursor)
+        taken = _Taken(settled, failed, decreed, self._inbox_changed, cursor)
         inbox = self._row.inbox if self._inbox_changed else None
         self._inbox_changed = False
         self.queued.add(-size)
@@ -276,7 +306,7 @@ class OutletProgress:
         """See `Progressing`."""
         taken = self._storing.popleft()
         self._backlog.committed = max(self._backlog.committed, taken.cursor)
-        if self._new or self._failed:
+        if self._new or self._failed or self._decreed:
             self._commits.progress(self)
         try:
             if taken.settled:
@@ -306,8 +336,10 @@ class OutletProgress:
             self.letters_wait = True
         self._new = taken.settled + self._new
         self._failed = taken.failed + self._failed
+        self._decreed = taken.decreed + self._decreed
         self._inbox_changed = self._inbox_changed or taken.inbox_changed
         self.queued.add(sum(_size_of(one) for one in taken.settled))
+        self.queued.add(sum(range_.size for range_ in taken.decreed))
 
     def fault(self, failure: Failure) -> None:
         """See `Progressing`."""
@@ -319,6 +351,7 @@ class _Taken(NamedTuple):
 
     settled: list[Settled]
     failed: list[Run]
+    decreed: list[Decreed]
     inbox_changed: bool
     cursor: int
 

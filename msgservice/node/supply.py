@@ -326,6 +326,7 @@ class Supply:
             batch.options,
             batch.origin,
         )
+        run.expires_at = batch.expires_at
         if first <= loaded_to:  # the cursor stands inside this batch
             backlog.offer_rest(run)
         else:

@@ -251,6 +251,12 @@ class Tracker:
         for watch in list(self._watches.values()):
             self._tell_from(watch, watch.status_from)
 
+    def tell_from(self, sender: str, incarnation: str, first: int) -> None:
+        """States of one sender's messages have changed in the log, from a sequence on."""
+        watch = self._watches.get((sender, incarnation))
+        if watch is not None:
+            self._tell_from(watch, max(first, watch.status_from))
+
     def receiver_removed(self, number: int) -> None:
         """A receiver was removed: every sender gets its states there, and nothing else, anew."""
         for watch in list(self._watches.values()):

@@ -90,7 +90,7 @@ class Meeting:
         said = {"max_batch": 1 << 20, "heartbeat": 20_000, "window": [65_536, 1 << 24]} | options
         said["conformance-unknown"] = [1, {"a": None}]
         if self.names_features:
-            said["features"] = ["codes", "conformance-unknown", "require", "to"]
+            said["features"] = ["codes", "conformance-unknown", "require", "to", "ttl"]
         if "receive" in self.options:
             said["receive"] = {"order": self.options["receive"].get("order") or "strict"}
         hello = [HELLO, 1, NODE, self.memory.incarnation, said]

@@ -101,12 +101,42 @@ def test_what_is_read_is_what_was_stored(log: ContractDriver) -> None:
         origin=origin,
         sender="shöp",
         subject="ä,b[1]",
+        expires_at=NOW + 7,
     )
     log.append(batch)
     (read,) = log.read([audience])
     for field in Batch.__struct_fields__:
         if field != "ids":
             assert getattr(batch, field) == getattr(read, field), field
+
+
+def test_what_expires_is_found_in_the_order_of_its_time_with_what_lies_between(
+    log: ContractDriver,
+) -> None:
+    one, two = log.log.audience([1]), log.log.audience([2])
+    log.append(
+        make_batch(one, 1, [b"a", b"b"], expires_at=500),
+        make_batch(two, 3),
+        make_batch(two, 4, expires_at=300),
+        make_batch(one, 5, expires_at=400, sender="other"),
+        make_batch(one, 6, expires_at=900),
+    )
+    page = log.wait(log.log.expiring((0, 0), 299, 10))
+    assert ((), 300) == (page.batches, page.next)
+    page = log.wait(log.log.expiring((0, 0), 500, 2))
+    assert [(3, 2, 1), (4, 1, 1)] == [batch[:3] for batch in page.batches]
+    assert ((), (400, 4), 500) == (page.between, page.at, page.next)
+    page = log.wait(log.log.expiring(page.at, 500, 2))
+    assert ([(1, 1, 2)], 900) == ([batch[:3] for batch in page.batches], page.next)
+    page = log.wait(log.log.expiring((0, 0), 500, 10))
+    assert [1, 3, 4] == [batch[0] for batch in page.batches]
+    assert ((2, 2),) == page.between
+    assert {("shop", "i1", 1), ("other", "i1", 5)} == set(page.senders)
+    assert log.wait(log.log.expiring((900, 5), 10_000, 10)).next is None
+    if log.kind != "memory":
+        log.reopen()
+        assert 300 == log.snapshot.expires
+        assert [500, None, 300, 400, 900] == [b.expires_at for b in log.read([one, two])]
 
 
 @pytest.mark.parametrize("wrap", [bytes, memoryview, "raw"])

@@ -26,7 +26,7 @@ from msgservice.core.copies import copies_of
 from msgservice.core.subjects import matches
 from msgservice.errors import ContentChanged, LimitReached, LogFull, LogUnavailable, Refused
 from msgservice.interfaces import ILog
-from msgservice.limits import RUNS_REMEMBERED, SENDER_KNOWN_SECONDS, Limits
+from msgservice.limits import INTEGER_MAX, RUNS_REMEMBERED, SENDER_KNOWN_SECONDS, Limits
 from msgservice.message import (
     FLAG_REPLAY,
     FLAG_RETAIN,
@@ -51,6 +51,7 @@ from msgservice.records import (
     DeadLetter,
     Delayed,
     ExceptionRow,
+    Expiring,
     Found,
     Group,
     History,
@@ -308,6 +309,10 @@ class DictLog:
             receivers=rows,
             audiences=list(content.audiences.values()),
             exceptions=exceptions,
+            expires=min(
+                (b.expires_at for b in content.batches.values() if b.expires_at is not None),
+                default=None,
+            ),
             replays=list(content.replays.values()),
             retained=[(one.subject, one.size) for one in content.retained.values()],
         )
@@ -1010,6 +1015,35 @@ class DictLog:
             if position > after and len(page) < count_max and not is_full:
                 page.append(at.dead[position])
         return page
+
+    def expiring(self, after: tuple[int, int], now: int, count_max: int) -> Deferred[Expiring]:
+        return self._later(lambda: self._expiring(after, now, count_max))
+
+    def _expiring(self, after: tuple[int, int], now: int, count_max: int) -> Expiring:
+        held = self.content.batches
+        places = sorted(
+            (batch.expires_at, batch.number)
+            for batch in held.values()
+            if batch.expires_at is not None and (batch.expires_at, batch.number) > after
+        )
+        page = [place for place in places if place[0] <= now][:count_max]
+        found = [held[number] for number in sorted(number for _, number in page)]
+        lowest: dict[Key, int] = {}
+        for batch in found:
+            key = batch.sender, batch.incarnation
+            lowest[key] = min(batch.sequence, lowest.get(key, batch.sequence))
+        others = [
+            (batch.number, batch.audience.number)
+            for batch in held.values()
+            if found and found[0].number < batch.number < found[-1].number and batch not in found
+        ]
+        return Expiring(
+            batches=tuple((b.number, b.audience.number, b.count, b.size) for b in found),
+            between=tuple(others),
+            senders=tuple((*key, low) for key, low in lowest.items()),
+            at=page[-1] if page else (max(after[0], now), INTEGER_MAX),
+            next=min((at for at, _ in places[len(page) :]), default=None),
+        )
 
     def accounts(self, receivers: Sequence[int] | None = None) -> Deferred[list[Account]]:
         return self._later(lambda: self._accounts(receivers))

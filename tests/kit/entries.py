@@ -436,6 +436,7 @@ class EntryPlay:
             addressed=addressed,
             refusal=Refused("nobody is there") if random.random() < 0.04 else None,
             key=self._key() if count == 1 and random.random() < 0.3 else None,
+            expires_at=None if sequence % 3 else NOW + 7 * sequence,
         )
 
     def _key(self) -> KeyUse:

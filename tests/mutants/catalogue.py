@@ -132,7 +132,7 @@ _ALL = [
     Mutant(
         name="lane-goes-on-before-its-dead-letter-is-stored",
         at=f"{BACKLOG}.settle",
-        old="refusal is not None and self._keeps_letters",
+        old="status is Status.DEAD and self._keeps_letters",
         new="False",
         catcher=_by("outbox", "sent behind a dead letter that is not stored"),
     ),

@@ -55,6 +55,7 @@ from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import JUDGE_EVERY, Dispatch
+from msgservice.node.due import Due
 from msgservice.node.gate import LISTENER
 from msgservice.node.greeting import Greeter, Guest
 from msgservice.node.ingress import Ingress
@@ -97,6 +98,7 @@ from tests.kit.logs import make_batch
 from tests.kit.passes import a_gate, at_home, from_afar
 
 LIMITS = Limits()
+DUE = Due(Time(Clock()))
 BILLING = Audience(1, (1,), stored=True)
 
 
@@ -137,6 +139,7 @@ def an_outlet(row: ReceiverRow | None = None, *, clock: Clock | None = None, **m
         "letters": double(room=lambda row: 1_000_000, due=lambda row, size: None),
         "stored": StoredBytes(),
         "loaded": LoadedBytes(LIMITS.loaded_bytes),
+        "due": Due(time),
     }
     row = row or ReceiverRow(number=1, name="billing", cursor=position_of(1) - 1)
     return Outlet(row, (), **(collaborators | more))
@@ -162,7 +165,9 @@ def a_connection(**more: Any) -> Any:
 @pytest.fixture
 def acceptance() -> Acceptance:
     directory = double(audience=lambda subject: BILLING)
-    return Acceptance(directory, double(), a_log(), log_id="log", limits=LIMITS)
+    return Acceptance(
+        directory, double(), a_log(), log_id="log", limits=LIMITS, due=Due(Time(Clock()))
+    )
 
 
 def test_acceptance_makes_of_a_run_the_batch_that_is_stored(acceptance: Acceptance) -> None:
@@ -202,7 +207,9 @@ def test_acceptance_takes_no_run_of_nothing(acceptance: Acceptance) -> None:
 
 def test_acceptance_says_who_is_too_far_behind() -> None:
     behind = double(full=lambda audience: "billing is behind")
-    acceptance = Acceptance(double(), behind, a_log(), log_id="log", limits=LIMITS)
+    acceptance = Acceptance(
+        double(), behind, a_log(), log_id="log", limits=LIMITS, due=Due(Time(Clock()))
+    )
     assert "billing is behind" == acceptance.full(BILLING)
 
 
@@ -211,7 +218,9 @@ def an_ingress(
 ) -> Ingress:
     directory = double(audience=lambda subject: BILLING)
     intake = Intake(
-        acceptance=Acceptance(directory, double(), a_log(), log_id="log", limits=LIMITS),
+        acceptance=Acceptance(
+            directory, double(), a_log(), log_id="log", limits=LIMITS, due=Due(Time(Clock()))
+        ),
         commits=commits or double(uncommitted_bytes=0),
         senders=senders or double(),
         limits=LIMITS,

@@ -1,0 +1,218 @@
+"""`Expiry`: what becomes of stored messages whose ttl is over, at receivers that did not get them.
+
+A batch expires whole, at a time by the node's clock (`due`). What is about to be sent is judged
+there (`core.flight`); here is the rest, mostly of receivers that are away: a pass over the log in
+the order of these times, a page at a time. Each receiver's outlet settles what is still open of a
+page; what it has handed to a channel is left to its answer.
+
+When a pass is over, the producers that are connected are told from the log, and the cursors of who
+is away pass what is settled: so that a receiver which never comes again does not keep in the log
+what nobody is to get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from twisted.internet.defer import Deferred
+
+from msgservice.clock import Time
+from msgservice.core.runs import EXPIRED_REASON
+from msgservice.interfaces import ILog
+from msgservice.limits import Limits
+from msgservice.message import Status
+from msgservice.node.due import Due
+from msgservice.node.outlet import UNLOAD_AFTER, Outlet
+from msgservice.node.stretches import Head, Stretch
+from msgservice.node.tail import Tail
+from msgservice.records import Audience, Batch, Expiring, position_of
+
+PAGE: Final = 1024  # batches
+SLICE: Final = 0.01  # seconds of one turn of the reactor
+LOOK_AGAIN: Final = UNLOAD_AFTER + 1  # seconds until what is loaded of who is away was let go
+
+
+class Outlets(Protocol):
+    """The outlets of a node, and the sets of receivers that batches are for (`dispatch`)."""
+
+    outlets: dict[int, Outlet]
+
+    def audience(self, number: int) -> Audience | None:
+        """The audience of this number, or None where no batch has it."""
+
+
+class Teller(Protocol):
+    """The one who tells producers the states of their messages (`tracker`)."""
+
+    def tell_from(self, sender: str, incarnation: str, first: int) -> None:
+        """Tell a producer, if it is there, the states of its messages from a sequence on."""
+
+
+class Expiry:
+    """The source of what expires. `first`: when the first batch in the log does, or None."""
+
+    def __init__(
+        self,
+        log: ILog,
+        *,
+        due: Due,
+        tail: Tail,
+        outlets: Outlets,
+        tracker: Teller,
+        time: Time,
+        limits: Limits,
+        first: int | None,
+    ) -> None:
+        self._log, self._tail = log, tail
+        self._due, self._time = due, time
+        self._outlets, self._tracker = outlets, tracker
+        # What was stored before the start is looked at again when all receivers had time to say
+        # what of it they have: before that, outlets leave it out (DELIVERY 38).
+        grace = int((limits.link_delay_max + limits.hello_timeout) * 1000)
+        self._again_at = None if first is None else due.now() + grace
+        self._passed = (0, 0)  # all up to this place was looked at
+        self._next = first  # when the first behind it expires
+        self._came: int | None = None  # the earliest that was stored while a page is looked at
+        self._away: dict[Outlet, None] = {}  # whose cursor may have something to pass
+        self._look_at: int | None = None  # when these are looked at again
+        self._untold: dict[tuple[str, str], int] = {}  # sender -> lowest sequence
+        due.register(self)
+
+    def stored(self, batches: Sequence[Batch]) -> None:
+        """Batches were stored: of those that expire, it is known when the first does."""
+        times = [batch.expires_at for batch in batches if batch.expires_at is not None]
+        if not times:
+            return
+        first = min(times)
+        self._came = first if self._came is None else min(self._came, first)
+        self._passed = min(self._passed, (first, 0))
+        if self._next is None or first < self._next:
+            self._next = first
+            self._due.look()
+
+    # --- due.Source
+
+    def earliest(self) -> int | None:
+        """See `due.Source`."""
+        times = (self._next, self._look_at, self._again_at)
+        return min([at for at in times if at is not None], default=None)
+
+    def act(self, now: int) -> Deferred[bool]:
+        """See `due.Source`."""
+        return Deferred.fromCoroutine(self._act(now))
+
+    async def _act(self, now: int) -> bool:
+        self._came, self._look_at = None, None
+        if self._again_at is not None and self._again_at <= now:
+            self._again_at, self._passed = None, (0, 0)
+        page = await self._log.expiring(self._passed, now, PAGE)
+        if page.batches:
+            await self._decree(page)
+        self._passed, self._next = page.at, page.next
+        if self._came is not None:
+            self._passed = min(self._passed, (self._came, 0))
+            self._next = self._came if self._next is None else min(self._next, self._came)
+        if self._next is not None and self._next <= now:
+            return True
+        await self._end_pass()
+        return False
+
+    async def _decree(self, page: Expiring) -> None:
+        for sender, incarnation, first in page.senders:
+            key = (sender, incarnation)
+            self._untold[key] = min(first, self._untold.get(key, first))
+        stretches = _Stretches(page)
+        numbers: dict[int, None] = {}
+        for number in stretches.expiring:
+            audience = self._outlets.audience(number)
+            if audience is not None:
+                numbers.update(dict.fromkeys(audience.members))
+        until = self._time.now() + SLICE
+        for number in numbers:
+            outlet = self._outlets.outlets.get(number)
+            if outlet is None:
+                continue  # it was removed
+            outlet.decree(stretches.of(outlet.audiences), Status.EXPIRED, EXPIRED_REASON)
+            if outlet.connection is None:
+                self._away[outlet] = None
+            if self._time.now() >= until:
+                await self._turn()
+                until = self._time.now() + SLICE
+
+    def _turn(self) -> Deferred[None]:
+        """Fire in another turn of the reactor: others have theirs."""
+        turn: Deferred[None] = Deferred()
+        self._time.clock.callLater(0, turn.callback, None)
+        return turn
+
+    # --- when a pass is over
+
+    async def _end_pass(self) -> None:
+        outlets = self._outlets.outlets
+        for outlet in list(self._away):
+            if outlets.get(outlet.row.number) is outlet:
+                await outlet.progress.all_stored()
+        untold, self._untold = self._untold, {}
+        for (sender, incarnation), first in untold.items():
+            self._tracker.tell_from(sender, incarnation, first)
+        away, self._away = self._away, {}
+        looked_at: dict[int, Outlet] = {}
+        for outlet in away:
+            if outlets.get(outlet.row.number) is not outlet or outlet.connection is not None:
+                continue  # it is gone, or gets what follows
+            if outlet.is_away:
+                looked_at[outlet.row.number] = outlet
+            else:
+                self._away[outlet] = None
+        if self._away:
+            self._look_at = self._due.now() + int(LOOK_AGAIN * 1000)
+        if looked_at:
+            end = position_of(self._tail.next_number) - 1
+            for account in await self._log.accounts(list(looked_at)):
+                oldest = account.oldest
+                # Nothing waits for it: then all that was stored before it was asked is behind it.
+                looked_at[account.receiver].pass_to(end if oldest is None else oldest.position - 1)
+
+
+class _Stretches:
+    """The stretches of a page of batches that expire, by the sets that a receiver is in."""
+
+    def __init__(self, page: Expiring) -> None:
+        heads = [Head(*batch) for batch in page.batches]
+        self.expiring = dict.fromkeys([head.audience for head in heads])
+        others = page.between or ()
+        self._rising: list[tuple[int, int, Head | None]] = sorted(
+            [
+                *((head.number, head.audience, head) for head in heads),
+                *((number, audience, None) for number, audience in others),
+            ],
+            key=lambda one: one[0],
+        )
+        self._audiences = {audience for _, audience, _ in self._rising}
+        self._knows_others = page.between is not None
+        self._found: dict[frozenset[int], list[Stretch]] = {}
+
+    def of(self, audiences: set[int]) -> list[Stretch]:
+        """Return the stretches for who is in these sets."""
+        key = frozenset(self._audiences.intersection(audiences))
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = self._of(key)
+        return found
+
+    def _of(self, audiences: frozenset[int]) -> list[Stretch]:
+        found: list[list[Head]] = []
+        goes_on = False
+        for number, audience, head in self._rising:
+            if audience not in audiences:
+                continue
+            if head is None:
+                goes_on = False
+                continue
+            if goes_on and (self._knows_others or found[-1][-1].number + 1 == number):
+                found[-1].append(head)
+            else:
+                found.append([head])
+            goes_on = True
+        return [Stretch(heads) for heads in found]

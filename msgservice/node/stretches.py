@@ -1,0 +1,56 @@
+"""Stretches of batches: what a receiver is to get, or not any more, seen without its messages.
+
+A stretch is as many batches as follow each other for one receiver: what lies between them is for
+others. So one range says what became of all of them, however many holes it has. Which they are is
+found out by who settles them (`expiry`); what of them is still open, by the receiver's outlet.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from msgservice.records import position_of
+
+
+class Head(NamedTuple):
+    """A batch without its messages: how many, in how many bytes."""
+
+    number: int
+    audience: int
+    messages: int
+    size: int
+
+
+class Stretch:
+    """Batches that follow each other for a receiver, rising."""
+
+    __slots__ = ("_bytes", "_firsts", "_heads", "_messages", "first", "last")
+
+    def __init__(self, heads: Sequence[Head]) -> None:
+        self._heads = heads
+        self._firsts = [position_of(head.number) for head in heads]
+        self._messages = list(accumulate([head.messages for head in heads], initial=0))
+        self._bytes = list(accumulate([head.size for head in heads], initial=0))
+        self.first = self._firsts[0]
+        self.last = self._firsts[-1] + heads[-1].messages - 1
+
+    def counted(self, first: int, last: int) -> tuple[int, int]:
+        """Return the messages between two positions, and their bytes.
+
+        Of a batch that is cut the bytes are taken to be spread evenly: its messages are not read.
+        """
+        messages, size = self._below(last + 1)
+        before = self._below(first)
+        return messages - before[0], size - before[1]
+
+    def _below(self, position: int) -> tuple[int, int]:
+        at = bisect_left(self._firsts, position) - 1
+        if at < 0:
+            return 0, 0
+        head = self._heads[at]
+        inside = min(position - self._firsts[at], head.messages)
+        part = head.size * inside // head.messages
+        return self._messages[at] + inside, self._bytes[at] + part
