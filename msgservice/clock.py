@@ -99,6 +99,25 @@ class Time:
         self.wall = wall_of(reactor)
 
 
+class SteadyClock:
+    """The wall clock as it was at the start, gone on by what has passed since: it never goes back.
+
+    What expires, or is due, is so by it: no jump of the wall clock meanwhile changes that.
+    """
+
+    __slots__ = ("_began", "_seconds", "_wall")
+
+    is_held = False  # it is believed
+
+    def __init__(self, reactor: IReactorTime) -> None:
+        self._seconds = monotonic_of(reactor)
+        self._began, self._wall = self._seconds(), wall_of(reactor)()
+
+    def now(self) -> int:
+        """The time, in ms since the epoch."""
+        return self._wall + int((self._seconds() - self._began) * 1000)
+
+
 # The methods of a reactor that hand it on to what they make …
 MAKERS = (
     "connectTCP",

@@ -337,6 +337,10 @@ class Forbidden(Refused):
         return self.name
 
 
+class Expired(Refused):
+    """The message's ttl was over before the node was given it: it was sent to nobody."""
+
+
 class OutboxFull(Refused):
     """The producer's disk outbox is at its limit."""
 

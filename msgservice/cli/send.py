@@ -28,6 +28,7 @@ from msgservice.cli.session import (
     is_utf8,
     node_options,
 )
+from msgservice.cli.times import seconds_of
 from msgservice.client.client import Client
 from msgservice.client.gathering import check_message
 from msgservice.client.receipt import Receipt
@@ -56,6 +57,7 @@ RUNS_IN_FLIGHT = 8
 @click.option("--id", "message_id", help="Your own name for it, for `status`.")
 @click.option("--key", help="Idempotency key: stored once, however often it is sent in a day.")
 @click.option("--require", is_flag=True, help="Refuse it if nobody would get it.")
+@click.option("--ttl", metavar="TIME", help="Not delivered by then, it expires: 30s, 5m, 2h, 7d.")
 @click.option("--wait", is_flag=True, help="Wait until every receiver has acknowledged it.")
 @click.option(
     "--name",
@@ -73,6 +75,7 @@ def send(
     message_id: str | None,
     key: str | None,
     require: bool,
+    ttl: str | None,
     wait: bool,
     name: str | None,
 ) -> None:
@@ -90,6 +93,8 @@ def send(
         options["headers"] = dict(_header(text) for text in header)
     if require:
         options["require"] = True
+    if ttl is not None:
+        options["ttl"] = seconds_of(ttl, "--ttl")
     checked = partial(
         session.check,
         check_message,
@@ -99,6 +104,7 @@ def send(
         own_id=message_id,
         key=key,
         limits=Limits(),
+        ttl=options.get("ttl"),
     )
     if body is None and file is None:
         if message_id is not None or key is not None or wait:

@@ -25,7 +25,7 @@ from msgservice.client.hop import NodeHop
 from msgservice.client.receipt import Receipt, Receipts
 from msgservice.client.requests import Requests
 from msgservice.client.shutdown import Shutdown
-from msgservice.clock import monotonic_of, timed
+from msgservice.clock import SteadyClock, monotonic_of, timed
 from msgservice.connection import Connection, Prover
 from msgservice.core.frames import Reply
 from msgservice.core.runs import Settled
@@ -103,7 +103,8 @@ class Client:
         now = monotonic_of(reactor)
         window = (limits.window_messages, limits.window_bytes) if window is None else window
         window, held = messages_and_bytes("window", window), messages_and_bytes("held", held)
-        self._gathering = Gathering(limits, window[0], require=require)
+        steady = SteadyClock(reactor)
+        self._gathering = Gathering(limits, window[0], require=require, now=steady.now)
         self._growing = self._gathering.open
         self._run_messages = self._gathering.run_messages
         self._hop = NodeHop(
@@ -118,6 +119,7 @@ class Client:
             window=window,
             clock=reactor,
             now=now,
+            steady=steady,
             limits=limits,
             prover=prover,
         )
@@ -221,14 +223,16 @@ class Client:
         match. `id`: the sender's own name for it. `require`: refuse it if it is for nobody.
         `idempotency_key`: what the message is about, in 1 to 255 bytes: with one that was used
         within the last day, by this user or name, it is not stored again, and its receipt is that
-        of the message that was.
+        of the message that was. `ttl`: seconds from now, at most 366 days; where it was not
+        delivered by then it is `expired`.
 
         Fails at once, with nothing sent, with `BadSubject`, `BadName`, `MessageTooLarge`,
-        `TypeError` (content without a form), `LimitReached` (too much is held), `NotYetBuilt`
-        (the options after `idempotency_key`), `NotSupported` (the node that was reached last does
-        not offer `to`, `require` or keys), `ClientClosed`; after the node's answer with
-        `UnknownReceiver`, `NoReceiver`, `KeyReused` or `Refused`; with `ClientClosed` (an
-        `Ambiguous`) when the client is closed before the answer. Cancelling ends the wait only.
+        `TypeError` (content without a form), `BadValue` (`ttl`), `LimitReached` (too much is held),
+        `NotYetBuilt` (the options after `ttl`), `NotSupported` (the node that was reached last does
+        not offer `to`, `require`, `ttl` or keys), `ClientClosed`; after the node's answer with
+        `UnknownReceiver`, `NoReceiver`, `KeyReused` or `Refused`; with `Expired` when its ttl was
+        over before the node was given it; with `ClientClosed` (an `Ambiguous`) when the client is
+        closed before the answer. Cancelling ends the wait only.
         """
         if (
             type(content) is bytes
@@ -237,7 +241,6 @@ class Client:
             and id is None
             and require is None
             and idempotency_key is None
-            and ttl is None
             and delay is None
             and promise is None
             and not retain
@@ -247,7 +250,7 @@ class Client:
                 gather = self._growing.get(subject)
             except TypeError:  # it cannot be a key, so it is no subject either
                 gather = None
-            if gather is not None and gather.plain and gather.bare:
+            if gather is not None and gather.plain and gather.bare and gather.ttl == ttl:
                 flow = self._flow
                 size = len(content) + BARE_OVERHEAD
                 filled = gather.size + size
@@ -263,7 +266,6 @@ class Client:
                         self._gathering.cut(gather)
                     return waiter
         for option, value in (
-            ("ttl", ttl),
             ("delay", delay),
             ("retain", retain or None),
             ("promise", promise),
@@ -271,7 +273,7 @@ class Client:
             if value is not None:
                 return fail(NotYetBuilt(option))
         try:
-            return self._send(subject, content, to, headers, id, require, idempotency_key)
+            return self._send(subject, content, to, headers, id, require, idempotency_key, ttl)
         except Exception as error:  # also whatever content raises that is asked for its form
             return fail(error)
 
@@ -284,22 +286,23 @@ class Client:
         own_id: str | None,
         require: bool | None,
         key: str | None,
+        ttl: float | None,
     ) -> Deferred[Receipt]:
         gathering = self._gathering
         self._shutdown.check_open()
         subject = gathering.check_subject(subject)
-        options = gathering.options(to, require)
+        options = gathering.options(to, require, ttl)
         if key is not None:
             key = gathering.check_key(key)
         item, size = gathering.prepare(content, headers, own_id, gathering.limit_of(options), key)
         self._flow.take_room(1, size)
         if key is None:
-            gather = gathering.gather(subject, options)
+            gather = gathering.gather(subject, options, ttl)
         else:
             gather = gathering.alone(subject, options)
         if gather.size + size > gather.limit:
             gathering.cut(gather)
-            gather = gathering.gather(subject, options)
+            gather = gathering.gather(subject, options, ttl)
         waiter: Deferred[Receipt] = Deferred()
         gather.add(item, size, own_id, waiter)
         if key is not None or len(gather.waiters) >= self._run_messages:
@@ -315,19 +318,20 @@ class Client:
         to: Sequence[str] | None = None,
         headers: Headers | None = None,
         require: bool | None = None,
+        ttl: float | None = None,
     ) -> Deferred[Receipts]:
         """Hand over some messages of one subject; fires with `Receipts` when all are on disk.
 
         The fast path: one Deferred for all. Each of `bodies` is content as for `send`, and each
-        message has the same `headers`. Errors as for `send`; those before sending are about the
-        whole call, a refusal by the node may be about a part of it: then some of the others may
-        have been accepted. Cancelling ends the wait only.
+        message has the same `headers` and `ttl`. Errors as for `send`; those before sending are
+        about the whole call, a refusal by the node may be about a part of it: then some of the
+        others may have been accepted. Cancelling ends the wait only.
         """
         try:
             self._shutdown.check_open()
             gathering = self._gathering
             subject = gathering.check_subject(subject)
-            options = gathering.options(to, require)
+            options = gathering.options(to, require, ttl)
             runs = gathering.prepare_run(subject, bodies, options, headers)
             self._flow.take_room(sum(run.count for run in runs), sum(run.size for run in runs))
         except Exception as error:  # see `send`

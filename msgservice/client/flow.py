@@ -158,6 +158,7 @@ class Flow:
 
     def _flush(self) -> None:
         self._flush_due = None
+        self.gathering.cut_expiring()
         self.hand_over(only_whole=self._is_busy())
 
     def _held_long(self) -> None:
@@ -207,7 +208,15 @@ class Flow:
     def _tell_refused(self, settled: list[Settled]) -> None:
         """With a disk `send` has fired long ago, and nobody may be listening any more."""
         for one in settled:
-            if one.status is not Status.ACKNOWLEDGED:
+            if one.status is Status.EXPIRED:
+                self._logger.warn(
+                    "{name}: {first} to {last} on {subject} expired before the node was given them",
+                    name=self._hop.name,
+                    first=one.first,
+                    last=one.last,
+                    subject=one.run.subject,
+                )
+            elif one.status is not Status.ACKNOWLEDGED:
                 self._logger.error(
                     "{name}: the node refused {first} to {last} on {subject}: {reason}",
                     name=self._hop.name,

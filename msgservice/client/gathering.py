@@ -9,7 +9,8 @@ Called by `client`; calls nothing but values. Sequences are given later (`client
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from math import ceil
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,8 +23,8 @@ from msgservice.core import features
 from msgservice.core.features import missing_for
 from msgservice.core.runs import Run, producer_run
 from msgservice.core.subjects import check_key, check_name, check_subject, exact, is_reserved
-from msgservice.errors import BadName, BadSubject, MessageTooLarge, NotSupported, Refused
-from msgservice.limits import MESSAGE_OVERHEAD, NAME_BYTES_MAX, Limits
+from msgservice.errors import BadName, BadSubject, BadValue, MessageTooLarge, NotSupported, Refused
+from msgservice.limits import MESSAGE_OVERHEAD, NAME_BYTES_MAX, TIME_DAYS_MAX, Limits
 from msgservice.message import (
     ARRAY_HEADER_MAX,
     FLAG_REQUIRE,
@@ -65,12 +66,25 @@ class Gather:
         "plain",
         "size",
         "subject",
+        "ttl",
+        "until",
         "waiters",
     )
 
-    def __init__(self, subject: str, options: RunOptions, limit: int, *, plain: bool) -> None:
+    def __init__(
+        self,
+        subject: str,
+        options: RunOptions,
+        limit: int,
+        *,
+        plain: bool,
+        ttl: float | None = None,
+        until: int | None = None,
+    ) -> None:
         self.subject, self.options = subject, options
-        self.plain = plain  # nothing asked for that `send` does not do by itself
+        self.plain = plain  # nothing asked for that `send` does not do by itself, but for `ttl`
+        self.ttl = ttl  # as the program says it; that of the options is in ms
+        self.until = until  # when it expires, ms by the client's clock
         self.limit = limit  # bytes
         self.size = ARRAY_HEADER_MAX
         self.items: list[Any] = []
@@ -98,13 +112,23 @@ class Gather:
         messages = encode_bodies(items) if self.bare else encode_mixed(items)
         cost = self.size - ARRAY_HEADER_MAX
         handed = HandedRun(self.subject, len(items), self.waiters, self.ids, cost=cost)
-        return producer_run(0, len(items), self.subject, messages, self.options, handed)
+        run = producer_run(0, len(items), self.subject, messages, self.options, handed)
+        run.expires_at = self.until
+        return run
 
 
 class Gathering:
     """Messages that were handed over and not taken yet, in the order in which they may be sent."""
 
-    def __init__(self, limits: Limits, window_messages: int, *, require: bool) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        window_messages: int,
+        *,
+        require: bool,
+        now: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._now = now  # ms, for what expires
         self.open: dict[str, Gather] = {}  # by subject
         self._default = options_of(FLAG_REQUIRE if require else 0)
         self._limits = limits
@@ -138,16 +162,28 @@ class Gathering:
         for gather in self.open.values():
             gather.limit = self.limit_of(gather.options)
 
-    def gather(self, subject: str, options: RunOptions) -> Gather:
+    def gather(self, subject: str, options: RunOptions, ttl: float | None = None) -> Gather:
         """Return the growing run for these; what grew there with other options is cut."""
         found = self.open.get(subject)
         if found is not None:
             if found.options == options:
                 return found
             self.cut(found)
+        until = None
         plain = options == self._default
-        new = self.open[subject] = Gather(subject, options, self.limit_of(options), plain=plain)
+        if options.ttl is not None:
+            is_plain = options.to is None and options.flags == self._default.flags
+            plain = is_plain and ttl is not None
+            until = self._now() + options.ttl
+        new = self.open[subject] = Gather(
+            subject, options, self.limit_of(options), plain=plain, ttl=ttl, until=until
+        )
         return new
+
+    def cut_expiring(self) -> None:
+        """The turn is over: what expires does so as of its turn, and no run of it grows on."""
+        for gather in [one for one in self.open.values() if one.until is not None]:
+            self.cut(gather)
 
     def cut(self, gather: Gather) -> None:
         """The run is closed: it grows no more."""
@@ -198,12 +234,17 @@ class Gathering:
             raise NotSupported(f"{features.KEYS!r} at this node")
         return key
 
-    def options(self, to: Sequence[str] | None, require: bool | None) -> RunOptions:
+    def options(
+        self, to: Sequence[str] | None, require: bool | None, ttl: float | None = None
+    ) -> RunOptions:
         """Return the options of a run, names `exact`; `BadName` unless all may be receivers.
 
-        `NotSupported` where the node does not offer them.
+        `ttl` in seconds; `BadValue` for one that cannot be. `NotSupported` where the node does not
+        offer them.
         """
         options = self._options(to, require)
+        if ttl is not None:
+            options = RunOptions(options.to, milliseconds("ttl", ttl), flags=options.flags)
         missing = missing_for(options, self._features)
         if missing is not None:
             raise NotSupported(f"{missing!r} at this node")
@@ -265,7 +306,9 @@ class Gathering:
             size = _bytes_in(bodies)
             # Less than a run, so that none of them is too large for a message either.
             if 0 < size <= limit - MESSAGE_OVERHEAD - len(bodies) * BARE_OVERHEAD:
-                return [_whole_run(subject, len(bodies), encode_bodies(bodies), options)]
+                return self._expiring(
+                    [_whole_run(subject, len(bodies), encode_bodies(bodies), options)]
+                )
         runs: list[Run] = []
         items: list[bytes | msgspec.Raw] = []
         filled = ARRAY_HEADER_MAX
@@ -278,7 +321,24 @@ class Gathering:
             filled += size
         if items:
             runs.append(_whole_run(subject, len(items), encode_mixed(items), options))
+        return self._expiring(runs)
+
+    def _expiring(self, runs: list[Run]) -> list[Run]:
+        """Say of runs with a ttl when they expire: it counts from now."""
+        for run in runs:
+            if run.options.ttl is not None:
+                run.expires_at = self._now() + run.options.ttl
         return runs
+
+
+def milliseconds(name: str, seconds: float) -> int:
+    """Return a time that a message may wait in ms; `BadValue` names the field and the limit."""
+    most = TIME_DAYS_MAX * 24 * 3600
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise BadValue(name, f"is a number of seconds, not {seconds!r}")
+    if not 0 <= seconds <= most:  # nor what is no number
+        raise BadValue(name, f"is 0 to {TIME_DAYS_MAX} days in seconds, not {seconds!r}")
+    return ceil(seconds * 1000)
 
 
 def check_message(
@@ -290,11 +350,12 @@ def check_message(
     own_id: str | None,
     key: str | None = None,
     limits: Limits,
+    ttl: float | None = None,
 ) -> None:
     """Raise what `send` fails with before it sends, whichever node it would be; see `Client`."""
     gathering = Gathering(limits, limits.window_messages, require=False)
     gathering.check_subject(subject)
-    limit = gathering.limit_of(gathering.options(to, None))
+    limit = gathering.limit_of(gathering.options(to, None, ttl))
     gathering.prepare(
         content, headers, own_id, limit, None if key is None else gathering.check_key(key)
     )

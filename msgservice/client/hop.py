@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from msgservice.client.acked import Acked, highest_of
 from msgservice.client.handed import HandedRun
 from msgservice.client.runs import HandedRuns
+from msgservice.clock import SteadyClock
 from msgservice.connection import Connection, Prover
 from msgservice.core import features
 from msgservice.core.audiences import (
@@ -50,11 +51,12 @@ from msgservice.core.frames import (
 )
 from msgservice.core.reasons import one_line
 from msgservice.core.refusal import Refusal, refusal_in
-from msgservice.core.runs import Run, Settled, first_of
+from msgservice.core.runs import EXPIRED_REASON, Run, Settled, first_of
 from msgservice.core.subjects import Checked, check_name, check_names, check_word
 from msgservice.errors import (
     Ambiguous,
     ContentChanged,
+    Expired,
     LogUnavailable,
     LogWentBack,
     MalformedFrame,
@@ -75,6 +77,7 @@ FACTOR = 10  # a node may have been given so many times the receivers that this 
 AUDIENCES_MAX = TOLD_MAX + GONE_AUDIENCES_MAX
 # Runs that are looked at and sent in one turn of the reactor: a window may be very many small ones.
 TURN_RUNS = 1024
+EXPIRE_EVERY = 250  # ms between two looks at all that waits
 
 
 class HopUser(Protocol):
@@ -122,6 +125,7 @@ class NodeHop:
         window: tuple[int, int],
         clock: IReactorTime,
         now: Callable[[], float],
+        steady: SteadyClock,
         limits: Limits,
         prover: Prover | None = None,
     ) -> None:
@@ -142,12 +146,18 @@ class NodeHop:
             retry_delay=lambda attempts: delay_of(
                 attempts, delay_min=limits.link_delay_min, delay_max=limits.link_delay_max
             ),
+            gives_up_sent=False,  # the node may have it, and says what became of it
         )
+        # What an earlier process had may have been sent by it.
+        self.backlog.landed_to = 0 if disk is None else sequence
         self.flight: Flight | None = None  # of the connection, from when its session is open
         self._user = user
         self._new_incarnation = new_incarnation
         self._disk = disk
         self._clock, self._now, self._limits = clock, now, limits
+        self._steady = steady
+        self._expiring: IDelayedCall | None = None  # when the first of what waits does
+        self._expiring_at = 0
         self._prover = prover
         self._window = window
         self._audience_parts = AudienceParts(0)  # of the connection
@@ -213,9 +223,37 @@ class NodeHop:
             self._offer(runs)
 
     def _offer(self, runs: Sequence[Run]) -> None:
+        until: int | None = None
         for run in runs:
+            at, ttl = run.expires_at, run.options.ttl
+            if at is not None and ttl is not None:
+                # Of another process it was by a wall clock that may have been ahead.
+                at = run.expires_at = min(at, self._steady.now() + ttl)
+            if at is not None and (until is None or at < until):
+                until = at
             run.after = self.backlog.loaded_to  # what lies between was never kept, or is settled
             self.backlog.offer(run)
+        if until is not None:
+            self._expect(until)
+
+    def _expect(self, at: int) -> None:
+        """Something that waits expires at a time: it is settled then, if it still waits."""
+        if self._is_stopped or (self._expiring is not None and self._expiring_at <= at):
+            return
+        if self._expiring is not None:
+            self._expiring.cancel()
+        self._expiring_at = at
+        seconds = max(0.0, (at - self._steady.now()) / 1000)
+        self._expiring = self._clock.callLater(seconds, self._expire)
+
+    def _expire(self) -> None:
+        self._expiring = None
+        self.backlog.expire_all(self._steady.now())
+        following = self.backlog.next_expiry()
+        if following is not None:
+            self._expect(max(following, self._steady.now() + EXPIRE_EVERY))
+        self._apply_settled()
+        self._user.answers_applied()
 
     def pump(self) -> None:
         """Send the runs that the window has room for, as many as one turn takes."""
@@ -285,6 +323,9 @@ class NodeHop:
         if self._renewal is not None:
             self._renewal.cancel()
             self._renewal = None
+        if self._expiring is not None:
+            self._expiring.cancel()
+            self._expiring = None
 
     def _rearm(self) -> None:
         flight = self.flight
@@ -394,6 +435,7 @@ class NodeHop:
             window=hello.options.window,
             batch_max=self.batch_max,
             larger_is_dead=True,
+            due=self._steady,
         )
         self._user.opened(connection)
         self._apply_settled()
@@ -522,6 +564,8 @@ class NodeHop:
     def _error_of(self, settled: Settled) -> MsgServiceError:
         """The error that a refusal stands for."""
         run, refusal = settled.run, settled.refusal
+        if settled.status is Status.EXPIRED:
+            return Expired(EXPIRED_REASON)
         if run.size > self.batch_max:
             return MessageTooLarge(run.size, self.batch_max)
         assert refusal is not None

@@ -70,7 +70,14 @@ alter table head add column log_id text not null default '';
 _VERSION_4 = """
 alter table head add column turn integer not null default 0;
 """
-SCHEMA = Schema(0x6D736F62, (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4), sums_since=2)  # "msob"
+# A time counts from the hand-over: by the wall clock, which is all that two processes share.
+_VERSION_5 = """
+alter table run add column ttl integer;
+alter table run add column handed_at integer not null default 0;
+"""
+SCHEMA = Schema(
+    0x6D736F62, (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5), sums_since=2
+)  # "msob"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -426,7 +433,9 @@ class OutboxFile:
             to = None if run.options.to is None else as_json(run.options.to)
             crc = crc32(run.messages)
             flat += (run.first, run.count, run.subject, to, run.options.flags, crc, run.messages)
-        steps: list[tuple[str, Any]] = [*insert_steps("into run", 7, flat)]
+            ttl, until = run.options.ttl, run.expires_at
+            flat += (ttl, 0 if ttl is None or until is None else until - ttl)
+        steps: list[tuple[str, Any]] = [*insert_steps("into run", 9, flat)]
         if gone:
             text = msgspec.json.encode(gone).decode()
             steps.append(

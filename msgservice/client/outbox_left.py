@@ -96,8 +96,8 @@ class LeftRuns:
 
 def _runs(db: apsw.Connection, after: int) -> Iterator[Run]:
     """Yield the open runs above a sequence, rising, each checked."""
-    for first, count, subject, to, flags, crc, messages in db.execute(
-        "select first, count, subject, audience, flags, crc, messages from run"
+    for first, count, subject, to, flags, crc, messages, ttl, handed_at in db.execute(
+        "select first, count, subject, audience, flags, crc, messages, ttl, handed_at from run"
         " where first > ? order by first",
         (after,),
     ):
@@ -106,4 +106,9 @@ def _runs(db: apsw.Connection, after: int) -> Iterator[Run]:
         options = options_of(flags)
         if to is not None:
             options = RunOptions(msgspec.json.decode(to, type=tuple[str, ...]), flags=flags)
-        yield producer_run(first, count, subject, messages, options)
+        if ttl is not None:
+            options = RunOptions(options.to, ttl, flags=flags)
+        run = producer_run(first, count, subject, messages, options)
+        if ttl is not None:
+            run.expires_at = handed_at + ttl
+        yield run

@@ -268,7 +268,6 @@ def test_an_id_stays_with_its_message() -> None:
         (BadName, "a", b"", {"idempotency_key": "k" * 256}),
         (BadName, "a", b"", {"idempotency_key": "\ud800"}),
         (TypeError, "a", b"", {"idempotency_key": 7}),
-        (NotYetBuilt, "a", b"", {"ttl": 1}),
         (NotYetBuilt, "a", b"", {"delay": 1}),
         (NotYetBuilt, "a", b"", {"retain": True}),
         (NotYetBuilt, "a", b"", {"promise": object()}),

@@ -21,7 +21,7 @@ from tests.kit.threads import ThreadCalls
 
 # Of each option another value than its default.
 OTHER: dict[str, Any] = {"to": ("a", "b"), "ttl": 7, "delay": 8, "flags": 4}
-UNBUILT = ("ttl", "delay")  # what `send` refuses
+UNBUILT = ("delay",)  # what `send` refuses
 ALL = RunOptions(**OTHER)
 BODIES = encode_bodies([b"1", b"2", b"3"])
 
