@@ -102,9 +102,12 @@ def test_what_was_sent_and_not_answered_is_the_nodes_to_judge() -> None:
     sent = outcome(world.client.send("s", b"1", ttl=10))
     world.settle()
     assert [10_000] == [t.ttl for t in transfers(world)]
+    world.node.is_up = False
     world.node.cut()
     world.node.forget_incarnations()  # it had not come there
-    world.clock.advance(20)
+    world.advance(12)
+    world.node.is_up = True
+    world.advance(35)
     world.settle()
     assert [] == sent
     assert [10_000, 0] == [t.ttl for t in transfers(world)]
