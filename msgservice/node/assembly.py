@@ -199,7 +199,7 @@ def assemble(
         dispatch.audience_unmade,
         lambda row: gate.receivable(row),
     )
-    acceptance = Acceptance(directory, dispatch, log, log_id=facts.log_id, limits=limits)
+    acceptance = Acceptance(directory, dispatch, log, log_id=facts.log_id, limits=limits, due=due)
     events = Events(directory, limits)
     commits = Commits(
         log,
@@ -209,8 +209,6 @@ def assemble(
         fatal=fatal,
         letters_told=events.of,
     )
-    acceptance = Acceptance(directory, dispatch, log, log_id=facts.log_id, limits=limits, due=due)
-    commits = Commits(log, audiences=acceptance, time=time, after_group=after_group, fatal=fatal)
     tracker = Tracker(log, directory, time.clock)
     expiry = Expiry(
         log,
