@@ -1,12 +1,12 @@
 """Streams, measured: `python -m bench.streams [fanout] [crowd] [idle]`.
 
 Fanout: one publisher, 100 listeners, 200-byte messages: lines a second until every listener has all
-of them, at a server of streams and at two bare Twisted servers, in turns in the same run: `bare`
-splits what comes into lines and writes each to 100 connections, `relay` writes what it has read, as
-it came. Crowd: 1,000 listeners that join and leave at random meanwhile; each counts on from the
-header, so that gaps and duplicates show. Idle: memory of the server for each connection that
-listens and gets nothing. Servers, publisher and listeners are processes of their own. The last line
-is JSON.
+of them, at a server of streams, at one of a node's (on disk first), and at two bare Twisted
+servers, in turns in the same run: `bare` splits what comes into lines and writes each to 100
+connections, `relay` writes what it has read, as it came. Crowd: 1,000
+listeners that join and leave at random meanwhile; each counts on from the header, so that gaps and
+duplicates show. Idle: memory of the server for each connection that listens and gets nothing.
+Servers, publisher and listeners are processes of their own. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import random
 import selectors
+import shutil
 import socket
 import statistics
 import sys
@@ -52,6 +53,26 @@ def serve_streams(pipe: Connection) -> None:
 
     pipe.send(serve(0, reactor, MessageStream()).port)
     reactor.run()  # type: ignore[attr-defined]  # the module stands for what is installed
+
+
+def serve_node(pipe: Connection) -> None:
+    import tempfile
+
+    from twisted.internet import reactor
+
+    from msgservice import Node
+    from msgservice.faces.streams import NodeStreams, serve
+    from msgservice.node.service import SWITCH_INTERVAL
+
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    folder = tempfile.mkdtemp(prefix="bench-streams-")
+    pipe.send(folder)
+    node = Node(reactor, folder)
+    node.startService()
+    ready = node.when_ready()
+    ready.addCallback(lambda _: pipe.send(serve(0, reactor, NodeStreams(reactor, node)).port))
+    ready.addErrback(lambda failure: pipe.send(failure.getErrorMessage()))
+    reactor.run()
 
 
 def serve_bare(pipe: Connection, is_relay: bool) -> None:
@@ -96,7 +117,9 @@ class Server:
         near, far = _context.Pipe()
         self._process = _context.Process(target=function, args=(far, *arguments), daemon=True)
         self._process.start()
-        self.port: int = near.recv()
+        told = near.recv()
+        self._folder = told if isinstance(told, str) else None
+        self.port: int = near.recv() if self._folder is not None else told
 
     def __enter__(self) -> Server:
         return self
@@ -104,6 +127,8 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.join()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def memory(self) -> int:
         """Return its memory in bytes."""
@@ -176,20 +201,27 @@ def rate(server: Server) -> float:
 
 
 def fanout() -> dict[str, float]:
-    rates: dict[str, list[float]] = {"streams": [], "bare": [], "relay": []}
+    rates: dict[str, list[float]] = {"streams": [], "node": [], "bare": [], "relay": []}
     for _ in range(ROUNDS):  # in turns, so that what else the machine does concerns all
         for name, arguments in (
             ("streams", (serve_streams,)),
+            ("node", (serve_node,)),
             ("bare", (serve_bare, False)),
             ("relay", (serve_bare, True)),
         ):
             with Server(*arguments) as server:
                 rates[name].append(rate(server))
-    pairs = list(zip(rates["streams"], rates["bare"], rates["relay"], strict=True))
+
+    def ratio(ours: str, other: str) -> float:
+        pairs = zip(rates[ours], rates[other], strict=True)
+        return round(statistics.median(one / another for one, another in pairs), 2)
+
     return {
         **{f"{name}_s": round(statistics.median(some)) for name, some in rates.items()},
-        "bare_ratio": round(statistics.median(ours / bare for ours, bare, _ in pairs), 2),
-        "relay_ratio": round(statistics.median(ours / relay for ours, _, relay in pairs), 2),
+        "streams_bare_ratio": ratio("streams", "bare"),
+        "streams_relay_ratio": ratio("streams", "relay"),
+        "node_bare_ratio": ratio("node", "bare"),
+        "node_relay_ratio": ratio("node", "relay"),
     }
 
 

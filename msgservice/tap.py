@@ -26,6 +26,7 @@ from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
 from msgservice.clock import Reactor
+from msgservice.config.addresses import STREAMS
 from msgservice.config.config import Config, Flags, load_config
 from msgservice.errors import CannotListen, ConfigError, LogLocked
 from msgservice.log_lines import escape_lines
@@ -134,6 +135,19 @@ def _build(config: Config) -> IService:
     node = build_service(config, reactor=reactor)
     _nodes.add(node)
     keep_from(node.when_ready())
+    for listener in config.listen:
+        if listener.transport == STREAMS:
+            from msgservice.faces.streams.service import NodeWithStreams
+            from msgservice.node.process import end_process
+
+            return NodeWithStreams(
+                reactor,
+                node,
+                listener.address,
+                user=listener.user or "",
+                insecure=config.insecure,
+                failed=partial(end_process, reactor),
+            )
     return node
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import CannotPrint, out
+from msgservice.config.addresses import FACES
 from msgservice.config.config import TLS_FILES, Config, ListenConfig, ReceiverConfig, load_config
 from msgservice.errors import ConfigError
 from msgservice.identity.rules import VERBS, Patterns
@@ -106,9 +107,10 @@ def _tls(profile: TlsProfile) -> str:
 
 
 def _listener(listener: ListenConfig) -> str:
+    face = f"{listener.transport} at " if listener.transport in FACES else ""
     if listener.user is None:
-        return listener.address
-    return f"{listener.address}; no login, all who come are {listener.user}"
+        return f"{face}{listener.address}"
+    return f"{face}{listener.address}; no login, all who come are {listener.user}"
 
 
 def _told(receiver: ReceiverConfig, users: Sequence[User]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from msgservice.errors import BadAddress, NotYetBuilt
+from msgservice.errors import BadAddress, InsecureListener, NotYetBuilt
 from msgservice.transport.addresses import check_listener, parse_address, quote
 from msgservice.transport.registry import Transports
 
@@ -19,6 +19,9 @@ LISTENERS = ("tcp", "unix", "udp", "pb")
 # Schemes that stand under the key of another.
 SCHEMES_UNDER = {"tls": "tcp", "ssl": "tcp", "pbs": "pb"}
 LISTENERS_LATER = ("web",)
+# Keys of [listen] that are other protocols than the node's: who assembles the service serves them.
+FACES = (STREAMS,) = ("streams",)
+FACE_SCHEMES = ("tcp", "unix")
 RECEIVER_SCHEMES_LATER = ("http", "https", "node")
 # What a user may give to be dialled: to somewhere else, by name and port.
 GIVEN_SCHEMES = ("tcp", "tls", "ssl", "udp", "pb", "pbs")
@@ -40,7 +43,8 @@ def _transports() -> Transports:
 
 def listeners(wanted: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the keys of [listen]: ours, and which of `wanted` are schemes of plugins."""
-    return (*LISTENERS, *(key for key in wanted if key not in LISTENERS and _is_served(key)))
+    ours = (*LISTENERS, *FACES)
+    return (*ours, *(key for key in wanted if key not in ours and _is_served(key)))
 
 
 def _is_served(scheme: str) -> bool:
@@ -68,6 +72,27 @@ def check_listener_address(
     if parse_address(address).scheme not in schemes:
         raise BadAddress(address, "must begin with " + " or ".join(f"{s}:" for s in schemes))
     check_listener(transports.find(address), address, insecure=insecure, asks=asks)
+
+
+def check_face_address(address: str, *, insecure: bool, asks: bool, transports: Transports) -> None:
+    """Raise where streams cannot, or may not, be served at `address`.
+
+    `asks`: there are users, and it is not said whom everybody is who comes: no line can log in.
+    """
+    if parse_address(address).scheme not in FACE_SCHEMES:
+        raise BadAddress(address, "must begin with " + " or ".join(f"{s}:" for s in FACE_SCHEMES))
+    beyond = transports.find(address).check_listen(address)
+    if asks:
+        raise InsecureListener(
+            address,
+            "no line of a stream can log in: where there is a [[user]] it is a [[listen]] with"
+            ' face = "streams", login = "none" and user = NAME',
+        )
+    if beyond is not None and not insecure:
+        raise InsecureListener(
+            address,
+            f"{beyond}, and whoever comes may put and listen: set insecure = true to allow it",
+        )
 
 
 def check_receiver_address(address: str, transports: Transports | None = None) -> None:

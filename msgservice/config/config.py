@@ -18,11 +18,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from msgservice.config.addresses import (
+    FACES,
     LISTENERS,
     LISTENERS_LATER,
     PATH_OPTIONS,
     SCHEMES_UNDER,
     absolute_address,
+    check_face_address,
     check_listener_address,
     check_receiver_address,
     key_of,
@@ -55,7 +57,7 @@ RECEIVER_KEYS = (
     *dict.fromkeys(option.key[0] for option in OPTIONS),
     "rate",
 )
-LISTEN_KEYS = ("address", "login", "user")  # of a [[listen]]
+LISTEN_KEYS = ("address", "face", "login", "user")  # of a [[listen]]
 LOGINS = ASKED, NO_LOGIN = "asked", "none"
 # Of the tables inside a [[receiver]], `window` for one: their keys.
 RECEIVER_TABLES = {
@@ -85,7 +87,7 @@ def _places() -> dict[str, str]:
     found: dict[str, list[str]] = {}
     tables = {
         "[node]": NODE_KEYS,
-        "[listen]": LISTENERS,
+        "[listen]": (*LISTENERS, *FACES),
         "a [[listen]]": tuple(key for key in LISTEN_KEYS if key not in SECTIONS),
         "[tls]": TLS_KEYS,
         "[limits]": LIMIT_KEYS,
@@ -112,7 +114,7 @@ PLACES = _places()
 class ListenConfig:
     """One listener: the transport that serves it, where, and whom it takes who comes for."""
 
-    transport: str  # its key in [listen]: "tcp", "unix"
+    transport: str  # its key in [listen]: "tcp", "unix"; or a face: "streams"
     address: str  # server endpoint string
     user: str | None = None  # whom everybody is who comes there; None: a login is asked for
 
@@ -348,15 +350,14 @@ def _listen(
             transport=transport, address=absolute_address(text, folder), user=user
         )
         asks = bool(users) and user is None
-        check = partial(
-            check_listener_address,
-            transport,
-            insecure=insecure,
-            asks=asks,
-            transports=transports,
+        checking: Any = (
+            check_face_address if transport in FACES else partial(check_listener_address, transport)
         )
+        check = partial(checking, insecure=insecure, asks=asks, transports=transports)
         if not reader.check(path, check, listener.address):
             continue
+        if transport in FACES and transport in [other.transport for other in found]:
+            reader.problem(path, f"{transport} may be served at one address only")
         if listener.address in [other.address for other in found]:
             reader.problem(path, f"{text!r} is there twice")
         found.append(listener)
@@ -393,8 +394,12 @@ def _each(
                 (*path, "login"),
                 "needs user = NAME: whom all are who come here" if users else _NO_USERS,
             )
+        face = reader.value((*path, "face"), str, None)
+        if face is not None and face not in FACES:
+            reader.problem((*path, "face"), f"must be {' or '.join(map(shown, FACES))}")
         if text is not None:
-            yield (*path, "address"), key_of(text), text, user if login == NO_LOGIN else None
+            key = face if face in FACES else key_of(text)
+            yield (*path, "address"), key, text, user if login == NO_LOGIN else None
 
 
 _NO_USERS = "there is no [[user]]: no login is asked for anywhere"

@@ -10,6 +10,7 @@ from functools import partial
 
 from twisted.internet.interfaces import IReactorTime
 
+from msgservice.config.addresses import FACES
 from msgservice.config.config import Config, load_users_of
 from msgservice.identity.users import Users
 from msgservice.identity.users_file import load_users
@@ -39,7 +40,7 @@ def build_service(config: Config, *, reactor: IReactorTime) -> Node:
         reactor,
         config.data,
         name=config.name or "",
-        listen=[one.address for one in config.listen],
+        listen=[one.address for one in config.listen if one.transport not in FACES],
         receivers=[
             ReceiverRow(
                 number=0,

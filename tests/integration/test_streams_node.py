@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from twisted.internet.threads import deferToThread
 
 from msgservice import Limits, Node, connect
 from msgservice.faces.streams import NodeStreams, RemoteStream, serve
+from tests.integration.daemon import running
 from tests.kit.ports import free_port
 
 KILLS = 6
@@ -131,3 +133,49 @@ async def test_a_remote_stream_puts_and_listens_at_a_node(tmp_path: Path) -> Non
     await remote.close()
     await server.stopService()
     await node.stopService()
+
+
+WITH_A_USER = """
+[[listen]]
+address = "tcp:{node}:interface=127.0.0.1"
+
+[[listen]]
+address = "tcp:{streams}"
+face = "streams"
+login = "none"
+user = "board"
+
+[[user]]
+name = "board"
+send = ["streams.>"]
+receive = ["streams.>"]
+"""
+WITHOUT = """
+[listen]
+tcp = "tcp:{node}:interface=127.0.0.1"
+streams = "tcp:{streams}"
+"""
+
+
+@pytest.mark.parametrize("text", [WITH_A_USER, WITHOUT], ids=["user", "nobody"])
+@ensure
+async def test_decision_21_streams_are_served_as_the_configuration_says(
+    text: str, tmp_path: Path
+) -> None:
+    ports = {"node": free_port(), "streams": free_port()}
+    (tmp_path / "node.toml").write_text(text.format(**ports))
+    command = ("twist", "--log-format=text", "msgservice", "--config", "node.toml")
+    with running(*command, cwd=tmp_path) as daemon:
+        await deferToThread(daemon.wait_for, f"streams at tcp:127.0.0.1:{ports['streams']}")
+        remote = RemoteStream("127.0.0.1", ports["streams"], reactor)
+        kept = Kept()
+        remote.listen("k", kept, resume=True)
+        while not kept.had:
+            remote.put("k", "come")
+            await deferLater(reactor, 0.05)
+        remote.put("k", "last")
+        while kept.had[-1] != "last":
+            await kept.when(len(kept.had) + 1)
+        await remote.close()
+        assert await deferToThread(daemon.stop) == -signal.SIGTERM
+        assert "stopped" in daemon.said

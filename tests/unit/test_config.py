@@ -598,3 +598,44 @@ def test_a_relative_data_folder_of_code_is_made_absolute(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert tmp_path / "here" == Config(data=Path("here")).data
+
+
+@pytest.mark.parametrize("address", ["tcp:7412", "tcp:7412:interface=127.0.0.1", "unix:/run/s"])
+def test_streams_are_a_key_of_listen(file: Path, address: str) -> None:
+    config = load(file, f"[listen]\ntcp = 'tcp:7410'\nstreams = '{address}'\n")
+    assert [(one.transport, one.address, one.user) for one in config.listen] == [
+        ("tcp", "tcp:7410", None),
+        ("streams", address, None),
+    ]
+
+
+USER = "[[user]]\nname = 'board'\n"
+FACE = "[[listen]]\naddress = 'tcp:7412'\nface = 'streams'\n"
+
+
+def test_streams_are_a_face_of_a_listen_with_a_user(file: Path) -> None:
+    text = FACE + "login = 'none'\nuser = 'board'\n" + USER
+    (listener,) = load(file, text).listen
+    assert (listener.transport, listener.user) == ("streams", "board")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[listen]\nstreams = 'tcp:7412:interface='\n", "insecure = true"),
+        ("[listen]\nstreams = 'tls:7412'\n", "must begin with tcp: or unix:"),
+        ("[listen]\nstreams = 'udp:7412'\n", "must begin with tcp: or unix:"),
+        ("[listen]\nstreams = ['tcp:7412', 'tcp:7413']\n", "at one address only"),
+        ("[listen]\nstreams = 'tcp:7412'\n" + USER, "no line of a stream can log in"),
+        (FACE + USER, "no line of a stream can log in"),
+        (FACE.replace("'streams'", "'web'"), "face: must be "),
+    ],
+)
+def test_streams_that_cannot_be_or_may_not_are_refused(file: Path, text: str, told: str) -> None:
+    (problem,) = problems(file, text)
+    assert told in problem
+
+
+def test_streams_may_be_open_to_others_where_that_is_said(file: Path) -> None:
+    text = "[node]\ninsecure = true\n[listen]\nstreams = 'tcp:7412:interface='\n"
+    assert [one.transport for one in load(file, text).listen] == ["streams"]

@@ -12,9 +12,12 @@ from twisted.internet.defer import Deferred
 from msgservice.errors import BadValue
 from msgservice.faces.streams import StreamLimits, StreamServer
 from msgservice.faces.streams.durable import NodeStreams, key_of, subject_of
+from msgservice.identity.rules import Rules
+from msgservice.identity.users import User, Users
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from tests.kit.nodes import FailingLog, NodeWorld, state_of
+from tests.kit.passes import users_of
 from tests.kit.streams_world import Endpoint, Peer, Reactor, puts
 
 KEYS = ["k", "a.b", "a b", " ", "*", ">", "new\nline", "", "%", "%41", "\0", "é𝄞", "a/b", "$node"]
@@ -27,19 +30,20 @@ class World:
         self,
         limits: Limits | None = None,
         stream_limits: StreamLimits | None = None,
-        log: Any = None,
+        users: Users | None = None,
     ) -> None:
+        self._acts_for = {"principal": "board", "name": "board.streams"} if users else {}
         self.reactor = Reactor()
         limits = Limits() if limits is None else limits
         self.log = FailingLog(MemoryLog(reactor=self.reactor, limits=limits))
-        self.nodes = NodeWorld(limits=limits, log=self.log, clock=self.reactor)
+        self.nodes = NodeWorld(limits=limits, log=self.log, clock=self.reactor, users=users)
         self._limits = stream_limits
         self._peers = 0
         self.start()
 
     def start(self) -> None:
         self._endpoint = Endpoint()
-        self.streams = NodeStreams(self.reactor, self.nodes.node)
+        self.streams = NodeStreams(self.reactor, self.nodes.node, **self._acts_for)
         self.server = StreamServer(
             self.reactor, self.streams, listen=self._endpoint, limits=self._limits
         )
@@ -544,3 +548,38 @@ def test_a_server_that_stops_stores_what_was_put() -> None:
     world.peer().say("put", "k", message="last")
     world.again()
     assert puts(world.listener(**{"from": line["token"]}).lines()) == [("k", "last")]
+
+
+# --- the gate: all is done as a user
+
+
+def board(**rules: Any) -> Users:
+    return users_of(User(name="board", rules=Rules(**rules)))
+
+
+def test_decision_21_what_comes_by_lines_is_done_with_the_rights_of_a_user() -> None:
+    world = World(users=board(send=["streams.mine"], receive=["streams.>"]))
+    listener = world.listener("mine", **NOW)
+    world.put(1, 2, key="mine")
+    lines = listener.lines()
+    assert puts(lines) == [("mine", 1), ("mine", 2)]
+    assert puts(world.listener("mine", **{"from": lines[0]["token"]}).lines()) == [("mine", 2)]
+    peer = world.peer()
+    peer.say("put", "other", message=1)
+    world.settle()
+    (line,) = peer.lines()
+    assert line["reason"].startswith("refused: ")
+    assert peer.is_lost
+
+
+def test_decision_21_who_may_receive_no_streams_gets_none_and_reads_none(
+    logged_failures: list[Any],
+) -> None:
+    world = World(users=board(send=["streams.>"], receive=["orders.>"]))
+    listener = world.listener()
+    world.put(1)
+    world.settle(20)
+    assert listener.lines() == []
+    token = f"{world.nodes.node.log_id}:0"
+    assert world.listener(**{"from": token}).lines() == closed("refused")
+    logged_failures.clear()
