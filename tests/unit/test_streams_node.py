@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from msgservice.errors import BadValue
 from msgservice.faces.streams import StreamLimits, StreamServer
-from msgservice.faces.streams.durable import NodeStreams, key_of, subject_of
+from msgservice.faces.streams.durable import BEHIND_PART, NodeStreams, key_of, subject_of
 from msgservice.identity.rules import Rules
 from msgservice.identity.users import User, Users
 from msgservice.limits import Limits
@@ -45,7 +45,10 @@ class World:
         self._endpoint = Endpoint()
         self.streams = NodeStreams(self.reactor, self.nodes.node, **self._acts_for)
         self.server = StreamServer(
-            self.reactor, self.streams, listen=self._endpoint, limits=self._limits
+            self.reactor,
+            self.streams,
+            listen=self._endpoint,
+            limits=self._limits or StreamLimits(listener_bytes=BEHIND_PART * 20_000),
         )
         self.server.startService()
         self.settle()
@@ -409,6 +412,19 @@ def test_rule_5_5_and_decision_14_a_slow_listener_pages_from_the_log_and_nothing
     assert [line["message"][0] for line in told] == list(range(2_000))
     world.put([2_000, ""])
     assert [line["message"][0] for line in read_all(world, slow)] == [2_000]
+
+
+def test_rule_5_5_who_is_a_little_behind_is_served_from_memory_that_all_share() -> None:
+    world = World(stream_limits=StreamLimits())
+    slow = [world.listener() for _ in range(20)]
+    for peer in slow:
+        peer.is_reading = False
+    world.put(*[[number, "x" * 1_000] for number in range(1_000)])
+    assert [("k", 20, 0)] == world.streams.streams()
+    assert 900_000 < world.server.held_bytes < 1_200_000
+    for peer in slow:
+        assert [line["message"][0] for line in read_all(world, peer)] == list(range(1_000))
+    assert world.server.held_bytes == 0
 
 
 def test_rule_5_5_a_slow_listener_pins_nothing_and_is_told_of_the_gap() -> None:

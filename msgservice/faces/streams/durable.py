@@ -5,8 +5,8 @@
 
 Listeners are no receivers of the node: it has one, for all that is put into streams, which
 acknowledges as it hands on. Each who listens to a stream is a *cursor*: a position up to which it
-has everything. One that keeps up is written what comes; one that is full, or comes back with a
-token, reads pages of the log until there is nothing more, and keeps up then. Nothing waits for it
+has everything. One that keeps up is written what comes; one that is far behind, or comes back with
+a token, reads pages of the log until there is nothing more, and keeps up then. Little waits for it
 in memory, and it keeps nothing in the log: what has gone before it was read is a gap, and told.
 
 A key is one token of a subject below `streams.`, percent-encoded.
@@ -61,6 +61,9 @@ NAME = "streams"
 KIND = "stream"  # the header of a message that is no put: `close` or `delete`
 PAGE_BYTES = 64 * KIB
 CHUNK_BYTES = 64 * KIB
+# Of `listener_bytes`: what a listener is behind in memory, shared with others, before it reads the
+# log, which costs each of them a page of its own.
+BEHIND_PART = 16
 UNCOMMITTED_BYTES = 1 * MIB  # of one publisher, that are not stored; it is not read from beyond
 AGAIN_SECONDS = 0.1  # until what found no room, or no receiver yet, is handed in again
 ATTACH_SECONDS = 10.0  # for how long the receiver may take to be there, at the start
@@ -460,7 +463,11 @@ class NodeStreams:
         """Return whether it is to be written what has this position; else it pages from there."""
         if cursor.is_paging:
             return False
-        if cursor.listener.is_full:
+        listener, limits = cursor.listener, self._host.limits
+        if listener.is_full and (
+            listener.waiting_bytes > limits.listener_bytes // BEHIND_PART
+            or self._host.held_bytes > limits.streams_bytes // 2
+        ):
             cursor.position = max(cursor.position, position - 1)
             cursor.is_paging = True
             return False

@@ -52,6 +52,10 @@ class Host(Protocol):
     codec: StreamCodec
     limits: StreamLimits
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that wait for its connections; what waits for many counts once."""
+
     def listens(self, key: str) -> None:
         """Count one listening to a key. Raises `LimitReached`."""
 
