@@ -26,12 +26,15 @@ REPLAY_OF = "msgservice-replay-of"
 Range = tuple[int, int]  # indices of messages in their batch: first and last
 
 
-def copies_of(batch: Batch, ranges: Sequence[Range], size_max: int) -> Iterator[Batch]:
+def copies_of(
+    batch: Batch, ranges: Sequence[Range], size_max: int, *, expires: bool = False
+) -> Iterator[Batch]:
     """Yield the copies of these messages of a stored batch, in runs of `size_max` bytes at most.
 
     A copy has the origin of its original, so that it is of the same lane and has the same identity,
     the flag *replay*, and the header `REPLAY_OF`. It has no options of its sender's: these were
-    about the first delivery. Sender, sequence and audience are not known here.
+    about the first delivery; but where `expires`, for who has not had it, it does so when the
+    original does. Sender, sequence and audience are not known here.
     """
     messages = decode_messages(batch.messages)
     origin = batch.origin or Origin(batch.sender, batch.sequence, hash_of(batch.incarnation))
@@ -40,7 +43,10 @@ def copies_of(batch: Batch, ranges: Sequence[Range], size_max: int) -> Iterator[
             _told(message, position_of(batch.number, index), size_max)
             for index, message in enumerate(messages[first : last + 1], first)
         ]
-        yield from _runs(batch, origin, first, told, size_max)
+        for copy in _runs(batch, origin, first, told, size_max):
+            if expires:
+                copy.expires_at = batch.expires_at
+            yield copy
 
 
 def copies_of_letters(letters: Iterable[DeadLetter], size_max: int) -> list[Batch]:

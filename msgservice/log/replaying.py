@@ -132,7 +132,8 @@ def copies(
     made: list[Batch] = []
     for batch in batches_of(db, state, [*picked]):
         found.append(batch.number)
-        made += copies_of(batch, picked.pop(batch.number), size_max)
+        ranges = picked.pop(batch.number)
+        made += copies_of(batch, ranges, size_max, expires=replay.kind != REWIND)
     lost = sum([last - first + 1 for ranges in picked.values() for first, last in ranges])
     return Copies(made, following, messages - lost, sum([one.size for one in made]), skipped + lost)
 

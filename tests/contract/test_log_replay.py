@@ -184,6 +184,23 @@ def test_47_a_start_copies_what_matches_and_was_for_all_who_match(log: ContractD
     assert position_of(6) == found.next
 
 
+@pytest.mark.parametrize(("kind", "deadline"), [(REWIND, None), (START, NOW), (LEFT_OUT, NOW)])
+def test_44_history_expires_when_its_original_does_and_a_rewind_does_not(
+    log: ContractDriver, kind: str, deadline: int | None
+) -> None:
+    """A rewind is of what was acknowledged in time, and somebody asks for it."""
+    receiver = 1 if kind == REWIND else 2
+    log.append(make_batch(log.log.audience([1]), 1, [b"a"], expires_at=NOW))
+    acknowledge(log, 1, position_of(1), 1)
+    row = begin(log, replay(kind, end=position_of(2) - 1, receiver=receiver))
+    store(log, page_of(log, row, ask(log, row)))
+    (copy,) = log.read([log.log.audience([receiver])])[-1:]
+    assert copy.options.flags == FLAG_REPLAY
+    assert deadline == copy.expires_at
+    if receiver == 1:
+        acknowledge(log, 1, copy.last, 1)
+
+
 def test_47_what_a_receiver_was_left_out_of_is_copied_without_what_it_had(
     log: ContractDriver,
 ) -> None:

@@ -609,7 +609,8 @@ class DictLog:
                 found.messages += len(wanted)
                 found.size += batch.size * len(wanted) // batch.count
                 if not count_only:
-                    found.copies += copies_of(batch, spans(wanted), size_max)
+                    expires = replay.kind != REWIND
+                    found.copies += copies_of(batch, spans(wanted), size_max, expires=expires)
             return found
 
         return self._later(job)
