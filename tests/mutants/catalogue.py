@@ -26,7 +26,50 @@ ANSWERS = "msgservice.core.inbox:Answers"
 INGRESS = "msgservice.node.ingress:Ingress"
 REPLAYS = "tests/simulation/test_replays.py"
 
+EXPIRY = "tests/unit/test_node_expiry.py"
+
+
+def _expiry(test: str) -> ByTest:
+    return _test(f"{EXPIRY}::{test}", test)
+
+
 _ALL = [
+    # --- what expires
+    Mutant(
+        name="expires-while-it-is-in-flight",
+        at=f"{BACKLOG}.decree",
+        old="if run.state != FLIGHT:",
+        new="if True:",
+        catcher=_expiry("test_what_was_sent_and_not_answered_expires_with_an_unknown_outcome"),
+    ),
+    Mutant(
+        name="expires-although-a-resume-has-named-it",
+        at=f"{BACKLOG}.decree",
+        old="if resumed and resumed.overlaps(first, last):",
+        new="if False:",
+        catcher=_expiry("test_what_a_resume_has_named_and_is_not_loaded_is_no_part_of_a_decree"),
+    ),
+    Mutant(
+        name="expires-before-a-receiver-could-say-what-it-has",
+        at="msgservice.node.outlet:Outlet._parts",
+        old="at > backlog.stored_before or self.may_decree",
+        new="True",
+        catcher=_expiry("test_after_a_start_a_receiver_has_time_to_say_what_it_had"),
+    ),
+    Mutant(
+        name="is-sent-when-its-time-is-over",
+        at=f"{FLIGHT}._is_over",
+        old="due is None or due.is_held",
+        new="True",
+        catcher=_expiry("test_what_is_about_to_be_sent_is_judged_before_the_pass_comes_to_it"),
+    ),
+    Mutant(
+        name="what-does-not-expire-is-part-of-the-range",
+        at="msgservice.node.expiry:_Stretches._of",
+        old="goes_on = False\n            continue",
+        new="continue",
+        catcher=_expiry("test_what_does_not_expire_between_is_no_part_of_the_range"),
+    ),
     # --- Perspective Broker
     Mutant(
         name="pb-values-are-made-of-whatever-comes",

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
+from msgservice.core.backlog import Backlog
 from msgservice.core.frames import Nack, StatusFrame, Transfer
 from msgservice.core.ranges import RangeSet
+from msgservice.core.refusal import Refusal
 from msgservice.core.runs import EXPIRED_REASON
 from msgservice.disk.database import rows
 from msgservice.limits import Limits
@@ -352,3 +354,11 @@ def test_pages_of_very_many_leave_others_their_turns(monkeypatch: pytest.MonkeyP
     reason = (Status.EXPIRED, EXPIRED_REASON)
     assert told(shop) == {(name, *reason): [(1, 30)] for name in ("a", "b", "c")}
     assert not wrong(world)
+
+
+def test_what_a_resume_has_named_and_is_not_loaded_is_no_part_of_a_decree() -> None:
+    backlog = Backlog(ordered=True, cursor=0, retry_delay=lambda attempts: 1.0)
+    backlog.receive_resume(3, [(6, 7)])
+    over = Refusal(Action.DEAD, EXPIRED_REASON)
+    assert [(3, 5), (8, 9)] == backlog.decree(1, 9, Status.EXPIRED, over)
+    assert [] == backlog.decree(1, 9, Status.EXPIRED, over)  # final states do not change
