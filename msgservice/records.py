@@ -283,6 +283,7 @@ class Retained(msgspec.Struct, frozen=True, gc=False):
     stored_at: int  # wall clock, ms
     origin: Origin
     message: bytes  # a run of this one
+    expires_at: int = 0  # as of its batch; 0: never
 
     @property
     def size(self) -> int:
@@ -304,6 +305,7 @@ class Retained(msgspec.Struct, frozen=True, gc=False):
             after=0,
             options=options_of(FLAG_RETAINED),
             origin=self.origin,
+            expires_at=self.expires_at or None,
         )
 
     @classmethod
@@ -322,6 +324,7 @@ class Retained(msgspec.Struct, frozen=True, gc=False):
             batch.stored_at,
             origin.behind(batch.count - 1),
             bytes(message),
+            batch.expires_at or 0,
         )
 
 

@@ -56,6 +56,7 @@ RUNS_IN_FLIGHT = 8
 @click.option("--header", multiple=True, metavar="NAME=VALUE", help="A header. Repeatable.")
 @click.option("--id", "message_id", help="Your own name for it, for `status`.")
 @click.option("--key", help="Idempotency key: stored once, however often it is sent in a day.")
+@click.option("--retain", is_flag=True, help="Keep it for receivers that are made later.")
 @click.option("--require", is_flag=True, help="Refuse it if nobody would get it.")
 @click.option("--ttl", metavar="TIME", help="Not delivered by then, it expires: 30s, 5m, 2h, 7d.")
 @click.option("--wait", is_flag=True, help="Wait until every receiver has acknowledged it.")
@@ -74,6 +75,7 @@ def send(
     header: tuple[str, ...],
     message_id: str | None,
     key: str | None,
+    retain: bool,
     require: bool,
     ttl: str | None,
     wait: bool,
@@ -103,13 +105,14 @@ def send(
         headers=options.get("headers"),
         own_id=message_id,
         key=key,
+        retain=retain,
         limits=Limits(),
         ttl=options.get("ttl"),
     )
     if body is None and file is None:
-        if message_id is not None or key is not None or wait:
+        if message_id is not None or key is not None or retain or wait:
             raise click.UsageError(
-                "--id, --key and --wait are for one message: give BODY or --file"
+                "--id, --key, --retain and --wait are for one message: give BODY or --file"
             )
         source = lines or sys.stdin.buffer
         checked(b"")
@@ -126,6 +129,8 @@ def send(
         options["id"] = message_id
     if key is not None:
         options["idempotency_key"] = key
+    if retain:
+        options["retain"] = True
     session.run(lambda reactor: _send_one(session, reactor, name, subject, content, options, wait))
 
 

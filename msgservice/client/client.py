@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, fail, succeed
@@ -213,7 +213,7 @@ class Client:
         idempotency_key: str | None = None,
         ttl: float | None = None,
         delay: float | None = None,
-        retain: bool = False,
+        retain: bool | Literal["only"] = False,
         promise: Any = None,
     ) -> Deferred[Receipt]:
         """Hand over one message; fires with its `Receipt` when the node has it on disk.
@@ -267,13 +267,14 @@ class Client:
                     return waiter
         for option, value in (
             ("delay", delay),
-            ("retain", retain or None),
             ("promise", promise),
         ):
             if value is not None:
                 return fail(NotYetBuilt(option))
         try:
-            return self._send(subject, content, to, headers, id, require, idempotency_key, ttl)
+            return self._send(
+                subject, content, to, headers, id, require, idempotency_key, ttl, retain
+            )
         except Exception as error:  # also whatever content raises that is asked for its form
             return fail(error)
 
@@ -287,11 +288,12 @@ class Client:
         require: bool | None,
         key: str | None,
         ttl: float | None,
+        retain: bool | Literal["only"],
     ) -> Deferred[Receipt]:
         gathering = self._gathering
         self._shutdown.check_open()
         subject = gathering.check_subject(subject)
-        options = gathering.options(to, require, ttl)
+        options = gathering.options(to, require, ttl, retain)
         if key is not None:
             key = gathering.check_key(key)
         item, size = gathering.prepare(content, headers, own_id, gathering.limit_of(options), key)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -28,6 +28,8 @@ from msgservice.limits import MESSAGE_OVERHEAD, NAME_BYTES_MAX, TIME_DAYS_MAX, L
 from msgservice.message import (
     ARRAY_HEADER_MAX,
     FLAG_REQUIRE,
+    FLAG_RETAIN,
+    FLAG_RETAIN_ONLY,
     PLAIN,
     Headers,
     RunOptions,
@@ -235,14 +237,18 @@ class Gathering:
         return key
 
     def options(
-        self, to: Sequence[str] | None, require: bool | None, ttl: float | None = None
+        self,
+        to: Sequence[str] | None,
+        require: bool | None,
+        ttl: float | None = None,
+        retain: bool | Literal["only"] = False,
     ) -> RunOptions:
         """Return the options of a run, names `exact`; `BadName` unless all may be receivers.
 
         `ttl` in seconds; `BadValue` for one that cannot be. `NotSupported` where the node does not
         offer them.
         """
-        options = self._options(to, require)
+        options = self._options(to, require, retain)
         if ttl is not None:
             options = RunOptions(options.to, milliseconds("ttl", ttl), flags=options.flags)
         missing = missing_for(options, self._features)
@@ -250,8 +256,18 @@ class Gathering:
             raise NotSupported(f"{missing!r} at this node")
         return options
 
-    def _options(self, to: Sequence[str] | None, require: bool | None) -> RunOptions:
+    def _options(
+        self, to: Sequence[str] | None, require: bool | None, retain: bool | Literal["only"]
+    ) -> RunOptions:
         flags = self._default.flags if require is None else FLAG_REQUIRE if require else 0
+        if retain:
+            if to is not None:
+                raise Refused("what is retained is for who receives its subject: not with `to`")
+            flags |= FLAG_RETAIN
+            if retain == "only":
+                flags |= FLAG_RETAIN_ONLY
+            elif retain is not True:
+                raise Refused(f"retain is True or 'only', not {retain!r}")
         if to is None:
             return options_of(flags)
         if isinstance(to, str):
@@ -349,13 +365,14 @@ def check_message(
     headers: Headers | None,
     own_id: str | None,
     key: str | None = None,
+    retain: bool = False,
     limits: Limits,
     ttl: float | None = None,
 ) -> None:
     """Raise what `send` fails with before it sends, whichever node it would be; see `Client`."""
     gathering = Gathering(limits, limits.window_messages, require=False)
     gathering.check_subject(subject)
-    limit = gathering.limit_of(gathering.options(to, None, ttl))
+    limit = gathering.limit_of(gathering.options(to, None, ttl, retain))
     gathering.prepare(
         content, headers, own_id, limit, None if key is None else gathering.check_key(key)
     )

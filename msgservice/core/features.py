@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from msgservice.message import FLAG_REQUIRE, RunOptions
+from msgservice.message import FLAG_REQUIRE, FLAG_RETAIN, FLAG_RETAIN_ONLY, RunOptions
 
 TO: Final = "to"  # a node takes the names of receivers with a TRANSFER
 REQUIRE: Final = "require"  # a node refuses what is for nobody, where the flag 4 asks for that
 KEYS: Final = "keys"  # a node takes a message with an idempotency key once
+RETAIN: Final = "retain"  # a node keeps the last message of a subject for who joins
 CODES: Final = "codes"  # refusals say which error they are: NACK, and REPLY in its header
 
 TTL: Final = "ttl"  # a node takes the time after which a message expires
 
-OF_NODES: Final = (CODES, KEYS, REQUIRE, TO, TTL)
+OF_NODES: Final = (CODES, KEYS, REQUIRE, RETAIN, TO, TTL)
 OF_PEERS: Final = (CODES,)  # of clients and receivers
 # What those have who were made before there were names, and say none.
 BEFORE: Final = frozenset({REQUIRE, TO})
@@ -39,4 +40,6 @@ def missing_for(options: RunOptions, features: Collection[str]) -> str | None:
         return REQUIRE
     if options.ttl is not None and TTL not in features:
         return TTL
+    if options.flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY) and RETAIN not in features:
+        return RETAIN
     return None

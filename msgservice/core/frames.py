@@ -54,6 +54,7 @@ class ReceiveOptions(msgspec.Struct, omit_defaults=True):
     order: str | None = None  # "strict" or "none"
     shared: bool = False
     paused: bool = False  # of a node: you get nothing for now, and may stay
+    retained: bool = True  # a new receiver has what is retained of its subjects first
     known: Name | None = None  # your incarnation as I was greeted before: I do not ask to be made
 
 

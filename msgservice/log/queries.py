@@ -411,11 +411,11 @@ def keys_of(db: apsw.Connection, state: State, digests: Sequence[bytes]) -> dict
 
 
 _RETAINED = """
-select subject, position, stored_at, origin, message from retained
+select subject, position, stored_at, origin, message, expires_at from retained
 where subject in (select value from json_each(?))
 """
 _RETAINED_PAGE = """
-select subject, position, stored_at, origin, message from retained
+select subject, position, stored_at, origin, message, expires_at from retained
 where subject > ? order by subject limit ?
 """
 
@@ -452,5 +452,5 @@ def retained_for(
 
 
 def _retained_from(row: tuple[Any, ...]) -> Retained:
-    subject, position, stored_at, origin, message = row
-    return Retained(subject, position, stored_at, decode_origin(origin), message)
+    subject, position, stored_at, origin, message, expires_at = row
+    return Retained(subject, position, stored_at, decode_origin(origin), message, expires_at)

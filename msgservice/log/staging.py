@@ -452,7 +452,7 @@ def stage_retained(staged: Staged, operations: list[Operation]) -> None:
             staged.retained_sizes.append((subject, 0))
             continue
         origin = encode_origin(row.origin)
-        flat += (subject, row.position, row.stored_at, 0, origin, row.message)
+        flat += (subject, row.position, row.stored_at, row.expires_at, origin, row.message)
         staged.retained_sizes.append((subject, row.size))
     operations += insert_steps("or replace into retained", 6, flat)
     if cleared:
@@ -465,7 +465,11 @@ def join_copies(db: apsw.Connection, staged: Staged, entry: Append) -> list[Batc
     for join in entry.joins:
         at = staged.receiver(join.receiver)
         if at is not None and not at.removed:
-            found = queries.retained_for(db, join.patterns, join.before)
+            found = [
+                one
+                for one in queries.retained_for(db, join.patterns, join.before)
+                if not one.expires_at or one.expires_at > entry.now
+            ]
             found.sort(key=lambda one: one.position)
             copies += [one.copy(join.audience) for one in found]
     return copies

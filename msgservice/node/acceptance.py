@@ -41,6 +41,7 @@ from msgservice.message import (
 )
 from msgservice.node.directory import BacklogFull, Directory
 from msgservice.node.due import Due
+from msgservice.node.retained import RetainedIndex
 from msgservice.node.rights import Rights
 from msgservice.records import NOBODY, Audience, Batch, KeyUse, Origin
 
@@ -65,10 +66,12 @@ class Acceptance:
         backlogs: Backlogs,
         log: ILog,
         *,
+        retained: RetainedIndex,
         log_id: str,
         limits: Limits,
         due: Due,
     ) -> None:
+        self._retained = retained
         self._directory = directory
         self._backlogs = backlogs
         self._log = log
@@ -115,9 +118,9 @@ class Acceptance:
         if transfer.delay is not None:
             raise NotYetBuilt("delay")
         if transfer.flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
-            raise NotYetBuilt("retain")
+            self._check_retained(transfer, messages, size)
         if any([m.key is not None for m in messages]):  # noqa: C419 - a list is faster here
-            _check_keys(messages)
+            _check_keys(messages, transfer)
         if transfer.to is not None:
             if len(transfer.to) > limits.receivers:
                 raise Refused(
@@ -127,10 +130,27 @@ class Acceptance:
                 if not rights.allows("to", name):
                     raise UnknownReceiver(name)
             return directory.audience_of(transfer.to, sender)
-        audience = directory.audience(subject)
+        audience = self._matching(subject, transfer.flags)
         if transfer.flags & FLAG_REQUIRE and not audience.members:
             raise NoReceiver(subject)
         return audience
+
+    def _matching(self, subject: str, flags: int) -> Audience:
+        """Return the audience of who receives a subject; nobody, where it is only retained."""
+        if flags & FLAG_RETAIN_ONLY:
+            return self._directory.nobody()
+        return self._directory.audience(subject)
+
+    def _check_retained(
+        self, transfer: Transfer, messages: Sequence[WireMessage], size: int
+    ) -> None:
+        """Raise `Refused`, or `LimitReached`, unless a run may be retained: its last message."""
+        if not transfer.flags & FLAG_RETAIN:
+            raise Refused("the flag 'retain, deliver to nobody' (8) without 'retain' (1)")
+        if transfer.to is not None:
+            raise Refused("what is retained is for who receives its subject: not with 'to'")
+        if messages[-1].body:  # else it clears, which needs no room
+            self._retained.check_room(transfer.subject, size)
 
     @property
     def version(self) -> int:
@@ -172,7 +192,7 @@ class Acceptance:
             if isinstance(batch.refusal, UnknownReceiver):
                 raise batch.refusal  # one of the names was nobody's when it came
             return self._addressed_now(batch, addressed)
-        audience = self._directory.audience(batch.subject)
+        audience = self._matching(batch.subject, batch.options.flags)
         if batch.options.flags & FLAG_REQUIRE and not audience.members:
             raise NoReceiver(batch.subject)
         return audience
@@ -255,11 +275,13 @@ def _check_origin(transfer: Transfer, known: bool) -> None:
         raise Refused("a message with more elements than this node knows")
 
 
-def _check_keys(messages: Sequence[WireMessage]) -> None:
+def _check_keys(messages: Sequence[WireMessage], transfer: Transfer) -> None:
     """Raise `Refused` for a key that is none, and for a run with one of which more is a part.
 
     So what is known of a key is known of all of its run.
     """
+    if transfer.delay is not None:
+        raise Refused("an idempotency key and a delay together are not supported by this version")
     for message in messages:
         if message.key is not None:
             check_key(message.key)

@@ -52,6 +52,7 @@ from msgservice.node.peer import Peer
 from msgservice.node.perspectives import Perspectives
 from msgservice.node.receivers import Receivers
 from msgservice.node.replayer import Replayer
+from msgservice.node.retained import RetainedIndex
 from msgservice.node.seldom import Seldom
 from msgservice.node.stored_bytes import StoredBytes
 from msgservice.node.tail import Tail
@@ -199,11 +200,15 @@ def assemble(
         dispatch.audience_unmade,
         lambda row: gate.receivable(row),
     )
-    acceptance = Acceptance(directory, dispatch, log, log_id=facts.log_id, limits=limits, due=due)
+    retained = RetainedIndex(limits)
+    acceptance = Acceptance(
+        directory, dispatch, log, retained=retained, log_id=facts.log_id, limits=limits, due=due
+    )
     events = Events(directory, limits)
     commits = Commits(
         log,
         audiences=acceptance,
+        retained=retained,
         time=time,
         after_group=after_group,
         fatal=fatal,
@@ -234,7 +239,13 @@ def assemble(
         time=time,
         limits=limits,
     )
-    intake = Intake(acceptance=acceptance, commits=commits, senders=connections, limits=limits)
+    intake = Intake(
+        acceptance=acceptance,
+        commits=commits,
+        senders=connections,
+        retained=retained,
+        limits=limits,
+    )
     replayer = Replayer(
         log=log,
         tail=tail,
@@ -259,6 +270,7 @@ def assemble(
         connections=connections,
         dead_letters=dead_letters,
         replayer=replayer,
+        retained=retained,
         limits=limits,
         time=time,
         rng=rng,
@@ -323,6 +335,7 @@ def assemble(
     perspectives = Perspectives(
         view=view, instance=facts.log_id, gate=gate, intake=intake, requests=admin, limits=limits
     )
+    retained.load(snapshot.retained)
     receivers.load(snapshot)
     directory.load(snapshot.receivers, snapshot.audiences)
     replayer.load(snapshot.replays)

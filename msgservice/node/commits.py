@@ -23,6 +23,7 @@ from msgservice.records import (
     Appended,
     Batch,
     Group,
+    Join,
     LettersTaken,
     Outcome,
     PageOutcome,
@@ -97,6 +98,13 @@ class Audiences(Protocol):
         """Decide anew for whom these batches are."""
 
 
+class Retaining(Protocol):
+    """The index of retained messages (`retained`)."""
+
+    def stored(self, sizes: Sequence[tuple[str, int]], /) -> None:
+        """A group has ended, and the log says what is retained since."""
+
+
 class _UnderWay(NamedTuple):
     """A group that the log writes, with all who are told what became of it."""
 
@@ -122,6 +130,7 @@ class Commits:
         log: ILog,
         *,
         audiences: Audiences,
+        retained: Retaining,
         time: Time,
         after_group: Callable[[list[Batch]], None],
         fatal: Callable[[LogFailed], None],
@@ -132,6 +141,7 @@ class Commits:
         self._refused_because: str | None = None
         self._log = log
         self._audiences = audiences
+        self._retained = retained
         self._decided = audiences.version  # when the next group began to gather
         self._time = time
         self._after_group = after_group
@@ -188,14 +198,20 @@ class Commits:
             if not self._awaited and self._due is not None:
                 self.kick()
 
-    def receiver(self, row: ReceiverRow, replay: Replay | None = None) -> Deferred[None]:
+    def receiver(
+        self, row: ReceiverRow, replay: Replay | None = None, join: Join | None = None
+    ) -> Deferred[None]:
         """Store a receiver that was made or changed: of each the row that came last, however many.
 
         A disk that is slow would have to write all of them otherwise. `replay`: stored with it.
+        `join`: what is retained is copied for it then.
         """
         self._receiver(row)
         if replay is not None:
             self._next.replays.append(replay)
+        if join is not None:
+            join.audience.waiting += 1
+            self._next.joins.append(join)
         return self._waiter()
 
     def _receiver(self, row: ReceiverRow) -> None:
@@ -372,6 +388,9 @@ class Commits:
         # Nor where a page has one: what follows it may be for who is no member yet.
         if not refused and not pages and self._next and not self._kept_back:
             self._start()
+        for join in group.joins:
+            join.audience.waiting -= 1
+        self._retained.stored(appended.retained)
         waiters.fire(None)
         self._pages_stored(group, pages, appended)
         batches = group.batches
@@ -448,6 +467,8 @@ class Commits:
         newer, self._next.receivers, self._places = self._next.receivers, [], {}
         for row in (*group.receivers, *newer):
             self._receiver(row)
+        self._retained.stored(())
+        self._next.joins = group.joins + self._next.joins
         self._next.removed = group.removed + self._next.removed
         self._next.replays = group.replays + self._next.replays
         self._next.pages = group.pages + self._next.pages

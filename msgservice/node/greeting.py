@@ -115,6 +115,8 @@ class Attaching(Protocol):
         order: str | None,
         who: Pass,
         start: str | int | None = None,
+        *,
+        retained: bool = True,
     ) -> Outlet:
         """A peer attaches as the receiver of this name; raise what speaks against it."""
 
@@ -240,7 +242,12 @@ class Greeter:
             raise NotSupported(f"receive.order = {receive.order!r}")
         try:
             return self._receivers.attaching(
-                hello.name, receive.subjects or (), receive.order, allowed, receive.start
+                hello.name,
+                receive.subjects or (),
+                receive.order,
+                allowed,
+                receive.start,
+                retained=receive.retained,
             )
         except LimitReached as error:
             raise ConnectionLimit(error.limit, error.value) from None

@@ -33,10 +33,11 @@ from msgservice.errors import (
     UnknownReceiver,
 )
 from msgservice.limits import Limits
-from msgservice.message import UNENCODABLE, Action, WireMessage, encode_messages
+from msgservice.message import FLAG_RETAIN, UNENCODABLE, Action, WireMessage, encode_messages
 from msgservice.node.acceptance import Acceptance
 from msgservice.node.commits import Commits, Source
 from msgservice.node.directory import BacklogFull
+from msgservice.node.retained import RetainedIndex
 from msgservice.node.rights import Rights
 from msgservice.records import NOBODY, Batch, Origin, Outcome, RefusedBatch, hash_of
 
@@ -84,8 +85,15 @@ class Intake:
     """The intake of a node. `check` and `put` are called once for each run, from one turn."""
 
     def __init__(
-        self, *, acceptance: Acceptance, commits: Commits, senders: Senders, limits: Limits
+        self,
+        *,
+        acceptance: Acceptance,
+        commits: Commits,
+        senders: Senders,
+        retained: RetainedIndex,
+        limits: Limits,
     ) -> None:
+        self._retained = retained
         self.decode = acceptance.decode
         self._acceptance = acceptance
         self._commits = commits
@@ -143,6 +151,8 @@ class Intake:
         Where not (`uncommitted_bytes`), no sender is read from until there is.
         """
         commits = self._commits
+        if batch.options.flags & FLAG_RETAIN:
+            self._retained.coming(batch.subject)
         commits.batch(batch, source)
         if commits.uncommitted_bytes <= self._limits.uncommitted_bytes:
             return True

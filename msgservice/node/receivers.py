@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +25,7 @@ from msgservice.core.subjects import exact
 from msgservice.errors import (
     BadValue,
     ConfiguredOtherwise,
+    LimitReached,
     MsgServiceError,
     NotAllowed,
     NotConfirmed,
@@ -42,6 +44,7 @@ from msgservice.node.dispatch import Dispatch
 from msgservice.node.gate import Gate, Pass
 from msgservice.node.outlet import Outlet
 from msgservice.node.replayer import Replayer
+from msgservice.node.retained import RetainedIndex
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.receiver_options import DEFAULTS, ReceiverOptions
@@ -51,6 +54,7 @@ from msgservice.records import (
     START,
     Account,
     ExceptionRow,
+    Join,
     ReceiverRow,
     Replay,
     Snapshot,
@@ -80,6 +84,7 @@ class Receivers:
         connections: Connections,
         dead_letters: DeadLetters,
         replayer: Replayer,
+        retained: RetainedIndex,
         limits: Limits,
         time: Time,
         rng: Callable[[], float],
@@ -96,6 +101,7 @@ class Receivers:
         self._connections = connections
         self._dead_letters = dead_letters
         self._replayer = replayer
+        self._retained = retained
         self._limits = limits
         self._time = time
         self._rng = rng
@@ -192,12 +198,15 @@ class Receivers:
         order: str | None,
         who: Pass,
         start: str | int | None = None,
+        *,
+        retained: bool = True,
     ) -> Outlet:
         """A peer attaches as the receiver of this name, which is made if new (SEMANTICS 27).
 
         No `patterns`, or no `order`: as they are. `start`: from where one that is new has messages
-        (SEMANTICS 9). Who is turned away has changed nothing:
-        everything that refuses comes before what it does.
+        (SEMANTICS 9). `retained`: whether it is to have what is retained of its subjects first, or
+        of those that it has from now on (DELIVERY 48); with a `start` the history has it. Who is
+        turned away has changed nothing: everything that refuses comes before what it does.
         """
         row = self._directory.get(name)
         self.check_may_be(name, who)
@@ -208,7 +217,9 @@ class Receivers:
             row.options = ReceiverOptions(order=order or DEFAULTS.order)
             row.owner = row.owner or who.owner
             if first is None:
-                return self._add(row)
+                return self._add(
+                    row, retained=self._wanted(row, row.patterns) if retained else None
+                )
             position, since = first
             return self._add(
                 row, Replay(row.number, START, position, position, INTEGER_MAX, since=since)
@@ -228,7 +239,7 @@ class Receivers:
             options = msgspec.structs.replace(options, order=order or options.order)
             changes = set(patterns) != set(row.patterns) or options != row.options
         if changes:
-            self._change(outlet, patterns, options, by_itself=True)
+            self._change(outlet, patterns, options, by_itself=True, retained=retained)
         link = self._connections.links.get(row.number)
         if link is not None:
             link.poke()  # a sign of life (SEMANTICS 14)
@@ -275,8 +286,12 @@ class Receivers:
         options: ReceiverOptions,
         *,
         by_itself: bool = False,
+        retained: bool = True,
     ) -> None:
         row = outlet.row
+        join = None
+        if retained and not row.removed and set(patterns) - set(row.patterns):
+            join = self._join(row, self._wanted(row, patterns, row.patterns), row.patterns)
         self._directory.set_patterns(row, patterns)
         reordered = options.order != row.options.order
         if reordered:
@@ -288,16 +303,51 @@ class Receivers:
         row.options = options
         if reordered:
             outlet.set_order(options.order)
-        self._store(row)
+        self._store(row, join=join)
 
-    def _add(self, row: ReceiverRow, replay: Replay | None = None) -> Outlet:
+    def _wanted(
+        self,
+        row: ReceiverRow,
+        patterns: Sequence[str],
+        before: Sequence[str] = (),
+        *,
+        check: bool = True,
+    ) -> tuple[str, ...] | None:
+        """Return the subjects of which a receiver is to have what is retained, if there is any.
+
+        But for those that it had before. Raises `LimitReached` where that is too much.
+        """
+        counting = self._gate.receivable(replace(row, patterns=tuple(patterns)))
+        if not self._retained.is_for(counting, before, check=check):
+            return None
+        return tuple(counting)
+
+    def _join(
+        self, row: ReceiverRow, wanted: tuple[str, ...] | None, before: Sequence[str] = ()
+    ) -> Join | None:
+        """Return who joins; raises `LimitReached` where there is no place for that."""
+        if wanted is None:
+            return None
+        return Join(row.number, self._directory.alone(row.number), wanted, tuple(before))
+
+    def _add(
+        self,
+        row: ReceiverRow,
+        replay: Replay | None = None,
+        retained: tuple[str, ...] | None = None,
+    ) -> Outlet:
         row.created_at = self._time.wall()
         row.cursor = position_of(self._tail.next_number) - 1
         outlet = self._make_outlet(row, ())
         self._dispatch.add(outlet)
+        try:
+            join = self._join(row, retained)
+        except LimitReached:
+            self._dispatch.remove(outlet)
+            raise
         self._directory.add(row)
         if replay is None:
-            self._store(row)
+            self._store(row, join=join)
         else:
             self._replayer.begin(row, replay, lambda: self._store(row, replay))
         self._logger.info("receiver {name} added: {row}", name=row.name, row=list(row.patterns))
@@ -331,7 +381,7 @@ class Receivers:
         row.owner = owner or row.owner
         if not configured:
             self._gate.check_subjects(row.owner, row.patterns)
-        outlet = self._add(row)
+        outlet = self._add(row, retained=self._wanted(row, row.patterns, check=not configured))
         await self.stored()
         if self._is_running:
             self._connections.dial(outlet)
@@ -568,10 +618,12 @@ class Receivers:
 
     # --- storing
 
-    def _store(self, row: ReceiverRow, replay: Replay | None = None) -> Deferred[None]:
+    def _store(
+        self, row: ReceiverRow, replay: Replay | None = None, join: Join | None = None
+    ) -> Deferred[None]:
         self._last_change += 1
         self._unstored[self._last_change] = None
-        stored = self._commits.receiver(row, replay)
+        stored = self._commits.receiver(row, replay, join)
         stored.addCallback(self._change_stored, self._last_change)
         return stored
 

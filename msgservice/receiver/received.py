@@ -18,7 +18,7 @@ from typing import Any, cast
 import msgspec
 
 from msgservice.errors import MalformedFrame
-from msgservice.message import FLAG_REPLAY, UNDECODABLE, Headers, Name
+from msgservice.message import FLAG_REPLAY, FLAG_RETAINED, UNDECODABLE, Headers, Name
 from msgservice.records import Origin
 
 Decode = Callable[[bytes, Headers | None], Any]
@@ -139,6 +139,11 @@ class ReceivedMessage(msgspec.Struct, array_like=True, gc=False, eq=False):
     def replay(self) -> bool:
         """Whether it was sent again on purpose: by a rewind, or from the dead letters."""
         return bool(self.run.flags & FLAG_REPLAY)
+
+    @property
+    def retained(self) -> bool:
+        """Whether it is what was retained of its subject when this receiver joined."""
+        return bool(self.run.flags & FLAG_RETAINED)
 
     @property
     def identity(self) -> str:

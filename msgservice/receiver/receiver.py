@@ -185,6 +185,7 @@ class Receiver(Service):
         *,
         subjects: Sequence[str] | None = None,
         start: str | int | datetime = "new",
+        retained: bool = True,
         user: str | None = None,
         password: str | None = None,
         token: str | None = None,
@@ -193,8 +194,10 @@ class Receiver(Service):
 
         `subjects`: patterns; None: those that the node's configuration has for this name.
         `start`: "new", "first", a position or a time (aware datetime), from which on a receiver
-        that the node does not know yet gets messages. `user` with `password`, or `token`: the
-        login at that node, as with `connect`. Raises `BadAddress`, `BadSubject`, `BadValue`.
+        that the node does not know yet gets messages. `retained`: whether such a one has what is
+        retained of its subjects first, `message.retained`; with a `start` the history has it.
+        `user` with `password`, or `token`: the login at that node, as with `connect`. Raises
+        `BadAddress`, `BadSubject`, `BadValue`.
         """
         transport = self.transports.find(address)
         prover = prover_of(self.reactor, user=user, password=password, token=token)
@@ -203,7 +206,12 @@ class Receiver(Service):
             return transport.connector(self.reactor, address, make_user, self.limits)
 
         return self.attach_through(
-            dial, address=address, subjects=subjects, start=start, prover=prover
+            dial,
+            address=address,
+            subjects=subjects,
+            start=start,
+            retained=retained,
+            prover=prover,
         )
 
     def attach_through(
@@ -213,6 +221,7 @@ class Receiver(Service):
         address: str,
         subjects: Sequence[str] | None = None,
         start: str | int | datetime = "new",
+        retained: bool = True,
         prover: Prover | None = None,
     ) -> Attachment:
         """Attach by any means: `dial(make_user)` returns the service that connects.
@@ -223,6 +232,7 @@ class Receiver(Service):
         receive = ReceiveOptions(
             subjects=_patterns(subjects, self.limits),
             start=_start(start),
+            retained=bool(retained),
             order=self._reception.order,
             shared=self._shared,
         )

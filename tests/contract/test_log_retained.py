@@ -25,7 +25,7 @@ from msgservice.records import (
     Retained,
     hash_of,
 )
-from tests.kit.logs import ContractDriver, make_batch
+from tests.kit.logs import NOW, ContractDriver, make_batch
 
 LIMITS = Limits(reserve_bytes=64 * 1024, keep_seconds=0, keep_bytes=0)
 KEEP = options_of(FLAG_RETAIN)
@@ -121,6 +121,15 @@ def test_48_only_the_subjects_that_it_had_not_before(log: ContractDriver) -> Non
     log.append(*[kept(log, at, subject, b"x") for at, subject in enumerate(("a.1", "a.2", "b"), 1)])
     group = log.appended(joins=[join(log, 1, "a.*", "b", before=("a.1", "z"))])
     assert sorted(batch.subject for batch in group.stored) == ["a.2", "b"]
+
+
+def test_48_what_has_expired_comes_to_nobody(log: ContractDriver) -> None:
+    log.append(kept(log, 1, "a", b"1", expires_at=NOW + 10), kept(log, 2, "b", b"2"))
+    (copy,) = joined(log, 2, now=NOW + 10)
+    assert copy.subject == "b"
+    log.append(kept(log, 3, "a", b"3", expires_at=NOW + 20))
+    copies = {one.subject: one.expires_at for one in joined(log, 3, now=NOW + 19)}
+    assert copies == {"a": NOW + 20, "b": None}
 
 
 def test_48_who_is_not_there_gets_none(log: ContractDriver) -> None:

@@ -184,7 +184,7 @@ async def test_who_is_not_let_in_is_told_why_and_keeps_what_it_has(
 @run
 async def test_a_receiver_gets_what_its_user_may_and_is_its_own(site: Site) -> None:
     handled: list[bytes] = []
-    login = {"user": "billing", "password": "battery staple"}
+    login: dict[str, Any] = {"user": "billing", "password": "battery staple"}
     receiver = Receiver(
         site.reactor, name="billing", handler=lambda m: handled.append(m.body), limits=LIMITS
     )

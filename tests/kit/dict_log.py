@@ -515,6 +515,7 @@ class DictLog:
                 for one in sorted(self.content.retained.values(), key=lambda one: one.position)
                 if any(matches(pattern, one.subject) for pattern in join.patterns)
                 and not any(matches(pattern, one.subject) for pattern in join.before)
+                and not 0 < one.expires_at <= group.now
             ]
             self._name_own(copies)
             for batch in copies:

@@ -269,7 +269,8 @@ def test_an_id_stays_with_its_message() -> None:
         (BadName, "a", b"", {"idempotency_key": "\ud800"}),
         (TypeError, "a", b"", {"idempotency_key": 7}),
         (NotYetBuilt, "a", b"", {"delay": 1}),
-        (NotYetBuilt, "a", b"", {"retain": True}),
+        (Refused, "a", b"", {"retain": True, "to": ["billing"]}),
+        (Refused, "a", b"", {"retain": 7}),
         (NotYetBuilt, "a", b"", {"promise": object()}),
     ],
 )

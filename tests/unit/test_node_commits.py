@@ -10,7 +10,9 @@ from twisted.internet.task import Clock
 
 from msgservice.clock import Time
 from msgservice.errors import LogFull, LogUnavailable
+from msgservice.limits import Limits
 from msgservice.node.commits import RETRY_DELAY, STATUSES_FROM_MAX, Commits
+from msgservice.node.retained import RetainedIndex
 from msgservice.records import (
     Appended,
     Audience,
@@ -39,6 +41,7 @@ class World:
         self._ends: list[Deferred[Any]] = []
         self.commits = Commits(
             double(append=self._append),
+            retained=RetainedIndex(Limits()),
             audiences=double(version=0),
             time=Time(self.clock),
             after_group=lambda batches: None,

@@ -25,14 +25,21 @@ from msgservice.errors import (
     LogFull,
     LogUnavailable,
     NoReceiver,
-    NotYetBuilt,
     UnknownReceiver,
 )
 from msgservice.identity.principal import Principal
 from msgservice.identity.rules import EVERYTHING
 from msgservice.limits import BATCH_MESSAGES_MAX, Limits
 from msgservice.log.memory import MemoryLog
-from msgservice.message import FLAG_REPLAY, FLAG_REQUIRE, FLAG_RETAIN, Action, WireMessage
+from msgservice.message import (
+    FLAG_REPLAY,
+    FLAG_REQUIRE,
+    FLAG_RETAIN,
+    FLAG_RETAIN_ONLY,
+    FLAG_RETAINED,
+    Action,
+    WireMessage,
+)
 from msgservice.node.gate import PROCESS, Gate, Pass
 from msgservice.node.intake import LocalSender, refusal_for
 from msgservice.node.rights import ANYONE
@@ -317,7 +324,9 @@ def test_who_was_to_have_it_may_be_gone_when_it_is_submitted(world: World) -> No
         ("orders.new", {"to": ("audit",)}, Action.REFUSED, UnknownReceiver.refusal_code, "audit"),
         ("orders.new", {"to": ("nobody",)}, Action.REFUSED, UnknownReceiver.refusal_code, "nobody"),
         ("orders.new", {"flags": FLAG_REPLAY}, Action.REFUSED, 0, ""),
-        ("orders.new", {"flags": FLAG_RETAIN}, Action.REFUSED, NotYetBuilt.refusal_code, "retain"),
+        ("orders.new", {"flags": FLAG_RETAIN_ONLY}, Action.REFUSED, 0, ""),
+        ("orders.new", {"flags": FLAG_RETAINED}, Action.REFUSED, 0, ""),
+        ("orders.new", {"flags": FLAG_RETAIN, "to": ("nobody",)}, Action.REFUSED, 0, ""),
         ("no..subject", {}, Action.REFUSED, 14, ""),
         ("x" * 100_000, {}, Action.REFUSED, 14, ""),
         ("$node.info", {}, Action.REFUSED, 0, ""),

@@ -67,6 +67,7 @@ from msgservice.node.outlet_progress import OutletProgress
 from msgservice.node.peer import Peer
 from msgservice.node.receivers import Receivers
 from msgservice.node.replies import busy
+from msgservice.node.retained import RetainedIndex
 from msgservice.node.rights import ANYONE
 from msgservice.node.seldom import Seldom
 from msgservice.node.status_frames import FRAMES_MAX, STATUS_RANGES_MAX, StatusFrames
@@ -166,7 +167,13 @@ def a_connection(**more: Any) -> Any:
 def acceptance() -> Acceptance:
     directory = double(audience=lambda subject: BILLING)
     return Acceptance(
-        directory, double(), a_log(), log_id="log", limits=LIMITS, due=Due(Time(Clock()))
+        directory,
+        double(),
+        a_log(),
+        retained=RetainedIndex(LIMITS),
+        log_id="log",
+        limits=LIMITS,
+        due=Due(Time(Clock())),
     )
 
 
@@ -208,7 +215,13 @@ def test_acceptance_takes_no_run_of_nothing(acceptance: Acceptance) -> None:
 def test_acceptance_says_who_is_too_far_behind() -> None:
     behind = double(full=lambda audience: "billing is behind")
     acceptance = Acceptance(
-        double(), behind, a_log(), log_id="log", limits=LIMITS, due=Due(Time(Clock()))
+        double(),
+        behind,
+        a_log(),
+        retained=RetainedIndex(LIMITS),
+        log_id="log",
+        limits=LIMITS,
+        due=Due(Time(Clock())),
     )
     assert "billing is behind" == acceptance.full(BILLING)
 
@@ -219,10 +232,17 @@ def an_ingress(
     directory = double(audience=lambda subject: BILLING)
     intake = Intake(
         acceptance=Acceptance(
-            directory, double(), a_log(), log_id="log", limits=LIMITS, due=Due(Time(Clock()))
+            directory,
+            double(),
+            a_log(),
+            retained=RetainedIndex(LIMITS),
+            log_id="log",
+            limits=LIMITS,
+            due=Due(Time(Clock())),
         ),
         commits=commits or double(uncommitted_bytes=0),
         senders=senders or double(),
+        retained=RetainedIndex(LIMITS),
         limits=LIMITS,
     )
     collaborators: dict[str, Any] = {
@@ -289,7 +309,13 @@ def a_commits(log: Any, clock: Clock, **more: Any) -> Commits:
         "fatal": never,
         "letters_told": lambda progress: [],
     }
-    return Commits(log, audiences=double(version=0), time=Time(clock), **(functions | more))
+    return Commits(
+        log,
+        audiences=double(version=0),
+        retained=RetainedIndex(LIMITS),
+        time=Time(clock),
+        **(functions | more),
+    )
 
 
 def test_commits_put_into_the_next_group_what_comes_while_one_runs() -> None:
@@ -471,6 +497,7 @@ class AskedReceivers:
             pause=lambda row, reason: self.receivers.pause_full(row, reason),
         )
         self.receivers = Receivers(
+            retained=RetainedIndex(LIMITS),
             log=log,
             tail=Tail(3, 1),
             commits=self.commits,
@@ -487,7 +514,7 @@ class AskedReceivers:
             rng=lambda: 0.5,
         )
 
-    def _store(self, changed: object, replay: object = None) -> Deferred[None]:
+    def _store(self, changed: object, replay: object = None, join: Any = None) -> Deferred[None]:
         self.stored.append(Deferred())
         return self.stored[-1]
 
@@ -939,7 +966,8 @@ def a_greeter(**more: Any) -> Greeter:
 def test_greeter_answers_when_a_receiver_that_is_new_is_stored() -> None:
     outlet, waiter = an_outlet(), Deferred[None]()
     receivers = double(
-        attaching=lambda name, patterns, order, who, start: outlet, stored=lambda: waiter
+        attaching=lambda name, patterns, order, who, start, *, retained: outlet,
+        stored=lambda: waiter,
     )
     visitor, connection = a_newcomer(), a_connection()
     hello = Hello(VERSION, "billing", "i1", HelloOptions(receive=ReceiveOptions(subjects=["a.>"])))

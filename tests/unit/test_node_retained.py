@@ -1,0 +1,185 @@
+"""Retained messages at a node: who joins has them first, then all that is sent (DELIVERY 48)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from msgservice.core.frames import Ack, Nack, Transfer
+from msgservice.errors import LimitReached
+from msgservice.log.memory import MemoryLog
+from msgservice.message import (
+    FLAG_RETAIN,
+    FLAG_RETAIN_ONLY,
+    FLAG_RETAINED,
+    Action,
+    decode_messages,
+)
+from msgservice.node.retained import RetainedIndex
+from msgservice.records import NODE
+from tests.kit.limits import Limits
+from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
+
+
+def got(peer: ScriptedPeer) -> list[tuple[str, bytes, bool]]:
+    """(subject, body, retained) of what came, taken out."""
+    return [
+        (transfer.subject, message.body, bool(transfer.flags & FLAG_RETAINED))
+        for transfer in peer.take(Transfer)
+        for message in decode_messages(transfer.messages)
+    ]
+
+
+def receiver(world: NodeWorld, name: str, *subjects: str, **more: Any) -> ScriptedPeer:
+    return world.peer(name, receive={"subjects": list(subjects), **more}, answering=False)
+
+
+def keep(
+    shop: ScriptedPeer, sequence: int, subject: str, *bodies: bytes, flags: int = FLAG_RETAIN
+) -> None:
+    shop.transfer(sequence, subject, list(bodies), flags=flags)
+    shop.world.settle()
+
+
+def test_48_who_attaches_first_has_what_is_retained_and_then_the_rest() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    keep(shop, 1, "prices.a", b"1", b"2")
+    keep(shop, 3, "prices.b", b"3")
+    keep(shop, 4, "other", b"4")
+    keep(shop, 5, "prices.a", b"5")
+    late = receiver(world, "late", "prices.>")
+    keep(shop, 6, "prices.b", b"6")
+    assert got(late) == [
+        ("prices.b", b"3", True),
+        ("prices.a", b"5", True),
+        ("prices.b", b"6", False),
+    ]
+    again = receiver(world, "late", "prices.>")
+    assert [retained for _, _, retained in got(again)] == [True, True, False]  # it had not ACKed
+
+
+def test_48_a_copy_is_of_the_node_and_says_whose_it_was() -> None:
+    world = NodeWorld()
+    keep(world.peer("shop", incarnation="i7"), 4, "a", b"1")
+    (transfer,) = receiver(world, "late", ">").take(Transfer)
+    assert transfer.origin is not None
+    assert (transfer.origin.sender, transfer.origin.sequence) == ("shop", 4)
+    assert NODE != transfer.origin.sender
+
+
+def test_48_what_is_handed_in_while_somebody_joins_is_neither_lost_nor_doubled() -> None:
+    """The group under way holds a message for those of before; the next begins the membership."""
+    clock = Clock()
+    failing = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(log=failing, clock=clock)
+    shop = world.peer("shop")
+    failing.hold = True
+    shop.transfer(1, "a", [b"1"], flags=FLAG_RETAIN)
+    world.settle()
+    shop.transfer(2, "a", [b"2"], flags=FLAG_RETAIN)
+    shop.transfer(3, "b", [b"3"])
+    late = receiver(world, "late", ">")
+    failing.release()
+    world.settle(1)
+    assert got(late) == [("a", b"1", True), ("a", b"2", False), ("b", b"3", False)]
+
+
+def test_48_without_a_body_nothing_is_retained_any_more() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    keep(shop, 1, "a", b"1")
+    keep(shop, 2, "a", b"")
+    assert got(receiver(world, "late", ">")) == []
+
+
+def test_48_it_may_be_for_those_who_join_alone() -> None:
+    world = NodeWorld()
+    there = receiver(world, "there", ">")
+    shop = world.peer("shop", status_from=1)
+    keep(shop, 1, "a", b"1", flags=FLAG_RETAIN | FLAG_RETAIN_ONLY)
+    assert got(there) == []
+    assert [frame.ranges for frame in shop.take(Ack)] == [[(1, 1)]]
+    assert got(receiver(world, "late", ">")) == [("a", b"1", True)]
+
+
+def test_48_who_wants_none_has_none_and_who_is_made_by_an_operator_has() -> None:
+    world = NodeWorld()
+    keep(world.peer("shop"), 1, "a", b"1")
+    assert got(receiver(world, "none", ">", retained=False)) == []
+    Deferred.fromCoroutine(world.node.add_receiver("made", [">"]))
+    world.settle()
+    assert got(world.peer("made", receive={})) == [("a", b"1", True)]
+
+
+def test_48_more_subjects_bring_what_is_retained_of_these() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    keep(shop, 1, "a", b"1")
+    keep(shop, 2, "b", b"2")
+    first = receiver(world, "late", "a")
+    (transfer,) = first.take(Transfer)
+    assert transfer.subject == "a"
+    first.ack(transfer)
+    world.settle()
+    assert got(receiver(world, "late", "a", "b")) == [("b", b"2", True)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "named"),
+    [
+        ({"retained_at_join": 2}, "retained_at_join"),
+        ({"retained_at_join_bytes": 300}, "retained_at_join_bytes"),
+    ],
+)
+def test_48_more_than_one_may_get_at_first_is_refused_and_named(
+    limits: dict[str, int], named: str
+) -> None:
+    world = NodeWorld(Limits(**limits))
+    shop = world.peer("shop")
+    for at, subject in enumerate(("a", "b", "c"), 1):
+        keep(shop, at, subject, b"1")
+    late = receiver(world, "late", ">")
+    assert late.lost_because is not None
+    assert named in late.lost_because
+    assert [row.name for row in world.node.parts.directory] == []
+    assert len(got(receiver(world, "late", "a", "b"))) == 2
+    assert got(receiver(world, "other", ">", retained=False)) == []
+
+
+def test_48_more_subjects_than_the_limit_are_refused_for_now() -> None:
+    world = NodeWorld(Limits(retained=1))
+    shop = world.peer("shop")
+    keep(shop, 1, "a", b"1")
+    keep(shop, 2, "a", b"2")
+    keep(shop, 3, "b", b"3")
+    (nack,) = shop.take(Nack)
+    assert (nack.first, nack.action, nack.about) == (3, Action.LATER, "retained")
+    keep(shop, 3, "c", b"")  # it ends what there is not
+
+
+def test_48_it_is_there_after_a_start() -> None:
+    world = NodeWorld()
+    keep(world.peer("shop"), 1, "a", b"1")
+    world.start()
+    assert got(receiver(world, "late", ">")) == [("a", b"1", True)]
+
+
+def test_the_index_knows_what_is_on_its_way_until_two_groups_have_ended() -> None:
+    index = RetainedIndex(Limits(retained=2))
+    assert not index.is_for([">"], check=True)
+    index.coming("a")
+    index.stored(())
+    assert index.is_for(["a"], check=True)
+    assert not index.is_for(["a", "b"], ["a"], check=True)
+    index.stored([("a", 7)])
+    index.stored([("a", 0)])
+    assert not index.is_for([">"], check=True)
+    index.coming("x")
+    index.coming("y")
+    with pytest.raises(LimitReached, match="retained"):
+        index.check_room("z", 1)
+    index.check_room("x", 1)
