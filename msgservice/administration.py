@@ -149,6 +149,26 @@ class RequeueDead(DropDead):
     to: str | None = None
 
 
+class ListRetained(Asked):
+    """The page of retained messages behind a subject."""
+
+    after: str = ""
+    limit: Number = 100
+
+
+class GetRetained(Asked):
+    """The subject whose retained message is asked for, and from which byte on."""
+
+    subject: str
+    offset: Number = 0
+
+
+class ClearRetained(Asked):
+    """The subjects of which no message is to be retained any more, 1,000 at most."""
+
+    subjects: Annotated[tuple[str, ...], msgspec.Meta(max_length=1000)]
+
+
 class GetDead(Asked):
     """The dead letter that is asked for, and from which byte on."""
 
@@ -412,6 +432,36 @@ class PeekPart(PeekTold, frozen=True, kw_only=True):
     next: int | None
 
 
+class RetainedTold(msgspec.Struct, frozen=True, kw_only=True):
+    """A retained message, without itself."""
+
+    subject: str
+    position: int  # of the original
+    sender: str
+    size: int  # bytes
+    stored_at: int  # wall clock, ms
+
+
+class RetainedPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of retained messages. `next`: the subject behind which the next begins."""
+
+    retained: list[RetainedTold]
+    next: str | None
+
+
+class RetainedPart(RetainedTold, frozen=True, kw_only=True):
+    """A retained message, or a part of it. `next`: where the part that follows begins."""
+
+    message: bytes
+    next: int | None
+
+
+class RetainedCleared(msgspec.Struct, frozen=True):
+    """The number of messages that are retained no longer."""
+
+    cleared: int
+
+
 class Reloaded(msgspec.Struct, frozen=True):
     """The addresses in use whose files were read, and what came of each."""
 
@@ -530,6 +580,19 @@ PEEK = Operation(
     "peek", PeekAsked, PeekPage, "Says which messages are next for a receiver, and takes none."
 )
 PEEK_GET = Operation("peek.get", PeekGet, PeekPart, "Shows a message that waits for a receiver.")
+RETAINED_LIST = Operation(
+    "retained.list", ListRetained, RetainedPage, "Lists what is retained, by subject."
+)
+RETAINED_GET = Operation(
+    "retained.get", GetRetained, RetainedPart, "Shows the retained message of a subject."
+)
+RETAINED_CLEAR = Operation(
+    "retained.clear",
+    ClearRetained,
+    RetainedCleared,
+    "Retains no message of these subjects any more.",
+    changes=True,
+)
 RELOAD = Operation(
     "reload",
     Nothing,
@@ -560,6 +623,9 @@ OPERATIONS: tuple[Operation[Any, Any], ...] = (
     DEAD_DROP,
     PEEK,
     PEEK_GET,
+    RETAINED_LIST,
+    RETAINED_GET,
+    RETAINED_CLEAR,
     RELOAD,
     AUDIT,
     WHOAMI,

@@ -20,6 +20,7 @@ COMMANDS = {
     "peek": ("msgservice.cli.peek", "peek"),
     "rewind": ("msgservice.cli.rewind", "rewind"),
     "dead": ("msgservice.cli.dead", "dead"),
+    "retained": ("msgservice.cli.retained", "retained"),
     "status": ("msgservice.cli.status", "status"),
     "info": ("msgservice.cli.status", "info"),
     "whoami": ("msgservice.cli.status", "whoami"),

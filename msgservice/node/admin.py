@@ -35,18 +35,24 @@ from msgservice.administration import (
     RECEIVERS_REWIND_CANCEL,
     RECEIVERS_REWIND_COUNT,
     RELOAD,
+    RETAINED_CLEAR,
+    RETAINED_GET,
+    RETAINED_LIST,
     STATUS,
     WHOAMI,
     AskStatus,
+    ClearRetained,
     Discrepancies,
     DropDead,
     GetDead,
+    GetRetained,
     LetterPage,
     LetterPart,
     LettersTouched,
     LetterTold,
     ListDead,
     ListReceivers,
+    ListRetained,
     Name,
     NodeInfo,
     Nothing,
@@ -66,6 +72,10 @@ from msgservice.administration import (
     ReplayTold,
     RequeueDead,
     Resumed,
+    RetainedCleared,
+    RetainedPage,
+    RetainedPart,
+    RetainedTold,
     Rewind,
     StatusPage,
     StatusTold,
@@ -90,7 +100,7 @@ from msgservice.node.operations import Operations, word_of
 from msgservice.node.peek import Peeked
 from msgservice.node.replies import message, refusal
 from msgservice.receiver_options import ReceiverOptions
-from msgservice.records import DeadLetter, Found, hash_of
+from msgservice.records import DeadLetter, Found, Retained, hash_of
 
 PEEKED_MAX = 256  # messages that are looked at in one request: each is decoded for its id
 LOOKS = 8  # pages of dead letters that one request looks through, where few of them fit
@@ -171,6 +181,17 @@ def _wanted(asked: ListDead | DropDead) -> Wanted:
     )
 
 
+def _retained(one: Retained) -> dict[str, Any]:
+    origin = one.origin
+    return {
+        "subject": one.subject,
+        "position": one.position,
+        "sender": f"{origin.sender}/{origin.incarnation}/{origin.sequence}",
+        "size": len(one.message),
+        "stored_at": one.stored_at,
+    }
+
+
 class Admin:
     """The handler of requests to `$node.*`."""
 
@@ -202,6 +223,9 @@ class Admin:
                 _by(DEAD_DROP, self._dead_drop),
                 _by(PEEK, self._peek),
                 _by(PEEK_GET, self._peek_get),
+                _by(RETAINED_LIST, self._retained),
+                _by(RETAINED_GET, self._retained_get),
+                _by(RETAINED_CLEAR, self._retained_clear),
                 _by(RELOAD, self._reload),
                 _by(AUDIT, self._audit),
                 _by(WHOAMI, self._whoami),
@@ -380,6 +404,30 @@ class Admin:
                     after = one.position - 1
                     break
         return LetterPage(dead=list(page.rows.values()), next=after)
+
+    async def _retained(self, asked: ListRetained, who: Pass) -> RetainedPage:
+        page = Page(asked.limit, self._limits)
+        after, more = asked.after, True
+        while more and page.takes:
+            found = await self._operations.retained(after, page.step)
+            more = bool(found)
+            for one in found:
+                if not page.add(one.subject, RetainedTold(**_retained(one))):
+                    break
+                after = one.subject
+        return RetainedPage(retained=list(page.rows.values()), next=after if more else None)
+
+    async def _retained_get(self, asked: GetRetained, who: Pass) -> RetainedPart:
+        one = await self._operations.retained_of(asked.subject)
+        begin, end = asked.offset, asked.offset + message_part(self._limits)
+        return RetainedPart(
+            **_retained(one),
+            message=one.message[begin:end],
+            next=end if end < len(one.message) else None,
+        )
+
+    async def _retained_clear(self, asked: ClearRetained, who: Pass) -> RetainedCleared:
+        return RetainedCleared(await self._operations.clear_retained(asked.subjects))
 
     async def _dead_get(self, asked: GetDead, who: Pass) -> LetterPart:
         letter = await self._operations.letters.show(asked.receiver, asked.position)

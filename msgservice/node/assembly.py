@@ -317,6 +317,7 @@ def assemble(
         connections=connections,
         receivers=receivers,
         dead_letters=dead_letters,
+        retained=retained,
         replayer=replayer,
         tail=tail,
         letters=letters,

@@ -184,10 +184,6 @@ class Directory:
         """Return the audience without receivers."""
         return self._intern(())
 
-    def alone(self, number: int) -> Audience:
-        """Return the audience of one receiver, also of one that is not made yet."""
-        return self._intern((number,))
-
     def audience_of(self, names: Sequence[str], sender: str = "") -> Audience:
         """Return the audience of these receivers, suspended or not; `sender` asks for it.
 

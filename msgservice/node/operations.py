@@ -8,7 +8,7 @@ by `receivers`; nothing here keeps a state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cache
@@ -40,6 +40,7 @@ from msgservice.node.loaded_bytes import LoadedBytes
 from msgservice.node.peek import Peek
 from msgservice.node.receivers import Receivers
 from msgservice.node.replayer import COUNT_PAGES, Replayer
+from msgservice.node.retained import RetainedIndex
 from msgservice.node.tail import Tail
 from msgservice.node.upkeep import Upkeep
 from msgservice.node.view import Row
@@ -51,6 +52,7 @@ from msgservice.records import (
     ReceiverRow,
     Replay,
     Reread,
+    Retained,
     position_of,
 )
 
@@ -110,6 +112,7 @@ class Operations:
         connections: Connections,
         receivers: Receivers,
         dead_letters: DeadLetters,
+        retained: RetainedIndex,
         replayer: Replayer,
         tail: Tail,
         letters: Letters,
@@ -122,6 +125,7 @@ class Operations:
         self._log_id = log_id
         self._listeners = listeners
         self._log = log
+        self._retained = retained
         self._directory = directory
         self._dispatch = dispatch
         self._rates = rates
@@ -352,6 +356,39 @@ class Operations:
                 status = self._dispatch.status_of(number, found.position, stored)
                 told.append(StatusAt(number, row.name, status, attempts, reason))
         return found, told
+
+    async def retained(self, after: str, count: int) -> list[Retained]:
+        """Return up to `count` retained messages of the subjects behind this one.
+
+        Fewer where they are long, none behind the last.
+        """
+        found: list[Retained] = await self._log.retained(after, count)
+        return found
+
+    async def retained_of(self, subject: str) -> Retained:
+        """Return the retained message of a subject. Raises `UnknownMessage`."""
+        if subject in self._retained:
+            # Behind all that is less than this subject: no text lies between but what goes on from
+            # the one before its last character's.
+            code = ord(subject[-1]) - 1
+            before = subject[:-1] + chr(0xD7FF if 0xD800 <= code <= 0xDFFF else code)
+            while True:
+                found = await self.retained(before, 100)
+                for one in found:
+                    if one.subject == subject:
+                        return one
+                if not found or found[-1].subject > subject:
+                    break
+                before = found[-1].subject
+        raise UnknownMessage(subject)
+
+    async def clear_retained(self, subjects: Collection[str]) -> int:
+        """Retain no message of these subjects any more; return of how many there was one."""
+        there = [subject for subject in dict.fromkeys(subjects) if subject in self._retained]
+        if there:
+            await self._log.clear_retained(there)
+            self._retained.cleared(there)
+        return len(there)
 
     async def audit(self) -> list[str]:
         """Return what does not add up in the log, in sentences."""

@@ -328,7 +328,7 @@ class Receivers:
         """Return who joins; raises `LimitReached` where there is no place for that."""
         if wanted is None:
             return None
-        return Join(row.number, self._directory.alone(row.number), wanted, tuple(before))
+        return Join(row.number, self._directory.alone(row), wanted, tuple(before))
 
     def _add(
         self,

@@ -33,6 +33,9 @@ class RetainedIndex:
         self._sizes = dict(sizes)
         self._bytes = sum(self._sizes.values())
 
+    def __contains__(self, subject: str) -> bool:
+        return subject in self._sizes
+
     def check_room(self, subject: str, size: int) -> None:
         """Raise `LimitReached` unless a message of so many bytes may be retained."""
         limits, known = self._limits, self._sizes.get(subject)

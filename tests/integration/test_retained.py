@@ -104,5 +104,16 @@ def test_48_a_command_retains_and_another_ends_it_also_over_a_kill(tmp_path: Pat
         assert msgservice("send", "prices.a", "", "--retain").code == 0
         assert msgservice("receivers", "add", "later", "prices.>").code == 0
         assert msgservice.receiver("later")["queued"] == 1
+        rows = msgservice.data("retained", "list")["retained"]
+        assert [row["subject"] for row in rows] == ["prices.b"]
+        assert msgservice("retained", "show", "prices.b", "--body").out == "two"
+        assert "two" in msgservice("retained", "show", "prices.b").out
+        assert msgservice("retained", "show", "prices.a").code == 1
+        would = msgservice.data("retained", "clear", "prices.>", "--dry-run")
+        assert (would["would"]["count"], would["done"]) == (1, None)
+        assert msgservice("retained", "clear", "prices.>").code != 0  # nobody has said yes
+        done = msgservice.data("retained", "clear", "prices.>", "--yes")
+        assert done["done"] == {"cleared": 1}
+        assert msgservice("retained", "list").out == "nothing is retained\n"
         assert msgservice("send", "prices.a", "x", "--retain", "--to", "late").code != 0
         assert msgservice("send", "prices.a", "--retain", stdin=b"one\n").code == 2

@@ -16,40 +16,44 @@ from msgservice import cli
 from msgservice.administration import AUDIT, OPERATIONS, Operation
 from msgservice.core.frames import Reply, Request
 from msgservice.limits import Rate
-from msgservice.message import Action, WireMessage, encode_messages
+from msgservice.message import FLAG_RETAIN, Action, WireMessage, encode_messages
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 DEAD = 1 << 16
 _LIST = (
     b'{"order":"none","on_full":"suspend","backlog_bytes":8589934592,"paused":true,'
     b'"name":"audit","address":null,"subjects":[">"],"suspended":false,"rate":null,'
-    b'"refuses":false,"connected":false,"since_s":0.006,"cursor":131071,"attempts":0,'
+    b'"refuses":false,"connected":false,"since_s":0.006,"cursor":196607,"attempts":0,'
     b'"waits":null,"last_error":"","next_try_s":null,"oldest_s":null,"dead_bytes":0,'
     b'"queued":0,"queued_bytes":0,"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null},'
     b'{"order":"strict","on_full":"refuse","backlog_bytes":8589934592,"paused":false,'
     b'"name":"billing","address":null,"subjects":["orders.>"],"suspended":false,'
     b'"rate":{"messages":100.0,"bytes":null,"burst_seconds":1.0},"refuses":false,'
-    b'"connected":true,"since_s":1.016,"cursor":65536,"attempts":0,'
+    b'"connected":true,"since_s":1.022,"cursor":65536,"attempts":0,'
     b'"waits":{"position":65537,"subject":"orders.new"},"last_error":"later",'
-    b'"next_try_s":null,"oldest_s":1.012,"dead_bytes":158,"queued":2,"queued_bytes":20,'
+    b'"next_try_s":null,"oldest_s":1.018,"dead_bytes":158,"queued":2,"queued_bytes":20,'
     b'"oldest":{"position":65537,"subject":"orders.new","at":6},"routed":3,"unaccounted":0,'
     b'"settled":{"dead":1},"owner":"","replay":null,"left_out":null},'
     b'{"order":"strict","on_full":"refuse","backlog_bytes":4194304,"paused":false,'
     b'"name":"far","address":"tcp:127.0.0.1:1","subjects":[],"suspended":false,"rate":null,'
-    b'"refuses":false,"connected":false,"since_s":0.004,"cursor":131071,"attempts":0,'
+    b'"refuses":false,"connected":false,"since_s":0.004,"cursor":196607,"attempts":0,'
     b'"waits":null,"last_error":"\'Clock\' object has no attribute \'connectTCP\'",'
     b'"next_try_s":0.496,"oldest_s":null,"dead_bytes":0,"queued":0,"queued_bytes":0,'
     b'"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null}'
 )
 _LETTER = (
     b'"position":65536,"sender":"shop/4cd9b7672d7fbee8/1","sequence":1,"subject":"orders.new",'
-    b'"id":null,"size":10,"reason":"no such customer \xe2\x98\x83","attempts":0,"at":8'
+    b'"id":null,"size":10,"reason":"no such customer \xe2\x98\x83","attempts":0,"at":8,"code":0'
+)
+_RETAINED = (
+    b'"subject":"prices.a","position":131072,"sender":"shop/4cd9b7672d7fbee8/4","size":8,'
+    b'"stored_at":6'
 )
 _COUNTED = (
-    b'{"kind":"rewind","first":65536,"next":131072,"end":131071,"copied":0,"skipped":0,"over":true,'
+    b'{"kind":"rewind","first":65536,"next":196608,"end":196607,"copied":0,"skipped":0,"over":true,'
     b'"waits":"","kept_from":65536}'
 )
-_BEGUN = _COUNTED.replace(b"131072", b"65536").replace(b"true", b"false")
+_BEGUN = _COUNTED.replace(b"196608", b"65536").replace(b"true", b"false")
 _OVER = _COUNTED
 _BILLING = {"receiver": "billing"}
 _AUDIT = {"subjects": [">"], "order": "none", "on_full": "suspend", "paused": True}
@@ -59,8 +63,15 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         "info",
         {},
         b'{"name":"node-1","log_id":"LOG","version":"VERSION","listeners":[],"connections":2,'
-        b'"room":{"used":188,"maximum":17179869184,"free":0,"full":null},"loaded_bytes":1046}',
+        b'"room":{"used":196,"maximum":17179869184,"free":0,"full":null},"loaded_bytes":1046,"dead_letters":{"new":1,"requeued":0,"dropped":0}}',
     ),
+    ("retained.list", {}, b'{"retained":[{' + _RETAINED + b'}],"next":null}'),
+    (
+        "retained.get",
+        {"subject": "prices.a"},
+        b"{" + _RETAINED + b',"message":"kZTEATXAwMA=","next":null}',
+    ),
+    ("retained.clear", {"subjects": ["prices.a"]}, b'{"cleared":1}'),
     ("receivers.add", {"name": "audit"} | _AUDIT, b'{"name":"audit"}'),
     (
         "receivers.add",
@@ -152,6 +163,7 @@ def a_scene() -> ScriptedPeer:
     billing = world.peer("billing", receive={"subjects": ["orders.>"]})
     shop = world.peer("shop", status_from=1)
     shop.transfer(1, "orders.new", [b"one", b"two", b"three"])
+    shop.transfer(4, "prices.a", [b"5"], flags=FLAG_RETAIN)
     world.settle()
     billing.nack(DEAD, DEAD, Action.DEAD, 0, "no such customer \N{SNOWMAN}")
     billing.nack(DEAD + 1, DEAD + 1, Action.LATER, 60_000, "later")

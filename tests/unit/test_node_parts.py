@@ -1172,6 +1172,7 @@ def some_operations(**more: Any) -> Operations:
         "upkeep": double(refused=None),
         "loaded": LoadedBytes(LIMITS.loaded_bytes),
         "reload": lambda: succeed([]),
+        "retained": RetainedIndex(LIMITS),
         "time": Time(Clock()),
     }
     return Operations(**(collaborators | more))
