@@ -213,6 +213,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     listeners: Sequence[str]  # for people
     connections: int
     room: Room
+    looped: int = 0  # messages that came back over a chain of nodes, since the start
     loaded_bytes: int = 0  # for all receivers together: sent and not answered, or to be sent
     dead_letters: LetterCounts | None = None
 

@@ -322,6 +322,16 @@ class KeyReused(Refused):
         return self.key
 
 
+class PathTooLong(Refused):
+    """A message has passed so many nodes of a chain that it is passed on no further."""
+
+    refusal_code = 21
+
+    def __init__(self, length: int, length_max: int) -> None:
+        super().__init__(f"path of {length} nodes, at most {length_max} allowed")
+        self.length, self.length_max = length, length_max
+
+
 class Forbidden(Refused):
     """The rules of whoever asks do not allow it. `verb`: what, `send` say; `name`: on what."""
 

@@ -70,6 +70,17 @@ def options_of(flags: int) -> RunOptions:
     return RunOptions(flags=flags) if flags else PLAIN
 
 
+def passed_on(options: RunOptions) -> RunOptions:
+    """Return what a run asks of the next node of a chain: less than of the first.
+
+    Whom it is for, and whether there is anybody, was decided there.
+    """
+    flags = options.flags & ~FLAG_REQUIRE
+    if options.to is None and options.delay is None and flags == options.flags:
+        return options
+    return msgspec.structs.replace(options, to=None, delay=None, flags=flags)
+
+
 class Status(enum.IntEnum):
     """The status of one message at one receiver (SEMANTICS 10); the numbers are the wire's."""
 

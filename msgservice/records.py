@@ -85,6 +85,16 @@ class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
             return self
         return Origin(self.sender, self.sequence + count, self.incarnation, self.path)
 
+    def passed_on(self, log_id: str) -> Origin:
+        """Return the origin as a node with this log passes it on: its own log ends the path.
+
+        It does already, unless the log was another one when it was stored: a copy has a new id.
+        """
+        if self.path[-1:] == (log_id,):
+            return self
+        path = (*self.path[: PATH_MAX - 1], log_id)
+        return Origin(self.sender, self.sequence, self.incarnation, path)
+
 
 NODE = "$node"  # the sender of what a node itself stores
 # The reserved receiver at which what was cancelled before it was due has its state, and its number:

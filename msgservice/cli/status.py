@@ -114,6 +114,8 @@ def _info_table(found: dict[str, Any]) -> Table:
         table.add_row("listens on", listener)
     table.add_row("used", f"{room['used']:,} of {room['maximum']:,} bytes")
     table.add_row("free on disk", f"{room['free']:,} bytes")
+    if found.get("looped"):
+        table.add_row("looped", f"{found['looped']:,} messages came back over other nodes")
     if "loaded_bytes" in found:  # a node of before does not say
         table.add_row("loaded", f"{found['loaded_bytes']:,} bytes, for receivers")
     dead = found.get("dead_letters")

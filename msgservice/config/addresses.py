@@ -11,7 +11,14 @@ from functools import cache
 from pathlib import Path
 
 from msgservice.errors import BadAddress, InsecureListener, NotYetBuilt
-from msgservice.transport.addresses import check_listener, parse_address, quote
+from msgservice.transport.addresses import (
+    NODE,
+    check_listener,
+    is_node,
+    parse_address,
+    quote,
+    way_to,
+)
 from msgservice.transport.registry import Transports
 
 # Keys of [listen] that are always there. A plugin's transport has its scheme as its key.
@@ -22,7 +29,7 @@ LISTENERS_LATER = ("web",)
 # Keys of [listen] that are other protocols than the node's: who assembles the service serves them.
 FACES = (STREAMS,) = ("streams",)
 FACE_SCHEMES = ("tcp", "unix")
-RECEIVER_SCHEMES_LATER = ("http", "https", "node")
+RECEIVER_SCHEMES_LATER = ("http", "https")
 # What a user may give to be dialled: to somewhere else, by name and port.
 GIVEN_SCHEMES = ("tcp", "tls", "ssl", "udp", "pb", "pbs")
 # Options of addresses that name files, each with a scheme that has it.
@@ -97,6 +104,7 @@ def check_face_address(address: str, *, insecure: bool, asks: bool, transports: 
 
 def check_receiver_address(address: str, transports: Transports | None = None) -> None:
     """Raise where the node could not dial `address`. `transports`: those of the node, if known."""
+    address = way_to(address)
     scheme = parse_address(address).scheme
     try:
         transport = (transports or _transports()).find(address)
@@ -113,7 +121,7 @@ def check_given_address(address: str) -> None:
     What it names of the node's machine, files and sockets, is for who writes the configuration: by
     an error, or by what the node then shows to others, a user would reach them too.
     """
-    parsed = parse_address(address)
+    parsed = parse_address(way_to(address))
     if parsed.scheme not in GIVEN_SCHEMES:
         allowed = ", ".join(f"{scheme}:" for scheme in GIVEN_SCHEMES)
         raise BadAddress(
@@ -130,6 +138,8 @@ def check_given_address(address: str) -> None:
 
 def absolute_address(text: str, folder: Path) -> str:
     """Return `text` with the paths in it made absolute, from `folder`."""
+    if is_node(text):
+        return NODE + absolute_address(way_to(text), folder)
     try:
         address = parse_address(text)
     except BadAddress:

@@ -99,11 +99,8 @@ def _user(reader: Reader, path: KeyPath, limits: Limits) -> User | None:
         to=_patterns(reader, (*path, "to"), limits),
         receive=_patterns(reader, (*path, "receive"), limits),
         request=_patterns(reader, (*path, "request"), limits),
+        relay=reader.value((*path, "relay"), bool, False),
     )
-    if reader.value((*path, "relay"), bool, False):
-        reader.problem(
-            (*path, "relay"), "is not built yet: no listener takes what others have sent"
-        )
     if name is None or not has_name:
         return None
     return User(

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Protocol
 
+from twisted.logger import Logger
+
 from msgservice.codecs import content_type_of
 from msgservice.core.frames import Transfer
-from msgservice.core.subjects import check_key
+from msgservice.core.subjects import check_key, check_name, check_word
 from msgservice.errors import (
     Forbidden,
     LimitReached,
@@ -22,6 +24,7 @@ from msgservice.errors import (
     MessageTooLarge,
     NoReceiver,
     NotYetBuilt,
+    PathTooLong,
     Refused,
     UnknownReceiver,
 )
@@ -43,7 +46,10 @@ from msgservice.node.directory import BacklogFull, Directory
 from msgservice.node.due import Due
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.rights import Rights
-from msgservice.records import NOBODY, Audience, Batch, KeyUse, Origin
+from msgservice.node.seldom import Seldom
+from msgservice.records import NOBODY, PATH_MAX, Audience, Batch, KeyUse, Origin
+
+_logger = Logger()
 
 # Sets that `to` has made, by number and sender -> the same names now, or why not: a set may have
 # thousands of names, and very many runs wait for it.
@@ -70,12 +76,16 @@ class Acceptance:
         log_id: str,
         limits: Limits,
         due: Due,
+        seldom: Seldom,
     ) -> None:
         self._retained = retained
+        self.looped = 0  # messages that came back to this node, since it started
         self._directory = directory
         self._backlogs = backlogs
         self._log = log
         self._log_id = log_id
+        self._own_ids = frozenset((log_id,))  # that a path of what has been here names
+        self._seldom = seldom
         self._limits = limits
         self._due = due
 
@@ -98,14 +108,17 @@ class Acceptance:
         *,
         known: bool,
         sender: str,
+        node_log: str = "",
     ) -> Audience:
         """Return the audience of a run as it is now; its group may `decide_again`.
 
-        Raises `Refused`, `BadSubject` or `BadName` for what is never taken, `LimitReached` for
-        what may be later. A name in `to` that `rights` do not allow is unknown, as one that nobody
-        has: a sender does not learn which.
+        `node_log`: the id of its log, of a node that passes on what others have sent. Raises
+        `Refused`, `BadSubject` or `BadName` for what is never taken, `LimitReached` for what may be
+        later. A name in `to` that `rights` do not allow is unknown, as one that nobody has: a
+        sender does not learn which.
         """
-        _check_origin(transfer, known)
+        _check_known(transfer, known)
+        path = _path_of(transfer, node_log)
         subject = transfer.subject
         directory, limits = self._directory, self._limits
         directory.check(subject)
@@ -119,7 +132,7 @@ class Acceptance:
             raise NotYetBuilt("delay")
         if transfer.flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
             self._check_retained(transfer, messages, size)
-        if any([m.key is not None for m in messages]):  # noqa: C419 - a list is faster here
+        if not path and any([m.key is not None for m in messages]):  # noqa: C419 - faster
             _check_keys(messages, transfer)
         if transfer.to is not None:
             if len(transfer.to) > limits.receivers:
@@ -130,16 +143,19 @@ class Acceptance:
                 if not rights.allows("to", name):
                     raise UnknownReceiver(name)
             return directory.audience_of(transfer.to, sender)
-        audience = self._matching(subject, transfer.flags)
+        if path and not self._own_ids.isdisjoint(path):
+            self._looped(sender, subject, len(messages))
+            return directory.nobody()
+        audience = self._matching(subject, transfer.flags, path)
         if transfer.flags & FLAG_REQUIRE and not audience.members:
             raise NoReceiver(subject)
         return audience
 
-    def _matching(self, subject: str, flags: int) -> Audience:
+    def _matching(self, subject: str, flags: int, path: Sequence[str]) -> Audience:
         """Return the audience of who receives a subject; nobody, where it is only retained."""
         if flags & FLAG_RETAIN_ONLY:
             return self._directory.nobody()
-        return self._directory.audience(subject)
+        return self._directory.audience(subject, path)
 
     def _check_retained(
         self, transfer: Transfer, messages: Sequence[WireMessage], size: int
@@ -151,6 +167,21 @@ class Acceptance:
             raise Refused("what is retained is for who receives its subject: not with 'to'")
         if messages[-1].body:  # else it clears, which needs no room
             self._retained.check_room(transfer.subject, size)
+
+    def _looped(self, sender: str, subject: str, count: int) -> None:
+        """Messages came back that this node has had: acknowledged, for nobody, and counted."""
+        self.looped += count
+
+        def tell(count: int) -> None:
+            _logger.warn(
+                "{count} messages to {subject} came back from node {sender}: they have been here,"
+                " and go to nobody again",
+                count=count,
+                subject=subject,
+                sender=sender,
+            )
+
+        self._seldom.say(("looped", sender), tell, count, kind="looped")
 
     @property
     def version(self) -> int:
@@ -192,7 +223,12 @@ class Acceptance:
             if isinstance(batch.refusal, UnknownReceiver):
                 raise batch.refusal  # one of the names was nobody's when it came
             return self._addressed_now(batch, addressed)
-        audience = self._matching(batch.subject, batch.options.flags)
+        path: Sequence[str] = ()
+        if batch.origin is not None and len(batch.origin.path) > 1:  # passed on by a node
+            path = batch.origin.path[:-1]
+            if not self._own_ids.isdisjoint(path):
+                return self._directory.nobody()
+        audience = self._matching(batch.subject, batch.options.flags, path)
         if batch.options.flags & FLAG_REQUIRE and not audience.members:
             raise NoReceiver(batch.subject)
         return audience
@@ -231,7 +267,8 @@ class Acceptance:
 
         `refusal`: why it is not, unless it was stored before. `scope`: within which its key counts.
         """
-        first = transfer.sequence
+        first, came = transfer.sequence, transfer.origin
+        own = (self._log_id,)
         tagged = [m for m in messages if m.id is not None]
         return Batch(  # by position, once a run: by name 180 ns become 260
             sender,
@@ -246,27 +283,53 @@ class Acceptance:
             first - 1 if transfer.after is None else transfer.after,
             options_of(transfer.flags),
             _ids(messages) if tagged else (),
-            Origin(sender, first, incarnation_hash, (self._log_id,)),
+            Origin(sender, first, incarnation_hash, own)
+            if came is None
+            else Origin(came.sender, came.sequence, came.incarnation, came.path + own),
             floor=transfer.floor,
             addressed=transfer.to is not None,
             refusal=refusal,
-            key=None if messages[0].key is None else _key_use(scope, transfer, messages[0]),
+            # Of a node's none counts: across a chain those of two producers would collide.
+            key=None
+            if came is not None or messages[0].key is None
+            else _key_use(scope, transfer, messages[0]),
             expires_at=None if transfer.ttl is None else self._due.now() + transfer.ttl,
         )
 
 
-def _check_origin(transfer: Transfer, known: bool) -> None:
-    """Raise `Refused` for `origin` and `replay`, which only nodes say, and for unknown elements.
+def _path_of(transfer: Transfer, node_log: str) -> Sequence[str]:
+    """Return the logs that a run has passed, newest last; none of one that its producer hands in.
 
-    No connection is a node's in this version. A forged origin would put a run into another
-    sender's lane, and make a receiver that knows messages by their identity drop the real one.
+    Raises `Refused` for an `origin` and for the flag `replay`, which only nodes say: forged, an
+    origin would put a run into another sender's lane, and make a receiver that knows messages by
+    their identity drop the real one. A node says both only of what it passes on itself: its own log
+    is the newest of the path.
+    """
+    origin = transfer.origin
+    if not node_log:
+        if origin is not None:
+            raise Refused("'origin' is taken from nodes only")
+        if transfer.flags & FLAG_REPLAY:
+            raise Refused("the flag 'replay' (2) is taken from nodes only")
+        return ()
+    if origin is None:
+        raise Refused("a node says the 'origin' of what it passes on")
+    check_name(origin.sender)
+    for text in (origin.incarnation, *origin.path):
+        check_word(text)
+    if not origin.path or origin.path[-1] != node_log:
+        raise Refused("the newest log of an origin's path is not that of the node it came from")
+    if len(origin.path) >= PATH_MAX:
+        raise PathTooLong(len(origin.path) + 1, PATH_MAX)
+    return origin.path
+
+
+def _check_known(transfer: Transfer, known: bool) -> None:
+    """Raise `Refused` for elements and flags that this node does not know.
+
     What is not known is not stored either: it could ask for something that would not be done.
     """
-    if transfer.origin is not None:
-        raise Refused("'origin' is taken from nodes only")
     flags = transfer.flags
-    if flags & FLAG_REPLAY:
-        raise Refused("the flag 'replay' (2) is taken from nodes only")
     if flags & FLAG_UNKNOWN_ELEMENT:
         raise Refused("a TRANSFER with more elements than this node knows")
     if flags & ~FLAGS_KNOWN:

@@ -202,7 +202,14 @@ def assemble(
     )
     retained = RetainedIndex(limits)
     acceptance = Acceptance(
-        directory, dispatch, log, retained=retained, log_id=facts.log_id, limits=limits, due=due
+        directory,
+        dispatch,
+        log,
+        retained=retained,
+        log_id=facts.log_id,
+        limits=limits,
+        due=due,
+        seldom=seldom,
     )
     events = Events(directory, limits)
     commits = Commits(
@@ -322,6 +329,7 @@ def assemble(
         tail=tail,
         letters=letters,
         upkeep=upkeep,
+        acceptance=acceptance,
         loaded=loaded_bytes,
         reload=reload,
         time=time,

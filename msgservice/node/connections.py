@@ -25,6 +25,7 @@ from msgservice.node.gate import LISTENER, Door, Gate
 from msgservice.node.outlet import Outlet
 from msgservice.node.peer import Peer
 from msgservice.node.visits import Visits
+from msgservice.transport.addresses import way_to
 from msgservice.transport.registry import Transports
 
 
@@ -132,6 +133,7 @@ class Connections:
         return address
 
     def _connector(self, address: str, dialled: Outlet | None) -> IConnector:
+        address = way_to(address)
         connector: IConnector = self._transports.find(address).connector(
             self._time.clock, address, lambda: self._connection(dialled), self._limits
         )
@@ -247,7 +249,7 @@ class Connections:
         return {
             peer.outlet.row.number
             for peer in self.peers
-            if peer.outlet is not None and peer.ingress is not None and not peer.is_leaving
+            if peer.outlet is not None and peer.is_greeted and not peer.is_leaving
         }
 
     def hold_check(self, outlet: Outlet) -> None:
@@ -314,7 +316,7 @@ class Connections:
     def dismiss_all(self, outlet: Outlet, code: int, reason: str) -> None:
         """Let all connections of a receiver end that were greeted; others hear of it then."""
         for peer in list(self.peers):
-            if peer.outlet is outlet and peer.ingress is not None:
+            if peer.outlet is outlet and peer.is_greeted:
                 peer.dismiss(code, reason)
 
     def forget(self, outlet: Outlet) -> None:

@@ -25,6 +25,7 @@ from msgservice.errors import BadSubject, LimitReached, LogFull, Refused, Unknow
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.records import Audience, ReceiverRow
+from msgservice.transport.addresses import is_node
 
 
 class BacklogFull(LogFull):
@@ -71,6 +72,8 @@ class Directory:
         self._by_subject: dict[str, Audience] = {}
         self._by_names: dict[tuple[str, ...], Audience] = {}
         self._names_held = 0  # in the keys of that
+        self._by_path: dict[tuple[int, frozenset[int]], Audience] = {}
+        self._next_nodes: dict[int, str] = {}  # number of a receiver that is a node -> its log id
         self._known: dict[int, Audience] = {}
         self._asked_by: dict[int, str] = {}  # audience that `to` has made -> its sender
         self._asked: Counter[str] = Counter()  # sender -> how many of them
@@ -167,11 +170,22 @@ class Directory:
                 self._checked.clear()
             self._checked[subject] = None
 
-    def audience(self, subject: str) -> Audience:
+    def next_node(self, row: ReceiverRow, log_id: str) -> None:
+        """A receiver is a node, with this log: it gets nothing that has been there."""
+        if self._next_nodes.get(row.number) != log_id:
+            self._next_nodes[row.number] = log_id
+            self._changed()
+
+    def audience(self, subject: str, path: Sequence[str] = ()) -> Audience:
         """The audience of a subject now, without who is suspended (SEMANTICS 18), or starts (47).
 
-        The subject must be well-formed.
+        Nor with the nodes that `path` names, the logs that a run has passed (SEMANTICS 29). The
+        subject must be well-formed.
         """
+        if path and self._next_nodes:
+            been = [number for number, log_id in self._next_nodes.items() if log_id in path]
+            if been:
+                return self._without(self.audience(subject), frozenset(been))
         found = self._by_subject.get(subject)
         if found is None or found.is_gone:
             found = self._intern(self._matcher.match(subject) - self._suspended - self._starting)
@@ -183,6 +197,18 @@ class Directory:
     def nobody(self) -> Audience:
         """Return the audience without receivers."""
         return self._intern(())
+
+    def _without(self, audience: Audience, numbers: frozenset[int]) -> Audience:
+        if numbers.isdisjoint(audience.members):
+            return audience
+        key = audience.number, numbers
+        found = self._by_path.get(key)
+        if found is None or found.is_gone:
+            found = self._intern(set(audience.members) - numbers)
+            if len(self._by_path) >= self._limits.subjects:
+                self._by_path.clear()
+            self._by_path[key] = found
+        return found
 
     def audience_of(self, names: Sequence[str], sender: str = "") -> Audience:
         """Return the audience of these receivers, suspended or not; `sender` asks for it.
@@ -322,6 +348,8 @@ class Directory:
                 self._by_name[row.name] = row
                 self._addressable.add(row.number)
                 self._enter(row)
+                if is_node(row.address) and row.inbox:
+                    self._next_nodes[row.number] = row.inbox
         for row in sorted(self._by_number.values(), key=lambda row: row.number):
             self._note_owner(row)
         for audience in audiences:
@@ -440,6 +468,7 @@ class Directory:
         assert self.is_retired(row)
         self._suspended.discard(row.number)
         self._starting.discard(row.number)
+        self._next_nodes.pop(row.number, None)
         row.removed = True
         del self._by_name[row.name]
         self._note_owner(row)
@@ -452,6 +481,7 @@ class Directory:
         self._by_subject.clear()
         self._by_names.clear()
         self._names_held = 0
+        self._by_path.clear()
 
     def _checked_patterns(self, patterns: Sequence[str], before: Sequence[str]) -> tuple[str, ...]:
         limits = self._limits

@@ -3,6 +3,9 @@
 A peer says its name first; it may be turned away by it. The node answers once a receiver that is
 new is stored, since its HELLO says the receiver's number. What a receiver says to have taken is
 held against the log before it gets anything (`went_back`).
+
+A receiver that is a node itself is greeted the other way round: the node that dials says HELLO
+first, as a sender does, and says that it is a node; so does the answer (DELIVERY: chains).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from msgservice.core.subjects import check_name, check_word
 from msgservice.errors import (
     ConnectionLimit,
     LimitReached,
+    MalformedFrame,
     NameMismatch,
     NotAllowed,
     NotSupported,
@@ -54,6 +58,7 @@ class Guest:
     it had asked, and said, whatever another asks for meanwhile. `epoch`: of the node's incarnation
     that was said. `over`: the node's incarnation towards it before its receiver was removed, where
     it comes back from then; it has no outlet. `waiting`: what it waits for has not been stored yet.
+    `node_log`: the id of its log, of a node that passes on what others have sent; or nothing.
     """
 
     name: str
@@ -65,6 +70,7 @@ class Guest:
     over: str = ""
     epoch: str = ""
     waiting: Deferred[None] | None = None
+    node_log: str = ""
     allowed: Pass = field(kw_only=True)
 
     def gone(self) -> None:
@@ -171,6 +177,10 @@ class Greeter:
         check_word(hello.incarnation)
         if hello.options.inbox is not None:
             check_word(hello.options.inbox)
+        if dialled is not None and dialled.is_node:
+            self._answered_by_node(visitor, connection, hello, dialled)
+            return
+        node_log = self._log_of(hello)
         channel = connection.channel
         assert channel is not None
         # Before anything is looked up, or changed.
@@ -180,6 +190,8 @@ class Greeter:
             allowed = self._gate.admit(
                 visitor.principal, channel.credentials, visitor.door, hello.name
             )
+        if node_log:
+            self._check_relays(hello.name, allowed)
         over = "" if dialled is not None else self._over(hello, allowed)
         outlet = None if over else self._outlet(hello, dialled, allowed)
         # What is not a receiver has taken nothing: its ranges count as everything else it says.
@@ -194,6 +206,7 @@ class Greeter:
             was_paused=outlet is not None and outlet.row.options.paused,
             order=outlet.row.options.order if outlet is not None else "",
             over=over,
+            node_log=node_log,
             allowed=allowed,
         )
         visitor.admitted(guest)
@@ -206,6 +219,84 @@ class Greeter:
             lambda taken: arrivals.run(lambda: self._answer(visitor, connection, guest, taken))
         )
         answered.addErrback(self._not_greeted, connection, guest)
+
+    # --- nodes
+
+    def greet_node(self, connection: Connection, outlet: Outlet) -> None:
+        """Say HELLO to a node that was dialled: it takes messages in, as from any sender."""
+        limits = self._limits
+        connection.hello(
+            Hello(
+                VERSION,
+                self._name,
+                self._incarnation(outlet),
+                HelloOptions(
+                    max_batch=limits.max_batch,
+                    heartbeat=int(limits.heartbeat * 1000),
+                    node=self._name,
+                    features=list(features.OF_NODES),
+                ),
+            )
+        )
+
+    def _answered_by_node(
+        self, visitor: Visitor, connection: Connection, hello: Hello, dialled: Outlet
+    ) -> None:
+        """The node that was dialled has answered: what it has taken follows, in its RESUME."""
+        if hello.options.node is None:
+            raise NotSupported(f"passing messages on to {hello.name!r}, which is no node that")
+        if hello.name != dialled.name:
+            raise NameMismatch(f"dialled node {dialled.name!r}, but {hello.name!r} answered")
+        if hello.incarnation == self._log_id:
+            raise NameMismatch(f"dialled node {dialled.name!r} is this node itself")
+        self._places.hold_check(dialled)
+        channel = connection.channel
+        assert channel is not None
+        session = connection.session
+        session.ranges_max = dialled.resume_ranges_max
+        session.ranges_kept = dialled.resume_ranges
+        visitor.admitted(
+            Guest(
+                hello.name,
+                hello.incarnation,
+                dialled,
+                hello.incarnation,  # its log is what remembers: another one has forgotten
+                was_paused=dialled.row.options.paused,
+                order=dialled.row.options.order,
+                epoch=dialled.row.epoch,
+                node_log=hello.incarnation,
+                allowed=self._gate.admit_dialled(dialled.row.owner, channel.credentials),
+            )
+        )
+        channel.identified()
+        connection.resume(Resume())  # nothing is taken this way round
+
+    def _log_of(self, hello: Hello) -> str:
+        """Return the log id of a node that says HELLO as a sender; nothing of any other peer."""
+        if hello.options.node is None:
+            return ""
+        log_id = hello.incarnation.partition(".")[0]
+        if hello.options.node != hello.name or not log_id:
+            raise MalformedFrame("HELLO: `node` is the name, and a log id begins the incarnation")
+        if hello.options.receive is not None:
+            raise NotSupported("a node that is a receiver by its own HELLO")
+        if log_id == self._log_id:
+            raise NameMismatch(f"node {hello.name!r} is this node itself")
+        return log_id
+
+    def _check_relays(self, name: str, allowed: Pass) -> None:
+        if not allowed.allows("relay", ""):
+            error = NotAllowed(allowed.principal.user, "relay")
+            self._gate.turned_away(allowed, f"{error}: it is node {name!r}, and has no `relay`")
+            raise error
+
+    def _incarnation(self, outlet: Outlet) -> str:
+        """Return the incarnation of this node towards a receiver."""
+        row = outlet.row
+        incarnation = f"{self._log_id}.{row.number}"
+        return f"{incarnation}.{row.epoch}" if row.epoch else incarnation
+
+    # --- receivers and senders
 
     def _over(self, hello: Hello, allowed: Pass) -> str:
         """Return what a receiver knows this node as, if it was removed since; else nothing.
@@ -278,9 +369,7 @@ class Greeter:
         receive = None
         if outlet is not None:
             guest.epoch = outlet.row.epoch
-            incarnation = f"{self._log_id}.{outlet.row.number}"
-            if guest.epoch:
-                incarnation += f".{guest.epoch}"
+            incarnation = self._incarnation(outlet)
             receive = ReceiveOptions(order=guest.order, paused=guest.was_paused)
         elif guest.over:
             incarnation, receive = guest.over, ReceiveOptions()
@@ -295,6 +384,7 @@ class Greeter:
                     heartbeat=int(limits.heartbeat * 1000),
                     window=(limits.window_messages, limits.window_bytes),
                     requests=limits.requests,
+                    node=self._name if guest.node_log else None,
                     receive=receive,
                     features=list(features.OF_NODES),
                 ),

@@ -12,7 +12,7 @@ stored and not told so far waits, without its messages, and counts as unanswered
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from msgservice.connection import UNCOMMITTED, Connection
 from msgservice.core.frames import Frame, Transfer
 from msgservice.core.inbox import Answers
+from msgservice.core.lanes import lane_of
 from msgservice.core.refusal import Refusal
 from msgservice.errors import (
     FrameTooLarge,
@@ -37,7 +38,7 @@ from msgservice.message import Action
 from msgservice.node.intake import FULL_DELAY_MS, Intake, Sender, refusal_for
 from msgservice.node.rights import Rights
 from msgservice.node.status_frames import StatusFrames
-from msgservice.records import Audience, Batch, Known, Outcome, Piece, RefusedBatch
+from msgservice.records import Audience, Batch, Known, Origin, Outcome, Piece, RefusedBatch
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ class Untold:
     last: int
     count: int
     size: int
-    subject: str
+    lane: Hashable
     pieces: Sequence[Piece]
     refused: Sequence[tuple[int, int]] = ()
     refusal: MsgServiceError | None = None
@@ -111,16 +112,16 @@ class Ingress:
         messages, known = intake.decode(transfer)
         count = len(messages)
         raw = memoryview(transfer.messages)
-        first, subject = transfer.sequence, transfer.subject
+        first, lane = transfer.sequence, self._lane(transfer.origin, transfer.subject)
         last = first + count - 1
-        if not self.answers.receive(transfer, last, subject):
+        if not self.answers.receive(transfer, last, lane):
             return  # its lane is being discarded
         if self.waiting:
             self._check_window(count, raw.nbytes)
         batch = intake.check(self._rights, self._sender, transfer, messages, raw, known=known)
         if isinstance(batch, Refusal):
             delay = FULL_DELAY_MS if batch.action == Action.LATER else 0
-            self.answers.refuse(first, last, batch, subject, delay)
+            self.answers.refuse(first, last, batch, lane, delay)
             self.flush_soon()
             return
         self.waiting += 1
@@ -130,6 +131,10 @@ class Ingress:
         if not intake.put(batch, self):
             # Also one that receives, which others' messages do not pause.
             self._connection.pause(UNCOMMITTED)
+
+    def _lane(self, origin: Origin | None, subject: str) -> Hashable:
+        """Return the lane of a run, as its sender has it: a producer has no other's."""
+        return lane_of(origin, "", subject) if self._sender.node_log else subject
 
     @property
     def sender(self) -> tuple[str, str]:
@@ -178,7 +183,7 @@ class Ingress:
         self,
         first: int,
         last: int,
-        lane: str,
+        lane: Hashable,
         delay_ms: int,
         error: Exception,
     ) -> None:
@@ -190,21 +195,21 @@ class Ingress:
         """See `commits.Source`. What is owed leaves with `flush`."""
         count, size = batch.count, batch.size
         first, last = batch.sequence, batch.sequence + count - 1
-        frames = self.status_frames
+        frames, lane = self.status_frames, self._lane(batch.origin, batch.subject)
         if outcome is batch:
             self.accepted += count
             begin = min(batch.after + 1, first)
             if frames is not None:
                 if batch.audience.number not in frames.named and not self._names(batch.audience):
                     piece = Piece(first, last, batch.audience, batch.first)
-                    self._untold.append(Untold(begin, last, count, size, batch.subject, (piece,)))
+                    self._untold.append(Untold(begin, last, count, size, lane, (piece,)))
                     return
                 self._out += frames.routed(batch)
             self._no_longer_waits(count, size)
             self.answers.take_over(begin, last)
         elif isinstance(outcome, Known):
             pieces = () if frames is None else outcome.pieces
-            run = Untold(first, last, count, size, batch.subject, pieces)
+            run = Untold(first, last, count, size, lane, pieces)
             if outcome.refused:
                 assert batch.refusal is not None
                 run.refused, run.refusal, run.taken = outcome.refused, batch.refusal, outcome.pieces
@@ -246,8 +251,8 @@ class Ingress:
         for piece in run.taken:
             self.answers.take_over(piece.first, piece.last)
         for first, last in run.refused:
-            if not self.answers.discards(run.subject, first):
-                self._owe_refusal(first, last, run.subject, 0, run.refusal)
+            if not self.answers.discards(run.lane, first):
+                self._owe_refusal(first, last, run.lane, 0, run.refusal)
         return True
 
     def writable(self) -> None:
@@ -257,16 +262,17 @@ class Ingress:
 
     def _refused(self, batch: Batch, error: Exception) -> None:
         first, last = batch.sequence, batch.sequence + batch.count - 1
-        if self.answers.discards(batch.subject, first):
+        lane = self._lane(batch.origin, batch.subject)
+        if self.answers.discards(lane, first):
             return  # an earlier one of its lane was refused: the sender takes back from there
         if isinstance(error, ProtocolError):
             self._is_contradicted = True
             self._connection.fail(error)
         elif isinstance(error, LogFull | LimitReached):
             delay = int(error.delay * 1000) if isinstance(error, LogFull) else FULL_DELAY_MS
-            self._owe_refusal(first, last, batch.subject, delay, error)
+            self._owe_refusal(first, last, lane, delay, error)
         else:
-            self._owe_refusal(first, last, batch.subject, 0, error)
+            self._owe_refusal(first, last, lane, 0, error)
 
     def failed(self, batches: list[Batch], error: LogUnavailable) -> None:
         """See `commits.Source`: nothing was stored, the sender keeps it and sends it again."""
@@ -277,7 +283,8 @@ class Ingress:
 
     def withdraw(self, batch: Batch) -> bool:
         """See `commits.Source`: the sender takes back what is behind the refused run of a lane."""
-        if not (self._is_contradicted or self.answers.discards(batch.subject, batch.sequence)):
+        lane = self._lane(batch.origin, batch.subject)
+        if not (self._is_contradicted or self.answers.discards(lane, batch.sequence)):
             return False
         self._no_longer_waits(batch.count, batch.size)
         return True

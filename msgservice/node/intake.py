@@ -29,6 +29,7 @@ from msgservice.errors import (
     MalformedFrame,
     MsgServiceError,
     NoReceiver,
+    PathTooLong,
     Refused,
     UnknownReceiver,
 )
@@ -54,19 +55,21 @@ class Senders(Protocol):
 class Sender(NamedTuple):
     """The sender of messages: its name, and its incarnation, with what may be shown of that.
 
-    `scope`: within which its idempotency keys count.
+    `scope`: within which its idempotency keys count. `node_log`: of a node, which passes on what
+    others have sent, the id of its log; else nothing.
     """
 
     name: str
     incarnation: str
     hash: str
     scope: str
+    node_log: str = ""
 
     @classmethod
-    def of(cls, name: str, incarnation: str, user: str = "") -> Sender:
+    def of(cls, name: str, incarnation: str, user: str = "", node_log: str = "") -> Sender:
         """Return the sender of this name and incarnation; `user`: as whom it has logged in."""
         scope = f"user {user}" if user else f"sender {name}"
-        return cls(name, incarnation, hash_of(incarnation), scope)
+        return cls(name, incarnation, hash_of(incarnation), scope, node_log)
 
 
 def refusal_for(error: Exception) -> Refusal:
@@ -76,6 +79,8 @@ def refusal_for(error: Exception) -> Refusal:
     """
     later = isinstance(error, LogFull | LimitReached | LogUnavailable)
     action = Action.LATER if later else Action.REFUSED
+    if isinstance(error, PathTooLong):
+        action = Action.DEAD  # its producer was told long ago that it is accepted
     if isinstance(error, MsgServiceError):
         return Refusal(action, str(error), error.refusal_code, error.about)
     return Refusal(action, str(error))
@@ -121,7 +126,13 @@ class Intake:
         refusal: Refused | None = None
         try:
             audience = acceptance.audience(
-                rights, transfer, messages, raw.nbytes, known=known, sender=sender.name
+                rights,
+                transfer,
+                messages,
+                raw.nbytes,
+                known=known,
+                sender=sender.name,
+                node_log=sender.node_log,
             )
         except (UnknownReceiver, NoReceiver, Forbidden) as nobody:
             # Who was there when it came over another connection may be gone since: what was

@@ -31,6 +31,7 @@ from msgservice.errors import BadValue, UnknownMessage
 from msgservice.interfaces import ILog
 from msgservice.limits import Rate
 from msgservice.message import Status
+from msgservice.node.acceptance import Acceptance
 from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
@@ -117,6 +118,7 @@ class Operations:
         tail: Tail,
         letters: Letters,
         upkeep: Upkeep,
+        acceptance: Acceptance,
         loaded: LoadedBytes,
         reload: Callable[[], Deferred[list[Reread]]],
         time: Time,
@@ -132,6 +134,7 @@ class Operations:
         self._connections = connections
         self._upkeep = upkeep
         self._receivers, self._replayer, self._tail = receivers, replayer, tail
+        self._acceptance = acceptance
         self._loaded = loaded
         self._time = time
         self.add, self.change = receivers.add, receivers.change
@@ -154,6 +157,7 @@ class Operations:
             listeners=tuple(self._listeners),
             connections=len(self._connections.peers),
             room=replace(room, full=room.full or self._upkeep.refused),
+            looped=self._acceptance.looped,
             loaded_bytes=self._loaded.total,
             dead_letters=LetterCounts(dead.new, dead.requeued, dead.dropped),
         )

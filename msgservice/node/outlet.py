@@ -41,6 +41,7 @@ from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.receiver_options import STRICT
 from msgservice.records import ExceptionRow, ReceiverRow, Resume, position_of
+from msgservice.transport.addresses import is_node
 from msgservice.waiters import Waiters
 
 NOTES_MAX = 100
@@ -157,6 +158,11 @@ class Outlet:
         return self.row.name
 
     @property
+    def is_node(self) -> bool:
+        """Whether the receiver is a node, to which messages are passed on."""
+        return is_node(self.row.address)
+
+    @property
     def resume_ranges(self) -> int:
         """The ranges of its RESUME that are kept: what is known, and gaps in what was under way.
 
@@ -248,6 +254,7 @@ class Outlet:
         self._knows_from = self.since
         self._receive_resume(resume)
         self.flight = self._make_flight(connection)
+        self.supply.passes_on = self.is_node
         self.supply.attach(self.flight)
         self.progress.gather()
         self.pump()

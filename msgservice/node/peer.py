@@ -215,7 +215,10 @@ class Peer:
     def channel_up(self, connection: Connection) -> None:
         """The node waits to be greeted, or for a login."""
         self.connection = connection
-        if self._dialled is None:  # else who it is was known before
+        if self._dialled is not None:  # who it is was known before
+            if self._dialled.is_node:
+                self._greeter.greet_node(connection, self._dialled)
+        else:
             self._login = PeerLogin(self._gate, connection, self._logged_in)
             connection.auth_received = self._login.received
         self._register.up(self)
@@ -232,11 +235,10 @@ class Peer:
         guest, hello = self._guest, connection.session.peer_hello
         assert guest is not None
         assert hello is not None
-        assert self.ingress is not None
         if not self._register.opened(self):
             return
         status_from = hello.options.status_from
-        if status_from is not None:
+        if status_from is not None and self.ingress is not None:
             self._commits.status_from(
                 StatusFrom(
                     sender=guest.name, incarnation=guest.incarnation, status_from=status_from
@@ -274,7 +276,8 @@ class Peer:
     def received(self, connection: Connection, frame: Frame) -> None:
         """Pass a frame to whom it concerns."""
         if type(frame) is Transfer:
-            assert self.ingress is not None
+            if self.ingress is None:
+                raise UnexpectedFrame("Transfer", "what is passed on goes the other way")
             self._sent_any = True
             try:
                 self.ingress.received(frame)
@@ -369,7 +372,12 @@ class Peer:
         assert self.connection is not None
         self.ingress = Ingress(
             self.connection,
-            Sender.of(guest.name, guest.incarnation, guest.allowed.principal.user),
+            Sender.of(
+                guest.name,
+                guest.incarnation,
+                guest.allowed.principal.user,
+                guest.node_log,
+            ),
             rights=guest.allowed,
             intake=self._intake,
             clock=self._clock,
@@ -391,6 +399,8 @@ class Peer:
         assert guest is not None
         if self._register.replace(outlet, self):
             self._happens(Event.SEATED)
+            if self.is_next_node:
+                self._directory.next_node(outlet.row, guest.node_log)
             self._seat = outlet
             outlet.attach(connection, resume, guest.inbox)
             self._dispatch.connected(outlet)
@@ -429,6 +439,17 @@ class Peer:
         """The user that its peer is known to be; empty: nobody yet, or whoever is believed."""
         known = self.principal if self._guest is None else self._guest.allowed.principal
         return "" if known is None else known.user
+
+    @property
+    def is_greeted(self) -> bool:
+        """Whether its HELLO was taken, and both sides know who the other is."""
+        guest = self._guest
+        return self.ingress is not None or (guest is not None and self.is_next_node)
+
+    @property
+    def is_next_node(self) -> bool:
+        """Whether it is a node that was dialled, to pass messages on to."""
+        return self._dialled is not None and self._dialled.is_node
 
     @property
     def is_dialled(self) -> bool:

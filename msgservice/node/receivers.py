@@ -47,7 +47,7 @@ from msgservice.node.replayer import Replayer
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
-from msgservice.receiver_options import DEFAULTS, ReceiverOptions
+from msgservice.receiver_options import DEFAULTS, STRICT, ReceiverOptions
 from msgservice.records import (
     LEFT_OUT,
     REWIND,
@@ -60,6 +60,7 @@ from msgservice.records import (
     Snapshot,
     position_of,
 )
+from msgservice.transport.addresses import is_node
 from msgservice.waiters import Waiters
 
 PAUSED = "paused"  # why, where somebody asked for it
@@ -166,6 +167,7 @@ class Receivers:
         paused = row.options.paused or wanted.options.paused
         options = msgspec.structs.replace(wanted.options, paused=paused).check()
         options.check_against(self._limits)
+        _check_node(row.address, options)
         if (tuple(wanted.patterns), options) != (row.patterns, row.options):
             self._change(self._dispatch.outlets[row.number], wanted.patterns, options)
         elif before != (row.configured, row.address, row.owner):
@@ -376,6 +378,7 @@ class Receivers:
         options.check_against(self._limits)
         if address is not None:
             address = self._connections.check(address)
+        _check_node(address, options)
         row = self._directory.new_row(name, patterns, configured=configured)
         row.address, row.configured, row.options = address, configured, options
         row.owner = owner or row.owner
@@ -409,6 +412,7 @@ class Receivers:
             address = self._connections.check(address)
         if patterns is not None:
             self._gate.check_subjects(row.owner, patterns)
+        _check_node(row.address if address is None else address, options)
         self._change(outlet, row.patterns if patterns is None else patterns, options)
         if address is not None and address != row.address:
             row.address = address
@@ -727,3 +731,9 @@ class Receivers:
         if not waiting or waiting[-1][0] != self._last_change:
             waiting.append((self._last_change, Waiters()))
         return waiting[-1][1].wait()
+
+
+def _check_node(address: str | None, options: ReceiverOptions) -> None:
+    """Raise `BadValue` where a node would get messages in another order than they were sent."""
+    if is_node(address) and options.order != STRICT:
+        raise BadValue("order", f"must be {STRICT!r} towards a node, not {options.order!r}")

@@ -37,9 +37,10 @@ from msgservice.core.lanes import lane_of
 from msgservice.core.runs import Run
 from msgservice.interfaces import ILog
 from msgservice.limits import BATCH_OVERHEAD, INTEGER_MAX
+from msgservice.message import passed_on
 from msgservice.node.loaded_bytes import RUN_OVERHEAD, LoadedBytes, Share
 from msgservice.node.tail import Tail
-from msgservice.records import Batch, position_of
+from msgservice.records import Batch, Origin, hash_of, position_of
 
 # One page of a receiver that lags. The next page is read while this one is on its way.
 PAGE_BYTES = 4 * 1024 * 1024
@@ -138,6 +139,7 @@ class Supply:
         "_share",
         "_tail",
         "is_short",
+        "passes_on",
         "state",
     )
 
@@ -157,6 +159,7 @@ class Supply:
         self._backlog = backlog
         self._audiences = audiences
         self._share = Share(loaded)
+        self.passes_on = False  # the receiver is a node: see `message.passed_on`
         self.is_short = False  # it held as much as it may at the last look: no more is loaded
         self._tail = tail
         self._log = log
@@ -314,17 +317,20 @@ class Supply:
         first, last, loaded_to = batch.first, batch.last, backlog.loaded_to
         if last <= loaded_to:
             return
+        options, origin = batch.options, batch.origin
+        if self.passes_on:
+            options, origin = passed_on(options), _origin_of(batch, self._log.log_id)
         run = Run(  # by position, once a run and receiver: by name 170 ns become 220
             first,
             batch.count,
             batch.subject,
-            lane_of(batch.origin, batch.sender, batch.subject) if backlog.ordered else None,
+            lane_of(origin, batch.sender, batch.subject) if backlog.ordered else None,
             batch.messages,
             batch.size,
             loaded_to,
             batch,
-            batch.options,
-            batch.origin,
+            options,
+            origin,
         )
         run.expires_at = batch.expires_at
         if first <= loaded_to:  # the cursor stands inside this batch
@@ -368,3 +374,11 @@ class Supply:
         self._happens(Event.PAGE)
         self._page_bytes = 0
         self._failed(failure)
+
+
+def _origin_of(batch: Batch, log_id: str) -> Origin:
+    """Return the origin with which a batch is passed on to another node."""
+    origin = batch.origin
+    if origin is None:  # stored before origins were kept
+        origin = Origin(batch.sender, batch.sequence, hash_of(batch.incarnation))
+    return origin.passed_on(log_id)

@@ -25,6 +25,7 @@ PORT_MAX = 65_535
 SEALED = ("tls", "ssl", "pbs")  # schemes by which nobody else reads along, wherever they lead
 SEALED_FOR = {"pb": "pbs"}
 PLAIN = ("tcp", "pb")  # … and by which everybody does who is between
+NODE = "node:"  # before the address of a receiver that is a node itself: it is passed on to
 SCHEME_CHARACTERS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*").fullmatch
 
 
@@ -204,10 +205,20 @@ def beyond_loopback(address: Address) -> str | None:
     return f"interface {interface or 'any'} is beyond loopback"
 
 
+def is_node(address: str | None) -> bool:
+    """Whether a receiver's address is that of a node, to which messages are passed on."""
+    return address is not None and address.lower().startswith(NODE)
+
+
+def way_to(address: str) -> str:
+    """Return the address at which a receiver is dialled: of a node, what stands behind `node:`."""
+    return address[len(NODE) :] if is_node(address) else address
+
+
 def is_plain(address: str) -> bool:
     """Whether what is said at an address travels beyond this machine where others can read it."""
     try:
-        parsed = parse_address(address)
+        parsed = parse_address(way_to(address))
     except BadAddress:
         return False
     return parsed.scheme in PLAIN and not is_local_host("".join(parsed.parts[:1]))

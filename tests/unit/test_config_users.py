@@ -49,7 +49,7 @@ request = ["$node.status"]
 name = "till"
 certificate = "dns:till.example.org"
 uid = 7
-relay = false
+relay = true
 """)
     assert (
         User(
@@ -62,7 +62,12 @@ relay = false
                 send=["orders.>"], to=["billing"], receive=["prices.*"], request=["$node.status"]
             ),
         ),
-        User(name="till", certificates=("dns:till.example.org",), uids=(7,)),
+        User(
+            name="till",
+            certificates=("dns:till.example.org",),
+            uids=(7,),
+            rules=Rules(relay=True),
+        ),
     ) == load_config(file).users
 
 
@@ -90,7 +95,7 @@ def test_without_users_there_is_none(file: Path) -> None:
         ('name = "u"\nto = "a"', "F:3: user.to: must be a list of strings"),
         ('name = "u"\nreceive = ["a", "a"]', "F:3: user.receive: 'a' is there twice"),
         ('name = "u"\nnames = [">.a"]', "F:3: user.names: bad subject"),
-        ('name = "u"\nrelay = true', "F:3: user.relay: is not built yet"),
+        ('name = "u"\nrelay = 1', "F:3: user.relay: must be true or false"),
     ],
 )
 def test_what_a_user_cannot_be_is_told_with_its_line(file: Path, line: str, problem: str) -> None:

@@ -165,7 +165,7 @@ def a_connection(**more: Any) -> Any:
 
 @pytest.fixture
 def acceptance() -> Acceptance:
-    directory = double(audience=lambda subject: BILLING)
+    directory = double(audience=lambda subject, path=(): BILLING)
     return Acceptance(
         directory,
         double(),
@@ -174,6 +174,7 @@ def acceptance() -> Acceptance:
         log_id="log",
         limits=LIMITS,
         due=Due(Time(Clock())),
+        seldom=double(),
     )
 
 
@@ -222,6 +223,7 @@ def test_acceptance_says_who_is_too_far_behind() -> None:
         log_id="log",
         limits=LIMITS,
         due=Due(Time(Clock())),
+        seldom=double(),
     )
     assert "billing is behind" == acceptance.full(BILLING)
 
@@ -229,7 +231,7 @@ def test_acceptance_says_who_is_too_far_behind() -> None:
 def an_ingress(
     connection: Any, *, commits: Any = None, senders: Any = None, **more: Any
 ) -> Ingress:
-    directory = double(audience=lambda subject: BILLING)
+    directory = double(audience=lambda subject, path=(): BILLING)
     intake = Intake(
         acceptance=Acceptance(
             directory,
@@ -239,6 +241,7 @@ def an_ingress(
             log_id="log",
             limits=LIMITS,
             due=Due(Time(Clock())),
+            seldom=double(),
         ),
         commits=commits or double(uncommitted_bytes=0),
         senders=senders or double(),
@@ -1170,6 +1173,7 @@ def some_operations(**more: Any) -> Operations:
         "dead_letters": double(full=lambda row: None, new=3, requeued=2, dropped=1),
         "letters": double(),
         "upkeep": double(refused=None),
+        "acceptance": double(looped=0),
         "loaded": LoadedBytes(LIMITS.loaded_bytes),
         "reload": lambda: succeed([]),
         "retained": RetainedIndex(LIMITS),

@@ -1,0 +1,383 @@
+"""Chains, one connection at a time: what a node says to the next, and what it takes from others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from msgservice.connection import Connection
+from msgservice.core.frames import (
+    VERSION,
+    Ack,
+    Frame,
+    Hello,
+    HelloOptions,
+    Nack,
+    Transfer,
+)
+from msgservice.credentials import THIS_PROCESS
+from msgservice.errors import BadValue, PathTooLong
+from msgservice.identity.rules import Rules
+from msgservice.identity.users import User
+from msgservice.limits import Limits
+from msgservice.log.memory import MemoryLog
+from msgservice.message import Action, encode_bodies
+from msgservice.node.gate import Door
+from msgservice.receiver_options import ReceiverOptions
+from msgservice.records import PATH_MAX, Origin, Resume
+from tests.kit.faulty import CALM, FaultyWorld
+from tests.kit.faulty_transport import FaultyTransport
+from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer, state_of
+from tests.kit.passes import users_of
+
+FAR = "f" * 32  # log id of the node that passes on
+HASH = "0" * 16
+
+
+def origin(*path: str, sender: str = "shop", sequence: int = 1) -> Origin:
+    return Origin(sender, sequence, HASH, path)
+
+
+def run_of(*bodies: bytes) -> msgspec.Raw:
+    return msgspec.Raw(encode_bodies(bodies))
+
+
+def passing_on(world: NodeWorld, name: str = "edge", **more: Any) -> ScriptedPeer:
+    """A node that has dialled this one, to pass messages on."""
+    more = {"incarnation": f"{FAR}.1", "node": name, **more}
+    return world.peer(name, **more)
+
+
+# --- what is taken from a node
+
+
+def test_a_node_hands_in_what_others_have_sent_and_the_path_grows() -> None:
+    world = NodeWorld()
+    billing = world.peer("billing", receive={"subjects": [">"]})
+    edge = passing_on(world)
+    assert edge.node_hello is not None
+    assert edge.node_hello.options.node == edge.node_hello.name
+    edge.transfer(1, "orders.new", [b"one"], origin=origin(FAR, sequence=9))
+    world.settle()
+    assert [Ack([(1, 1)])] == edge.take(Ack)
+    (transfer,) = billing.take(Transfer)
+    assert Origin("shop", 9, HASH, (FAR, world.log.log_id)) == transfer.origin
+
+
+def test_no_node_is_named_in_the_hello_of_a_producer() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    assert shop.node_hello is not None
+    assert shop.node_hello.options.node is None
+
+
+WRONG = {
+    "no origin": {},
+    "another node's log is the newest": {"origin": origin(FAR, "e" * 32)},
+    "no path": {"origin": origin()},
+    "a reserved sender": {"origin": origin(FAR, sender="$node")},
+    "a path of what is no word": {"origin": origin("a b", FAR)},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_forged_origin_is_refused_and_nothing_else(wrong: str) -> None:
+    world = NodeWorld()
+    edge = passing_on(world)
+    edge.transfer(1, "orders.new", [b"one"], **WRONG[wrong])
+    edge.transfer(2, "orders.new", [b"two"], origin=origin(FAR))
+    world.settle()
+    (nack,) = edge.take(Nack)
+    assert (1, 1, Action.REFUSED) == (nack.first, nack.last, nack.action)
+    assert [Ack([(2, 2)])] == edge.take(Ack)
+
+
+def test_a_producer_says_no_origin() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    shop.transfer(1, "orders.new", [b"one"], origin=origin(FAR))
+    world.settle()
+    (nack,) = shop.take(Nack)
+    assert "'origin' is taken from nodes only" == nack.reason
+
+
+def test_a_path_that_is_too_long_ends_as_a_dead_letter_at_its_sender() -> None:
+    world = NodeWorld()
+    edge = passing_on(world)
+    longest = [f"{number:032x}" for number in range(PATH_MAX - 1)]
+    edge.transfer(1, "orders.new", [b"one"], origin=origin(*longest, FAR))
+    edge.transfer(2, "orders.new", [b"two"], origin=origin(*longest[1:], FAR))
+    world.settle()
+    (nack,) = edge.take(Nack)
+    assert (1, 1, Action.DEAD) == (nack.first, nack.last, nack.action)
+    assert PathTooLong.refusal_code == nack.code
+    assert [Ack([(2, 2)])] == edge.take(Ack)
+
+
+def test_what_comes_back_is_acknowledged_counted_and_goes_to_nobody() -> None:
+    world = NodeWorld()
+    billing = world.peer("billing", receive={"subjects": [">"]})
+    edge = passing_on(world)
+    own = world.log.log_id
+    edge.transfer(1, "orders.new", [b"one", b"two"], origin=origin(own, FAR))
+    world.settle()
+    assert [Ack([(1, 2)])] == edge.take(Ack)
+    assert [] == billing.bodies()
+    assert 2 == world.node.parts.operations.info().looped
+
+
+def test_what_comes_back_goes_to_nobody_either_when_that_is_decided_again() -> None:
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(log=log, clock=clock)
+    edge = passing_on(world)
+    log.hold = True
+    edge.transfer(1, "orders.new", [b"one"], origin=origin(FAR))
+    world.settle()
+    edge.transfer(2, "orders.new", [b"two"], origin=origin(world.log.log_id, FAR))
+    world.settle()
+    billing = world.peer("billing", receive={"subjects": [">"]})
+    log.release()
+    world.settle()
+    assert [Ack([(1, 1)]), Ack([(2, 2)])] == edge.take(Ack)
+    assert [] == billing.bodies()
+
+
+def test_idempotency_keys_of_a_chain_count_at_its_first_node_only() -> None:
+    world = NodeWorld()
+    billing = world.peer("billing", receive={"subjects": [">"]})
+    edge = passing_on(world)
+    keyed = msgspec.Raw(msgspec.msgpack.encode([[b"one", None, None, "k"]]))
+    for sequence, sender in ((1, "shop"), (2, "web")):
+        edge.connection.send(
+            Transfer(sequence, "orders.new", keyed, origin=origin(FAR, sender=sender))
+        )
+    world.settle()
+    assert [] == edge.take(Nack)
+    assert [b"one", b"one"] == billing.bodies()
+
+
+def test_the_lanes_of_two_producers_of_one_node_are_two() -> None:
+    """A NACK of one must not discard the other's, which the node does not take back."""
+    world = NodeWorld(limits=Limits(max_batch=4096, max_bytes=65536, backlog_bytes=4096))
+    world.peer("billing", receive={"subjects": [">"]})
+    edge = passing_on(world)
+    for sequence, sender in enumerate(("shop", "shop", "shop", "web"), 1):
+        body = b"x" * 3000
+        edge.transfer(sequence, "orders.new", [body], origin=origin(FAR, sender=sender))
+        world.settle(0.3)
+    nacks = edge.take(Nack)
+    assert [(3, Action.LATER), (4, Action.LATER)] == [(one.first, one.action) for one in nacks]
+
+
+@pytest.mark.parametrize(
+    ("options", "incarnation"),
+    [({"node": "other"}, f"{FAR}.1"), ({"node": "edge", "receive": {"subjects": [">"]}}, FAR)],
+)
+def test_a_hello_of_a_node_that_contradicts_itself_is_refused(
+    options: dict[str, Any], incarnation: str
+) -> None:
+    world = NodeWorld()
+    edge = world.peer("edge", incarnation=incarnation, **options)
+    assert edge.node_hello is None
+    assert edge.lost_because is not None
+
+
+def test_a_node_that_dials_itself_is_refused() -> None:
+    world = NodeWorld()
+    edge = world.peer("edge", incarnation=f"{world.log.log_id}.1", node="edge")
+    assert edge.node_hello is None
+    assert edge.connection.peer_error
+
+
+# --- rights
+
+
+def come(world: NodeWorld, user: str) -> ScriptedPeer:
+    door = Door(asks=False, user=user)
+    return passing_on(world, user, door=door, shown=THIS_PROCESS)
+
+
+def test_only_who_may_relay_hands_in_what_others_have_sent() -> None:
+    users = users_of(
+        User(name="edge", rules=Rules(send=[">"], relay=True)),
+        User(name="shop", rules=Rules(send=[">"])),
+    )
+    world = NodeWorld(users=users)
+    edge = come(world, "edge")
+    edge.transfer(1, "orders.new", [b"one"], origin=origin(FAR))
+    world.settle()
+    assert [Ack([(1, 1)])] == edge.take(Ack)
+    shop = come(world, "shop")
+    assert shop.node_hello is None
+    assert "relay" in (shop.lost_because or "")
+
+
+# --- what is passed on
+
+
+class FarNode:
+    """A node that was dialled, which says what a test tells it to (`connection.Owner`)."""
+
+    def __init__(self, world: FaultyWorld, answer: Hello | None, resume: Resume) -> None:
+        self.hello: Hello | None = None
+        self.frames: list[Frame] = []
+        self.lost_because = ""
+        self._answer, self._resume = answer, resume
+        self.connection = Connection(
+            self, clock=world.clock, now=world.clock.seconds, limits=world.limits
+        )
+
+    def channel_up(self, connection: Connection) -> None:
+        pass
+
+    def greeted(self, connection: Connection, hello: Hello) -> None:
+        self.hello = hello
+        if self._answer is not None:
+            connection.hello(self._answer)
+            connection.resume(self._resume)
+
+    def opened(self, connection: Connection, resume: Resume) -> None:
+        pass
+
+    def received(self, connection: Connection, frame: Frame) -> None:
+        self.frames.append(frame)
+        if type(frame) is Transfer:
+            connection.send(Ack([(frame.sequence, frame.sequence)]))
+
+    def turn_ended(self, connection: Connection) -> None:
+        pass
+
+    def writable(self, connection: Connection) -> None:
+        pass
+
+    def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
+        pass
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        self.lost_because = reason
+
+
+class Dialling:
+    """A node that has the receiver `centre` at `node:faulty:centre`, where a `FarNode` answers."""
+
+    def __init__(
+        self, answer: HelloOptions | None, *, name: str = "centre", incarnation: str = FAR
+    ) -> None:
+        self.far: list[FarNode] = []
+        self.net = net = FaultyWorld(1, faults=CALM)
+        hello = None if answer is None else Hello(VERSION, name, incarnation, answer)
+
+        def make() -> Connection:
+            self.far.append(FarNode(net, hello, Resume()))
+            return self.far[-1].connection
+
+        transport = FaultyTransport(net)
+        transport.listen(None, "faulty:centre", make, net.limits)
+        self.world = NodeWorld(clock=net.clock, transports=[transport])
+        self.add()
+        self.settle()
+
+    def settle(self) -> None:
+        self.world.settle()
+        self.net.run(0.1)
+        self.world.settle()
+
+    def add(self, patterns: Sequence[str] = (">",), **more: Any) -> None:
+        receivers = self.world.node.parts.receivers
+        made = Deferred.fromCoroutine(
+            receivers.add("centre", patterns, address="node:faulty:centre", **more)
+        )
+        made.addErrback(self.failed)
+
+    def failed(self, failure: Any) -> None:
+        self.failure = failure.value
+
+
+def test_a_node_says_hello_first_as_a_sender_that_is_a_node() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    hello, log_id = dialling.far[0].hello, dialling.world.log.log_id
+    assert hello is not None
+    assert hello.name == hello.options.node == dialling.world.node.parts.operations.info().name
+    assert hello.options.receive is None
+    number = dialling.world.node.parts.directory.named("centre").number
+    assert f"{log_id}.{number}" == hello.incarnation
+
+
+def test_what_is_passed_on_has_its_origin_and_asks_for_nobody() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    world, far = dialling.world, dialling.far[0]
+    shop = world.peer("shop", status_from=1)
+    shop.transfer(1, "orders.new", [b"one"], flags=4)
+    dialling.settle()
+    (transfer,) = [frame for frame in far.frames if type(frame) is Transfer]
+    assert 0 == transfer.flags
+    assert transfer.origin is not None
+    assert ("shop", 1, (world.log.log_id,)) == (
+        transfer.origin.sender,
+        transfer.origin.sequence,
+        transfer.origin.path,
+    )
+    assert {("centre", 3): [(1, 1)]} == shop.statuses()  # acknowledged: it is on that disk
+
+
+def test_nothing_goes_back_to_a_node_where_it_has_been() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    world, far = dialling.world, dialling.far[0]
+    other = "e" * 32
+    centre = world.peer("centre", incarnation=f"{FAR}.7", node="centre")
+    centre.transfer(1, "orders.new", [b"from centre"], origin=origin(FAR))
+    centre.transfer(2, "orders.new", [b"over another"], origin=origin(other, FAR))
+    dialling.settle()
+    assert [Ack([(1, 2)])] == centre.take(Ack)
+    assert [] == [frame for frame in far.frames if type(frame) is Transfer]
+
+
+ANSWERS = {
+    "an older node, or a receiver": (HelloOptions(), {}, "is no node that"),
+    "another name": (HelloOptions(node="edge"), {"name": "edge"}, "but 'edge' answered"),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_node_that_is_not_who_was_dialled_gets_nothing(answer: str) -> None:
+    options, more, expected = ANSWERS[answer]
+    dialling = Dialling(options, **more)
+    shop = dialling.world.peer("shop")
+    shop.transfer(1, "orders.new", [b"one"])
+    dialling.settle()
+    assert not any(type(frame) is Transfer for far in dialling.far for frame in far.frames)
+    assert expected in state_of(dialling.world, "centre").last_error
+
+
+def test_a_node_that_was_dialled_hands_in_nothing() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    far = dialling.far[0]
+    far.connection.send(Transfer(1, "orders.new", run_of(b"x"), origin=origin(FAR)))
+    dialling.settle()
+    assert far.connection.is_gone
+    assert "the other way" in far.lost_because
+
+
+def test_a_node_gets_each_lane_in_order_or_is_no_receiver() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    receivers = dialling.world.node.parts.receivers
+    with pytest.raises(BadValue, match="towards a node"):
+        receivers.add(
+            "other", [">"], ReceiverOptions(order="none"), address="node:faulty:centre"
+        ).send(None)
+    with pytest.raises(BadValue, match="towards a node"):
+        receivers.change("centre", order="none").send(None)
+
+
+def test_the_id_of_a_copied_log_ends_the_path_of_what_was_stored_before() -> None:
+    assert ("a", "b") == origin("a").passed_on("b").path
+    assert ("a", "b") == origin("a", "b").passed_on("b").path
+    full = origin(*map(str, range(PATH_MAX)))
+    assert PATH_MAX == len(full.passed_on("b").path)
+    assert "b" == full.passed_on("b").path[-1]
