@@ -185,8 +185,8 @@ class Chain:
         while True:
             accounts = self.accounts()  # a second passes
             is_sent = sum(len(node.sent) for node in self.nodes.values()) >= messages
-            is_up = all(node.service.is_running for node in self.nodes.values())
-            if is_sent and is_up and not any(account.queued for account in accounts):
+            is_whole = len(accounts) == sum(len(far) + 1 for far in self.links.values())
+            if is_sent and is_whole and not any(account.queued for account in accounts):
                 break
             assert self.world.clock.seconds() < end, "\n".join(self.world.story[-20:])
             assert not self.failures, self.failures
