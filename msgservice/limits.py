@@ -78,6 +78,7 @@ LOWEST: dict[str, float] = {
     "retry_delay_min": _DELAY_MIN,
     "retry_delay_max": _DELAY_MIN,
     "asked_delay_max": _DELAY_MIN,
+    "idempotency_key_seconds": _SECONDS_MIN,
     "tail_bytes": 64 * 1024,
     "uncommitted_bytes": 64 * 1024,
     "loaded_bytes": 64 * 1024,
