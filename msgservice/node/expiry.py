@@ -28,7 +28,7 @@ from msgservice.node.stretches import Head, Stretch
 from msgservice.node.tail import Tail
 from msgservice.records import Audience, Batch, Expiring, position_of
 
-PAGE: Final = 1024  # batches
+PAGE: Final = 256  # batches
 SLICE: Final = 0.01  # seconds of one turn of the reactor
 LOOK_AGAIN: Final = UNLOAD_AFTER + 1  # seconds until what is loaded of who is away was let go
 
