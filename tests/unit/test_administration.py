@@ -45,6 +45,11 @@ _LETTER = (
     b'"position":65536,"sender":"shop/4cd9b7672d7fbee8/1","sequence":1,"subject":"orders.new",'
     b'"id":null,"size":10,"reason":"no such customer \xe2\x98\x83","attempts":0,"at":8,"code":0'
 )
+_PEEKED = (
+    b'"position":65537,"sender":"shop/4cd9b7672d7fbee8/2","sequence":2,"subject":"orders.new",'
+    b'"id":null,"size":10,"stored_at":6,"status":"queued","attempts":0,"reason":""'
+)
+_TOUCHED = b'{"count":1,"size":158,"newest":8,"next":65536}'
 _RETAINED = (
     b'"subject":"prices.a","position":131072,"sender":"shop/4cd9b7672d7fbee8/4","size":8,'
     b'"stored_at":6'
@@ -63,7 +68,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         "info",
         {},
         b'{"name":"node-1","log_id":"LOG","version":"VERSION","listeners":[],"connections":2,'
-        b'"room":{"used":196,"maximum":17179869184,"free":0,"full":null},"loaded_bytes":1046,"dead_letters":{"new":1,"requeued":0,"dropped":0}}',
+        b'"room":{"used":196,"maximum":17179869184,"free":0,"full":null},"looped":0,"loaded_bytes":1046,"dead_letters":{"new":1,"requeued":0,"dropped":0}}',
     ),
     ("retained.list", {}, b'{"retained":[{' + _RETAINED + b'}],"next":null}'),
     (
@@ -111,6 +116,14 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         _BILLING | {"position": 65536, "offset": 4},
         b"{" + _LETTER + b',"message":"b25lwMDA","next":null}',
     ),
+    ("peek", _BILLING | {"limit": 1}, b'{"messages":[{' + _PEEKED + b'}],"next":65537}'),
+    (
+        "peek.get",
+        _BILLING | {"position": 65537},
+        b"{" + _PEEKED + b',"message":"kZTEA3R3b8DAwA==","next":null}',
+    ),
+    ("dead.requeue", _BILLING | {"dry_run": True}, _TOUCHED),
+    ("dead.drop", _BILLING | {"dry_run": True}, _TOUCHED),
     ("receivers.pause", {"name": "billing"}, b'{"name":"billing","paused":true}'),
     ("receivers.resume", {"name": "billing"}, b'{"name":"billing","paused":false,"full":null}'),
     (
