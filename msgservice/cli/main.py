@@ -21,6 +21,7 @@ COMMANDS = {
     "rewind": ("msgservice.cli.rewind", "rewind"),
     "dead": ("msgservice.cli.dead", "dead"),
     "retained": ("msgservice.cli.retained", "retained"),
+    "streams": ("msgservice.cli.streams", "streams"),
     "status": ("msgservice.cli.status", "status"),
     "info": ("msgservice.cli.status", "info"),
     "whoami": ("msgservice.cli.status", "whoami"),

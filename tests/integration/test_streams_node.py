@@ -120,7 +120,7 @@ async def test_a_remote_stream_puts_and_listens_at_a_node(tmp_path: Path) -> Non
     queue: DeferredQueue[Any] = DeferredQueue()
     remote.put("k", "before")
     remote.listen("k", queue, resume=True)
-    while not streams.streams():
+    while not server.streams():
         await deferLater(reactor, 0.01)
     for number in range(500):
         remote.put("k", number)

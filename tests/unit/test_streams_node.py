@@ -190,11 +190,11 @@ def test_rule_5_9_streams_are_listed_with_listeners_and_how_many_are_behind() ->
     world.listener("l")
     slow.is_reading = False
     world.put(*["x" * 1_000] * 200)
-    assert sorted(world.streams.streams()) == [("k", 2, 1), ("l", 1, 0)]
+    assert sorted(world.server.streams()) == [("k", 2, 1), ("l", 1, 0)]
     slow.is_reading = True
     slow.read()
     world.settle()
-    assert sorted(world.streams.streams()) == [("k", 2, 0), ("l", 1, 0)]
+    assert sorted(world.server.streams()) == [("k", 2, 0), ("l", 1, 0)]
 
 
 # --- 5.2: one order, of lines of one connection too
@@ -420,7 +420,7 @@ def test_rule_5_5_who_is_a_little_behind_is_served_from_memory_that_all_share() 
     for peer in slow:
         peer.is_reading = False
     world.put(*[[number, "x" * 1_000] for number in range(1_000)])
-    assert [("k", 20, 0)] == world.streams.streams()
+    assert [("k", 20, 0)] == world.server.streams()
     assert 900_000 < world.server.held_bytes < 1_200_000
     for peer in slow:
         assert [line["message"][0] for line in read_all(world, peer)] == list(range(1_000))
@@ -599,3 +599,20 @@ def test_decision_21_who_may_receive_no_streams_gets_none_and_reads_none(
     token = f"{world.nodes.node.log_id}:0"
     assert world.listener(**{"from": token}).lines() == closed("refused")
     logged_failures.clear()
+
+
+def test_rule_5_9_a_list_comes_when_all_that_its_connection_has_put_is_stored() -> None:
+    world = World()
+    world.put("first")  # the receiver is known from here on
+    listener = world.listener()
+    world.log.hold = True
+    peer = world.peer()
+    peer.say("put", "k", message=1)
+    peer.send(b'{"action":"list"}\n')
+    world.settle()
+    assert peer.lines() == []
+    world.log.release()
+    world.settle()
+    state = {"stream": "k", "listeners": 1, "behind": 0}
+    assert peer.lines() == [{"action": "list", "streams": [state], "next": None, "ignored": 0}]
+    assert listener.messages() == [1]

@@ -22,6 +22,7 @@ from msgservice.faces.streams import (
     content,
     register,
 )
+from msgservice.faces.streams.server import PAGE_STREAMS
 from msgservice.faces.streams.stream import MessageStream
 from msgservice.faces.streams.wire import LineSplitter, decode, line_of
 from tests.kit.streams_world import FULL, Peer, Reactor, World, puts
@@ -1027,3 +1028,33 @@ def test_a_connection_that_ends_leaves_no_timer() -> None:
     peer.send(b"half")
     peer.leave()
     assert not world.reactor.getDelayedCalls()
+
+
+def test_rule_5_9_a_line_lists_the_streams_in_pages_by_their_keys() -> None:
+    world = World()
+    listener, asking = world.peer(), world.peer()
+    keys = [f"{number:03}" for number in range(PAGE_STREAMS + 1)]
+    for key in reversed(keys):
+        listener.say("listen", key)
+    world.turn()
+    asking.send(b'{"action":"list"}\n')
+    world.turn()
+    (first,) = asking.lines()
+    assert [one["stream"] for one in first["streams"]] == keys[:-1]
+    assert first["streams"][0] == {"stream": "000", "listeners": 1, "behind": 0}
+    assert first["next"] == keys[-2]
+    assert first["ignored"] == 0
+    asking.send(json.dumps({"action": "list", "after": first["next"]}).encode() + b"\n")
+    world.turn()
+    (last,) = asking.lines()
+    assert [one["stream"] for one in last["streams"]] == keys[-1:]
+    assert last["next"] is None
+
+
+def test_rule_5_9_a_list_says_how_many_lines_were_ignored_and_one_of_a_wrong_type_is() -> None:
+    world = World()
+    asking = world.peer()
+    asking.send(b'{"action":"list","after":1}\nno line\n{"action":"list"}\n')
+    world.turn()
+    (line,) = asking.lines()
+    assert line == {"action": "list", "streams": [], "next": None, "ignored": 2}

@@ -15,7 +15,7 @@ A key is one token of a subject below `streams.`, percent-encoded.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, unquote_to_bytes
@@ -46,6 +46,7 @@ from msgservice.faces.streams.wire import (
     GAP,
     HANGUP,
     HEADER,
+    LIST,
     LISTEN,
     PUT,
     REFUSED,
@@ -223,14 +224,14 @@ class NodeStreams:
             waits.append(self._receiver.stop())
         return gatherResults(waits).addCallback(lambda _: None)
 
-    def streams(self) -> list[StreamState]:
+    def keys(self) -> Iterable[str]:
         """See `Served`."""
-        return [
-            StreamState(
-                one.key, len(one.cursors), sum(cursor.is_paging for cursor in one.cursors.values())
-            )
-            for one in self._streams.values()
-        ]
+        return self._streams
+
+    def state_of(self, key: str) -> StreamState:
+        """See `Served`."""
+        cursors = self._streams[key].cursors
+        return StreamState(key, len(cursors), sum(one.is_paging for one in cursors.values()))
 
     def take(self, listener: Listener, command: Command) -> Deferred[None] | None:
         """See `Served`."""
@@ -249,13 +250,14 @@ class NodeStreams:
         if publisher is not None and publisher.open:  # after its earlier lines, not beside them
             publisher.done = Deferred()
             return publisher.done.addCallback(lambda _: self._do(listener, command))
-        self._do(listener, command)
-        return None
+        return self._do(listener, command)
 
-    def _do(self, listener: Listener, command: Command) -> None:
+    def _do(self, listener: Listener, command: Command) -> Deferred[None] | None:
         key = command.stream
         if listener.is_over:
-            return
+            return None
+        if command.action == LIST:
+            return self._host.tell_streams(listener, command.after)
         if command.action == LISTEN:
             assert key is not None
             self._listen(listener, key, command.token)
@@ -267,6 +269,7 @@ class NodeStreams:
             self._hang_up_all(listener)
             if command.action != HANGUP:
                 listener.finish()
+        return None
 
     def lost(self, listener: Listener) -> None:
         """See `Served`."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
 from msgservice.errors import LimitReached
@@ -29,6 +30,7 @@ from msgservice.faces.streams.wire import (
     GAP,
     HANGUP,
     HEADER,
+    LIST,
     LISTEN,
     PUT,
     Command,
@@ -74,12 +76,14 @@ class LiveStreams:
             self._is_due.cancel()
             self._is_due = None
 
-    def streams(self) -> list[StreamState]:
+    def keys(self) -> Iterable[str]:
         """See `Served`."""
-        return [
-            StreamState(key, len(some), sum(one.waiting_bytes > 0 for one in some))
-            for key, some in self._subscribers.items()
-        ]
+        return self._subscribers
+
+    def state_of(self, key: str) -> StreamState:
+        """See `Served`."""
+        some = self._subscribers[key]
+        return StreamState(key, len(some), sum(one.waiting_bytes > 0 for one in some))
 
     def lost(self, listener: Listener) -> None:
         """See `Served`."""
@@ -88,9 +92,11 @@ class LiveStreams:
     def writable(self, listener: Listener) -> None:
         """See `Served`: what waits for it is its connection's."""
 
-    def take(self, listener: Listener, command: Command) -> None:
+    def take(self, listener: Listener, command: Command) -> Deferred[None] | None:
         """See `Served`."""
         action, key = command.action, command.stream
+        if action == LIST:
+            return self._host.tell_streams(listener, command.after)
         if key is None:
             if action == CLOSE:
                 self._flush_of(listener)
@@ -112,6 +118,7 @@ class LiveStreams:
             del self._stream[key]
         else:
             self._stream.close(key)
+        return None
 
     def _listen(self, listener: Listener, key: str, command: Command) -> None:
         if key in listener.keys:

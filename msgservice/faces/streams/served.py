@@ -5,6 +5,7 @@ Interfaces alone: what a connection and its server offer to whom they serve, and
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
@@ -62,6 +63,9 @@ class Host(Protocol):
     def hangs_up(self, key: str) -> None:
         """Count one listening less."""
 
+    def tell_streams(self, listener: Any, after: str | None) -> Deferred[None]:
+        """Write a listener a page of the streams behind a key; fires when more may be done."""
+
 
 class Served(Protocol):
     """The streams behind a port. `work`: writes to listeners so far, which end a turn's work."""
@@ -89,8 +93,11 @@ class Served(Protocol):
     def writable(self, listener: Any) -> None:
         """Go on with a connection that has room again."""
 
-    def streams(self) -> list[StreamState]:
-        """Return the streams that somebody listens to."""
+    def keys(self) -> Iterable[str]:
+        """Return the keys of the streams that somebody listens to."""
+
+    def state_of(self, key: str) -> StreamState:
+        """Return the state of a stream that somebody listens to."""
 
     def flush(self) -> None:
         """Write what was gathered for listeners."""

@@ -9,6 +9,7 @@ Connections and their bounds are here; what a line does is `live`'s or `durable`
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from typing import Any
 
@@ -24,6 +25,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
@@ -40,6 +42,7 @@ from msgservice.faces.streams.served import Served, StreamState
 from msgservice.faces.streams.stream import MessageStream
 from msgservice.faces.streams.wire import (
     CLOSE,
+    LIST,
     LISTEN,
     REFUSED,
     SLOW,
@@ -48,6 +51,7 @@ from msgservice.faces.streams.wire import (
     check_key,
     command_of,
     decode,
+    encode,
     line_of,
 )
 from msgservice.transport.addresses import describe, is_local, is_local_host, parse_address
@@ -55,6 +59,9 @@ from msgservice.transport.addresses import describe, is_local, is_local_host, pa
 WORK_MAX = 2_000  # writes to listeners that the lines of one connection may cause in a turn
 BYTES_A_SECOND = 64 * KIB  # of a line that takes longer than `line_seconds`
 SUBSCRIPTION_BYTES = 256  # of one listening, beside its key
+PAGE_STREAMS = 200  # that one answer to `list` has at most,
+PAGE_KEYS = 256 * KIB  # … with keys of so many characters, about,
+PAGE_LISTENERS = 20_000  # … and so many listeners, who are looked at one by one
 SHOWN = 300  # characters of a reason in the log
 
 
@@ -127,7 +134,7 @@ class StreamServer(ListeningService):
 
     def streams(self) -> list[StreamState]:
         """Return the streams that somebody listens to by it, with how many are behind."""
-        return self._served.streams()
+        return [self._served.state_of(key) for key in self._served.keys()]  # noqa: SIM118  # no dict
 
     def _begin(self) -> Deferred[Any]:
         Service.startService(self)
@@ -273,6 +280,24 @@ class StreamServer(ListeningService):
         """Tell a connection that it does not listen to a stream that it asked for."""
         connection.write(Chunk(line_of(self.codec, CLOSE, key, reason=REFUSED)))
 
+    def tell_streams(self, connection: _Connection, after: str | None) -> Deferred[None]:
+        """See `Host`: one page in a turn, whatever a connection asks for."""
+        keys = (key for key in self._served.keys() if after is None or key > after)  # noqa: SIM118
+        page = heapq.nsmallest(PAGE_STREAMS + 1, keys)
+        told: list[dict[str, Any]] = []
+        characters = listeners = 0
+        for key in page[:PAGE_STREAMS]:
+            state = self._served.state_of(key)
+            told.append({"stream": key, "listeners": state.listeners, "behind": state.behind})
+            characters += len(key)
+            listeners += state.listeners
+            if characters > PAGE_KEYS or listeners > PAGE_LISTENERS:
+                break
+        rest = told[-1]["stream"] if len(told) < len(page) else None
+        line = {"action": LIST, "streams": told, "next": rest, "ignored": connection.ignored}
+        connection.write(Chunk(encode(self.codec, line) + b"\n"))
+        return deferLater(self.reactor, 0, lambda: None)
+
     def flush(self) -> None:
         """Write what was gathered."""
         self._served.flush()
@@ -298,7 +323,7 @@ class _Connection(Protocol):
         self._lines: deque[bytes] = deque()
         self._is_paused = False  # more lines than a turn takes
         self.is_over = False
-        self._ignored = 0
+        self.ignored = 0
         self._partial_since = 0.0
         self._partial_timer: IDelayedCall | None = None
         self._end_timer: IDelayedCall | None = None
@@ -402,10 +427,10 @@ class _Connection(Protocol):
             self._server.refuse_listen(self, command.stream)
 
     def _ignore(self, reason: str) -> None:
-        self._ignored += 1
+        self.ignored += 1
         if self._server.is_strict:
             self.abort(reason)
-        elif self._ignored == 1:  # a peer must not fill the log
+        elif self.ignored == 1:  # a peer must not fill the log
             self._log.warn(
                 "a line of {peer} is ignored: {reason}", peer=self.peer, reason=reason[:SHOWN]
             )
@@ -493,9 +518,9 @@ class _Connection(Protocol):
         self._stop_timer()
         if self._end_timer is not None and self._end_timer.active():
             self._end_timer.cancel()
-        if self._ignored > 1:
+        if self.ignored > 1:
             self._log.warn(
-                "{count} lines of {peer} were ignored", count=self._ignored, peer=self.peer
+                "{count} lines of {peer} were ignored", count=self.ignored, peer=self.peer
             )
         self._server.partial(-self.partial)
         self.partial = 0

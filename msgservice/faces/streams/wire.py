@@ -11,15 +11,16 @@ from typing import Any, Final, NamedTuple
 from msgservice.errors import BadValue
 from msgservice.faces.streams.content import StreamCodec
 
-LISTEN, HEADER, PUT, HANGUP, DELETE, CLOSE = (
+LISTEN, HEADER, PUT, HANGUP, DELETE, CLOSE, LIST = (
     "listen",
     "header",
     "put",
     "hangup",
     "delete",
     "close",
+    "list",
 )
-ACTIONS = frozenset((LISTEN, HEADER, PUT, HANGUP, DELETE, CLOSE))
+ACTIONS = frozenset((LISTEN, HEADER, PUT, HANGUP, DELETE, CLOSE, LIST))
 _FOR_ALL = frozenset((HANGUP, CLOSE))  # actions whose stream may be null
 
 # Reasons of a `close` that is no end of the stream.
@@ -35,12 +36,16 @@ ABSENT: Final = _Absent()
 
 
 class Command(NamedTuple):
-    """A command: `message` and `token` are `ABSENT` where its line has none."""
+    """A command: `message` and `token` are `ABSENT` where its line has none.
+
+    `after`: of `list`, the key behind which it goes on; None from the first.
+    """
 
     action: str
     stream: str | None
     message: Any = ABSENT
     token: Any = ABSENT
+    after: str | None = None
 
 
 class LineSplitter:
@@ -92,6 +97,11 @@ def command_of(value: Any) -> Command:
     action, stream = value.get("action"), value.get("stream", ABSENT)
     if not (isinstance(action, str) and action in ACTIONS):
         raise BadValue("action", f"must be one of {', '.join(sorted(ACTIONS))}")
+    if action == LIST:
+        after = value.get("after")
+        if not (after is None or isinstance(after, str)):
+            raise BadValue("after", "must be a string or null")
+        return Command(action, None, after=after)
     if stream is ABSENT and action == CLOSE:
         stream = None
     if stream is None and action in _FOR_ALL:

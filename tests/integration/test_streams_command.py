@@ -1,0 +1,127 @@
+"""`msgservice streams` as it is called, at a node and at streams without one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.command import Command
+from tests.integration.daemon import BIN, Daemon, running
+from tests.kit.ports import free_port
+
+CONFIG = """
+[listen]
+tcp = "tcp:{node}:interface=127.0.0.1"
+streams = "tcp:{streams}"
+
+[limits]
+max_batch = 65536
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A node with streams, and the command there."""
+
+    command: Command
+    at: str
+    daemon: Daemon
+
+    def __call__(self, *words: str, stdin: bytes = b"") -> Any:
+        return self.command("streams", *words, "--at", self.at, stdin=stdin)
+
+    def listening(self, key: str, *words: str) -> subprocess.Popen[bytes]:
+        """Begin to listen, and return when that is on."""
+        command = [str(BIN / "msgservice"), "streams", "listen", key, "--at", self.at, *words]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while not any(one["stream"] == key for one in self.listed()):
+            assert process.poll() is None
+        return process
+
+    def listed(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self("list", "--json").data["streams"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder: Path = tmp_path_factory.mktemp("streams")
+    ports = {"node": free_port(), "streams": free_port()}
+    (folder / "node.toml").write_text(CONFIG.format(**ports))
+    command = ("twist", "--log-format=text", "msgservice", "--config", "node.toml")
+    with running(*command, cwd=folder) as daemon:
+        daemon.wait_for(f"streams at tcp:127.0.0.1:{ports['streams']}")
+        node = f"tcp:127.0.0.1:{ports['node']}"
+        yield Place(Command(node, folder), f"tcp:127.0.0.1:{ports['streams']}", daemon)
+
+
+def test_what_is_put_is_printed_by_who_listens_a_line_each(place: Place) -> None:
+    process = place.listening("job", "--count", "4")
+    assert place.listed() == [{"stream": "job", "listeners": 1, "behind": 0}]
+    assert place("list").out.split() == ["stream", "listeners", "behind", "job", "1", "0"]
+    assert place("put", "job", '{"k": 3, "é": null}').out == "1 put into job\n"
+    done = place("put", "job", "--json", stdin=b'[1, 2.5]\n\n"x"\n7\n')
+    assert done.data == {"stream": "job", "put": 3}
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.decode().splitlines() == ['{"k":3,"é":null}', "[1,2.5]", '"x"', "7"]
+
+
+def test_what_was_put_is_stored_when_the_command_ends(place: Place) -> None:
+    place.command.data("receivers", "add", "all", "streams.kept")
+    assert place("put", "kept", "plain words", "--text").code == 0
+    shown = place.command.data("peek", "all", "--body")["messages"]
+    assert [json.loads(one["text"]) for one in shown] == ["plain words"]
+
+
+def test_listen_ends_with_the_stream_and_tells_programs_of_which_it_is(place: Place) -> None:
+    process = place.listening("ends", "--json")
+    assert place("put", "ends", "1").code == 0
+    place.command("send", "streams.ends", "", "--header", "stream=close")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out) == {"stream": "ends", "message": 1}
+
+
+def test_what_the_node_never_takes_is_refused_with_its_reason(place: Place) -> None:
+    done = place("put", "big", json.dumps("x" * 70_000))
+    assert done.code == 1, done
+    assert "64512" in done.err.replace(",", "")
+    done = place("put", "é" * 3000, "1")  # too long for a subject
+    assert done.code == 1, done
+    assert "not taken" in done.err
+
+
+@pytest.mark.parametrize("message", ["{", "NaN", "[" * 1000, "1e999"])
+def test_what_is_no_json_is_used_wrongly_and_nothing_is_put(place: Place, message: str) -> None:
+    done = place("put", "wrong", message)
+    assert done.code == 2
+    assert "--text" in done.err
+
+
+def test_a_line_that_is_no_json_stops_and_says_what_was_put(place: Place) -> None:
+    done = place("put", "wrong", stdin=b"1\nnot JSON\n")
+    assert done.code == 1
+    assert "line 2" in done.err
+    assert "0 messages were put" in done.err
+
+
+@pytest.mark.parametrize("at", ["tcp:7412", "tls:a:1", "nothing", "tcp:h:0"])
+def test_a_wrong_address_is_told_before_anything_is_done(place: Place, at: str) -> None:
+    assert place.command("streams", "list", "--at", at).code == 2
+
+
+def test_where_nothing_listens_or_no_streams_are_there_is_no_answer(place: Place) -> None:
+    nobody = f"tcp:127.0.0.1:{free_port()}"
+    for words in (("list",), ("put", "k", "1"), ("listen", "k")):
+        assert place.command("streams", *words, "--at", nobody).code == 3
+    node = place.command.node
+    done = place.command("streams", "list", "--at", node, "--timeout", "1")
+    assert done.code == 3
+    assert node in done.err
