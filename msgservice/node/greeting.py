@@ -132,6 +132,9 @@ class Attaching(Protocol):
     def begin_anew(self, row: ReceiverRow) -> None:
         """Take another incarnation towards a receiver."""
 
+    def forgotten(self, row: ReceiverRow, first: int, last: int) -> None:
+        """A node has lost what it had taken between these positions: it is sent again."""
+
 
 class Places(Protocol):
     """The holders of receiver names: which connection has each (`connections`)."""
@@ -444,6 +447,9 @@ class Greeter:
             self._begin_anew(outlet, str(error))
             connection.fail(error)
         else:
+            forgotten = outlet.forgotten(resume, guest.node_log) if outlet.is_node else None
+            if forgotten is not None:
+                self._receivers.forgotten(outlet.row, *forgotten)
             visitor.seated(outlet, resume)
 
     def contradicted(self, guest: Guest, outlet: Outlet, reason: str) -> None:

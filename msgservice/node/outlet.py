@@ -324,12 +324,25 @@ class Outlet:
             await self._heard.wait()
         await self.progress.all_stored()
 
+    def forgotten(self, resume: Resume, log_id: str) -> tuple[int, int] | None:
+        """Return the first and last position of what a node had taken, and has lost; or None.
+
+        Its log went back, or is another one (`log_id`): then what lies up to the cursor is looked
+        at. A log that is the same, and knows nothing of this sender, has forgotten who was away.
+        """
+        before, highest = self.row.inbox, _highest(resume)
+        if before is None or (before == log_id and not highest):
+            return None
+        last = self._acked_to if before == log_id else max(self._acked_to, self.row.cursor)
+        return (highest + 1, last) if highest < last else None
+
     # --- the end of a connection
 
     def _check_memory(self, resume: Resume, inbox: str | None) -> None:
         """SEMANTICS 6: a stored inbox that has forgotten what it had taken is reported."""
         highest = _highest(resume)
-        if inbox is not None and inbox == self.row.inbox and highest < self._acked_to:
+        is_known = inbox is not None and inbox == self.row.inbox
+        if is_known and highest < self._acked_to and not self.is_node:
             self._logger.error(
                 "receiver {name} has forgotten positions {first} to {last}, which it had"
                 " acknowledged: its inbox went back in time; they are not sent again",

@@ -666,6 +666,29 @@ class Receivers:
         await self._replayer.begin(row, replay)
         return replay
 
+    def forgotten(self, row: ReceiverRow, first: int, last: int) -> None:
+        """A node has lost what it had taken between these positions: it is sent again.
+
+        As copies at the end of the log: no cursor goes back.
+        """
+        self._logger.error(
+            "node {name} has lost positions {first} to {last}, which it had acknowledged: its log"
+            " went back, or is another one; what is kept of them is sent again",
+            name=row.name,
+            first=first,
+            last=last,
+        )
+        try:
+            begun = self._replayer.begin(row, Replay(row.number, REWIND, first, first, last))
+        except ReplayRuns as error:
+            self._logger.error(
+                "{error}; send {name} what it lost when that is over (msgservice rewind)",
+                error=str(error),
+                name=row.name,
+            )
+            return
+        begun.addErrback(lambda failure: self._logger.failure("sending again", failure))
+
     async def rewind_left_out(self, name: str) -> Replay:
         """Send a receiver what it was left out of while it was suspended.
 

@@ -2523,6 +2523,22 @@ _ALL = [
         new="options.flags",
         catcher=_test("tests/unit/test_node_chains.py", "test_what_is_passed_on_has_its_origin"),
     ),
+    Mutant(
+        name="who-was-away-long-gets-all-again",
+        at="msgservice.node.outlet:Outlet.forgotten",
+        old="before == log_id and not highest",
+        new="False",
+        catcher=_test(
+            "tests/unit/test_node_chains.py", "test_a_node_that_has_forgotten_who_was_away"
+        ),
+    ),
+    Mutant(
+        name="another-log-is-not-looked-at",
+        at="msgservice.node.outlet:Outlet.forgotten",
+        old="self._acked_to if before == log_id else max(self._acked_to, self.row.cursor)",
+        new="0 if before != log_id else self._acked_to",
+        catcher=_test("tests/unit/test_node_chains.py", "test_what_a_node_has_lost_is_sent_again"),
+    ),
 ]
 
 MUTANTS = {mutant.name: mutant for mutant in _ALL}

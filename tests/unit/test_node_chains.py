@@ -26,7 +26,7 @@ from msgservice.identity.rules import Rules
 from msgservice.identity.users import User
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
-from msgservice.message import Action, encode_bodies
+from msgservice.message import FLAG_REPLAY, Action, decode_messages, encode_bodies
 from msgservice.node.gate import Door
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import PATH_MAX, Origin, Resume
@@ -271,10 +271,11 @@ class Dialling:
     ) -> None:
         self.far: list[FarNode] = []
         self.net = net = FaultyWorld(1, faults=CALM)
-        hello = None if answer is None else Hello(VERSION, name, incarnation, answer)
+        self.hello = None if answer is None else Hello(VERSION, name, incarnation, answer)
+        self.resume = Resume()
 
         def make() -> Connection:
-            self.far.append(FarNode(net, hello, Resume()))
+            self.far.append(FarNode(net, self.hello, self.resume))
             return self.far[-1].connection
 
         transport = FaultyTransport(net)
@@ -381,3 +382,64 @@ def test_the_id_of_a_copied_log_ends_the_path_of_what_was_stored_before() -> Non
     full = origin(*map(str, range(PATH_MAX)))
     assert PATH_MAX == len(full.passed_on("b").path)
     assert "b" == full.passed_on("b").path[-1]
+
+
+# --- a node that forgets
+
+
+def passed_on(dialling: Dialling) -> list[tuple[bytes, int]]:
+    """The bodies and flags of all that was passed on over the newest connection."""
+    return [
+        (message.body, frame.flags)
+        for frame in dialling.far[-1].frames
+        if type(frame) is Transfer
+        for message in decode_messages(frame.messages)
+    ]
+
+
+def comes_back(dialling: Dialling, incarnation: str, resume: Resume) -> None:
+    """The node that was dialled is dialled again, and says that it has this log."""
+    dialling.hello = Hello(VERSION, "centre", incarnation, HelloOptions(node="centre"))
+    dialling.resume = resume
+    dialling.far[-1].connection.abort()
+    for _ in range(10):
+        dialling.net.run(1)
+        dialling.world.settle()
+
+
+def with_three_taken() -> Dialling:
+    dialling = Dialling(HelloOptions(node="centre"))
+    shop = dialling.world.peer("shop")
+    for number in (1, 2, 3):
+        shop.transfer(number, "orders.new", [b"%d" % number])
+        dialling.settle()
+    assert [(b"1", 0), (b"2", 0), (b"3", 0)] == passed_on(dialling)
+    return dialling
+
+
+@pytest.mark.parametrize("incarnation", ["e" * 32, FAR])
+def test_what_a_node_has_lost_is_sent_again_and_no_cursor_goes_back(incarnation: str) -> None:
+    dialling = with_three_taken()
+    row = dialling.world.node.parts.directory.named("centre")
+    cursor = row.cursor
+    comes_back(dialling, incarnation, Resume(floor=(1 << 16) + 1))
+    assert [(b"2", FLAG_REPLAY), (b"3", FLAG_REPLAY)] == passed_on(dialling)
+    assert row.cursor > cursor
+
+
+def test_a_node_whose_log_is_another_one_gets_all_that_is_kept() -> None:
+    dialling = with_three_taken()
+    comes_back(dialling, "e" * 32, Resume())
+    assert [b"1", b"2", b"3"] == [body for body, _ in passed_on(dialling)]
+
+
+def test_a_node_that_has_forgotten_who_was_away_gets_nothing_twice() -> None:
+    dialling = with_three_taken()
+    comes_back(dialling, FAR, Resume())
+    assert [] == passed_on(dialling)
+
+
+def test_a_copy_of_a_nodes_log_that_has_all_gets_nothing_twice() -> None:
+    dialling = with_three_taken()
+    comes_back(dialling, "e" * 32, Resume(floor=(3 << 16) + 1))
+    assert [] == passed_on(dialling)
