@@ -315,16 +315,15 @@ def _take_by_key(
     if of is None:
         return None
     sender = staged.sender(key)
-    begin = min(batch.after + 1, sequence)
-    if (
-        sender.ranges is not None
-        and len(sender.ranges) >= ranges_max
-        and sender.missing(begin - 1, begin - 1)
-        and sender.missing(sequence + 1, sequence + 1)
-    ):
-        return None  # refused for that as any other
+    # Before its ranges are counted: a floor may leave fewer of them.
     if batch.floor > sender.floor:
         _settle_below(staged, sender, batch.floor)
+    begin = min(batch.after + 1, sequence)
+    if _has_no_range(sender, begin, sequence, ranges_max):
+        # Decided here: whatever goes on from here without an answer may be stored.
+        error = LimitReached("sender_ranges", ranges_max)
+        held[(key, batch.subject)] = (min(head, sequence), error)
+        return RefusedBatch(error)
     sender.take(begin, sequence)
     if sender.last is None or sequence > sender.last[1]:
         sender.last = (sequence, sequence, batch.crc)
@@ -335,6 +334,16 @@ def _take_by_key(
     staged.aliases += 1
     piece = Piece(sequence, sequence, of.audience, of.position)
     return Known(pieces=(piece,), by_key=True)
+
+
+def _has_no_range(sender: SenderState, first: int, last: int, ranges_max: int) -> bool:
+    """Whether these sequences would be one range more than are kept of a sender."""
+    return (
+        sender.ranges is not None
+        and len(sender.ranges) >= ranges_max
+        and bool(sender.missing(first - 1, first - 1))
+        and bool(sender.missing(last + 1, last + 1))
+    )
 
 
 def _settle_below(staged: Staged, sender: SenderState, floor: int) -> None:
@@ -432,12 +441,7 @@ def _take_known(
         if full is not None:
             return RefusedBatch(full)
         begin = min(batch.after + 1, first)
-        if (
-            sender.ranges is not None
-            and len(sender.ranges) >= ranges_max
-            and sender.missing(begin - 1, begin - 1)
-            and sender.missing(last + 1, last + 1)
-        ):
+        if _has_no_range(sender, begin, last, ranges_max):
             return RefusedBatch(LimitReached("sender_ranges", ranges_max))
         for piece in pieces:
             end = piece.sequence + piece.count - 1

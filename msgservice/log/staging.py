@@ -127,9 +127,6 @@ def stage_append(
     stored = StoredRuns(db, staged.state, change.leaving)
     if entry.joins:
         _, flat = _take_copies(staged, entry, join_copies(db, staged, entry), stored)
-    digests = [batch.key.digest for batch in entry.batches if batch.key is not None]
-    if digests:
-        staged.keyed = Keyed(queries.keys_of(db, staged.state, digests))
     if entry.replays or entry.pages:
         stage_replays(staged, entry, operations)
         pages, copies = take_pages(staged, entry, operations)
@@ -152,6 +149,10 @@ def stage_append(
         if own and isinstance(own[-1], RefusedBatch) and isinstance(own[-1].error, LogFull):
             full = own[-1].error  # nothing of the group finds room behind it
         flat += _take(staged, entry, due, None, stored, due=True)[1]
+    # Behind all that is no sender's: no copy uses a key, whatever it was made of.
+    digests = [batch.key.digest for batch in entry.batches if batch.key is not None]
+    if digests:
+        staged.keyed = Keyed(queries.keys_of(db, staged.state, digests))
     outcomes, written = _take(staged, entry, entry.batches, full, stored, sum(b.size for b in due))
     flat += written
     outcomes[:0] = [*own, *copied]

@@ -420,6 +420,11 @@ class EntryPlay:
         salt = b"!" if how > 0.97 else b""  # other content than it was
         bodies = [b"%d" % n * (n % 40) + salt for n in range(sequence, sequence + count)]
         self._next[key] = max(above, sequence + count)
+        use = self._key() if count == 1 and random.random() < 0.4 else None
+        floor = 0
+        # With a key it settles much, of a sender that may have as many ranges as are kept.
+        if random.random() < (0.2 if use is None else 0.6):
+            floor = max(0, above - random.randint(-2, 30 if use is None else 3))
         audience.waiting += 1
         return make_batch(
             audience,
@@ -429,18 +434,18 @@ class EntryPlay:
             incarnation=key[1],
             subject="a.b" if sequence % 16 else "c",
             after=after,
-            floor=max(0, above - random.randint(-2, 30)) if random.random() < 0.2 else 0,
+            floor=floor,
             options=options_of(random.choice([0, 0, 2, FLAG_RETAIN])),
             ids=((0, f"id{sequence % 9}"),) if random.random() < 0.2 else (),
             origin=Origin(key[0], sequence, "00", ("far",)) if random.random() < 0.2 else None,
             addressed=addressed,
             refusal=Refused("nobody is there") if random.random() < 0.04 else None,
-            key=self._key() if count == 1 and random.random() < 0.3 else None,
+            key=use,
             expires_at=None if sequence % 3 else NOW + 7 * sequence,
         )
 
     def _key(self) -> KeyUse:
-        number = self.random.randint(1, 60)
+        number = self.random.randint(1, self.random.choice([6, 60]))
         content = self.random.choice([b"same", b"same", b"same", b"other"])
         return KeyUse(b"%016d" % number, content, f"key{number}")
 

@@ -673,6 +673,20 @@ _ALL = [
         catcher=_test("tests/unit/test_log_keys.py -k another_content", "another_content"),
     ),
     Mutant(
+        name="a-known-key-is-stored-again-where-a-floor-makes-room",
+        at="msgservice.log.dedupe:_take_by_key",
+        old="if batch.floor > sender.floor:",
+        new="if False:",
+        catcher=_test("tests/unit/test_log_keys.py -k floor_makes_room", "floor_makes_room"),
+    ),
+    Mutant(
+        name="a-known-key-does-not-wait-for-ranges",
+        at="msgservice.log.dedupe:_take_by_key",
+        old="if _has_no_range(sender, begin, sequence, ranges_max):",
+        new="if False:",
+        catcher=_test("tests/unit/test_log_keys.py -k known_key_waits", "known_key_waits"),
+    ),
+    Mutant(
         name="what-a-key-has-taken-is-forgotten-by-a-crash",
         at="msgservice.log.staging:stage_keys",
         old="operations.append((_SAVE_SENDERS, (as_json(saved_marks(keyed.senders.values())),)))",

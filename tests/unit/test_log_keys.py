@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ SMALL = Limits(
     idempotency_key_seconds=100.0,
 )
 HOUR = 3_600_000
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -142,6 +148,73 @@ def test_45_a_key_that_is_over_may_be_used_again(log: Driver) -> None:
     (second,) = log.append(keyed(audience, 2, content="owed"))
     assert isinstance(second, Batch)
     assert position(second) > position(first)
+
+
+def test_45_a_key_is_stored_once_where_a_floor_makes_room_for_its_sender_s_ranges(
+    tmp_path: Path, kind: str
+) -> None:
+    """The ranges of the sender are as many as are kept, until the floor that it comes with."""
+    log = Driver(kind, tmp_path, replace(SMALL, sender_ranges=2)).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    first, *_ = log.append(
+        keyed(audience), *(make_batch(audience, n, [b"x"], incarnation="i2") for n in (3, 6))
+    )
+    (again,) = log.append(keyed(audience, 9, incarnation="i2", after=8, floor=7))
+    assert isinstance(again, Known)
+    assert again.by_key
+    assert position(again) == position(first)
+    new, twice = log.append(  # the same within one group
+        keyed(audience, 2, name="other"),
+        *(make_batch(audience, n, [b"x"], incarnation="i3") for n in (3, 6)),
+        keyed(audience, 9, incarnation="i3", name="other", after=8, floor=7),
+    )[::3]
+    assert isinstance(twice, Known)
+    assert twice.by_key
+    assert position(twice) == position(new)
+    assert log.resume("shop", "i3").floor == 7
+    assert len(log.read([audience])) == 6
+    log.close()
+
+
+def test_45_a_known_key_waits_for_its_sender_s_ranges_as_any_message_does(
+    tmp_path: Path, kind: str
+) -> None:
+    """Also where nobody is there any more: what is known of it says what became of it."""
+    log = Driver(kind, tmp_path, replace(SMALL, sender_ranges=2)).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    first, *_ = log.append(
+        keyed(audience), *(make_batch(audience, n, [b"x"], incarnation="i2") for n in (3, 6))
+    )
+    refused = log.append(
+        keyed(audience, 9, incarnation="i2", after=8),
+        make_batch(audience, 10, [b"x"], incarnation="i2"),
+    )
+    refused += log.append(
+        keyed(audience, 12, incarnation="i2", after=11, refusal=NoReceiver("nobody"))
+    )
+    for outcome in refused:
+        assert isinstance(outcome, RefusedBatch)
+        assert isinstance(outcome.error, LimitReached)
+        assert outcome.error.limit == "sender_ranges"
+    for n in (1, 4):
+        log.append(make_batch(audience, n, [b"x", b"x"], incarnation="i2"))
+    taken = log.append(
+        keyed(audience, 9, incarnation="i2", after=8),
+        keyed(audience, 12, incarnation="i2", after=8, refusal=NoReceiver("nobody")),
+    )
+    assert [position(one) for one in taken] == [position(first)] * 2
+    log.close()
+
+
+def test_45_no_copy_and_nothing_of_the_nodes_own_uses_a_key(log: Driver) -> None:
+    audience = log.log.audience([1])
+    (first,) = log.append(keyed(audience))
+    own = [keyed(audience), keyed(audience, name="new")]
+    (again,) = log.append(keyed(audience, incarnation="i2", name="new"), own=own)
+    assert isinstance(again, Batch)
+    assert len({position(first), own[0].first, own[1].first, again.first}) == 4
 
 
 def test_45_who_came_second_hears_what_becomes_of_it(log: Driver) -> None:
