@@ -193,6 +193,21 @@ class PeekGet(Asked):
     offset: Number = 0
 
 
+class ListDelayed(Asked):
+    """The page of what waits behind (`due`, `id`) of a run, in the order in which they are due."""
+
+    after: tuple[Number, Number] = (0, 0)
+    limit: Number = PAGE_ROWS
+
+
+class CancelDelayed(Asked):
+    """The message that is not to be sent, and how many of its run's: it and those behind it."""
+
+    id: str
+    count: Annotated[int, msgspec.Meta(ge=1, le=INTEGER_MAX)] = 1
+    reason: str = ""
+
+
 # --- what is answered
 
 
@@ -361,6 +376,36 @@ class StatusPage(msgspec.Struct, frozen=True, kw_only=True):
     stored_at: int  # wall clock, ms
     receivers: dict[str, StatusTold]
     next: int | None
+    due: int | None = None  # wall clock, ms: it waits until then, and has no position yet
+
+
+class DelayedTold(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that waits until it is due."""
+
+    id: int
+    due: int  # wall clock, ms
+    sender: str  # of its first message
+    messages: int
+    subject: str
+    message_id: str | None  # of its first message, if its sender gave one
+    to: list[str] | None  # receivers, where its sender named them
+    size: int  # bytes
+    accepted_at: int  # wall clock, ms
+
+
+class DelayedPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of what waits. `next`: what the next page is asked behind."""
+
+    delayed: list[DelayedTold]
+    next: tuple[int, int] | None
+
+
+class CancelledTold(msgspec.Struct, frozen=True, kw_only=True):
+    """The messages that will not be sent."""
+
+    sender: str  # of the first that was asked for
+    subject: str
+    cancelled: int
 
 
 class LetterTold(msgspec.Struct, frozen=True, kw_only=True):
@@ -594,6 +639,21 @@ RETAINED_CLEAR = Operation(
     "Retains no message of these subjects any more.",
     changes=True,
 )
+DELAYED_LIST = Operation(
+    "delayed.list",
+    ListDelayed,
+    DelayedPage,
+    "Lists what waits until it is due.",
+    own=True,
+)
+DELAYED_CANCEL = Operation(
+    "delayed.cancel",
+    CancelDelayed,
+    CancelledTold,
+    "Cancels messages that wait until they are due.",
+    changes=True,
+    own=True,
+)
 RELOAD = Operation(
     "reload",
     Nothing,
@@ -627,6 +687,8 @@ OPERATIONS: tuple[Operation[Any, Any], ...] = (
     RETAINED_LIST,
     RETAINED_GET,
     RETAINED_CLEAR,
+    DELAYED_LIST,
+    DELAYED_CANCEL,
     RELOAD,
     AUDIT,
     WHOAMI,

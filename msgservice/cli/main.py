@@ -22,6 +22,7 @@ COMMANDS = {
     "dead": ("msgservice.cli.dead", "dead"),
     "retained": ("msgservice.cli.retained", "retained"),
     "streams": ("msgservice.cli.streams", "streams"),
+    "delayed": ("msgservice.cli.delayed", "delayed"),
     "status": ("msgservice.cli.status", "status"),
     "info": ("msgservice.cli.status", "info"),
     "whoami": ("msgservice.cli.status", "whoami"),

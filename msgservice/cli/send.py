@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from msgservice.cli.lines import LineReader
-from msgservice.cli.output import console, plain_table
+from msgservice.cli.output import console, moment, plain_table
 from msgservice.cli.session import (
     SAY_AFTER,
     SENDER,
@@ -57,6 +57,12 @@ RUNS_IN_FLIGHT = 8
 @click.option("--id", "message_id", help="Your own name for it, for `status`.")
 @click.option("--key", help="Idempotency key: stored once, however often it is sent in a day.")
 @click.option("--retain", is_flag=True, help="Keep it for receivers that are made later.")
+@click.option(
+    "--delay",
+    type=float,
+    metavar="SECONDS",
+    help="Deliver it so much later, 366 days at most; see `delayed`.",
+)
 @click.option("--require", is_flag=True, help="Refuse it if nobody would get it.")
 @click.option("--ttl", metavar="TIME", help="Not delivered by then, it expires: 30s, 5m, 2h, 7d.")
 @click.option("--wait", is_flag=True, help="Wait until every receiver has acknowledged it.")
@@ -76,6 +82,7 @@ def send(
     message_id: str | None,
     key: str | None,
     retain: bool,
+    delay: float | None,
     require: bool,
     ttl: str | None,
     wait: bool,
@@ -97,6 +104,8 @@ def send(
         options["require"] = True
     if ttl is not None:
         options["ttl"] = seconds_of(ttl, "--ttl")
+    if delay is not None:
+        options["delay"] = delay
     checked = partial(
         session.check,
         check_message,
@@ -106,6 +115,7 @@ def send(
         own_id=message_id,
         key=key,
         retain=retain,
+        delay=delay,
         limits=Limits(),
         ttl=options.get("ttl"),
     )
@@ -153,6 +163,8 @@ async def _send_one(
         "position": receipt.position,
         "receivers": {receiver: status.name.lower() for receiver, status in statuses.items()},
     }
+    if receipt.due is not None:
+        told["due"] = round(receipt.due * 1000)
     session.show(told, lambda: _told(told))
     for receiver, status in statuses.items():
         if wait and status is not Status.ACKNOWLEDGED:
@@ -169,6 +181,8 @@ async def _settled(
 
     def waiting() -> str:
         away = ", ".join(sorted(n for n, s in receipt.statuses.items() if not s.final))
+        if receipt.due is not None:
+            return f"stored; waiting until it is due, at {moment(round(receipt.due * 1000))}"
         return f"stored at log:{receipt.position}; waiting for {away} to acknowledge it"
 
     def say() -> None:
@@ -197,6 +211,8 @@ def _told(told: dict[str, Any]) -> Group:
     table = plain_table()
     for receiver, status in sorted(told["receivers"].items()):
         table.add_row(receiver, status)
+    if "due" in told:
+        return Group(f"stored, to be delivered at {moment(told['due'])}")
     stored = f"stored at log:{told['position']}"
     return Group(stored, table if told["receivers"] else "nobody receives it")
 

@@ -41,7 +41,9 @@ def status(session: Session, message_id: str | None) -> None:
             while after is not None:
                 question = {"id": identity, "after": after}
                 page = await session.request(reactor, client, STATUS, **question)
-                after, identity = page["next"], f"log:{page['position']}"
+                after = page["next"]
+                if page["position"]:
+                    identity = f"log:{page['position']}"
                 shown += len(page["receivers"])
                 if session.as_json:
                     json.print(page)
@@ -94,7 +96,10 @@ def _whoami_table(found: dict[str, Any]) -> Table:
 def _facts(found: dict[str, Any]) -> Table:
     facts = plain_table()
     facts.add_row("subject", found["subject"])
-    facts.add_row("position", str(found["position"]))
+    if due := found.get("due"):
+        facts.add_row("delayed until", moment(due))
+    else:
+        facts.add_row("position", str(found["position"]))
     facts.add_row("sender", found["sender"])
     facts.add_row("stored", moment(found["stored_at"]))
     return facts

@@ -18,6 +18,7 @@ from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 
+from msgservice.administration import DELAYED_CANCEL
 from msgservice.client.flow import Flow
 from msgservice.client.gathering import BARE_OVERHEAD, Gathering
 from msgservice.client.handed import joined
@@ -37,6 +38,7 @@ from msgservice.errors import (
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits, messages_and_bytes
 from msgservice.message import Headers, encode_mixed
+from msgservice.records import hash_of
 from msgservice.waiters import Waiters
 
 # What may be handed over and not accepted yet, the window included; `send` fails beyond it.
@@ -223,16 +225,18 @@ class Client:
         match. `id`: the sender's own name for it. `require`: refuse it if it is for nobody.
         `idempotency_key`: what the message is about, in 1 to 255 bytes: with one that was used
         within the last day, by this user or name, it is not stored again, and its receipt is that
-        of the message that was. `ttl`: seconds from now, at most 366 days; where it was not
-        delivered by then it is `expired`.
+        of the message that was. `delay`: seconds from this call until it is delivered, 366 days at
+        most; it fires when the node keeps it, and who gets it is decided when it is due. `ttl`:
+        seconds from now, at most 366 days; where it was not delivered by then it is `expired`.
 
         Fails at once, with nothing sent, with `BadSubject`, `BadName`, `MessageTooLarge`,
-        `TypeError` (content without a form), `BadValue` (`ttl`), `LimitReached` (too much is held),
-        `NotYetBuilt` (the options after `ttl`), `NotSupported` (the node that was reached last does
-        not offer `to`, `require`, `ttl` or keys), `ClientClosed`; after the node's answer with
-        `UnknownReceiver`, `NoReceiver`, `KeyReused` or `Refused`; with `Expired` when its ttl was
-        over before the node was given it; with `ClientClosed` (an `Ambiguous`) when the client is
-        closed before the answer. Cancelling ends the wait only.
+        `TypeError` (content without a form), `BadValue` (`ttl`, `delay`), `LimitReached` (too much
+        is held), `NotYetBuilt` (`promise`, and a delay with `ttl`, `retain` or a key),
+        `NotSupported` (the node that was reached last does not offer `to`, `require`, `ttl`,
+        `delay` or keys), `ClientClosed`; after the node's answer with `UnknownReceiver`,
+        `NoReceiver`, `KeyReused` or `Refused`; with `Expired` when its ttl was over before the node
+        was given it; with `ClientClosed` (an `Ambiguous`) when the client is closed before the
+        answer. Cancelling ends the wait only.
         """
         if (
             type(content) is bytes
@@ -266,14 +270,14 @@ class Client:
                         self._gathering.cut(gather)
                     return waiter
         for option, value in (
-            ("delay", delay),
+            ("delay with idempotency_key", idempotency_key if delay else None),
             ("promise", promise),
         ):
             if value is not None:
                 return fail(NotYetBuilt(option))
         try:
             return self._send(
-                subject, content, to, headers, id, require, idempotency_key, ttl, retain
+                subject, content, to, headers, id, require, idempotency_key, ttl, retain, delay
             )
         except Exception as error:  # also whatever content raises that is asked for its form
             return fail(error)
@@ -289,11 +293,12 @@ class Client:
         key: str | None,
         ttl: float | None,
         retain: bool | Literal["only"],
+        delay: float | None,
     ) -> Deferred[Receipt]:
         gathering = self._gathering
         self._shutdown.check_open()
         subject = gathering.check_subject(subject)
-        options = gathering.options(to, require, ttl, retain)
+        options = gathering.options(to, require, ttl, retain, delay)
         if key is not None:
             key = gathering.check_key(key)
         item, size = gathering.prepare(content, headers, own_id, gathering.limit_of(options), key)
@@ -321,19 +326,20 @@ class Client:
         headers: Headers | None = None,
         require: bool | None = None,
         ttl: float | None = None,
+        delay: float | None = None,
     ) -> Deferred[Receipts]:
         """Hand over some messages of one subject; fires with `Receipts` when all are on disk.
 
         The fast path: one Deferred for all. Each of `bodies` is content as for `send`, and each
-        message has the same `headers` and `ttl`. Errors as for `send`; those before sending are
-        about the whole call, a refusal by the node may be about a part of it: then some of the
-        others may have been accepted. Cancelling ends the wait only.
+        message has the same `headers`, `ttl` and `delay`. Errors as for `send`; those before
+        sending are about the whole call, a refusal by the node may be about a part of it: then some
+        of the others may have been accepted. Cancelling ends the wait only.
         """
         try:
             self._shutdown.check_open()
             gathering = self._gathering
             subject = gathering.check_subject(subject)
-            options = gathering.options(to, require, ttl)
+            options = gathering.options(to, require, ttl, delay=delay)
             runs = gathering.prepare_run(subject, bodies, options, headers)
             self._flow.take_room(sum(run.count for run in runs), sum(run.size for run in runs))
         except Exception as error:  # see `send`
@@ -343,6 +349,20 @@ class Client:
             gathering.put(run)
         self._flow.schedule()
         return waiter
+
+    def cancel(self, message: str | Receipt, reason: str = "") -> Deferred[None]:
+        """Have the node not send a message that waits until it is due; fires when that is stored.
+
+        `message`: its receipt, the `id` that was given, or `SENDER/INCARNATION/SEQUENCE` as
+        `msgservice status` shows it. From then on it has the state `cancelled` at `$delayed`, with
+        this reason. Fails with `UnknownMessage` where it does not wait (any more), or is another's
+        and this client may not cancel those; and as `request` does.
+        """
+        if isinstance(message, Receipt):
+            hashed = hash_of(self._hop.incarnation)
+            message = f"{self.name}/{hashed}/{message.sequence}"
+        asked = {"id": message, "reason": reason}
+        return self.request(f"$node.{DELAYED_CANCEL.name}", asked).addCallback(lambda _: None)
 
     def request(
         self, subject: str, content: Any, timeout: float = 30, *, headers: Headers | None = None

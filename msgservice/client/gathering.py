@@ -23,7 +23,15 @@ from msgservice.core import features
 from msgservice.core.features import missing_for
 from msgservice.core.runs import Run, producer_run
 from msgservice.core.subjects import check_key, check_name, check_subject, exact, is_reserved
-from msgservice.errors import BadName, BadSubject, BadValue, MessageTooLarge, NotSupported, Refused
+from msgservice.errors import (
+    BadName,
+    BadSubject,
+    BadValue,
+    MessageTooLarge,
+    NotSupported,
+    NotYetBuilt,
+    Refused,
+)
 from msgservice.limits import MESSAGE_OVERHEAD, NAME_BYTES_MAX, TIME_DAYS_MAX, Limits
 from msgservice.message import (
     ARRAY_HEADER_MAX,
@@ -61,6 +69,7 @@ class Gather:
 
     __slots__ = (
         "bare",
+        "due_at",
         "ids",
         "items",
         "limit",
@@ -82,7 +91,9 @@ class Gather:
         plain: bool,
         ttl: float | None = None,
         until: int | None = None,
+        due_at: int | None = None,
     ) -> None:
+        self.due_at = due_at  # when it is to be delivered, ms by the client's clock
         self.subject, self.options = subject, options
         self.plain = plain  # nothing asked for that `send` does not do by itself, but for `ttl`
         self.ttl = ttl  # as the program says it; that of the options is in ms
@@ -115,7 +126,7 @@ class Gather:
         cost = self.size - ARRAY_HEADER_MAX
         handed = HandedRun(self.subject, len(items), self.waiters, self.ids, cost=cost)
         run = producer_run(0, len(items), self.subject, messages, self.options, handed)
-        run.expires_at = self.until
+        run.expires_at, run.due_at = self.until, self.due_at
         return run
 
 
@@ -171,20 +182,28 @@ class Gathering:
             if found.options == options:
                 return found
             self.cut(found)
-        until = None
+        until = due_at = None
         plain = options == self._default
+        if options.delay is not None:
+            due_at = self._now() + options.delay
         if options.ttl is not None:
             is_plain = options.to is None and options.flags == self._default.flags
             plain = is_plain and ttl is not None
             until = self._now() + options.ttl
         new = self.open[subject] = Gather(
-            subject, options, self.limit_of(options), plain=plain, ttl=ttl, until=until
+            subject,
+            options,
+            self.limit_of(options),
+            plain=plain,
+            ttl=ttl,
+            until=until,
+            due_at=due_at,
         )
         return new
 
     def cut_expiring(self) -> None:
-        """The turn is over: what expires does so as of its turn, and no run of it grows on."""
-        for gather in [one for one in self.open.values() if one.until is not None]:
+        """The turn is over: times are as of its turn, and no run that has one grows on."""
+        for gather in [one for one in self.open.values() if one.until or one.due_at]:
             self.cut(gather)
 
     def cut(self, gather: Gather) -> None:
@@ -242,15 +261,20 @@ class Gathering:
         require: bool | None,
         ttl: float | None = None,
         retain: bool | Literal["only"] = False,
+        delay: float | None = None,
     ) -> RunOptions:
         """Return the options of a run, names `exact`; `BadName` unless all may be receivers.
 
-        `ttl` in seconds; `BadValue` for one that cannot be. `NotSupported` where the node does not
-        offer them.
+        `ttl`, `delay` in seconds; `BadValue` for one that cannot be. `NotSupported` where the node
+        does not offer them.
         """
         options = self._options(to, require, retain)
         if ttl is not None:
             options = RunOptions(options.to, milliseconds("ttl", ttl), flags=options.flags)
+        if delay is not None and (least := milliseconds("delay", delay)):
+            if ttl is not None or retain:
+                raise NotYetBuilt("delay with ttl" if ttl is not None else "delay with retain")
+            options = RunOptions(options.to, None, least, options.flags)
         missing = missing_for(options, self._features)
         if missing is not None:
             raise NotSupported(f"{missing!r} at this node")
@@ -344,6 +368,8 @@ class Gathering:
         for run in runs:
             if run.options.ttl is not None:
                 run.expires_at = self._now() + run.options.ttl
+            if run.options.delay is not None:
+                run.due_at = self._now() + run.options.delay
         return runs
 
 
@@ -366,13 +392,14 @@ def check_message(
     own_id: str | None,
     key: str | None = None,
     retain: bool = False,
+    delay: float | None = None,
     limits: Limits,
     ttl: float | None = None,
 ) -> None:
     """Raise what `send` fails with before it sends, whichever node it would be; see `Client`."""
     gathering = Gathering(limits, limits.window_messages, require=False)
     gathering.check_subject(subject)
-    limit = gathering.limit_of(gathering.options(to, None, ttl, retain))
+    limit = gathering.limit_of(gathering.options(to, None, ttl, retain, delay))
     gathering.prepare(
         content, headers, own_id, limit, None if key is None else gathering.check_key(key)
     )

@@ -47,6 +47,12 @@ class Piece(NamedTuple):
     last: int
     position: int  # 0: the log no longer has it
     audience: AudienceNames
+    due: int = 0  # wall clock, ms: it waits until then, and all else comes with another piece
+
+    @property
+    def pairs(self) -> int:
+        """The number of pairs of message and receiver; of what waits, of messages."""
+        return (self.last - self.first + 1) * (1 if self.due else len(self.audience.names))
 
 
 _Other = tuple[int, int, Status, str]
@@ -260,17 +266,21 @@ class HandedRun:
     def routed(self, piece: Piece) -> None:
         """ROUTED came: the audience of messages. It may come again after a reconnect."""
         pieces = self._pieces
+        waited = any([old.due for old in pieces])  # noqa: C419 - a list is faster here
         if pieces and not piece.position and not piece.audience.names:
-            # It knows nothing of them any more: what it said before is worth more.
-            told = RangeSet((old.first, old.last) for old in pieces)
+            # It knows nothing of them any more, or what it says is of before they were due: what it
+            # said before is worth more, but for what waits.
+            told = RangeSet((old.first, old.last) for old in pieces if not old.due)
             news = [piece._replace(first=a, last=b) for a, b in told.missing(*piece[:2])]
-            if not news:
+            if all(one in pieces for one in news):
                 return
+            for one in news:
+                pieces = [p for old in pieces for p in _around(old, one.first, one.last)]
             self._pieces = sorted([*pieces, *news], key=lambda p: p.first)
             self._recount()
         elif not pieces and piece.first == self.first and piece.last == self.last:
             pieces.append(piece)
-            self._open = self.count * len(piece.audience.names)
+            self._open = piece.pairs
             if self._settled or self._accepted is not None:
                 self._recount()
         elif piece not in pieces:
@@ -279,6 +289,7 @@ class HandedRun:
             self._recount()
         if self._accepted is not None:
             self._fire_parts()
+        if self._accepted is not None or waited:
             self._after_change([(piece.first, piece.last)])
 
     def marked(self, name: str, status: Status, first: int, last: int, reason: str) -> None:
@@ -394,7 +405,7 @@ class HandedRun:
         )
 
     def _recount(self) -> None:
-        self._open = sum((p.last - p.first + 1) * len(p.audience.names) for p in self._pieces)
+        self._open = sum(piece.pairs for piece in self._pieces)
         for name, final in self._settled.items():
             ranges = [(self.first, self.last)] if final is None else final
             self._open -= sum(self._routed_count(name, low, high) for low, high in ranges)
@@ -499,6 +510,9 @@ class HandedRun:
             if low > high:
                 continue
             names = piece.audience.names
+            if piece.due:
+                done = False
+                continue
             if wait is Wait.ACKNOWLEDGED:
                 if not names:
                     return NoReceiver(self.subject)

@@ -68,7 +68,7 @@ from msgservice.errors import (
 )
 from msgservice.limits import MAX_BATCH_MIN, Limits
 from msgservice.message import Action, Status, count_of, cut_messages, join_messages
-from msgservice.records import Resume
+from msgservice.records import DELAYED, Resume
 
 if TYPE_CHECKING:
     from msgservice.client.disk import DiskOutbox
@@ -229,6 +229,8 @@ class NodeHop:
             if at is not None and ttl is not None:
                 # Of another process it was by a wall clock that may have been ahead.
                 at = run.expires_at = min(at, self._steady.now() + ttl)
+            if run.due_at is not None and run.options.delay is not None:
+                run.due_at = min(run.due_at, self._steady.now() + run.options.delay)
             if at is not None and (until is None or at < until):
                 until = at
             run.after = self.backlog.loaded_to  # what lies between was never kept, or is settled
@@ -454,15 +456,17 @@ class NodeHop:
                 self.refusal = ""
                 flight.receive_acks(frame.ranges)
             case Routed():
-                self.runs.receive_routed(frame.first, frame.last, frame.audience, frame.position)
+                self.runs.receive_routed(
+                    frame.first, frame.last, frame.audience, frame.position, frame.due
+                )
             case StatusFrame():
-                if frame.receiver not in self._receivers.known:
+                if frame.receiver not in self._receivers.known and frame.receiver != DELAYED:
                     self._receivers.look(frame.receiver)
                 if frame.incarnation == self.incarnation:
                     status = Status(frame.state)
                     self.runs.receive_status(frame.receiver, status, frame.ranges, frame.reason)
             case AudienceFrame():
-                check_names(frame.receivers)
+                check_names([name for name in frame.receivers if name != DELAYED])
                 audience = self._audience_parts.receive(frame)
                 if audience is not None:
                     self.runs.receive_audience(*audience, AUDIENCES_MAX)

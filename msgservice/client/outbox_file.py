@@ -75,8 +75,12 @@ _VERSION_5 = """
 alter table run add column ttl integer;
 alter table run add column handed_at integer not null default 0;
 """
+# What waits at the node counts so too.
+_VERSION_6 = """
+alter table run add column delay integer;
+"""
 SCHEMA = Schema(
-    0x6D736F62, (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5), sums_since=2
+    0x6D736F62, (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5, _VERSION_6), sums_since=2
 )  # "msob"
 
 
@@ -434,8 +438,12 @@ class OutboxFile:
             crc = crc32(run.messages)
             flat += (run.first, run.count, run.subject, to, run.options.flags, crc, run.messages)
             ttl, until = run.options.ttl, run.expires_at
-            flat += (ttl, 0 if ttl is None or until is None else until - ttl)
-        steps: list[tuple[str, Any]] = [*insert_steps("into run", 9, flat)]
+            handed_at = 0 if ttl is None or until is None else until - ttl
+            delay, due_at = run.options.delay, run.due_at
+            if delay is not None and due_at is not None:
+                handed_at = due_at - delay
+            flat += (ttl, handed_at, delay)
+        steps: list[tuple[str, Any]] = [*insert_steps("into run", 10, flat)]
         if gone:
             text = msgspec.json.encode(gone).decode()
             steps.append(

@@ -96,9 +96,9 @@ class LeftRuns:
 
 def _runs(db: apsw.Connection, after: int) -> Iterator[Run]:
     """Yield the open runs above a sequence, rising, each checked."""
-    for first, count, subject, to, flags, crc, messages, ttl, handed_at in db.execute(
-        "select first, count, subject, audience, flags, crc, messages, ttl, handed_at from run"
-        " where first > ? order by first",
+    for first, count, subject, to, flags, crc, messages, ttl, handed_at, delay in db.execute(
+        "select first, count, subject, audience, flags, crc, messages, ttl, handed_at, delay"
+        " from run where first > ? order by first",
         (after,),
     ):
         if crc32(messages) != crc:
@@ -111,4 +111,7 @@ def _runs(db: apsw.Connection, after: int) -> Iterator[Run]:
         run = producer_run(first, count, subject, messages, options)
         if ttl is not None:
             run.expires_at = handed_at + ttl
+        if delay is not None:
+            run.options = msgspec.structs.replace(run.options, delay=delay)
+            run.due_at = handed_at + delay
         yield run

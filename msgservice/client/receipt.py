@@ -49,6 +49,10 @@ class Place(Protocol):
     def audience(self) -> Names:
         """The receivers that they are for."""
 
+    @property
+    def due(self) -> int:
+        """Wall clock, ms: they wait until then; 0: they do not."""
+
 
 class AskedRun(Protocol):
     """A run of messages that was handed over, as its receipts ask it."""
@@ -123,8 +127,17 @@ class Receipt(msgspec.Struct, eq=False, gc=False):
         return piece.position + self.sequence - piece.first
 
     @property
+    def due(self) -> float | None:
+        """When it will be delivered, in seconds since the epoch, while it waits for that."""
+        piece = self.run.piece_of(self.sequence)
+        return piece.due / 1000 if piece is not None and piece.due else None
+
+    @property
     def receivers(self) -> tuple[str, ...]:
-        """The names of those it is for: fixed when it was accepted, `()` before, or for nobody."""
+        """The names of those it is for: fixed when it was accepted, `()` before, or for nobody.
+
+        Of a message with a delay, fixed when that is over; `("$delayed",)` where it was cancelled.
+        """
         piece = self.run.piece_of(self.sequence)
         return piece.audience.names if piece is not None else ()
 

@@ -128,14 +128,16 @@ class HandedRuns:
             del self._audiences[next(iter(self._audiences))]
         self._audiences[number] = AudienceNames(receivers)
 
-    def receive_routed(self, first: int, last: int, audience: int, position: int) -> None:
-        """ROUTED came: the audience of sequences."""
+    def receive_routed(
+        self, first: int, last: int, audience: int, position: int, due: int = 0
+    ) -> None:
+        """ROUTED came: the audience of sequences, or until when they wait."""
         named = self._audiences.get(audience)
         if named is None or last < first:
             raise MalformedFrame(f"ROUTED {first} to {last} with unknown audience {audience}")
         for run in self.between(first, last):
             low, high = max(first, run.first), min(last, run.last)
-            run.routed(Piece(low, high, position and position + low - first, named))
+            run.routed(Piece(low, high, position and position + low - first, named, due))
 
     def receive_status(
         self, receiver: str, status: Status, ranges: list[tuple[int, int]], reason: str

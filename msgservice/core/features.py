@@ -15,12 +15,13 @@ from msgservice.message import FLAG_REQUIRE, FLAG_RETAIN, FLAG_RETAIN_ONLY, RunO
 TO: Final = "to"  # a node takes the names of receivers with a TRANSFER
 REQUIRE: Final = "require"  # a node refuses what is for nobody, where the flag 4 asks for that
 KEYS: Final = "keys"  # a node takes a message with an idempotency key once
+DELAY: Final = "delay"  # a node keeps messages until they are due, and cancels them before
 RETAIN: Final = "retain"  # a node keeps the last message of a subject for who joins
 CODES: Final = "codes"  # refusals say which error they are: NACK, and REPLY in its header
 
 TTL: Final = "ttl"  # a node takes the time after which a message expires
 
-OF_NODES: Final = (CODES, KEYS, REQUIRE, RETAIN, TO, TTL)
+OF_NODES: Final = (CODES, DELAY, KEYS, REQUIRE, RETAIN, TO, TTL)
 OF_PEERS: Final = (CODES,)  # of clients and receivers
 # What those have who were made before there were names, and say none.
 BEFORE: Final = frozenset({REQUIRE, TO})
@@ -42,4 +43,6 @@ def missing_for(options: RunOptions, features: Collection[str]) -> str | None:
         return TTL
     if options.flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY) and RETAIN not in features:
         return RETAIN
+    if options.delay is not None and DELAY not in features:
+        return DELAY
     return None

@@ -340,6 +340,9 @@ class Flight:
         ttl = options.ttl
         if run.expires_at is not None and self._due is not None:
             ttl = max(0, run.expires_at - self._due.now())  # what is left of it (DELIVERY 44)
+        delay = options.delay
+        if run.due_at is not None and self._due is not None:
+            delay = max(0, run.due_at - self._due.now())
         transfers.append(
             Transfer(  # by position, once a run: by name 145 ns become 195
                 first,
@@ -350,7 +353,7 @@ class Flight:
                 self._nacks,
                 options.to,
                 ttl,
-                options.delay,
+                delay,
                 options.flags,
                 run.origin,
             )

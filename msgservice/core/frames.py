@@ -138,12 +138,16 @@ class StatusFrame(msgspec.Struct, array_like=True, tag=5, frozen=True):
 
 
 class Routed(msgspec.Struct, array_like=True, tag=6, frozen=True):
-    """6: the audience of these messages, and the position of the first."""
+    """6: the audience of these messages, and the position of the first.
+
+    `due`: they wait until then (wall clock, ms), and have neither: both come with another ROUTED.
+    """
 
     first: Integer
     last: Integer
     audience: Integer
     position: Integer
+    due: Integer = 0
 
 
 class Request(msgspec.Struct, array_like=True, tag=7, frozen=True):

@@ -55,6 +55,7 @@ class Run(msgspec.Struct, gc=False, eq=False):
     parts: MessageParts | None = None  # of the run that this was cut from
     part: int = 0  # where among these it begins
     expires_at: int | None = None  # ms, by its owner's clock; None: never
+    due_at: int | None = None  # … when it is to be delivered; None: at once
 
     @property
     def messages(self) -> bytes | memoryview | msgspec.Raw:
@@ -348,6 +349,7 @@ def cut_run(run: Run, first: int, last: int) -> Run:
         parts=parts,
         part=start,
         expires_at=run.expires_at,
+        due_at=run.due_at,
     )
 
 

@@ -119,11 +119,9 @@ def stage_append(
     flat: list[object] = []
     pages: list[PageOutcome] = []
     copied: list[Outcome] = []
+    no_member = False
     full = None if entry.full is None else LogFull(entry.full, delay=FULL_DELAY)
     change = Change(db, staged)
-    due = take_due(db, entry.due) if entry.due else []
-    if due:
-        change.move(due)
     stored = StoredRuns(db, staged.state, change.leaving)
     if entry.joins:
         _, flat = _take_copies(staged, entry, join_copies(db, staged, entry), stored)
@@ -135,12 +133,17 @@ def stage_append(
         for page, outcome in zip(entry.pages, pages, strict=True):
             if isinstance(outcome, LogFull) and page.replay.kind == START and page.replay.is_over:
                 full = full or outcome  # the batches of its group are for who is no member now
+                no_member = True
     letters: list[PageOutcome] = []
     if entry.letters:
         letters, copies = take_letters(db, staged, entry, operations)
         more, written = _take_copies(staged, entry, copies, stored)
         copied += more
         flat += written
+    due: list[Batch] = []
+    if entry.due and not no_member:
+        due = take_due(db, entry.due)
+        change.move(due)
     own: list[Outcome] = []
     if entry.own or due:
         name_own(staged, entry.own)

@@ -128,8 +128,8 @@ class Acceptance:
             raise MessageTooLarge(size, limits.max_batch)
         if transfer.ttl is not None and transfer.ttl > TIME_DAYS_MAX * 24 * 3600 * 1000:
             raise Refused(f"a ttl of {transfer.ttl} ms, at most {TIME_DAYS_MAX} days allowed")
-        if transfer.delay is not None:
-            raise NotYetBuilt("delay")
+        if transfer.delay:
+            _check_delay(transfer)
         if transfer.flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
             self._check_retained(transfer, messages, size)
         if not path and any([m.key is not None for m in messages]):  # noqa: C419 - faster
@@ -149,7 +149,7 @@ class Acceptance:
         audience = self._matching(subject, transfer.flags, path)
         if transfer.flags & FLAG_REQUIRE and not audience.members:
             raise NoReceiver(subject)
-        return audience
+        return NOBODY if transfer.delay else audience  # … for whom it is, when it is due
 
     def _matching(self, subject: str, flags: int, path: Sequence[str]) -> Audience:
         """Return the audience of who receives a subject; nobody, where it is only retained."""
@@ -209,7 +209,7 @@ class Acceptance:
                 except (LimitReached, LogFull) as limit:
                     refusal = held[lane] = limit.with_traceback(None)
                 else:
-                    full = self._backlogs.full(audience)
+                    full = None if batch.due_at else self._backlogs.full(audience)
                     if full is not None:
                         audience, refusal = NOBODY, held.setdefault(lane, BacklogFull(full))
             batch.audience.waiting -= 1
@@ -231,7 +231,25 @@ class Acceptance:
         audience = self._matching(batch.subject, batch.options.flags, path)
         if batch.options.flags & FLAG_REQUIRE and not audience.members:
             raise NoReceiver(batch.subject)
-        return audience
+        return NOBODY if batch.due_at else audience
+
+    def decide_due(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Decide for whom runs are that are due, in the group that starts now; return those.
+
+        They were accepted, so nobody's backlog is asked about; whom their senders named, they are
+        for, be it that one of them was removed. One without a place for its receivers waits on.
+        """
+        decided: list[Batch] = []
+        for batch in batches:
+            if not batch.addressed:
+                path = () if batch.origin is None else batch.origin.path[:-1]
+                try:
+                    batch.audience = self._directory.audience(batch.subject, path)
+                except (LimitReached, LogFull):
+                    continue  # which the directory says
+            batch.audience.waiting += 1
+            decided.append(batch)
+        return decided
 
     def _addressed_now(self, batch: Batch, addressed: _Addressed) -> Audience:
         key = batch.audience.number, batch.sender
@@ -246,9 +264,9 @@ class Acceptance:
             raise found
         return found
 
-    def full(self, audience: Audience) -> str | None:
+    def full(self, audience: Audience, *, delayed: bool = False) -> str | None:
         """Why there is no room now for messages to this audience, or None."""
-        return self._log.room().full or self._backlogs.full(audience)
+        return self._log.room().full or (None if delayed else self._backlogs.full(audience))
 
     def batch(
         self,
@@ -293,8 +311,23 @@ class Acceptance:
             key=None
             if came is not None or messages[0].key is None
             else _key_use(scope, transfer, messages[0]),
+            due_at=self._due.now() + transfer.delay if transfer.delay else 0,
             expires_at=None if transfer.ttl is None else self._due.now() + transfer.ttl,
         )
+
+
+def _check_delay(transfer: Transfer) -> None:
+    """Raise `Refused` for a delay that is too long, `NotYetBuilt` beside what goes by the moment.
+
+    A retained message is another's from then on; how long a ttl would be is not kept.
+    """
+    assert transfer.delay is not None
+    if transfer.delay > TIME_DAYS_MAX * 24 * 3600 * 1000:
+        raise Refused(f"a delay of {transfer.delay} ms, at most {TIME_DAYS_MAX} days allowed")
+    if transfer.flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
+        raise NotYetBuilt("delay with retain")
+    if transfer.ttl is not None:
+        raise NotYetBuilt("delay with ttl")
 
 
 def _path_of(transfer: Transfer, node_log: str) -> Sequence[str]:
@@ -343,7 +376,7 @@ def _check_keys(messages: Sequence[WireMessage], transfer: Transfer) -> None:
 
     So what is known of a key is known of all of its run.
     """
-    if transfer.delay is not None:
+    if transfer.delay:
         raise Refused("an idempotency key and a delay together are not supported by this version")
     for message in messages:
         if message.key is not None:

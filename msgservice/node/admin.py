@@ -20,6 +20,8 @@ from msgservice.administration import (
     DEAD_GET,
     DEAD_LIST,
     DEAD_REQUEUE,
+    DELAYED_CANCEL,
+    DELAYED_LIST,
     INFO,
     PEEK,
     PEEK_GET,
@@ -41,7 +43,11 @@ from msgservice.administration import (
     STATUS,
     WHOAMI,
     AskStatus,
+    CancelDelayed,
+    CancelledTold,
     ClearRetained,
+    DelayedPage,
+    DelayedTold,
     Discrepancies,
     DropDead,
     GetDead,
@@ -51,6 +57,7 @@ from msgservice.administration import (
     LettersTouched,
     LetterTold,
     ListDead,
+    ListDelayed,
     ListReceivers,
     ListRetained,
     Name,
@@ -83,7 +90,7 @@ from msgservice.administration import (
 )
 from msgservice.config.addresses import check_given_address
 from msgservice.core.frames import Reply, Request
-from msgservice.core.reasons import first_line
+from msgservice.core.reasons import REASON_KEPT_MAX, first_line
 from msgservice.errors import (
     BadValue,
     MsgServiceError,
@@ -91,7 +98,7 @@ from msgservice.errors import (
     UnknownMessage,
     UnknownReceiver,
 )
-from msgservice.limits import Limits
+from msgservice.limits import BATCH_MESSAGES_MAX, Limits
 from msgservice.message import Status, WireMessage, decode_messages
 from msgservice.node.admin_pages import Page, message_part
 from msgservice.node.gate import Pass
@@ -104,6 +111,9 @@ from msgservice.records import DeadLetter, Found, Retained, hash_of
 
 PEEKED_MAX = 256  # messages that are looked at in one request: each is decoded for its id
 LOOKS = 8  # pages of dead letters that one request looks through, where few of them fit
+
+DELAYED_LOOKS = 20  # pages of the log that one answer goes through, where most is others'
+TO_SHOWN = 100  # names of one run's receivers
 
 _to_json = msgspec.json.Encoder().encode
 
@@ -226,6 +236,8 @@ class Admin:
                 _by(RETAINED_LIST, self._retained),
                 _by(RETAINED_GET, self._retained_get),
                 _by(RETAINED_CLEAR, self._retained_clear),
+                _by(DELAYED_LIST, self._delayed),
+                _by(DELAYED_CANCEL, self._cancel),
                 _by(RELOAD, self._reload),
                 _by(AUDIT, self._audit),
                 _by(WHOAMI, self._whoami),
@@ -388,6 +400,56 @@ class Admin:
             stored_at=found.stored_at,
             receivers=page.rows,
             next=after if more else None,
+            due=found.due or None,
+        )
+
+    def _own_senders(self, who: Pass, right: str) -> Sequence[str] | None:
+        """Return the patterns of the senders that somebody may ask about; None: of everybody."""
+        if not who.is_bound or who.allows("request", right):
+            return None
+        return self._gate.names(who.principal.user)
+
+    async def _delayed(self, asked: ListDelayed, who: Pass) -> DelayedPage:
+        page = Page(asked.limit, self._limits)
+        own = self._own_senders(who, DELAYED_LIST.right)
+        after, more, looks = asked.after, True, 0
+        while more and page.takes and looks < DELAYED_LOOKS:
+            looks += 1
+            found = await self._operations.delayed(after, page.step)
+            more = bool(found)
+            for one in found:
+                if own is None or who.may_be_called(one.sender):
+                    to = None if one.to is None else self._operations.names_of(one.to[:TO_SHOWN])
+                    told = DelayedTold(
+                        id=one.id,
+                        due=one.due_at,
+                        sender=f"{one.sender}/{hash_of(one.incarnation)}/{one.first}",
+                        messages=one.last - one.first + 1,
+                        subject=one.subject,
+                        message_id=dict(one.ids[:1]).get(0),
+                        to=to,
+                        size=one.size,
+                        accepted_at=one.accepted_at,
+                    )
+                    if not page.add(str(one.id), told):
+                        break
+                after = (one.due_at, one.id)
+        return DelayedPage(delayed=list(page.rows.values()), next=after if more else None)
+
+    async def _cancel(self, asked: CancelDelayed, who: Pass) -> CancelledTold:
+        own = self._own_senders(who, DELAYED_CANCEL.right)
+        found = await self._operations.waiting(asked.id, own)
+        if own is not None and not who.may_be_called(found.sender):
+            raise UnknownMessage(asked.id)  # as of one that there is not
+        if not found.due:
+            raise UnknownMessage(asked.id)
+        by = f"{asked.reason or 'cancelled'} (by {who})"
+        count = min(asked.count, BATCH_MESSAGES_MAX)
+        ranges = await self._operations.cancel(found, count, by[:REASON_KEPT_MAX])
+        return CancelledTold(
+            sender=_sender(found),
+            subject=found.subject,
+            cancelled=sum(last - first + 1 for first, last in ranges),
         )
 
     async def _dead(self, asked: ListDead, who: Pass) -> LetterPage:

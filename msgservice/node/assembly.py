@@ -36,6 +36,7 @@ from msgservice.node.admin import Admin
 from msgservice.node.commits import Commits
 from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
+from msgservice.node.delayed import DelayedMessages
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.due import Due
@@ -126,6 +127,7 @@ def assemble(
         dispatch.stored(batches)
         replayer.look()
         expiry.stored(batches)
+        delayed.stored()
         if commits.uncommitted_bytes <= limits.uncommitted_bytes // 2:
             connections.resume_senders()
 
@@ -212,16 +214,19 @@ def assemble(
         seldom=seldom,
     )
     events = Events(directory, limits)
+    tracker = Tracker(log, directory, time.clock)
     commits = Commits(
         log,
         audiences=acceptance,
         retained=retained,
         time=time,
         after_group=after_group,
+        routed=tracker.routed,
         fatal=fatal,
         letters_told=events.of,
     )
-    tracker = Tracker(log, directory, time.clock)
+    delayed = DelayedMessages(log=log, commits=commits, tracker=tracker, due=due, seldom=seldom)
+    due.register(delayed)
     expiry = Expiry(
         log,
         due=due,
@@ -330,6 +335,7 @@ def assemble(
         letters=letters,
         upkeep=upkeep,
         acceptance=acceptance,
+        delayed=delayed,
         loaded=loaded_bytes,
         reload=reload,
         time=time,

@@ -16,12 +16,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.clock import Time
+from msgservice.core.ranges import Range
 from msgservice.errors import LimitReached, LogError, LogFailed, LogFull, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import BATCH_OVERHEAD
 from msgservice.records import (
     Appended,
     Batch,
+    Cancel,
     Group,
     Join,
     LettersTaken,
@@ -97,6 +99,9 @@ class Audiences(Protocol):
     def decide_again(self, batches: Sequence[Batch]) -> None:
         """Decide anew for whom these batches are."""
 
+    def decide_due(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Decide for whom these are, which have waited until they are due; return those that go."""
+
 
 class Retaining(Protocol):
     """The index of retained messages (`retained`)."""
@@ -112,6 +117,8 @@ class _UnderWay(NamedTuple):
     sources: list[Source]  # of its batches
     waiters: Waiters[None]  # for its changes of the directory
     taken: list[Deferred[PageOutcome]]  # of its dead letters that go
+    moving: list[Deferred[list[Batch]]]  # of what is due
+    cancelling: list[Deferred[tuple[Range, ...]]]  # of each that is cancelled
     progressing: list[Progressing]  # of its progress
     pages: list[Deferred[PageOutcome]]  # who waits for each of its pages
 
@@ -119,8 +126,9 @@ class _UnderWay(NamedTuple):
 class Commits:
     """The queue of group commits: what is gathered here becomes the next transaction of the log.
 
-    `after_group(batches)` is called once per group with what was stored: dispatch. `letters_told`:
-    the batches that tell of the dead letters of a progress; it never raises.
+    `after_group(batches)` is called once per group with what was stored: dispatch. Before that
+    `routed(batches)` with those that had waited until they were due: nobody else tells senders.
+    `letters_told`: the batches that tell of the dead letters of a progress; it never raises.
     """
 
     _logger = Logger()
@@ -133,6 +141,7 @@ class Commits:
         retained: Retaining,
         time: Time,
         after_group: Callable[[list[Batch]], None],
+        routed: Callable[[list[Batch]], None],
         fatal: Callable[[LogFailed], None],
         letters_told: Callable[[Progress], list[Batch]],
     ) -> None:
@@ -145,6 +154,7 @@ class Commits:
         self._decided = audiences.version  # when the next group began to gather
         self._time = time
         self._after_group = after_group
+        self._routed = routed
         self._fatal = fatal
         self._next = Group()
         self._places: dict[int, int] = {}  # receiver number -> place of its row in the next group
@@ -153,6 +163,8 @@ class Commits:
         self._waiters: Waiters[None] = Waiters()
         self._taken: list[Deferred[PageOutcome]] = []
         self._letters_told = letters_told
+        self._moving: list[Deferred[list[Batch]]] = []
+        self._cancelling: list[Deferred[tuple[Range, ...]]] = []
         self._progressing: dict[Progressing, None] = {}
         self._awaited: dict[Progressing, None] = {}
         self._pages: list[Deferred[PageOutcome]] = []  # of those of the next group
@@ -269,6 +281,28 @@ class Commits:
         self.kick_soon()
         return waiter
 
+    def due(self, batches: Sequence[Batch]) -> Deferred[list[Batch]]:
+        """Store runs that have waited and are due; fires with those that were.
+
+        For whom each is, is decided when the group starts. Fails with `LogUnavailable`.
+        """
+        self._next.due += batches
+        waiter: Deferred[list[Batch]] = Deferred()
+        self._moving.append(waiter)
+        self.kick_soon()
+        return waiter
+
+    def cancel(self, wanted: Cancel) -> Deferred[tuple[Range, ...]]:
+        """Take back what still waits of these; fires with the sequences that did.
+
+        Fails with `LogUnavailable`.
+        """
+        self._next.cancel.append(wanted)
+        waiter: Deferred[tuple[Range, ...]] = Deferred()
+        self._cancelling.append(waiter)
+        self.kick_soon()
+        return waiter
+
     def status_from(self, wanted: StatusFrom) -> None:
         """Store from where on a sender wants states: of each sender the highest that waits."""
         self._status_from(wanted)
@@ -331,6 +365,8 @@ class Commits:
             # A membership begins and ends with a group: what waited since before the change is for
             # those who are there now.
             self._audiences.decide_again(group.batches)
+        if group.due:
+            group.due = self._audiences.decide_due(group.due)
         progressing = list(self._progressing)
         self._progressing.clear()
         letters = GROUP_LETTERS
@@ -344,9 +380,18 @@ class Commits:
         for batch in group.own:
             batch.audience.waiting += 1
         waiters = self._waiters.take()
-        under_way = _UnderWay(group, self._sources, waiters, self._taken, progressing, self._pages)
+        under_way = _UnderWay(
+            group,
+            self._sources,
+            waiters,
+            self._taken,
+            self._moving,
+            self._cancelling,
+            progressing,
+            self._pages,
+        )
         self._next, self._sources, self._places, self._taken = Group(), [], {}, []
-        self._pages = []
+        self._moving, self._cancelling, self._pages = [], [], []
         self._running = True
         group.now = self._time.wall()
         self._log.append(group).addBoth(self._ended, under_way)
@@ -378,7 +423,7 @@ class Commits:
             self._start_or_hold()
 
     def _stored(self, appended: Appended, under_way: _UnderWay) -> None:
-        group, sources, waiters, taken, progressing, pages = under_way
+        group, sources, waiters, taken, moving, cancelling, progressing, pages = under_way
         self._let_go(group)
         # The next group starts before this one is told about: the disk does not wait for us.
         # But where a batch was refused, what waits behind it in its lane must be withdrawn first:
@@ -413,9 +458,18 @@ class Commits:
                 outlet.progress_stored()
             except Exception:
                 outlet.fault(Failure())
+        moved = [batch for batch in group.due if batch.number]
+        for batch in group.due:
+            batch.audience.waiting -= 1
+        if moved:
+            self._routed(moved)
         self._after_group(appended.stored)
         for waiter, became in zip(taken, appended.letters, strict=True):
             waiter.callback(became)
+        for waiting in moving:
+            waiting.callback(moved)
+        for wanted, ranges in zip(cancelling, appended.cancelled, strict=True):
+            wanted.callback(ranges)
         for source in dict.fromkeys(sources):
             try:
                 source.flush()
@@ -432,7 +486,7 @@ class Commits:
                 waiter.callback(outcome)
 
     def _failed(self, failure: Failure, under_way: _UnderWay) -> None:
-        group, sources, waiters, taken, progressing, pages = under_way
+        group, sources, waiters, taken, moving, cancelling, progressing, pages = under_way
         self._let_go(group)
         failure.trap(LogUnavailable, LogFailed)
         error = failure.value
@@ -447,6 +501,8 @@ class Commits:
             self._give_up(taken, error)
             return
         self._logger.error("a group was not stored: {error}", error=str(error))
+        for batch in group.due:
+            batch.audience.waiting -= 1
         by_source: dict[int, tuple[Source, list[Batch]]] = {}
         for batch, source in zip(group.batches, sources, strict=True):
             by_source.setdefault(id(source), (source, []))[1].append(batch)
@@ -478,6 +534,10 @@ class Commits:
         self._waiters.put_back(waiters)
         self._after_group([])
         self._give_up(taken, error)
+        for unheard in moving:
+            unheard.errback(Failure(error))
+        for unsaid in cancelling:
+            unsaid.errback(Failure(error))
         # Whoever asks for a group meanwhile waits as well: a disk that fails is left alone.
         self._due = self._time.clock.callLater(RETRY_DELAY, self._kick_due)
 

@@ -38,7 +38,7 @@ from msgservice.message import Action
 from msgservice.node.intake import FULL_DELAY_MS, Intake, Sender, refusal_for
 from msgservice.node.rights import Rights
 from msgservice.node.status_frames import StatusFrames
-from msgservice.records import Audience, Batch, Known, Origin, Outcome, Piece, RefusedBatch
+from msgservice.records import NOBODY, Audience, Batch, Known, Origin, Outcome, Piece, RefusedBatch
 
 
 @dataclass(slots=True)
@@ -200,8 +200,10 @@ class Ingress:
             self.accepted += count
             begin = min(batch.after + 1, first)
             if frames is not None:
-                if batch.audience.number not in frames.named and not self._names(batch.audience):
-                    piece = Piece(first, last, batch.audience, batch.first)
+                named = frames.named
+                audience = NOBODY if batch.due_at else batch.audience
+                if audience.number not in named and not self._names(audience):
+                    piece = Piece(first, last, audience, batch.first, batch.due_at)
                     self._untold.append(Untold(begin, last, count, size, lane, (piece,)))
                     return
                 self._out += frames.routed(batch)

@@ -141,7 +141,7 @@ class Intake:
         except (Refused, BadSubject, BadName, LimitReached, LogFull) as error:
             return refusal_for(error)
         if refusal is None:
-            full = acceptance.full(audience)
+            full = acceptance.full(audience, delayed=bool(transfer.delay))
             if full is not None:
                 return refusal_for(BacklogFull(full))
         return acceptance.batch(

@@ -34,6 +34,7 @@ from msgservice.message import Status
 from msgservice.node.acceptance import Acceptance
 from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
+from msgservice.node.delayed import DelayedMessages
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.letters import Letters
@@ -47,6 +48,8 @@ from msgservice.node.upkeep import Upkeep
 from msgservice.node.view import Row
 from msgservice.receiver_options import ADDED
 from msgservice.records import (
+    DELAYED,
+    NOT_YET,
     REWIND,
     Account,
     Found,
@@ -119,6 +122,7 @@ class Operations:
         letters: Letters,
         upkeep: Upkeep,
         acceptance: Acceptance,
+        delayed: DelayedMessages,
         loaded: LoadedBytes,
         reload: Callable[[], Deferred[list[Reread]]],
         time: Time,
@@ -141,6 +145,7 @@ class Operations:
         self.pause, self.remove = receivers.pause, receivers.remove
         self.account, self.own = receivers.account, receivers.own
         self.owner_of, self.known = directory.owner_of, directory.get
+        self.delayed, self.cancel = delayed.page, delayed.cancel
         self.letters_full = dead_letters.full
         self.letters = letters
         self._dead_letters = dead_letters
@@ -352,14 +357,32 @@ class Operations:
         """
         found: Found | None = await self._log.find(id_, after, count, senders)
         if found is None:
-            raise UnknownMessage(id_)
+            found = await self.waiting(id_, senders)
         told = []
         for number, (stored, attempts, reason) in found.states.items():
+            if number == NOT_YET:
+                told.append(StatusAt(number, DELAYED, stored, attempts, reason))
+                continue
             row = self._directory.numbered(number)
             if row is not None:
                 status = self._dispatch.status_of(number, found.position, stored)
                 told.append(StatusAt(number, row.name, status, attempts, reason))
         return found, told
+
+    async def waiting(self, id_: str, senders: Sequence[str] | None = None) -> Found:
+        """Return a message that waits until it is due, or was cancelled before.
+
+        `id_`, `senders`: as those of `status`, but for positions. Raises `UnknownMessage`.
+        """
+        found: Found | None = await self._log.find_delayed(id_, senders)
+        if found is None:
+            raise UnknownMessage(id_)
+        return found
+
+    def names_of(self, numbers: Sequence[int]) -> list[str]:
+        """Return the names of these receivers, removed or not."""
+        rows = (self._directory.numbered(number) for number in numbers)
+        return [row.name for row in rows if row is not None]
 
     async def retained(self, after: str, count: int) -> list[Retained]:
         """Return up to `count` retained messages of the subjects behind this one.

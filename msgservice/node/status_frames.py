@@ -14,7 +14,7 @@ from msgservice.core.reasons import first_line
 from msgservice.limits import INTEGER_MAX
 from msgservice.node.directory import Directory
 from msgservice.node.tracker import GonePiece, News, States
-from msgservice.records import Audience, Batch, Piece
+from msgservice.records import DELAYED, NOBODY, NOT_YET, Audience, Batch, Piece
 
 # Of one frame: with the longest reason and names it fits in 8 KiB, so in any frame that the other
 # side takes.
@@ -60,12 +60,15 @@ class StatusFrames:
         if isinstance(piece, Batch):
             first, last = piece.sequence, piece.sequence + piece.count - 1
             audience, position = piece.audience, piece.first
+            due = 0 if piece.number else piece.due_at
         else:
             first, last = piece.first, piece.last
-            audience, position = piece.audience, piece.position
+            audience, position, due = piece.audience, piece.position, piece.due
+        if due:
+            audience, position = NOBODY, 0  # that comes when it is due
         if last < self._status_from:
             return []
-        return [*self._names(audience), Routed(first, last, audience.number, position)]
+        return [*self._names(audience), Routed(first, last, audience.number, position, due)]
 
     def take(self, news: Iterator[News]) -> tuple[list[Frame], bool]:
         """Return the frames of the next news, `FRAMES_MAX` or a few more, and whether that is all.
@@ -105,7 +108,10 @@ class StatusFrames:
         if len(self.named) >= TOLD_MAX:
             self.named.clear()
         self.named.add(audience.number)
-        return [*split_audience(audience.number, self._directory.names(audience))]
+        names = self._directory.names(audience)
+        if audience.members[:1] == (NOT_YET,):
+            names = [DELAYED, *names]
+        return [*split_audience(audience.number, names)]
 
     def _gone_audience(self, members: tuple[int, ...]) -> Audience:
         """Return an audience for messages that the log has no more; the log is not asked for it."""

@@ -9,7 +9,7 @@ What is told is always durable. The frames that say it are made by who is told (
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -25,7 +25,7 @@ from msgservice.core.runs import Settled
 from msgservice.interfaces import ILog
 from msgservice.message import Status
 from msgservice.node.directory import Directory
-from msgservice.records import NOBODY, Batch, History, Piece
+from msgservice.records import DELAYED, NOBODY, NOT_YET, Batch, Cancel, History, Piece
 
 HISTORY_PAGE = 1000  # pieces asked of the log at once
 REMOVED_PAGE = 8192  # … where nothing but the states at removed receivers is told of them
@@ -244,6 +244,53 @@ class Tracker:
         if missed is not None:
             self._tell_from(watch, missed)
 
+    # --- what waits until it is due
+
+    def routed(self, batches: Sequence[Batch]) -> None:
+        """Runs that had waited are stored: their senders are told where, and for whom."""
+        news: dict[Watch, list[Piece]] = {}
+        for batch in batches:
+            watch = self._watches.get((batch.sender, batch.incarnation))
+            if watch is not None:
+                last = batch.sequence + batch.count - 1
+                piece = Piece(batch.sequence, last, batch.audience, batch.first)
+                news.setdefault(watch, []).append(piece)
+        for watch, pieces in news.items():
+            if any(self._is_gone(number) for one in pieces for number in one.audience.members):
+                self._tell_from(
+                    watch, min(one.first for one in pieces)
+                )  # and what became of it there
+            else:
+                self._tell_news_of(watch, pieces)
+
+    def _is_gone(self, number: int) -> bool:
+        row = self._directory.numbered(number)
+        return row is None or row.removed
+
+    def cancelled(self, wanted: Cancel, ranges: Sequence[Range]) -> None:
+        """These do not wait any more: their sender is told that nobody will get them."""
+        watch = self._watches.get((wanted.sender, wanted.incarnation))
+        if watch is None:
+            return
+        news: list[News] = [GonePiece(first, last, (NOT_YET,)) for first, last in ranges]
+        told = tuple((first, last) for first, last in ranges if last >= watch.status_from)
+        if told:
+            state = States(DELAYED, Status.CANCELLED, told, wanted.reason[:REASON_KEPT_MAX])
+            self._tell_news_of(watch, [*news, state])
+
+    def _tell_news_of(self, watch: Watch, news: Sequence[News]) -> None:
+        """Tell a sender now, or from the log: behind a page that says what was before."""
+        if watch.told.is_gone:
+            return
+        left = iter(news)
+        try:
+            if not watch.is_telling and watch.told.is_writable and watch.told.tell(left):
+                return
+            firsts = [one.ranges[0][0] if isinstance(one, States) else one.first for one in news]
+            self._tell_from(watch, min(firsts))
+        except Exception:
+            watch.told.fault(Failure())
+
     # --- what was before
 
     def tell_all_again(self) -> None:
@@ -380,8 +427,9 @@ class Tracker:
         states: Pending = {}
         for state in page.states:
             row = self._directory.numbered(state.receiver)
-            if row is not None:
-                states.setdefault((row.name, state.status, state.reason), RangeSet()).add(
+            name = DELAYED if state.receiver == NOT_YET else None if row is None else row.name
+            if name is not None:
+                states.setdefault((name, state.status, state.reason), RangeSet()).add(
                     max(state.first, watch.status_from), state.last
                 )
         yield from _states(states)

@@ -586,7 +586,7 @@ _ALL = [
     Mutant(
         name="names-of-who-came-meanwhile-are-not-counted",
         at="msgservice.node.ingress:Ingress.stored",
-        old="if batch.audience.number not in frames.named and not self._names(batch.audience):",
+        old="if audience.number not in named and not self._names(audience):",
         new="if False:",
         catcher=_test(
             "tests/unit/test_connection_reading.py -k while_they_wait", "while_they_wait"
@@ -2552,6 +2552,46 @@ _ALL = [
         old="self._acked_to if before == log_id else max(self._acked_to, self.row.cursor)",
         new="0 if before != log_id else self._acked_to",
         catcher=_test("tests/unit/test_node_chains.py", "test_what_a_node_has_lost_is_sent_again"),
+    ),
+    Mutant(
+        name="what-is-moved-is-told-to-nobody",
+        at="msgservice.node.tracker:Tracker.routed",
+        old="self._tell_news_of(watch, pieces)",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_node_delayed.py::test_43_it_is_acknowledged_and_told_when_it_is_due_and_delivered_then",
+            "test_43_it_is_acknowledged_and_told_when",
+        ),
+    ),
+    Mutant(
+        name="a-backlog-refuses-what-is-due-later",
+        at="msgservice.node.acceptance:Acceptance.full",
+        old="(None if delayed else self._backlogs.full(audience))",
+        new="self._backlogs.full(audience)",
+        catcher=_test(
+            "tests/unit/test_node_delayed.py::test_43_a_backlog_that_is_full_refuses_nothing_that_is_due_later",
+            "test_43_a_backlog_that_is_full_refuses_n",
+        ),
+    ),
+    Mutant(
+        name="anybody-cancels-what-is-anothers",
+        at="msgservice.node.admin:Admin._cancel",
+        old="if own is not None and not who.may_be_called(found.sender):",
+        new="if False:",
+        catcher=_test(
+            "tests/unit/test_node_delayed.py::test_27_only_what_is_ones_own_is_cancelled_or_listed_without_the_right",
+            "test_27_only_what_is_ones_own_is_cancell",
+        ),
+    ),
+    Mutant(
+        name="what-is-cancelled-is-not-told",
+        at="msgservice.node.delayed:DelayedMessages.cancel",
+        old="self._tracker.cancelled(wanted, ranges)",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_node_delayed.py::test_49_what_is_cancelled_is_told_and_delivered_to_nobody",
+            "test_49_what_is_cancelled_is_told_and_de",
+        ),
     ),
 ]
 

@@ -68,7 +68,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         "info",
         {},
         b'{"name":"node-1","log_id":"LOG","version":"VERSION","listeners":[],"connections":2,'
-        b'"room":{"used":196,"maximum":17179869184,"free":0,"full":null},"looped":0,"loaded_bytes":1046,"dead_letters":{"new":1,"requeued":0,"dropped":0}}',
+        b'"room":{"used":207,"maximum":17179869184,"free":0,"full":null},"looped":0,"loaded_bytes":1046,"dead_letters":{"new":1,"requeued":0,"dropped":0}}',
     ),
     ("retained.list", {}, b'{"retained":[{' + _RETAINED + b'}],"next":null}'),
     (
@@ -95,14 +95,14 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         {"id": "log:65536"},
         b'{"position":65536,"sender":"shop/4cd9b7672d7fbee8/1","sequence":1,'
         b'"subject":"orders.new","stored_at":6,"receivers":{"billing":{"status":"dead",'
-        b'"attempts":0,"reason":"no such customer \xe2\x98\x83"}},"next":null}',
+        b'"attempts":0,"reason":"no such customer \xe2\x98\x83"}},"next":null,"due":null}',
     ),
     (
         "status",
         {"id": "log:65537", "limit": 1},
         b'{"position":65537,"sender":"shop/4cd9b7672d7fbee8/2","sequence":2,'
         b'"subject":"orders.new","stored_at":6,"receivers":{"billing":{"status":"queued",'
-        b'"attempts":0,"reason":""}},"next":null}',
+        b'"attempts":0,"reason":""}},"next":null,"due":null}',
     ),
     ("dead.list", _BILLING, b'{"dead":[{' + _LETTER + b'}],"next":null}'),
     ("dead.list", _BILLING | {"after": 65536}, b'{"dead":[],"next":null}'),
@@ -124,6 +124,18 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
     ),
     ("dead.requeue", _BILLING | {"dry_run": True}, _TOUCHED),
     ("dead.drop", _BILLING | {"dry_run": True}, _TOUCHED),
+    (
+        "delayed.list",
+        {},
+        b'{"delayed":[{"id":65536,"due":60008,"sender":"shop/4cd9b7672d7fbee8/5","messages":1,'
+        b'"subject":"orders.late","message_id":null,"to":null,"size":11,"accepted_at":8}],'
+        b'"next":null}',
+    ),
+    (
+        "delayed.cancel",
+        {"id": "shop/4cd9b7672d7fbee8/5"},
+        b'{"sender":"shop/4cd9b7672d7fbee8/5","subject":"orders.late","cancelled":1}',
+    ),
     ("receivers.pause", {"name": "billing"}, b'{"name":"billing","paused":true}'),
     ("receivers.resume", {"name": "billing"}, b'{"name":"billing","paused":false,"full":null}'),
     (
@@ -180,6 +192,7 @@ def a_scene() -> ScriptedPeer:
     world.settle()
     billing.nack(DEAD, DEAD, Action.DEAD, 0, "no such customer \N{SNOWMAN}")
     billing.nack(DEAD + 1, DEAD + 1, Action.LATER, 60_000, "later")
+    shop.transfer(5, "orders.late", [b"late"], delay=60_000)
     world.settle(1)
     return shop
 

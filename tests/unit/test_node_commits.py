@@ -45,6 +45,7 @@ class World:
             audiences=double(version=0),
             time=Time(self.clock),
             after_group=lambda batches: None,
+            routed=never,
             fatal=never,
             letters_told=lambda progress: [],
         )

@@ -311,6 +311,7 @@ def a_commits(log: Any, clock: Clock, **more: Any) -> Commits:
         "after_group": lambda batches: None,
         "fatal": never,
         "letters_told": lambda progress: [],
+        "routed": never,
     }
     return Commits(
         log,
@@ -1174,6 +1175,7 @@ def some_operations(**more: Any) -> Operations:
         "letters": double(),
         "upkeep": double(refused=None),
         "acceptance": double(looped=0),
+        "delayed": double(page=None, cancel=None),
         "loaded": LoadedBytes(LIMITS.loaded_bytes),
         "reload": lambda: succeed([]),
         "retained": RetainedIndex(LIMITS),

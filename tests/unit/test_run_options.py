@@ -7,21 +7,18 @@ from typing import Any
 
 import msgspec
 import pytest
-from twisted.python.failure import Failure
 
 from msgservice.client.outbox_file import OutboxFile
 from msgservice.core.backlog import Backlog
 from msgservice.core.flight import Flight
 from msgservice.core.frames import Transfer, decode_frame, encode_frame
 from msgservice.core.runs import Run, cut_run, producer_run
-from msgservice.errors import NotYetBuilt
 from msgservice.message import PLAIN, RunOptions, encode_bodies, options_of
 from tests.kit.clients import ClientWorld
 from tests.kit.threads import ThreadCalls
 
 # Of each option another value than its default.
 OTHER: dict[str, Any] = {"to": ("a", "b"), "ttl": 7, "delay": 8, "flags": 4}
-UNBUILT = ("delay",)  # what `send` refuses
 ALL = RunOptions(**OTHER)
 BODIES = encode_bodies([b"1", b"2", b"3"])
 
@@ -60,12 +57,7 @@ def test_a_part_of_a_run_has_its_options() -> None:
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_an_option_comes_back_from_an_outbox_file_or_is_refused(name: str, tmp_path: Path) -> None:
-    if name in UNBUILT:
-        refused: list[Failure] = []
-        ClientWorld().client.send("s", b"1", **{name: OTHER[name]}).addErrback(refused.append)
-        assert [NotYetBuilt] == [failure.type for failure in refused]
-        return
+def test_an_option_comes_back_from_an_outbox_file(name: str, tmp_path: Path) -> None:
     options = RunOptions(**{name: OTHER[name]})
     threads = ThreadCalls()
     file = OutboxFile(tmp_path / "outbox.db", reactor=threads)

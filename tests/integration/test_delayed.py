@@ -1,0 +1,243 @@
+"""Delayed messages by every way in: sockets, acknowledged UDP, in process, a file, a command."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+
+from msgservice import Client, Limits, Node, Receiver, connect
+from msgservice.errors import BadValue, NotDelivered, NotYetBuilt, RequestFailed, UnknownMessage
+from msgservice.limits import TIME_DAYS_MAX
+from msgservice.message import Status
+from tests.integration.command import Command
+from tests.integration.daemon import running
+from tests.kit.ports import free_port
+
+LIMITS = Limits(link_delay_min=0.05, link_delay_max=0.2, stop_timeout=5)
+SOON = 1.0
+DELAY_MAX = TIME_DAYS_MAX * 24 * 3600
+
+
+def run(coroutine: Any) -> Any:
+    return pytest_twisted.ensureDeferred(coroutine)
+
+
+async def node_on(reactor: Any, folder: Path, *listen: str) -> Node:
+    node = Node(
+        reactor,
+        folder,
+        listen=listen,
+        limits=LIMITS,
+        failed=lambda error: pytest.fail(str(error)),
+    )
+    node.startService()
+    await node.when_ready()
+    return node
+
+
+class Handler:
+    """What came, and when by the wall clock; `came(count)` fires when so many have."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[bytes, float]] = []
+        self._waiting: list[tuple[int, Deferred[None]]] = []
+
+    def __call__(self, message: Any) -> None:
+        self.got.append((message.body, time.time()))
+        for count, waiter in self._waiting:
+            if len(self.got) >= count and not waiter.called:
+                waiter.callback(None)
+
+    def came(self, count: int) -> Deferred[None]:
+        waiter: Deferred[None] = Deferred()
+        self._waiting.append((count, waiter))
+        if len(self.got) >= count:
+            waiter.callback(None)
+        return waiter
+
+
+@run
+async def test_43_a_delay_by_every_way_in_and_over_a_restart(tmp_path: Path) -> None:
+    from twisted.internet import reactor
+
+    tcp, udp = free_port(), free_port()
+    listen = (f"tcp:{tcp}:interface=127.0.0.1", f"udp:{udp}:interface=127.0.0.1")
+    addresses = (f"tcp:127.0.0.1:{tcp}", f"udp:127.0.0.1:{udp}")
+    node = await node_on(reactor, tmp_path / "node", *listen)
+    handler = Handler()
+    receiver = Receiver(reactor, name="billing", handler=handler, limits=LIMITS)
+    receiver.attach(addresses[0], subjects=["orders.>"])
+    outbox = tmp_path / "outbox.db"
+    clients = [
+        *[await connect(reactor, where, name="shop", limits=LIMITS) for where in addresses],
+        await connect(reactor, addresses[0], name="file", limits=LIMITS, outbox=outbox),
+        node.client("inside"),
+    ]
+    began = time.time()
+    receipts = []
+    for number, client in enumerate(clients):
+        receipt = await client.send("orders.late", b"%d" % number, delay=4 * SOON)
+        await receipt.accepted
+        assert (receipt.position, receipt.receivers) == (None, ())
+        assert receipt.due is not None
+        assert began + 4 * SOON - 0.01 <= receipt.due
+        receipts.append(receipt)
+    many = await clients[0].send_many("orders.many", [b"a", b"b"], delay=4 * SOON)
+    assert handler.got == []
+    await clients[3].close()  # it is inside the process of the node, and goes with it
+    await node.stopService()
+    node = await node_on(reactor, tmp_path / "node", *listen)
+    for receipt in receipts[:3]:
+        await receipt.acknowledged("billing")
+        assert receipt.due is None
+        assert receipt.position is not None
+        assert {"billing": Status.ACKNOWLEDGED} == receipt.statuses
+    await many.acknowledged("billing")
+    await handler.came(6)
+    assert sorted(body for body, _ in handler.got) == [b"0", b"1", b"2", b"3", b"a", b"b"]
+    assert min(at for _, at in handler.got) >= began + 4 * SOON - 0.01
+    await receiver.stop()
+    for client in clients[:3]:
+        await client.close()
+    await node.stopService()
+
+
+@run
+async def test_44_a_delay_counts_from_the_hand_over_to_the_file(tmp_path: Path) -> None:
+    """Nobody is there, and the program ends; another hands it on when the delay is nearly over."""
+    from twisted.internet import reactor
+
+    port = free_port()
+    address = f"tcp:127.0.0.1:{port}"
+    outbox = tmp_path / "outbox.db"
+    client = await Deferred.fromCoroutine(unconnected(reactor, address, outbox))
+    handed = time.time()
+    await client.send("orders.late", b"late", delay=3 * SOON)
+    await client.send("orders.late", b"long over", delay=0.001)
+    await client.close()
+    await elapsed(reactor, 1.5 * SOON)
+    node = await node_on(reactor, tmp_path / "node", f"tcp:{port}:interface=127.0.0.1")
+    handler = Handler()
+    receiver = Receiver(reactor, name="billing", handler=handler, limits=LIMITS)
+    receiver.attach(address, subjects=["orders.>"])
+    client = await connect(reactor, address, name="shop", limits=LIMITS, outbox=outbox)
+    await handler.came(2)
+    assert [b"long over", b"late"] == [body for body, _ in handler.got]
+    late = handler.got[1][1] - handed
+    assert 3 * SOON - 0.01 <= late < 4.2 * SOON
+    await receiver.stop()
+    await client.close()
+    await node.stopService()
+
+
+async def unconnected(reactor: Any, address: str, outbox: Path) -> Client:
+    """Return a client with this file that dials a node which is not there."""
+    limits = Limits(link_delay_min=0.05, link_delay_max=0.2, stop_timeout=0.2)
+    return await connect(reactor, address, name="shop", limits=limits, outbox=outbox)
+
+
+async def elapsed(reactor: Any, seconds: float) -> None:
+    """Let time pass: what is tested is that it is counted while nobody runs."""
+    waiter: Deferred[None] = Deferred()
+    reactor.callLater(seconds, waiter.callback, None)
+    await waiter
+
+
+@run
+async def test_49_what_is_cancelled_is_delivered_to_nobody(tmp_path: Path) -> None:
+    from twisted.internet import reactor
+
+    node = await node_on(reactor, tmp_path / "node")
+    client = node.client("shop")
+    handler = Handler()
+    receiver = Receiver(reactor, name="billing", handler=handler, limits=LIMITS)
+    node.attach(receiver, subjects=["orders.>"])
+    one = await client.send("orders.late", b"one", delay=SOON, id="mine")
+    two = await client.send("orders.late", b"two", delay=SOON)
+    three = await client.send("orders.late", b"three", delay=SOON)
+    await client.cancel("mine", "paid")
+    await client.cancel(three)
+    for receipt in (one, three):
+        assert {"$delayed": Status.CANCELLED} == await receipt.settled()
+        with pytest.raises(NotDelivered, match="cancelled"):
+            await receipt.acknowledged()
+        assert (receipt.receivers, receipt.position) == (("$delayed",), None)
+    await two.acknowledged("billing")
+    for gone in ("mine", two, three, "nobody's", "log:1"):
+        with pytest.raises((UnknownMessage, RequestFailed)):
+            await client.cancel(gone)
+    assert [b"two"] == [body for body, _ in handler.got]
+    await receiver.stop()
+    await client.close()
+    await node.stopService()
+
+
+@run
+async def test_44_delays_that_cannot_be_fail_before_anything_is_sent(tmp_path: Path) -> None:
+    from twisted.internet import reactor
+
+    node = await node_on(reactor, tmp_path / "node")
+    client = node.client("shop")
+    wrong: list[Any] = [-1, -0.001, DELAY_MAX + 1, math.nan, math.inf, -math.inf, "soon", True]
+    for delay in wrong:
+        with pytest.raises(BadValue, match="delay"):
+            await client.send("orders.late", b"x", delay=delay)
+        with pytest.raises(BadValue, match="delay"):
+            await client.send_many("orders.late", [b"x"], delay=delay)
+    with pytest.raises(NotYetBuilt, match="delay"):
+        await client.send("orders.late", b"x", delay=1, idempotency_key="k")
+    with pytest.raises(NotYetBuilt):
+        await client.send("orders.late", b"x", delay=1, retain=True)
+    receipt = await client.send("orders.late", b"x", delay=0)
+    assert receipt.position is not None
+    latest = await client.send("orders.late", b"x", delay=DELAY_MAX)
+    assert latest.due is not None
+    await client.close()
+    await node.stopService()
+
+
+def test_43_the_commands_and_kill_9(tmp_path: Path) -> None:
+    command = ("twist", "--log-format=text", "msgservice", "--listen", "unix:node.sock")
+    msgservice = Command(f"unix:{tmp_path}/node.sock", tmp_path)
+    with running(*command, cwd=tmp_path) as node:
+        node.wait_for("listening on unix")
+        msgservice("receivers", "add", "billing", ">")
+        sent = msgservice.data("send", "orders.late", "one", "--delay", "3600", "--id", "mine")
+        assert (sent["position"], sent["receivers"]) == (None, {})
+        assert sent["due"] > time.time() * 1000
+        msgservice("send", "orders.soon", "two", "--delay", "0.001")
+        msgservice("send", "orders.late", "three", "--delay", "7200")
+        node.send(signal.SIGKILL)
+        node.ended()
+    with running(*command, cwd=tmp_path) as node:
+        node.wait_for("listening on unix")
+        listed = msgservice.data("delayed", "list")["delayed"]
+        assert [("orders.late", "mine"), ("orders.late", None)] == [
+            (one["subject"], one["message_id"]) for one in listed
+        ]
+        status = msgservice.data("status", "mine")
+        assert status["due"] == listed[0]["due"]
+        assert "delayed until" in msgservice("status", "mine").out
+        assert 1 == msgservice.data("delayed", "cancel", "mine")["cancelled"]
+        assert msgservice("delayed", "cancel", "mine").code == 1
+        assert "cancelled" in msgservice("status", listed[0]["sender"]).out
+        node.send(signal.SIGKILL)
+        node.ended()
+    with running(*command, cwd=tmp_path) as node:
+        node.wait_for("listening on unix")
+        left = msgservice.data("delayed", "list")["delayed"]
+        assert listed[1:] == left
+        assert 1 == msgservice.receiver("billing")["queued"]
+        assert msgservice("delayed", "cancel", left[0]["sender"]).code == 0
+        assert "nothing waits" in msgservice("delayed", "list").out
+        for wrong in ("-1", "nan", "31622401", "soon"):
+            assert msgservice("send", "orders.late", "x", "--delay", wrong).code == 2, wrong
+        for wrong in ("nobody", "log:1", f"x/{'0' * 16}/1"):
+            assert msgservice("delayed", "cancel", wrong).code == 1

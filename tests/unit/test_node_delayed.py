@@ -1,0 +1,339 @@
+"""Delayed messages at a node: accepted, told, moved when due, cancelled (DELIVERY 43, 44)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from msgservice.core.frames import Ack, AudienceFrame, Nack, Routed, Transfer
+from msgservice.errors import LimitReached, UnknownMessage
+from msgservice.identity.rules import Rules
+from msgservice.identity.users import User, Users
+from msgservice.limits import TIME_DAYS_MAX
+from msgservice.log.memory import MemoryLog
+from msgservice.message import FLAG_RETAIN, Action, Status, decode_messages
+from msgservice.node.gate import Door
+from msgservice.records import Resume, hash_of
+from tests.kit.limits import Limits
+from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
+
+MINUTE = 60_000
+DELAY_MAX = TIME_DAYS_MAX * 24 * 3600
+
+
+def world_with(log: Any = None, **more: Any) -> tuple[NodeWorld, ScriptedPeer, ScriptedPeer]:
+    world = NodeWorld(log=log, **more)
+    billing = world.peer("billing", receive={"subjects": ["orders.>"]}, resume=Resume())
+    return world, billing, world.peer("shop", status_from=1)
+
+
+def send(
+    peer: ScriptedPeer, sequence: int, *bodies: bytes, delay: int | None = MINUTE, **fields: Any
+) -> None:
+    peer.transfer(sequence, "orders.new", list(bodies) or [b"one"], delay=delay, **fields)
+    peer.world.settle()
+
+
+def later(world: NodeWorld, seconds: float) -> None:
+    world.settle(seconds)
+
+
+def got(peer: ScriptedPeer) -> list[bytes]:
+    """Return the bodies that came, which are acknowledged now."""
+    bodies = []
+    while transfers := peer.take(Transfer):
+        for transfer in transfers:
+            bodies += [message.body for message in decode_messages(transfer.messages)]
+            peer.ack(transfer)
+        peer.world.settle()
+    return bodies
+
+
+def test_43_it_is_acknowledged_and_told_when_it_is_due_and_delivered_then() -> None:
+    world, billing, shop = world_with()
+    now = world.node.parts.due.now()
+    send(shop, 1, b"one", b"two")
+    (waits,) = shop.take(Routed)
+    assert (1, 2, 0) == (waits.first, waits.last, waits.position)
+    assert now + MINUTE == waits.due
+    assert [AudienceFrame(waits.audience, [])] == shop.take(AudienceFrame)
+    assert [[(1, 2)]] == [frame.ranges for frame in shop.take(Ack)]
+    later(world, 59.9)
+    assert [] == got(billing)
+    later(world, 0.2)
+    (transfer,) = billing.take(Transfer)
+    (routed,) = shop.take(Routed)
+    assert (1, 2, 0) == (routed.first, routed.last, routed.due)
+    assert routed.position == transfer.sequence
+    assert [["billing"]] == [frame.receivers for frame in shop.take(AudienceFrame)]
+    billing.ack(transfer)
+    world.settle()
+    assert {("billing", Status.ACKNOWLEDGED): [(1, 2)]} == shop.statuses()
+
+
+def test_16_it_holds_up_nobody_and_goes_in_the_order_in_which_it_is_due() -> None:
+    world, billing, shop = world_with()
+    send(shop, 1, b"in two minutes", delay=2 * MINUTE)
+    send(shop, 2, b"in a minute")
+    send(shop, 3, b"now", delay=None)
+    send(shop, 4, b"no delay", delay=0)
+    assert [b"now", b"no delay"] == got(billing)
+    later(world, 60.1)
+    assert [b"in a minute"] == got(billing)
+    later(world, 60)
+    assert [b"in two minutes"] == got(billing)
+
+
+def test_16_who_gets_it_is_decided_when_it_is_due() -> None:
+    world, billing, shop = world_with()
+    send(shop, 1)
+    other = world.peer("other", receive={"subjects": ["orders.>"]}, resume=Resume())
+    world.settle()
+    later(world, 60.1)
+    assert [b"one"] == got(other) == got(billing)
+
+
+def test_43_whom_it_names_is_decided_when_it_is_accepted() -> None:
+    world, _, shop = world_with()
+    send(shop, 1, to=("billing",))
+    send(shop, 2, b"two", to=("nobody",))
+    (nack,) = shop.take(Nack)
+    assert (2, Action.REFUSED) == (nack.first, nack.action)
+    Deferred.fromCoroutine(world.node.remove_receiver("billing"))
+    world.settle(1)
+    world.peer("billing", receive={"subjects": ["else"]}, resume=Resume())
+    later(world, 60.1)
+    assert {("billing", Status.REMOVED): [(1, 1)]} == shop.statuses()
+
+
+def test_43_a_sender_that_comes_back_is_told_what_waits_and_then_what_became_of_it() -> None:
+    world, billing, shop = world_with()
+    send(shop, 1, b"one", b"two")
+    shop.connection.abort()
+    world.settle()
+    again = world.peer("shop", status_from=1)
+    world.settle()
+    (waits,) = again.take(Routed)
+    assert waits.due
+    send(again, 1, b"one", b"two")  # it had not heard the answer
+    assert {waits.due} == {frame.due for frame in again.take(Routed)}
+    assert [] == got(billing)
+    later(world, 60.1)
+    (routed,) = again.take(Routed)
+    assert (0, True) == (routed.due, routed.position > 0)
+    assert [b"one", b"two"] == got(billing)
+    assert {("billing", Status.ACKNOWLEDGED): [(1, 2)]} == again.statuses()
+    send(again, 1, b"one", b"two")
+    assert [] == got(billing)
+    assert {routed.position} == {frame.position for frame in again.take(Routed)}
+
+
+def test_43_it_waits_on_over_a_restart() -> None:
+    world, billing, shop = world_with()
+    send(shop, 1)
+    later(world, 30)
+    world.node.stopService()
+    world.settle(1)
+    world.start()
+    billing = world.peer("billing", receive={"subjects": ["orders.>"]}, resume=Resume())
+    later(world, 25)
+    assert [] == got(billing)
+    later(world, 10)
+    assert [b"one"] == got(billing)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"delay": DELAY_MAX * 1000 + 1}, "366 days"),
+        ({"flags": FLAG_RETAIN}, "retain"),
+        ({"ttl": 1000}, "ttl"),
+    ],
+)
+def test_44_what_cannot_be_is_refused_by_name_and_hurts_nobody(
+    fields: dict[str, Any], reason: str
+) -> None:
+    world, _, shop = world_with()
+    send(shop, 1, **fields)
+    (nack,) = shop.take(Nack)
+    assert Action.REFUSED == nack.action
+    assert reason in nack.reason
+    send(shop, 2, delay=DELAY_MAX * 1000)
+    assert shop.take(Ack)
+    assert world.node.log.next_due() is not None
+
+
+def test_43_a_backlog_that_is_full_refuses_nothing_that_is_due_later() -> None:
+    world, billing, shop = world_with()
+    parts = world.node.parts
+    parts.dispatch.full = lambda audience: "billing is too far behind"  # type: ignore[method-assign]  # as if it were
+    send(shop, 1)
+    send(shop, 2, b"two", to=("billing",))
+    assert [] == shop.take(Nack)
+    send(shop, 3, delay=None)
+    assert 1 == len(shop.take(Nack))
+    later(world, 60.1)
+    assert [b"one", b"two"] == got(billing)
+
+
+def test_43_what_has_no_place_for_its_receivers_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, billing, shop = world_with()
+    send(shop, 1)
+    shop.transfer(2, "orders.old", [b"two"], delay=MINUTE)
+    world.settle()
+    directory = world.node.parts.directory
+    whole = directory.audience
+
+    def audience(subject: str, path: Sequence[str] = ()) -> Any:
+        if subject == "orders.new":
+            raise LimitReached("audiences", 1)
+        return whole(subject, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "audience", audience)
+        later(world, 60.1)
+        later(world, 3)
+        assert [b"two"] == got(billing)
+    later(world, 1.5)
+    assert [b"one"] == got(billing)
+
+
+def test_what_is_due_waits_for_a_disk_that_fails() -> None:
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world, billing, shop = world_with(log, clock=clock)
+    send(shop, 1)
+    log.fail_always = True
+    later(world, 60.1)
+    later(world, 5)
+    assert [] == got(billing)
+    log.fail_always = False
+    for _ in range(4):
+        later(world, 1)
+    assert [b"one"] == got(billing)
+
+
+# --- cancelling
+
+
+def cancel(peer: ScriptedPeer, id_: str, **more: Any) -> tuple[bool, Any]:
+    return peer.request("$node.delayed.cancel", {"id": id_, **more})
+
+
+def test_49_what_is_cancelled_is_told_and_delivered_to_nobody() -> None:
+    world, billing, shop = world_with()
+    send(shop, 1, b"one", b"two", b"three")
+    shop.take(Routed)
+    shop.take(AudienceFrame)
+    name = f"shop/{hash_of(shop.hello.incarnation)}/2"
+    ok, told = cancel(shop, name, reason="no more")
+    assert ok, told
+    assert 1 == told["cancelled"]
+    (routed,) = shop.take(Routed)
+    assert (2, 2, 0, 0) == (routed.first, routed.last, routed.position, routed.due)
+    assert [["$delayed"]] == [frame.receivers for frame in shop.take(AudienceFrame)]
+    assert {("$delayed", Status.CANCELLED): [(2, 2)]} == shop.statuses()
+    ok, status = shop.request("$node.status", {"id": name})
+    assert ok, status
+    assert "cancelled" == status["receivers"]["$delayed"]["status"]
+    assert "no more" in status["receivers"]["$delayed"]["reason"]
+    later(world, 60.1)
+    assert [b"one", b"three"] == got(billing)
+    shop.connection.abort()
+    world.settle()
+    again = world.peer("shop", status_from=1)
+    world.settle()
+    assert [(2, 2)] == again.statuses()["$delayed", Status.CANCELLED]
+    assert 3 == sum(frame.last - frame.first + 1 for frame in again.take(Routed))
+
+
+@pytest.mark.parametrize("id_", ["unknown", "shop/0000000000000000/1", "log:3", ""])
+def test_what_does_not_wait_is_not_cancelled(id_: str) -> None:
+    _, _, shop = world_with()
+    send(shop, 1, delay=None)
+    ok, told = cancel(shop, id_)
+    assert not ok
+    assert str(UnknownMessage(id_)) in told
+    ok, _ = cancel(shop, f"shop/{hash_of(shop.hello.incarnation)}/1")
+    assert not ok
+
+
+def test_what_was_moved_or_cancelled_is_not_cancelled() -> None:
+    world, _, shop = world_with()
+    send(shop, 1)
+    send(shop, 2, delay=2 * MINUTE)
+    hashed = hash_of(shop.hello.incarnation)
+    later(world, 60.1)
+    assert not cancel(shop, f"shop/{hashed}/1")[0]
+    assert cancel(shop, f"shop/{hashed}/2")[0]
+    assert not cancel(shop, f"shop/{hashed}/2")[0]
+
+
+def test_what_waits_is_listed_in_the_order_in_which_it_is_due() -> None:
+    _, _, shop = world_with()
+    send(shop, 1, b"x", b"y", delay=2 * MINUTE)
+    send(shop, 3, to=("billing",))
+    ok, page = shop.request("$node.delayed.list", {})
+    assert ok, page
+    assert [3, 1] == [int(one["sender"].rpartition("/")[2]) for one in page["delayed"]]
+    assert [["billing"], None] == [one["to"] for one in page["delayed"]]
+    assert [1, 2] == [one["messages"] for one in page["delayed"]]
+    ok, page = shop.request("$node.delayed.list", {"limit": 1})
+    assert 1 == len(page["delayed"])
+    ok, page = shop.request("$node.delayed.list", {"limit": 1, "after": page["next"]})
+    assert [2] == [one["messages"] for one in page["delayed"]]
+    ok, status = shop.request("$node.status", {"id": page["delayed"][0]["sender"]})
+    assert ok, status
+    assert (0, {}) == (status["position"], status["receivers"])
+    assert page["delayed"][0]["due"] == status["due"]
+
+
+def test_27_only_what_is_ones_own_is_cancelled_or_listed_without_the_right() -> None:
+    rules = Rules(send=[">"])
+    users = Users(
+        [User(name=name, rules=rules) for name in ("anna", "bert")],
+        secret=b"a secret of tests",
+        passwords={},
+    )
+    world = NodeWorld(users=users)
+    anna = world.peer("anna.shop", status_from=1, door=Door(asks=False, user="anna"))
+    bert = world.peer("bert.shop", status_from=1, door=Door(asks=False, user="bert"))
+    send(anna, 1)
+    name = f"anna.shop/{hash_of(anna.hello.incarnation)}/1"
+    ok, told = cancel(bert, name)
+    assert not ok
+    assert str(UnknownMessage(name)) in told
+    ok, page = bert.request("$node.delayed.list", {})
+    assert [] == page["delayed"]
+    ok, page = anna.request("$node.delayed.list", {})
+    assert [name] == [one["sender"] for one in page["delayed"]]
+    assert cancel(anna, name)[0]
+
+
+def test_many_runs_due_at_once_are_moved_in_pages_and_in_order() -> None:
+    world, billing, shop = world_with()
+    for sequence in range(1, 1201):
+        shop.transfer(sequence, "orders.new", [b"%d" % sequence], delay=MINUTE)
+        if sequence % 100 == 0:
+            world.settle()
+            shop.frames.clear()
+    world.settle()
+    groups: list[int] = []
+    append = world.node.log.append
+
+    def counted(group: Any) -> Any:
+        groups.append(len(group.due))
+        return append(group)
+
+    world.node.log.append = counted  # type: ignore[method-assign]  # counts
+    later(world, 61)
+    later(world, 1)
+    assert [b"%d" % n for n in range(1, 1201)] == got(billing)
+    assert 500 == max(groups)
+    assert world.node.log.next_due() is None
