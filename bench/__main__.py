@@ -14,7 +14,7 @@ import apsw
 from rich.console import Console
 from rich.table import Table
 
-from bench import backlog, fanout, latency, pb, receivers, replay, security, udp, udp_flood
+from bench import backlog, chain, fanout, latency, pb, receivers, replay, security, udp, udp_flood
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -38,6 +38,7 @@ MEASUREMENTS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("udp_flood", udp_flood.measure),
     ("security", security.measure),
     ("pb", pb.measure),
+    ("chain", chain.measure),
 ]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor as installed_reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredQueue
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.stdio import StandardIO
@@ -27,6 +27,7 @@ from twisted.protocols.basic import LineReceiver
 
 from msgservice import Node, Receiver, connect
 from msgservice.limits import Limits
+from msgservice.records import ReceiverRow
 from msgservice.tap import keep_from
 
 reactor: Any = installed_reactor
@@ -68,7 +69,12 @@ def listen_to(act: Callable[[str], None]) -> None:
 def node(args: argparse.Namespace) -> None:
     sys.setswitchinterval(0.0005)
     started = time.monotonic()
-    options = {"users": users_of(args)} if args.users else {}
+    options: dict[str, Any] = {"users": users_of(args)} if args.users else {}
+    if args.name:
+        options["name"] = args.name
+    if args.onward:
+        name, _, address = args.onward.partition("=")
+        options["receivers"] = [ReceiverRow(number=0, name=name, address=address, patterns=(">",))]
     service = Node(reactor, args.data, listen=[args.listen], limits=Limits(), **options)
     gap = Gap()
 
@@ -453,6 +459,39 @@ def latency(args: argparse.Namespace) -> None:
     react(lambda _: Deferred.fromCoroutine(measure_latency(args)))
 
 
+# --- from one node to another
+
+
+async def measure_through(args: argparse.Namespace) -> None:
+    """Lines: how many messages, one at a time, from `send` at one node to a handler at another."""
+    arrived: list[Deferred[None]] = []
+
+    def handle(message: Any) -> None:
+        arrived.pop().callback(None)
+
+    receiver = Receiver(reactor, name="through", handler=handle)
+    attachment = receiver.attach(args.far, subjects=["orders.>"])
+    while not attachment.connected:
+        await deferLater(reactor, 0.01)
+    client = await connect(reactor, args.address, name="prober")
+    asked: DeferredQueue[int] = DeferredQueue()
+    listen_to(lambda line: asked.put(int(line)))
+    say(connected=True)
+    while True:
+        taken = []
+        for _ in range(await asked.get()):
+            arrived.append(Deferred())
+            waiter, begin = arrived[0], time.monotonic()
+            client.send("orders.new", b"x" * 100).addErrback(waiter.errback)
+            await waiter
+            taken.append((time.monotonic() - begin) * 1000)
+        say(p50_ms=round(sorted(taken)[len(taken) // 2], 3))
+
+
+def through(args: argparse.Namespace) -> None:
+    react(lambda _: Deferred.fromCoroutine(measure_through(args)))
+
+
 # --- administration
 
 
@@ -480,8 +519,13 @@ def main() -> None:
     of_node.add_argument("--data", required=True)
     of_node.add_argument("--listen", default="tcp:0:interface=127.0.0.1")
     of_node.add_argument("--users", type=int, default=0)
+    of_node.add_argument("--name")
+    of_node.add_argument("--onward", help="NAME=ADDRESS of the next node of a chain")
     of_node.add_argument("--patterns", type=int, default=1)
     of_node.add_argument("--iterations", type=int)
+    of_through = roles.add_parser("through")
+    of_through.add_argument("--address", required=True)
+    of_through.add_argument("--far", required=True)
     of_logins = roles.add_parser("logins")
     of_logins.add_argument("--address", required=True)
     of_logins.add_argument("--seconds", type=float, default=10.0)
@@ -530,6 +574,7 @@ ROLES = {
     "receiver": receiver,
     "producer": producer,
     "latency": latency,
+    "through": through,
     "logins": logins,
     "echo": echo,
     "admin": admin,
