@@ -33,6 +33,7 @@ from msgservice.records import (
     Retained,
     Room,
     Snapshot,
+    StreamHeader,
     StreamPage,
 )
 
@@ -192,9 +193,12 @@ class ILog(Interface):
         """Fire with the `records.StreamPage` of a subject below `streams.`, behind a position.
 
         `after`: None for all that is kept. One batch at least if there is any; the first may begin
-        before `after`. What a replay has copied is left out. None are left where there is neither
-        a batch nor a gap.
+        before `after`. What a replay has copied is left out, and so are copies of what is retained,
+        and what was only to be that. None are left where there is neither a batch nor a gap.
         """
+
+    def stream_header(subject: str) -> Deferred[StreamHeader]:
+        """Fire with the `records.StreamHeader` of a subject, as of a moment between two groups."""
 
     def position_at(stored_at: int) -> Deferred[int]:
         """Fire with the position of the first message stored at this time or later.

@@ -440,6 +440,16 @@ class StreamPage(msgspec.Struct, frozen=True):
     newest: int
 
 
+class StreamHeader(msgspec.Struct, frozen=True):
+    """The header of a subject of streams: what is retained of it, if anything is.
+
+    `newest`: the last position that the log had given then; all above it has come since.
+    """
+
+    retained: Retained | None
+    newest: int
+
+
 class LettersTaken(msgspec.Struct):
     """Dead letters of a receiver that go: dropped, or sent again as these copies (DELIVERY 46).
 

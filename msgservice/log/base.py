@@ -40,6 +40,7 @@ from msgservice.records import (
     Retained,
     Room,
     Snapshot,
+    StreamHeader,
     StreamPage,
     position_of,
 )
@@ -277,6 +278,15 @@ class StoreLog:
         def job(db: apsw.Connection) -> StreamPage:
             with read_transaction(db):
                 return queries.of_stream(db, self._store.state, subject, after, bytes_max)
+
+        return self._read(job)
+
+    def stream_header(self, subject: str) -> Deferred[StreamHeader]:
+        """See `ILog.stream_header`."""
+
+        def job(db: apsw.Connection) -> StreamHeader:
+            with read_transaction(db):
+                return queries.stream_header(db, self._store.state, subject)
 
         return self._read(job)
 

@@ -26,7 +26,7 @@ from msgservice.limits import INTEGER_MAX
 from msgservice.log.dedupe import FRAME_FLAGS, NAMED, mark_of, named_of
 from msgservice.log.repeats import TakenRun
 from msgservice.log.state import KeyRow, State
-from msgservice.message import FLAG_REPLAY, options_of
+from msgservice.message import FLAG_REPLAY, FLAG_RETAIN_ONLY, FLAG_RETAINED, options_of
 from msgservice.records import (
     NOBODY,
     Audience,
@@ -34,6 +34,7 @@ from msgservice.records import (
     Expiring,
     Origin,
     Retained,
+    StreamHeader,
     StreamPage,
     number_of,
     position_of,
@@ -81,6 +82,9 @@ select json_group_array(json_array(number, count, size, kept, flags)) from (
         and number >= ?2 order by number limit ?3)
 """
 
+# Copies, and what was for nobody, was not put into the stream.
+_NOT_PUT = FLAG_REPLAY | FLAG_RETAINED | FLAG_RETAIN_ONLY
+
 _FIRST_OF_STREAM = """
 select number from batch indexed by batch_stream
 where subject = ? and subject >= 'streams.' and subject < 'streams/' and frame is not null
@@ -114,8 +118,7 @@ def of_stream(
     db: apsw.Connection, state: State, subject: str, after: int | None, bytes_max: int
 ) -> StreamPage:
     """Return the next batches of a subject of streams behind a position; see `ILog.of_stream`."""
-    newest = one(db, "select coalesce(max(number), 0) from batch")
-    newest = max(newest, state.oldest - 1)
+    newest = _newest(db, state)
     if after is None:
         first = one(db, _FIRST_OF_STREAM, (subject,))
         after = position_of(newest + 1 if first is None else first) - 1
@@ -127,7 +130,7 @@ def of_stream(
     numbers: list[int] = []
     size_sum = 0
     for number, count, size, kept, flags in found:
-        if position_of(number, count - 1) <= after or flags & FLAG_REPLAY:
+        if position_of(number, count - 1) <= after or flags & _NOT_PUT:
             continue
         if not kept:
             is_gap = True
@@ -137,6 +140,18 @@ def of_stream(
             break
         numbers.append(number)
     return StreamPage(batches_of(db, state, numbers), is_gap, position_of(newest + 1) - 1)
+
+
+def stream_header(db: apsw.Connection, state: State, subject: str) -> StreamHeader:
+    """Return what is retained of a subject, and how far the log is; see `ILog.stream_header`."""
+    found = [_retained_from(row) for row in rows(db, _RETAINED, (as_json([subject]),))]
+    return StreamHeader(found[0] if found else None, position_of(_newest(db, state) + 1) - 1)
+
+
+def _newest(db: apsw.Connection, state: State) -> int:
+    """Return the number of the newest batch."""
+    newest: int = one(db, "select coalesce(max(number), 0) from batch")
+    return max(newest, state.oldest - 1)
 
 
 def _numbers(

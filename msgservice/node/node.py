@@ -57,6 +57,13 @@ from msgservice.transport.tcp.profiles import TlsProfiles
 from msgservice.waiters import Waiters
 
 
+class StreamHeader(NamedTuple):
+    """The header of a stream: its body, None where there is none. `newest`: as of that position."""
+
+    body: bytes | None
+    newest: int
+
+
 class StreamMessages(NamedTuple):
     """A page of a stream, in its order: position, body and headers of each message.
 
@@ -428,12 +435,13 @@ class Node(Service):
         *,
         principal: str = "",
         start: str | int | datetime = "new",
+        retained: bool = True,
     ) -> Attachment:
         """Attach a receiver of this process, without a socket, as `Receiver.attach` does.
 
         `principal`: as of `client`; raises `NotAuthenticated` for one that is not configured. What
-        else speaks against it, its name or `subjects`, the attachment's `error` says. `start`:
-        as of `Receiver.attach`.
+        else speaks against it, its name or `subjects`, the attachment's `error` says. `start`,
+        `retained`: as of `Receiver.attach`.
         """
         if principal:
             self._check_configured(principal)
@@ -442,6 +450,7 @@ class Node(Service):
             address="this process",
             subjects=subjects,
             start=start,
+            retained=retained,
         )
 
     async def read_stream(
@@ -453,9 +462,7 @@ class Node(Service):
         where there is any. `principal`: as of `client`. Raises `NotAllowed` where it may not
         receive that subject, `NotAuthenticated`, and `BadSubject`.
         """
-        if not check_subject(subject).startswith(STREAMS):
-            raise BadSubject(subject, f"only what is below {STREAMS!r} can be read")
-        self.parts.gate.acting_for(principal).check_receives([subject])
+        self._check_stream(subject, principal)
         page = await self.log.of_stream(subject, after, bytes_max)
         return StreamMessages(
             [
@@ -469,6 +476,25 @@ class Node(Service):
             page.is_gap,
             page.newest,
         )
+
+    async def read_stream_header(self, subject: str, *, principal: str = "") -> StreamHeader:
+        """Return what is retained of a subject below `streams.`, as of one position.
+
+        Whoever reads from that position on has all that was stored since. `principal` and errors:
+        as of `read_stream`.
+        """
+        self._check_stream(subject, principal)
+        found = await self.log.stream_header(subject)
+        kept = found.retained
+        if kept is None or 0 < kept.expires_at <= self.time.wall():
+            return StreamHeader(None, found.newest)
+        (message,) = decode_messages(kept.message)
+        return StreamHeader(message.body, found.newest)
+
+    def _check_stream(self, subject: str, principal: str) -> None:
+        if not check_subject(subject).startswith(STREAMS):
+            raise BadSubject(subject, f"only what is below {STREAMS!r} can be read")
+        self.parts.gate.acting_for(principal).check_receives([subject])
 
     # --- stopping
 

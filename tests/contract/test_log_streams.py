@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from msgservice.limits import Limits
-from msgservice.message import FLAG_REPLAY, RunOptions, Status
-from msgservice.records import Batch, StreamPage, position_of
+from msgservice.message import (
+    FLAG_REPLAY,
+    FLAG_RETAIN,
+    FLAG_RETAIN_ONLY,
+    FLAG_RETAINED,
+    RunOptions,
+    Status,
+)
+from msgservice.records import Batch, StreamHeader, StreamPage, position_of
 from tests.kit.logs import NOW, ContractDriver, make_batch, numbers
 
 KINDS = ("memory", "sqlite", "dicts")
@@ -100,3 +107,34 @@ def test_rule_5_4_the_newest_position_tells_a_token_of_the_future(log: ContractD
     assert page(log, K, None).newest == position_of(2) - 1
     log.reopen()
     assert page(log, K, None).newest == position_of(2) - 1
+
+
+def test_rule_5_3_a_header_is_what_is_retained_and_says_as_of_when(log: ContractDriver) -> None:
+    def header(subject: str = K) -> StreamHeader:
+        found: StreamHeader = log.wait(log.log.stream_header(subject))
+        return found
+
+    assert header() == StreamHeader(None, position_of(1) - 1)
+    only = RunOptions(flags=FLAG_RETAIN | FLAG_RETAIN_ONLY)
+    put(log, K, options=only)
+    put(log, K, first=2)
+    found = header()
+    assert found.retained is not None
+    assert found.retained.position == position_of(1)
+    assert found.newest == position_of(3) - 1
+    assert header(L) == StreamHeader(None, position_of(3) - 1)
+    log.reopen()
+    assert header() == found
+    empty = make_batch(log.log.audience([1]), 3, [b""], subject=K, after=0, options=only)
+    log.append(empty)
+    assert header() == StreamHeader(None, position_of(4) - 1)
+
+
+@pytest.mark.parametrize("flags", [FLAG_RETAINED, FLAG_RETAIN | FLAG_RETAIN_ONLY])
+def test_rule_5_3_headers_and_their_copies_are_nothing_that_was_put(
+    log: ContractDriver, flags: int
+) -> None:
+    put(log, K)
+    put(log, K, first=2, options=RunOptions(flags=flags))
+    put(log, K, first=3)
+    assert numbers(page(log, K, 0).batches) == [1, 3]

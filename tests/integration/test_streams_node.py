@@ -109,6 +109,52 @@ async def test_rule_5_4_a_killed_node_leaves_neither_gap_nor_duplicate_to_who_re
         child.kill()
 
 
+@pytest.mark.timeout(120)
+@ensure
+async def test_rule_5_3_a_header_that_was_stored_survives_a_kill_and_is_never_half(
+    tmp_path: Path,
+) -> None:
+    """A header counts the puts before it: who joins has it, and then those behind it, no other."""
+    child = Child(tmp_path / "node")
+    await child.start()
+    client = await connect(reactor, f"tcp:127.0.0.1:{child.node}", name="shop", limits=LIMITS)
+    remote = RemoteStream("127.0.0.1", child.streams, reactor, rng=lambda: 0.2)
+    try:
+        sent = 0
+        for _ in range(3):
+            sending = []
+            for _ in range(100):
+                sent += 1
+                # One message, which is both: put into the stream, and its header from then on.
+                sending.append(client.send("streams.k", sent, retain=True))
+            await gatherResults(sending[:50])
+            child.kill()  # the others may be stored or not; they are sent again
+            await child.start()
+            await gatherResults(sending)
+            kept = Kept()
+            remote.listen("k", kept)
+            await kept.when(1)
+            await client.send("streams.k", sent + 1, retain=True)
+            sent += 1
+            await kept.when(2)
+            assert kept.had == [sent - 1, sent]
+            remote.hangup("k", kept)
+        await client.send("streams.k", b"", headers={"stream": "delete"}, retain=True)
+        child.kill()
+        await child.start()
+        kept = Kept()
+        remote.listen("k", kept)
+        while not kept.had:
+            sent += 1
+            await client.send("streams.k", sent)
+            await deferLater(reactor, 0.02)
+        assert kept.had[0] > 303  # no header
+        await client.close()
+        await remote.close()
+    finally:
+        child.kill()
+
+
 @ensure
 async def test_a_remote_stream_puts_and_listens_at_a_node(tmp_path: Path) -> None:
     node = Node(reactor, tmp_path / "node")

@@ -30,6 +30,8 @@ from msgservice.limits import INTEGER_MAX, RUNS_REMEMBERED, SENDER_KNOWN_SECONDS
 from msgservice.message import (
     FLAG_REPLAY,
     FLAG_RETAIN,
+    FLAG_RETAIN_ONLY,
+    FLAG_RETAINED,
     Status,
     cut_messages,
     decode_messages,
@@ -71,6 +73,7 @@ from msgservice.records import (
     Room,
     Snapshot,
     StateRange,
+    StreamHeader,
     StreamPage,
     number_of,
     position_of,
@@ -641,7 +644,7 @@ class DictLog:
                 batch
                 for _, batch in sorted(self.content.batches.items())
                 if batch.subject == subject and batch.last > start
-                if not batch.options.flags & FLAG_REPLAY
+                if not batch.options.flags & (FLAG_REPLAY | FLAG_RETAINED | FLAG_RETAIN_ONLY)
             ]
             page: list[Batch] = []
             for batch in found:
@@ -651,6 +654,13 @@ class DictLog:
             is_gap = after is not None and number_of(after) + 1 < oldest
             newest = position_of(self.content.next_number) - 1
             return StreamPage(page, is_gap, newest)
+
+        return self._later(job)
+
+    def stream_header(self, subject: str) -> Deferred[StreamHeader]:
+        def job() -> StreamHeader:
+            newest = position_of(self.content.next_number) - 1
+            return StreamHeader(self.content.retained.get(subject), newest)
 
         return self._later(job)
 

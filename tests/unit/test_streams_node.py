@@ -316,18 +316,128 @@ def test_rule_5_3_an_end_is_stored_behind_the_puts_before_it(action: str) -> Non
     assert puts(world.listener(**{"from": told[-1]["token"]}).lines()) == [("k", "later")]
 
 
-def test_rule_5_3_a_header_with_a_node_is_refused_clearly() -> None:
-    world = World()
-    peer, other = world.peer(), world.listener()
-    peer.say("header", "k", message=1)
+def set_header(world: World, header: Any, key: str = "k") -> None:
+    peer = world.peer()
+    peer.say("header", key, message=header)
     world.settle()
-    (line,) = peer.lines()
-    assert line["reason"] == (
-        "refused: a header of a stream with a node is not supported by this version"
-    )
-    assert peer.is_lost
+    assert not peer.is_lost
+    peer.leave()
+
+
+def test_rule_5_3_who_listens_gets_the_header_first_and_then_what_is_put() -> None:
+    world = World()
+    early = world.listener()
+    set_header(world, {"k": 3})
+    world.put("one")
+    late, other = world.listener(), world.listener("l")
+    world.put("two")
+    set_header(world, {"k": 4})
+    assert early.messages() == ["one", "two"]  # they who listen are told nothing of headers
+    assert late.messages() == [{"k": 3}, "two"]
+    assert other.messages() == []
+    assert world.listener().messages() == [{"k": 4}]
+
+
+def test_decision_11_to_listen_twice_is_to_listen_once_and_the_header_comes_once() -> None:
+    world = World()
+    set_header(world, "header")
+    peer = world.listener()
+    listen(peer)
+    world.settle()
     world.put(1)
-    assert other.messages() == [1]
+    assert peer.messages() == ["header", 1]
+    assert world.server.streams() == [("k", 1, 0)]
+
+
+def test_rule_5_3_a_header_is_there_after_a_restart_and_delivered_to_nobody() -> None:
+    world = World()
+    set_header(world, "header")
+    world.again()
+    assert world.listener().messages() == ["header"]
+
+
+@pytest.mark.parametrize("message", [{"message": None}, {}])
+def test_decision_5_a_header_that_is_null_or_none_is_no_header(message: dict[str, Any]) -> None:
+    world = World()
+    set_header(world, "header")
+    world.peer().say("header", "k", **message)
+    world.settle()
+    assert world.listener().messages() == []
+
+
+def test_rule_5_3_delete_forgets_the_header_and_close_keeps_it() -> None:
+    world = World()
+    set_header(world, "header")
+    listener = world.listener()
+    for action, left in (("close", ["header"]), ("delete", [])):
+        world.peer().say(action, "k")
+        world.settle()
+        listener = world.listener()
+        assert listener.messages() == left
+    world.put(1)
+    assert listener.messages() == [1]
+
+
+def test_rule_5_3_a_header_has_the_token_from_which_all_that_follows_comes() -> None:
+    world = World()
+    world.put("before")
+    set_header(world, "header")
+    (line,) = world.listener(**NOW).lines()
+    assert line["message"] == "header"
+    world.put("behind")
+    set_header(world, "another")  # who resumes gets what was put, and no header
+    resumed = world.listener(**{"from": line["token"]})
+    assert resumed.messages() == ["behind"]
+
+
+def test_rule_5_2_what_is_put_while_a_header_is_read_comes_once_and_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    set_header(world, "header")
+    world.put("before")
+    asked: list[Deferred[None]] = []
+    read = world.log.stream_header
+
+    def late(subject: str) -> Any:
+        found = read(subject)  # as of now, and told later
+        asked.append(Deferred())
+        return asked[-1].addCallback(lambda _: found)
+
+    monkeypatch.setattr(world.log, "stream_header", late, raising=False)
+    listener = world.listener()
+    assert world.server.streams() == []  # it does not listen yet
+    world.put("one", "two")
+    asked[0].callback(None)
+    world.settle()
+    assert world.server.streams() == [("k", 1, 0)]
+    world.put("three")
+    assert listener.messages() == ["header", "one", "two", "three"]
+
+
+def test_rule_5_2_what_the_receiver_has_not_handed_on_before_the_header_is_read_is_before_it() -> (
+    None
+):
+    world = World()
+    world.put("before")
+    set_header(world, "header")
+    peer = world.peer()
+    peer.send(
+        b'{"action":"put","stream":"k","message":1}\n{"action":"header","stream":"k","message":2}\n'
+        b'{"action":"listen","stream":"k"}\n{"action":"put","stream":"k","message":3}\n'
+    )
+    world.settle()
+    assert peer.messages() == [2, 3]
+
+
+def test_rule_5_3_a_header_that_has_expired_is_none() -> None:
+    world = World()
+    client = world.nodes.node.client("shop")
+    client.send("streams.k", {"k": 3}, retain="only", ttl=10)
+    world.settle()
+    assert world.listener().messages() == [{"k": 3}]
+    world.settle(20)
+    assert world.listener().messages() == []
 
 
 # --- 5.4: tokens
@@ -595,7 +705,7 @@ def test_decision_21_who_may_receive_no_streams_gets_none_and_reads_none(
     listener = world.listener()
     world.put(1)
     world.settle(20)
-    assert listener.lines() == []
+    assert listener.lines() == closed("refused")
     token = f"{world.nodes.node.log_id}:0"
     assert world.listener(**{"from": token}).lines() == closed("refused")
     logged_failures.clear()

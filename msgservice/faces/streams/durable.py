@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 from twisted.internet.defer import Deferred, DeferredLock, gatherResults
@@ -34,7 +34,6 @@ from msgservice.errors import (
     LimitReached,
     MsgServiceError,
     NoReceiver,
-    NotYetBuilt,
 )
 from msgservice.faces.streams.limits import KIB, MIB
 from msgservice.faces.streams.outbound import Chunk
@@ -59,7 +58,7 @@ from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
 
 NAME = "streams"
-KIND = "stream"  # the header of a message that is no put: `close` or `delete`
+KIND = "stream"  # in the headers of a message that is no put: `close` or `delete`
 PAGE_BYTES = 64 * KIB
 CHUNK_BYTES = 64 * KIB
 # Of `listener_bytes`: what a listener is behind in memory, shared with others, before it reads the
@@ -80,6 +79,13 @@ class Page(Protocol):
     newest: int
 
 
+class Header(Protocol):
+    """The header of a stream, as a node gives it, as of the position `newest`."""
+
+    body: bytes | None
+    newest: int
+
+
 class StreamsNode(Protocol):
     """A node, as far as streams need one (`msgservice.Node`)."""
 
@@ -88,13 +94,23 @@ class StreamsNode(Protocol):
     def client(self, name: str, *, principal: str = "") -> Client:
         """Return a client that sends to it."""
 
-    def attach(self, receiver: Receiver, subjects: Sequence[str], *, principal: str = "") -> Any:
+    def attach(
+        self,
+        receiver: Receiver,
+        subjects: Sequence[str],
+        *,
+        principal: str = "",
+        retained: bool = True,
+    ) -> Any:
         """Attach a receiver."""
 
     async def read_stream(
         self, subject: str, after: int | None, bytes_max: int, *, principal: str = ""
     ) -> Any:
         """Return a `Page`."""
+
+    async def read_stream_header(self, subject: str, *, principal: str = "") -> Any:
+        """Return a `Header`."""
 
 
 @lru_cache(maxsize=4096)
@@ -124,10 +140,23 @@ class _Entry(NamedTuple):
     line: bytes
 
 
+class _Put(NamedTuple):
+    """A message for the node. `retain`: as of `Client.send`; headers are retained only."""
+
+    key: str
+    body: bytes
+    headers: dict[str, str] | None = None
+    retain: bool | Literal["only"] = False
+
+
 class _Cursor:
-    """The place of one listener in one stream: it has all up to `position`."""
+    """The place of one listener in one stream: it has all up to `position`.
+
+    `is_joining`: where it begins is not known yet, that is read with the header.
+    """
 
     __slots__ = (
+        "is_joining",
         "is_over",
         "is_paging",
         "is_reading",
@@ -142,7 +171,8 @@ class _Cursor:
         self.position = position
         self.wants = wants  # tokens
         self.is_resumed = is_resumed  # its token was not looked at yet
-        self.is_paging = is_resumed
+        self.is_paging = True
+        self.is_joining = not is_resumed
         self.is_reading = self.is_over = False
 
 
@@ -213,7 +243,9 @@ class NodeStreams:
         self._receiver = Receiver(
             self._reactor, name=self._name, handler=self._received, batch=True
         )
-        self._node.attach(self._receiver, [STREAMS + ">"], principal=self._principal)
+        self._node.attach(
+            self._receiver, [STREAMS + ">"], principal=self._principal, retained=False
+        )
 
     def end(self) -> Deferred[None]:
         """See `Served`: what was put is stored, or its publisher is not told otherwise."""
@@ -226,31 +258,40 @@ class NodeStreams:
 
     def keys(self) -> Iterable[str]:
         """See `Served`."""
-        return self._streams
+        return [
+            key
+            for key, one in self._streams.items()
+            if any(not cursor.is_joining for cursor in one.cursors.values())
+        ]
 
     def state_of(self, key: str) -> StreamState:
         """See `Served`."""
-        cursors = self._streams[key].cursors
-        return StreamState(key, len(cursors), sum(one.is_paging for one in cursors.values()))
+        found = [one for one in self._streams[key].cursors.values() if not one.is_joining]
+        return StreamState(key, len(found), sum(one.is_paging for one in found))
 
     def take(self, listener: Listener, command: Command) -> Deferred[None] | None:
         """See `Served`."""
         action, key = command.action, command.stream
         if key is not None:
             subject_of(key)
-        if action == HEADER:
-            self._refused(listener, key, NotYetBuilt("a header of a stream with a node"))
-            return None
-        if action == PUT:
-            assert key is not None
-            return self._put(listener, key, encode(self._host.codec, command.message), None)
-        if key is not None and action in (CLOSE, DELETE):
-            return self._put(listener, key, b"", {KIND: action})
+        if key is not None and action in (PUT, HEADER, CLOSE, DELETE):
+            return self._put(listener, self._message(key, command))
         publisher = self._publishers.get(listener)
         if publisher is not None and publisher.open:  # after its earlier lines, not beside them
             publisher.done = Deferred()
             return publisher.done.addCallback(lambda _: self._do(listener, command))
         return self._do(listener, command)
+
+    def _message(self, key: str, command: Command) -> _Put:
+        action, message = command.action, command.message
+        if action == PUT:
+            return _Put(key, encode(self._host.codec, message))
+        if action == HEADER:
+            is_none = message is ABSENT or message is None  # an empty body lets go of it
+            body = b"" if is_none else encode(self._host.codec, message)
+            return _Put(key, body, retain="only")
+        # One message ends the stream and lets go of its header: nobody sees one without the other.
+        return _Put(key, b"", {KIND: action}, retain=action == DELETE)
 
     def _do(self, listener: Listener, command: Command) -> Deferred[None] | None:
         key = command.stream
@@ -260,8 +301,8 @@ class NodeStreams:
             return self._host.tell_streams(listener, command.after)
         if command.action == LISTEN:
             assert key is not None
-            self._listen(listener, key, command.token)
-        elif key is not None:
+            return self._listen(listener, key, command.token)
+        if key is not None:
             self._flush(self._streams.get(key))
             self._hang_up(listener, key)
         else:
@@ -286,20 +327,16 @@ class NodeStreams:
 
     # --- into the node
 
-    def _put(
-        self, listener: Listener, key: str, body: bytes, headers: dict[str, str] | None
-    ) -> Deferred[None] | None:
+    def _put(self, listener: Listener, put: _Put) -> Deferred[None] | None:
         publisher = self._publishers.setdefault(listener, _Publisher())
-        publisher.size += len(body)
+        publisher.size += len(put.body)
         publisher.open += 1
         handed: Deferred[None] | None = None
-        if self._is_known and self._send(listener, publisher, key, body, headers):
+        if self._is_known and self._send(listener, publisher, put):
             pass
         else:  # one after the other, or they would change places
             handed = self._first.run(
-                lambda: Deferred.fromCoroutine(
-                    self._until_taken(listener, publisher, key, body, headers)
-                )
+                lambda: Deferred.fromCoroutine(self._until_taken(listener, publisher, put))
             )
         if publisher.size <= UNCOMMITTED_BYTES or listener.is_over:
             return handed
@@ -307,18 +344,20 @@ class NodeStreams:
         publisher.room = room
         return room if handed is None else handed.addCallback(lambda _: room)
 
-    def _send(
-        self,
-        listener: Listener,
-        publisher: _Publisher,
-        key: str,
-        body: bytes,
-        headers: dict[str, str] | None,
-    ) -> bool:
-        """Hand in a message; returns whether there was room for it."""
+    def _hand_in(self, put: _Put) -> Deferred[Receipt]:
         assert self._client is not None
+        return self._client.send(
+            subject_of(put.key),
+            put.body,
+            headers=put.headers,
+            require=None if put.retain == "only" else True,
+            retain=put.retain,
+        )
+
+    def _send(self, listener: Listener, publisher: _Publisher, put: _Put) -> bool:
+        """Hand in a message; returns whether there was room for it."""
         try:
-            sent = self._client.send(subject_of(key), body, headers=headers, require=True)
+            sent = self._hand_in(put)
         except LimitReached:
             return False
         failed = getattr(sent, "result", None)
@@ -326,34 +365,29 @@ class NodeStreams:
             sent.addErrback(lambda _: None)
             return False
         self._unanswered[sent] = None
-        sent.addBoth(self._answered, sent, listener, publisher, key, len(body))
+        sent.addBoth(self._answered, sent, listener, publisher, put)
         return True
 
     async def _until_taken(
         self,
         listener: Listener,
         publisher: _Publisher,
-        key: str,
-        body: bytes,
-        headers: dict[str, str] | None,
+        put: _Put,
     ) -> None:
         until = self._reactor.seconds() + ATTACH_SECONDS
         while not self._is_known:
-            assert self._client is not None
             try:
-                receipt = await self._client.send(
-                    subject_of(key), body, headers=headers, require=True
-                )
+                receipt = await self._hand_in(put)
             except (NoReceiver, LimitReached) as error:
                 if isinstance(error, NoReceiver) and self._reactor.seconds() >= until:
-                    return self._settle(listener, publisher, key, len(body), error)
+                    return self._settle(listener, publisher, put, error)
                 await deferLater(self._reactor, AGAIN_SECONDS)
             except MsgServiceError as error:
-                return self._settle(listener, publisher, key, len(body), error)
+                return self._settle(listener, publisher, put, error)
             else:
-                self._is_known = True
-                return self._settle(listener, publisher, key, len(body), receipt)
-        while not self._send(listener, publisher, key, body, headers):
+                self._is_known = put.retain != "only"  # that goes to nobody, known or not
+                return self._settle(listener, publisher, put, receipt)
+        while not self._send(listener, publisher, put):
             await deferLater(self._reactor, AGAIN_SECONDS)
         return None
 
@@ -363,31 +397,29 @@ class NodeStreams:
         sent: Deferred[Any],
         listener: Listener,
         publisher: _Publisher,
-        key: str,
-        size: int,
+        put: _Put,
     ) -> None:
         self._unanswered.pop(sent, None)
         outcome = result.value if isinstance(result, Failure) else result
         assert outcome is not None
-        self._settle(listener, publisher, key, size, outcome)
+        self._settle(listener, publisher, put, outcome)
 
     def _settle(
         self,
         listener: Listener,
         publisher: _Publisher,
-        key: str,
-        size: int,
+        put: _Put,
         outcome: Receipt | BaseException,
     ) -> None:
-        publisher.size -= size
+        publisher.size -= len(put.body)
         if isinstance(outcome, BaseException):
             if isinstance(outcome, NoReceiver):
                 self._is_known = False
-            self._refused(listener, key, outcome)
+            self._refused(listener, put.key, outcome)
             self._handed(publisher)
         else:
             position = outcome.position
-            if position is None or position <= self._handed_on:
+            if put.retain == "only" or position is None or position <= self._handed_on:
                 self._handed(publisher)
             else:
                 self._ties += 1
@@ -418,7 +450,7 @@ class NodeStreams:
 
     def _received(self, messages: list[ReceivedMessage]) -> None:
         for message in messages:
-            if not message.replay:
+            if not (message.replay or message.retained):
                 self._happened(message.subject, message.position, message.body, message.headers)
             self._handed_on = max(self._handed_on, message.position)
         self.flush()
@@ -528,9 +560,9 @@ class NodeStreams:
 
     # --- who listens
 
-    def _listen(self, listener: Listener, key: str, token: Any) -> None:
+    def _listen(self, listener: Listener, key: str, token: Any) -> Deferred[None] | None:
         if key in listener.keys:
-            return
+            return None
         if len(listener.keys) >= self._host.limits.subscriptions_max:
             raise LimitReached("subscriptions_max", self._host.limits.subscriptions_max)
         is_resumed = isinstance(token, str)
@@ -540,7 +572,7 @@ class NodeStreams:
             is_number = digits.isascii() and digits.isdecimal() and len(digits) <= TOKEN_DIGITS_MAX
             if log_id != self._node.log_id or not is_number:
                 listener.write(Chunk(line_of(self._host.codec, CLOSE, key, reason=GAP)))
-                return
+                return None
             position = int(digits)
         self._host.listens(key)
         self.flush()
@@ -551,6 +583,44 @@ class NodeStreams:
         stream.cursors[listener] = cursor
         listener.keys[key] = None
         if is_resumed:
+            self._page(stream, cursor)
+            return None
+        return self._join(stream, cursor)
+
+    def _join(self, stream: _Stream, cursor: _Cursor) -> Deferred[None]:
+        """Read the header and where that is, between two groups; from there on it has everything.
+
+        Whatever comes meanwhile is behind that, or in the header's past.
+        """
+        cursor.is_reading = True
+        read = Deferred.fromCoroutine(
+            self._node.read_stream_header(stream.subject, principal=self._principal)
+        )
+        read.addCallbacks(
+            self._joined,
+            self._not_read,
+            callbackArgs=(stream, cursor),
+            errbackArgs=(stream, cursor),
+        )
+        return read.addErrback(lambda f: self._log.failure("the header of a stream", f))
+
+    def _joined(self, header: Header, stream: _Stream, cursor: _Cursor) -> None:
+        cursor.is_reading = cursor.is_joining = False
+        if cursor.is_over:
+            return
+        cursor.position = header.newest
+        if header.body is not None:
+            token = {"token": self._token(header.newest)} if cursor.wants else {}
+            try:
+                message = decode(self._host.codec, header.body)
+                line = line_of(self._host.codec, PUT, stream.key, message=message, **token)
+            except BadValue as error:
+                self._unreadable(stream, header.newest, error)
+            else:
+                cursor.listener.write(Chunk(line))
+        if stream.head <= header.newest:
+            cursor.is_paging = False
+        else:
             self._page(stream, cursor)
 
     def _hang_up(self, listener: Listener, key: str) -> None:
