@@ -33,6 +33,13 @@ def _expiry(test: str) -> ByTest:
     return _test(f"{EXPIRY}::{test}", test)
 
 
+STREAMS = "msgservice.faces.streams.durable:NodeStreams"
+
+
+def _stream(test: str) -> ByTest:
+    return _test(f"tests/unit/test_streams_node.py::{test}", test)
+
+
 _ALL = [
     # --- what expires
     Mutant(
@@ -2591,6 +2598,99 @@ _ALL = [
         catcher=_test(
             "tests/unit/test_node_delayed.py::test_49_what_is_cancelled_is_told_and_delivered_to_nobody",
             "test_49_what_is_cancelled_is_told_and_de",
+        ),
+    ),
+    # --- streams with a node
+    Mutant(
+        name="a-listener-joins-in-the-past-of-its-header",
+        at=f"{STREAMS}._joined",
+        old="cursor.position = header.newest",
+        new="pass",
+        catcher=_stream("test_rule_5_2_what_was_put_before_a_header_is_read_is_in_its_past"),
+    ),
+    Mutant(
+        name="a-listener-misses-what-came-while-its-header-was-read",
+        at=f"{STREAMS}._joined",
+        old="if stream.head <= header.newest:",
+        new="if True:",
+        catcher=_stream(
+            "test_rule_5_2_what_is_put_while_a_header_is_read_comes_once_and_behind_it"
+        ),
+    ),
+    Mutant(
+        name="a-listener-without-a-header",
+        at=f"{STREAMS}._joined",
+        old="if header.body is not None:",
+        new="if False:",
+        catcher=_stream("test_rule_5_3_who_listens_gets_the_header_first_and_then_what_is_put"),
+    ),
+    Mutant(
+        name="a-header-is-told-to-who-listens",
+        at=f"{STREAMS}._message",
+        old='retain="only"',
+        new="retain=True",
+        catcher=_stream("test_rule_5_3_who_listens_gets_the_header_first_and_then_what_is_put"),
+    ),
+    Mutant(
+        name="a-deleted-stream-keeps-its-header",
+        at=f"{STREAMS}._message",
+        old="retain=action == DELETE",
+        new="retain=False",
+        catcher=_stream("test_rule_5_3_delete_forgets_the_header_and_close_keeps_it"),
+    ),
+    Mutant(
+        name="listens-twice",
+        at=f"{STREAMS}._listen",
+        old="if key in listener.keys:",
+        new="if False:",
+        catcher=_stream(
+            "test_decision_11_to_listen_twice_is_to_listen_once_and_the_header_comes_once"
+        ),
+    ),
+    Mutant(
+        name="goes-on-with-a-foreign-token",
+        at=f"{STREAMS}._listen",
+        old="log_id != self._node.log_id or not is_number",
+        new="not is_number",
+        catcher=_stream("test_rule_5_4_a_token_that_is_foreign_or_of_the_future_is_a_gap"),
+    ),
+    Mutant(
+        name="goes-on-from-the-future",
+        at=f"{STREAMS}._paged",
+        old="page.is_gap or (cursor.is_resumed and cursor.position > page.newest)",
+        new="page.is_gap",
+        catcher=_stream("test_rule_5_4_a_token_that_is_foreign_or_of_the_future_is_a_gap"),
+    ),
+    Mutant(
+        name="goes-on-with-a-token-that-is-too-old",
+        at=f"{STREAMS}._paged",
+        old="page.is_gap or (cursor.is_resumed and cursor.position > page.newest)",
+        new="cursor.is_resumed and cursor.position > page.newest",
+        catcher=_stream("test_rule_5_4_a_token_older_than_what_is_kept_is_a_gap"),
+    ),
+    Mutant(
+        name="a-slow-listener-is-not-told-of-its-gap",
+        at="msgservice.log.queries:of_stream",
+        old="is_gap = number_of(after) + 1 < state.oldest",
+        new="is_gap = False",
+        catcher=_stream("test_rule_5_5_a_slow_listener_pins_nothing_and_is_told_of_the_gap"),
+    ),
+    Mutant(
+        name="copies-of-headers-are-put",
+        at="msgservice.log.queries:of_stream",
+        old="flags & _NOT_PUT",
+        new="flags & 2",
+        catcher=_test(
+            "tests/contract/test_log_streams.py", "test_rule_5_3_headers_and_their_copies"
+        ),
+    ),
+    Mutant(
+        name="a-list-before-what-was-put",
+        at=f"{STREAMS}.take",
+        old="if publisher is not None and publisher.open:",
+        new="if False:",
+        catcher=_stream(
+            "test_rule_5_9_a_list_comes_when_all_that_its_connection_has_put_is_stored"
         ),
     ),
 ]

@@ -415,6 +415,30 @@ def test_rule_5_2_what_is_put_while_a_header_is_read_comes_once_and_behind_it(
     assert listener.messages() == ["header", "one", "two", "three"]
 
 
+def test_rule_5_2_what_was_put_before_a_header_is_read_is_in_its_past(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    world.put("before")
+    reads, told = Deferred[None](), Deferred[None]()
+    read = world.log.stream_header
+
+    def late(subject: str) -> Any:
+        found = reads.addCallback(lambda _: read(subject))
+        return told.addCallback(lambda _: found)
+
+    monkeypatch.setattr(world.log, "stream_header", late, raising=False)
+    listener = world.listener()
+    world.put("one")
+    set_header(world, "header")
+    reads.callback(None)
+    world.settle()
+    world.put("two")  # behind the header, so it is looked for from there
+    told.callback(None)
+    world.settle()
+    assert listener.messages() == ["header", "two"]
+
+
 def test_rule_5_2_what_the_receiver_has_not_handed_on_before_the_header_is_read_is_before_it() -> (
     None
 ):
