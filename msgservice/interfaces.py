@@ -151,14 +151,15 @@ class ILog(Interface):
 
     def replay(
         replay: Replay,
-        patterns: Sequence[str],
+        patterns: Sequence[str] | None,
         bytes_max: int,
         size_max: int,
         count_only: bool = False,
     ) -> Deferred[Copies]:
         """Fire with the `records.Copies` that a replay is to store next, from its `next` on.
 
-        What is copied says its `kind` (`records.Replay`); `patterns`: the subjects of its receiver.
+        What is copied says its `kind` (`records.Replay`); `patterns`: the subjects of its receiver;
+        of a rewind, those that may be copied where nobody addressed it (`to`), None: all.
         About `bytes_max` bytes, in runs of `size_max` at most; one batch at least where there is
         any within what one page looks at. What is copied stays in the log as long as the replay's
         row says that it has still to be: nothing that lies at its `next` or behind goes.

@@ -258,13 +258,13 @@ class StoreLog:
     def replay(
         self,
         replay: Replay,
-        patterns: Sequence[str],
+        patterns: Sequence[str] | None,
         bytes_max: int,
         size_max: int,
         count_only: bool = False,
     ) -> Deferred[Copies]:
         """See `ILog.replay`."""
-        state, wanted = self._store.state, tuple(patterns)
+        state, wanted = self._store.state, None if patterns is None else tuple(patterns)
 
         def job(db: apsw.Connection) -> Copies:
             with read_transaction(db):

@@ -82,7 +82,7 @@ def copies(
     db: apsw.Connection,
     state: State,
     replay: Replay,
-    patterns: Sequence[str],
+    patterns: Sequence[str] | None,
     bytes_max: int,
     size_max: int,
     count_only: bool = False,
@@ -94,7 +94,8 @@ def copies(
     left = COUNT_ROWS if count_only else PAGE_ROWS
     of: Callable[[_Row], Sequence[Range]]
     if replay.kind != REWIND:
-        of = _Matching(db, state, replay.receiver, patterns).of
+        of = _Matching(db, state, replay.receiver, _Subjects(patterns or ())).of
+    allowed = None if patterns is None else _Subjects(patterns)
     picked: dict[int, list[Range]] = {}
     size = messages = skipped = 0
     end, is_full = low, False
@@ -103,7 +104,7 @@ def copies(
         rows_max = COUNT_ROWS if count_only else FEW_ROWS
         if replay.kind == REWIND:
             page = _of_sets(db, state, replay.receiver, end, high, rows_max)
-            of = _Acknowledged(db, replay.receiver, page.rows).of
+            of = _Acknowledged(db, replay.receiver, page.rows, allowed).of
         else:
             page = _all(db, end, high, rows_max)
         left -= max(rows_max, len(page.rows))
@@ -194,25 +195,35 @@ def _within(replay: Replay, row: _Row, ranges: Sequence[Range]) -> list[Range]:
     ]
 
 
+class _Subjects:
+    """The subjects that match any of some patterns."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._patterns = patterns
+        self._known: dict[str, bool] = {}
+
+    def has(self, subject: str) -> bool:
+        known = self._known.get(subject)
+        if known is None:
+            known = any(matches(pattern, subject) for pattern in self._patterns)
+            self._known[subject] = known
+        return known
+
+
 class _Matching:
     """The messages that match subjects, were for all who match, and not for this receiver."""
 
     def __init__(
-        self, db: apsw.Connection, state: State, receiver: int, patterns: Sequence[str]
+        self, db: apsw.Connection, state: State, receiver: int, subjects: _Subjects
     ) -> None:
         self._db, self._state, self._receiver = db, state, receiver
-        self._patterns = patterns
-        self._subjects: dict[str, bool] = {}
+        self._subjects = subjects
         self._sets: dict[int, bool] = {}
 
     def of(self, row: _Row) -> Sequence[Range]:
         if row.flags & NAMED:
             return ()
-        wanted = self._subjects.get(row.subject)
-        if wanted is None:
-            wanted = any(matches(pattern, row.subject) for pattern in self._patterns)
-            self._subjects[row.subject] = wanted
-        if not wanted or self._had(row.audience):
+        if not self._subjects.has(row.subject) or self._had(row.audience):
             return ()
         return ((0, row.messages - 1),)
 
@@ -225,9 +236,18 @@ class _Matching:
 
 
 class _Acknowledged:
-    """The messages that a receiver has acknowledged."""
+    """The messages that a receiver has acknowledged: those of `allowed` subjects (None: of all),
+    and what a sender addressed to it.
+    """
 
-    def __init__(self, db: apsw.Connection, receiver: int, rows: Sequence[_Row]) -> None:
+    def __init__(
+        self,
+        db: apsw.Connection,
+        receiver: int,
+        rows: Sequence[_Row],
+        allowed: _Subjects | None,
+    ) -> None:
+        self._allowed = allowed
         cursor = one(db, "select cursor from progress where receiver = ?", (receiver,))
         self._cursor: int = -1 if cursor is None else cursor
         self._rows: list[ExceptionRow] = []
@@ -245,6 +265,9 @@ class _Acknowledged:
             self._reach.append(self._rows[self._at])
             self._at += 1
         self._reach = [one for one in self._reach if one.last >= first]
+        allowed = self._allowed
+        if not (allowed is None or row.flags & NAMED or allowed.has(row.subject)):
+            return ()
         settled = min(max(self._cursor - first + 1, 0), row.messages)
         if not self._reach:
             return ((0, settled - 1),) if settled else ()

@@ -267,6 +267,7 @@ def assemble(
         leave_out=lambda row, first, last: receivers.leave_out(row, first, last),
         has_had=lambda row, position: receivers.has_had(row, position),
         store=lambda row, replay: receivers.store(row, replay),
+        may_receive=gate.may_receive,
         limits=limits,
         time=time,
     )

@@ -384,6 +384,15 @@ class Gate:
         rules = self._users.rules(row.owner)
         return tuple([one for one in row.patterns if rules.allows("receive", one)])
 
+    def may_receive(self, row: ReceiverRow) -> Sequence[str] | None:
+        """Return the patterns of all that a receiver's owner may receive now.
+
+        None: whatever it is, of one that is nobody's, or whose user is not configured.
+        """
+        if self._users is None or row.owner not in self._users:
+            return None
+        return self._users.rules(row.owner).patterns("receive")
+
     def why_not_dialled(self, row: ReceiverRow) -> str | None:
         """Return why a receiver with an address may not be dialled, or None."""
         users = self._users

@@ -172,9 +172,12 @@ class Intake:
 
     # --- without a session
 
-    def sender(self, name: str) -> LocalSender:
-        """Return a sender of this name that has no session. Raises `BadName`."""
-        return LocalSender(Sender.of(check_name(name), secrets.token_hex(16)), self)
+    def sender(self, name: str, user: str = "") -> LocalSender:
+        """Return a sender of this name that has no session. Raises `BadName`.
+
+        `user`: as whom it has logged in; its keys are that one's, whichever door they come by.
+        """
+        return LocalSender(Sender.of(check_name(name), secrets.token_hex(16), user), self)
 
     def check_room(self) -> None:
         """Raise `LimitReached` where more is taken in and not committed than is allowed."""

@@ -80,8 +80,8 @@ class Gate(Protocol):
 class Intake(Protocol):
     """The intake of a node (`intake`)."""
 
-    def sender(self, name: str) -> LocalSender:
-        """Return a sender of this name that has no session."""
+    def sender(self, name: str, user: str) -> LocalSender:
+        """Return a sender of this name, and of this user's, that has no session."""
 
 
 class Requests(Protocol):
@@ -198,7 +198,8 @@ class _Realm:
         allowed, name = house.gate.admit_named(
             principal, self._channel.credentials, self._door, said
         )
-        perspective = Perspective(house, self._channel, allowed, house.intake.sender(name))
+        sender = house.intake.sender(name, allowed.principal.user)
+        perspective = Perspective(house, self._channel, allowed, sender)
         house.came(self._channel, perspective)
         self._channel.established()
         return pb.IPerspective, perspective, perspective.logout

@@ -15,7 +15,7 @@ ask for a replay, and from where to where, is in `operations` and `receivers`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -34,6 +34,7 @@ from msgservice.node.dispatch import Dispatch
 from msgservice.node.tail import Tail
 from msgservice.records import (
     LEFT_OUT,
+    REWIND,
     Copies,
     PageOutcome,
     ReceiverRow,
@@ -53,11 +54,16 @@ AGAIN = 1.0  # seconds after a page that found no room, or could not be read
 COUNT_PAGES = 16  # of what a receiver was left out of, that are looked at for one answer
 
 
+# Of what may be copied now, by subject (`ILog.replay`).
+_Patterns = Sequence[str] | None
+
+
 class _Ahead(NamedTuple):
     """A page that is read while the one before is being stored."""
 
     next: int  # of the replay that it continues
     end: int  # what it was read up to
+    patterns: _Patterns
     reading: Deferred[Copies]
 
 
@@ -83,6 +89,7 @@ class Replayer:
     `leave_out(row, first, last)`: a replay of what a receiver was left out of is called off, these
     positions are left out again. `has_had(row, position)`: a receiver that starts has had all
     before this position. `store(row, replay)` stores what these have changed, in one group.
+    `may_receive(row)`: the patterns of all that its user may receive now; None: whatever it is.
     """
 
     _logger = Logger()
@@ -98,6 +105,7 @@ class Replayer:
         leave_out: Callable[[ReceiverRow, int, int], None],
         has_had: Callable[[ReceiverRow, int], None],
         store: Callable[[ReceiverRow, Replay | None], Deferred[None]],
+        may_receive: Callable[[ReceiverRow], Sequence[str] | None],
         limits: Limits,
         time: Time,
     ) -> None:
@@ -107,6 +115,7 @@ class Replayer:
         self._directory = directory
         self._dispatch = dispatch
         self._leave_out, self._has_had, self._store = leave_out, has_had, store
+        self._may_receive = may_receive
         self._limits = limits
         self._time = time
         self._running: dict[int, _Running] = {}  # by receiver number
@@ -303,24 +312,36 @@ class Replayer:
         if ahead is not None and ahead.next == replay.next:
             running.ahead = None
             self._aheads -= 1
-            self._take(running, ahead.reading, ahead.end)
+            self._take(running, ahead.reading, ahead.end, ahead.patterns)
         else:
             self._drop_ahead(running)
             self._read(running, end, min(PAGE_BYTES, room))
 
     def _read(self, running: _Running, end: int, size: int) -> None:
-        self._take(running, self._ask(running.row, running.replay, end, size), end)
+        patterns = self._patterns(running.row, running.replay)
+        reading = self._ask(running.replay, patterns, end, size)
+        self._take(running, reading, end, patterns)
 
-    def _take(self, running: _Running, reading: Deferred[Copies], end: int) -> None:
+    def _take(
+        self, running: _Running, reading: Deferred[Copies], end: int, patterns: _Patterns
+    ) -> None:
         running.is_busy = True
         self._pages += 1
-        reading.addCallback(self._came, running, end)
+        reading.addCallback(self._came, running, end, patterns)
         reading.addErrback(self._stuck, running)
 
-    def _ask(self, row: ReceiverRow, replay: Replay, end: int, size: int) -> Deferred[Copies]:
+    def _patterns(self, row: ReceiverRow, replay: Replay) -> _Patterns:
+        """What of the messages of a replay may be copied now: users and subjects may change.
+
+        A rewind repeats what it had, whatever its subjects are now, but nothing that its user may
+        not receive.
+        """
+        return self._may_receive(row) if replay.kind == REWIND else self._directory.matching(row)
+
+    def _ask(self, replay: Replay, patterns: _Patterns, end: int, size: int) -> Deferred[Copies]:
         asked: Deferred[Copies] = self._log.replay(
             msgspec.structs.replace(replay, end=end),
-            self._directory.matching(row),
+            patterns,
             size,
             self._limits.max_batch,
         )
@@ -332,7 +353,9 @@ class Replayer:
         if self._aheads < PAGES and not running.is_last and moved.next <= end:
             self._aheads += 1
             size = min(PAGE_BYTES, self._room_for(running.row))
-            running.ahead = _Ahead(moved.next, end, self._ask(running.row, moved, end, size))
+            patterns = self._patterns(running.row, moved)
+            reading = self._ask(moved, patterns, end, size)
+            running.ahead = _Ahead(moved.next, end, patterns, reading)
 
     def _drop_ahead(self, running: _Running) -> None:
         ahead, running.ahead = running.ahead, None
@@ -340,7 +363,7 @@ class Replayer:
             self._aheads -= 1
             ahead.reading.addErrback(lambda _: None)  # whatever came of it
 
-    def _came(self, copies: Copies, running: _Running, end: int) -> None:
+    def _came(self, copies: Copies, running: _Running, end: int, patterns: _Patterns) -> None:
         replay, row = running.replay, running.row
         if self._running.get(row.number) is not running or self._is_stopped:
             self._done(running)
@@ -348,6 +371,11 @@ class Replayer:
         if running.is_called_off:
             self._done(running)
             self._end(running)
+            return
+        if patterns != self._patterns(row, replay):
+            # It was read long ago, maybe: rights have changed, or subjects. It is read anew.
+            self._done(running)
+            self._go_on(running)
             return
         moved = msgspec.structs.replace(
             replay,
@@ -439,7 +467,7 @@ class Replayer:
             running.is_busy = True
             self._pages += 1
             copies = Copies([], running.replay.next, 0, 0, 0)
-            self._came(copies, running, end)
+            self._came(copies, running, end, self._patterns(running.row, running.replay))
         else:
             self._read(running, end, running.held_bytes)
 
@@ -463,7 +491,7 @@ class Replayer:
         while not replay.is_over and pages_max > 0:
             pages_max -= 1
             found: Copies = await self._log.replay(
-                replay, self._directory.matching(row), PAGE_BYTES, self._limits.max_batch, True
+                replay, self._patterns(row, replay), PAGE_BYTES, self._limits.max_batch, True
             )
             replay = msgspec.structs.replace(
                 replay,

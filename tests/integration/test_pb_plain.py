@@ -209,6 +209,21 @@ async def test_a_login_has_the_rights_of_its_user_and_no_others(house: House) ->
     assert "RequestFailed" == kind_of(error)
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_key_is_its_users_by_every_door(house: House) -> None:
+    await house.start(users=users(user("shop", send=("orders.>",))))
+    perspective = await house.login("shop")
+    client = house.node.client("shop.web", principal="shop")
+    receipt = await client.send("orders.paid", b"paid", idempotency_key="order-1")
+    again = await perspective.callRemote("send", "orders.paid", b"paid", {"key": "order-1"})
+    assert receipt.position == again
+    error = await failure_of(
+        perspective.callRemote("send", "orders.paid", b"owed", {"key": "order-1"})
+    )
+    assert "KeyReused" == kind_of(error)
+    await client.close()
+
+
 @pytest.mark.parametrize(
     ("name", "password"), [("shop", "wrong"), ("nobody", "x"), ("keyless", "")]
 )

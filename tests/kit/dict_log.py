@@ -591,7 +591,7 @@ class DictLog:
     def replay(
         self,
         replay: Replay,
-        patterns: Sequence[str],
+        patterns: Sequence[str] | None,
         bytes_max: int,
         size_max: int,
         count_only: bool = False,
@@ -619,14 +619,17 @@ class DictLog:
 
         return self._later(job)
 
-    def _is_copied(self, replay: Replay, patterns: Sequence[str], batch: Batch, index: int) -> bool:
+    def _is_copied(
+        self, replay: Replay, patterns: Sequence[str] | None, batch: Batch, index: int
+    ) -> bool:
         is_its = replay.receiver in batch.audience.members
         if batch.options.flags & FLAG_REPLAY or batch.stored_at < replay.since:
             return False
         if replay.kind == REWIND:
             states = self.content.receivers[replay.receiver].states(batch)
-            return is_its and states[index][0] is Status.ACKNOWLEDGED
-        fits = any(matches(pattern, batch.subject) for pattern in patterns)
+            allowed = patterns is None or batch.addressed or _fits(patterns, batch.subject)
+            return is_its and allowed and states[index][0] is Status.ACKNOWLEDGED
+        fits = _fits(patterns or (), batch.subject)
         return fits and not is_its and not batch.addressed
 
     def position_at(self, stored_at: int) -> Deferred[int]:
@@ -1276,3 +1279,7 @@ class DictLog:
             if at.removed and not at.dead and number not in named | {highest} and not owned:
                 del content.receivers[number]
                 self._forgotten.append(number)
+
+
+def _fits(patterns: Sequence[str], subject: str) -> bool:
+    return any(matches(pattern, subject) for pattern in patterns)

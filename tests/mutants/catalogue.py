@@ -2217,6 +2217,20 @@ _ALL = [
         catcher=_test(REPLAYS, "test_47_replays_are_in_order"),
     ),
     Mutant(
+        name="a-rewind-of-what-its-user-may-not-receive",
+        at="msgservice.log.replaying:_Acknowledged.of",
+        old="row.flags & NAMED or allowed.has(row.subject)",
+        new="row.flags & NAMED or row.subject",
+        catcher=_test("tests/unit/test_node_replay.py", "test_32_a_rewind_sends_nothing"),
+    ),
+    Mutant(
+        name="a-page-from-before-a-right-was-taken-away",
+        at="msgservice.node.replayer:Replayer._came",
+        old="if patterns != self._patterns(row, replay):",
+        new="if False:",
+        catcher=_test("tests/unit/test_node_replay.py", "test_32_history_that_was_read"),
+    ),
+    Mutant(
         name="a-start-is-forgotten-by-a-restart",
         at="msgservice.node.replayer:Replayer.load",
         old="self._directory.set_starting(row, True)",

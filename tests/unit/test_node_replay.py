@@ -14,12 +14,16 @@ from twisted.internet.task import Clock
 from msgservice.core.copies import REPLAY_OF
 from msgservice.core.frames import Transfer
 from msgservice.errors import LimitReached
+from msgservice.identity.rules import Rules
+from msgservice.identity.users import User
 from msgservice.limits import Limits
 from msgservice.message import FLAG_REPLAY, decode_messages
+from msgservice.node.gate import Door
 from msgservice.records import LEFT_OUT, REWIND, START, Group, Replay, Resume, position_of
 from tests.kit.dict_log import Content, DictLog
 from tests.kit.limits import Limits as SmallLimits
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer, state_of
+from tests.kit.passes import HERE, users_of
 
 SUBJECTS = {"subjects": ["orders.>"]}
 
@@ -587,3 +591,78 @@ def test_47_a_replay_of_a_receiver_that_nobody_knows_is_let_go() -> None:
     world = NodeWorld()
     world.node.parts.replayer.load([Replay(77, REWIND, 0, 0, 5)])
     assert world.node.parts.replayer.of(77) is None
+
+
+# --- what the user of a receiver may receive
+
+SHOP = User(name="shop", rules=Rules(send=[">"], to=[">"]))
+OPS = User(name="ops", rules=Rules(request=["$node.>"]))
+WIDE = User(name="billing", rules=Rules(receive=["orders.>", "secret.>"]))
+NARROW = User(name="billing", rules=Rules(receive=["orders.>"]))
+OTHER = User(name="other", names=("other", "billing"), rules=Rules(receive=["orders.>"]))
+BOTH = {"subjects": ["orders.>", "secret.>"]}
+
+
+def as_user(world: NodeWorld, user: str, name: str = "", **more: Any) -> Any:
+    return world.peer(name or user, door=Door(asks=False, user=user), shown=HERE, **more)
+
+
+def as_billing(world: NodeWorld, user: str, subjects: dict[str, Any], **more: Any) -> Taking:
+    return as_user(  # type: ignore[no-any-return]  # it is of this kind
+        world, user, "billing", receive=subjects, kind=Taking, **({"answering": True} | more)
+    )
+
+
+@pytest.mark.parametrize("log", [None, DictLog])
+@pytest.mark.parametrize("taken_by", ["a reload", "its new user"])
+def test_32_a_rewind_sends_nothing_that_the_user_may_not_receive(log: Any, taken_by: str) -> None:
+    clock = Clock()
+    world = NodeWorld(
+        users=users_of(SHOP, OPS, WIDE, OTHER),
+        clock=clock,
+        log=log and log(reactor=clock, limits=Limits()),
+    )
+    billing = as_billing(world, "billing", BOTH)
+    shop = as_user(world, "shop")
+    shop.transfer(1, "orders.new", [b"order"])
+    shop.transfer(2, "secret.x", [b"secret"])
+    shop.transfer(3, "secret.x", [b"for billing"], to=("billing",))
+    world.settle()
+    assert [b"order", b"secret", b"for billing"] == billing.all
+    if taken_by == "a reload":
+        world.node.reload_users(users_of(SHOP, OPS, NARROW, OTHER))
+    else:
+        Deferred.fromCoroutine(world.node.parts.receivers.own("billing", "other"))
+    world.settle()
+    user = "billing" if taken_by == "a reload" else "other"
+    again = as_billing(world, user, SUBJECTS, resume=Resume(floor=position_of(4)), incarnation="i1")
+    ops = as_user(world, "ops")
+    assert 2 == ask(ops, "rewind_count", name="billing")["copied"]
+    ask(ops, "rewind", name="billing")
+    world.settle()
+    assert [b"order", b"for billing"] == again.copies
+    assert not any(unaccounted(world))
+
+
+def test_32_history_that_was_read_before_a_right_was_taken_away_is_not_copied_after() -> None:
+    world = NodeWorld(SmallLimits(backlog_bytes=8192), users=users_of(SHOP, OPS, WIDE))
+    shop = as_user(world, "shop")
+    for number in range(1, 101):
+        shop.transfer(number, "secret.x", [b"%d" % number * 100])
+        world.settle()
+    shop.transfer(101, "orders.new", [b"order"])
+    world.settle()
+    as_billing(world, "billing", BOTH | {"start": "first"}, answering=False)
+    world.settle(5)
+    before = state_of(world, "billing").replay
+    assert before is not None
+    assert 0 < before.copied < 60
+    assert not before.over
+    world.node.reload_users(users_of(SHOP, OPS, NARROW))
+    world.settle()
+    as_billing(world, "billing", SUBJECTS, incarnation="i2")
+    world.settle(10)
+    after = state_of(world, "billing").replay
+    assert after is not None
+    assert after.over
+    assert before.copied + 1 == after.copied
