@@ -162,7 +162,7 @@ class Intake:
         Where not (`uncommitted_bytes`), no sender is read from until there is.
         """
         commits = self._commits
-        if batch.options.flags & FLAG_RETAIN:
+        if batch.options.flags & FLAG_RETAIN and not isinstance(batch.refusal, Forbidden):
             self._retained.coming(batch.subject)
         commits.batch(batch, source)
         if commits.uncommitted_bytes <= self._limits.uncommitted_bytes:

@@ -331,7 +331,7 @@ class Replayer:
         reading.addErrback(self._stuck, running)
 
     def _patterns(self, row: ReceiverRow, replay: Replay) -> _Patterns:
-        """What of the messages of a replay may be copied now: users and subjects may change.
+        """Return the subjects of which a replay copies messages now: they and users may change.
 
         A rewind repeats what it had, whatever its subjects are now, but nothing that its user may
         not receive.

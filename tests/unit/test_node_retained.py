@@ -10,6 +10,8 @@ from twisted.internet.task import Clock
 
 from msgservice.core.frames import Ack, Nack, Transfer
 from msgservice.errors import LimitReached
+from msgservice.identity.rules import Rules
+from msgservice.identity.users import User
 from msgservice.log.memory import MemoryLog
 from msgservice.message import (
     FLAG_RETAIN,
@@ -18,10 +20,12 @@ from msgservice.message import (
     Action,
     decode_messages,
 )
+from msgservice.node.gate import Door
 from msgservice.node.retained import RetainedIndex
 from msgservice.records import NODE
 from tests.kit.limits import Limits
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
+from tests.kit.passes import HERE, users_of
 
 
 def got(peer: ScriptedPeer) -> list[tuple[str, bytes, bool]]:
@@ -159,6 +163,21 @@ def test_48_more_subjects_than_the_limit_are_refused_for_now() -> None:
     (nack,) = shop.take(Nack)
     assert (nack.first, nack.action, nack.about) == (3, Action.LATER, "retained")
     keep(shop, 3, "c", b"")  # it ends what there is not
+
+
+def test_48_who_may_send_nothing_keeps_nobody_from_retaining() -> None:
+    users = users_of(User(name="shop", rules=Rules(send=["a"])), User(name="other", rules=Rules()))
+    world = NodeWorld(Limits(retained=2), users=users)
+    shop, other = (
+        world.peer(name, door=Door(asks=False, user=name), shown=HERE) for name in ("shop", "other")
+    )
+    for number in (1, 2):
+        other.transfer(number, f"b.{number}", [b"x"], flags=FLAG_RETAIN)
+    shop.transfer(1, "a", [b"x"], flags=FLAG_RETAIN)
+    world.settle()
+    assert [Action.REFUSED] * 2 == [nack.action for nack in other.take(Nack)]
+    assert [] == shop.take(Nack)
+    assert [[(1, 1)]] == [ack.ranges for ack in shop.take(Ack)]
 
 
 def test_48_it_is_there_after_a_start() -> None:
