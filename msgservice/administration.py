@@ -75,6 +75,20 @@ class RemoveReceiver(Asked):
     confirm: Number | None = None
 
 
+class PurgeReceiver(Asked):
+    """The receiver for which nothing shall wait, of a subject or pattern if it says one.
+
+    `after`: a position, behind which the next page begins. `end`: the position up to which it goes;
+    None: the newest. `dry_run`: only say what would be settled.
+    """
+
+    name: str
+    subject: str | None = None
+    after: Number = 0
+    end: Number | None = None
+    dry_run: bool = False
+
+
 class OwnReceiver(Asked):
     """The name of a receiver, which may be removed, and whose it shall be; empty: nobody's."""
 
@@ -358,6 +372,20 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True):
     dead: int
 
 
+class PurgeTold(msgspec.Struct, frozen=True, kw_only=True):
+    """The messages of a page that were cancelled, or would be, and their bytes.
+
+    `in_flight`: what is left to its answer. `end`: up to which position; `next`: behind which to go
+    on, or None.
+    """
+
+    count: int
+    size: int
+    in_flight: int
+    end: int
+    next: int | None
+
+
 class StatusTold(msgspec.Struct, frozen=True):
     """The status of a message at one receiver."""
 
@@ -580,6 +608,13 @@ RECEIVERS_REMOVE = Operation(
     "Says what goes with a receiver, or removes it.",
     changes=True,
 )
+RECEIVERS_PURGE = Operation(
+    "receivers.purge",
+    PurgeReceiver,
+    PurgeTold,
+    "Cancels what waits for a receiver.",
+    changes=True,
+)
 RECEIVERS_OWN = Operation(
     "receivers.own", OwnReceiver, Owned, "Gives a receiver's name to a user.", changes=True
 )
@@ -672,6 +707,7 @@ OPERATIONS: tuple[Operation[Any, Any], ...] = (
     RECEIVERS_PAUSE,
     RECEIVERS_RESUME,
     RECEIVERS_REMOVE,
+    RECEIVERS_PURGE,
     RECEIVERS_OWN,
     RECEIVERS_REWIND,
     RECEIVERS_REWIND_COUNT,

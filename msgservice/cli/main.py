@@ -18,6 +18,7 @@ COMMANDS = {
     "listen": ("msgservice.cli.listen", "listen"),
     "receivers": ("msgservice.cli.receivers", "receivers"),
     "peek": ("msgservice.cli.peek", "peek"),
+    "purge": ("msgservice.cli.purge", "purge"),
     "rewind": ("msgservice.cli.rewind", "rewind"),
     "dead": ("msgservice.cli.dead", "dead"),
     "retained": ("msgservice.cli.retained", "retained"),

@@ -628,13 +628,35 @@ class Backlog:
             first = self.loaded_to + 1
         if first > last:
             return []
-        resumed = self._resumed
-        found = self.above.missing(first, last)
-        if resumed and resumed.overlaps(first, last):
-            found = [part for low, high in found for part in resumed.missing(low, high)]
+        found = self._not_loaded(first, last)
         for low, high in found:
             self.above.add(low, high)
         return found
+
+    def _not_loaded(self, first: int, last: int) -> list[Range]:
+        """The ranges of these not loaded, and neither settled nor named by a RESUME."""
+        resumed = self._resumed
+        found = list(self.above.missing(first, last))
+        if resumed and resumed.overlaps(first, last):
+            found = [part for low, high in found for part in resumed.missing(low, high)]
+        return found
+
+    def waits(self, first: int, last: int, *, in_flight: bool) -> list[Range]:
+        """The ranges that wait between two; without `in_flight` those that `decree` settles."""
+        first = max(first, self.cursor + 1)
+        found: list[Range] = []
+        if first <= self.loaded_to:
+            found = [
+                (max(first, run.first), min(last, run.last))
+                for run in self._open.between(first, min(last, self.loaded_to))
+                if in_flight or run.state != FLIGHT
+            ]
+            first = self.loaded_to + 1
+        if first > last:
+            return found
+        if in_flight:
+            return found + list(self.above.missing(first, last))
+        return found + self._not_loaded(first, last)
 
     def is_over(self, run: Run, now: int) -> bool:
         """Whether a run's time is over, and this side may say so: see `gives_up_sent`."""

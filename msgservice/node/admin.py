@@ -30,6 +30,7 @@ from msgservice.administration import (
     RECEIVERS_LIST,
     RECEIVERS_OWN,
     RECEIVERS_PAUSE,
+    RECEIVERS_PURGE,
     RECEIVERS_REMOVE,
     RECEIVERS_REPLAY,
     RECEIVERS_RESUME,
@@ -72,6 +73,8 @@ from msgservice.administration import (
     PeekPage,
     PeekPart,
     PeekTold,
+    PurgeReceiver,
+    PurgeTold,
     ReceiverPage,
     Reloaded,
     Removal,
@@ -221,6 +224,7 @@ class Admin:
                 _by(RECEIVERS_PAUSE, self._pause),
                 _by(RECEIVERS_RESUME, self._resume),
                 _by(RECEIVERS_REMOVE, self._remove),
+                _by(RECEIVERS_PURGE, self._purge),
                 _by(RECEIVERS_OWN, self._own),
                 _by(RECEIVERS_REWIND, self._rewind),
                 _by(RECEIVERS_REWIND_COUNT, self._rewind_count),
@@ -349,6 +353,16 @@ class Admin:
             return Removal(queued=account.queued, dead=dead)
         removed = await self._operations.remove(asked.name, asked.confirm)
         return Removal(removed=removed, dead=dead)
+
+    async def _purge(self, asked: PurgeReceiver, who: Pass) -> PurgeTold:
+        page = await self._operations.purge(
+            asked.name,
+            asked.after,
+            subject=asked.subject,
+            end=asked.end,
+            dry_run=asked.dry_run,
+        )
+        return PurgeTold(**msgspec.structs.asdict(page))
 
     async def _own(self, asked: OwnReceiver, who: Pass) -> Owned:
         await self._operations.own(asked.name, asked.user)

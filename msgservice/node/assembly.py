@@ -51,6 +51,7 @@ from msgservice.node.outlet import Outlet
 from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer
 from msgservice.node.perspectives import Perspectives
+from msgservice.node.purge import Purge
 from msgservice.node.receivers import Receivers
 from msgservice.node.replayer import Replayer
 from msgservice.node.retained import RetainedIndex
@@ -99,6 +100,7 @@ class Parts:
     due: Due
     letters: Letters
     expiry: Expiry
+    purge: Purge
 
 
 def assemble(
@@ -237,6 +239,7 @@ def assemble(
         limits=limits,
         first=snapshot.expires,
     )
+    purge = Purge(log=log, directory=directory, dispatch=dispatch, tail=tail, settling=expiry)
     total = RateLimits(time.clock, total=rate, seconds=time.now)
 
     # Who is there, and what each may do.
@@ -334,6 +337,7 @@ def assemble(
         replayer=replayer,
         tail=tail,
         letters=letters,
+        purge=purge,
         upkeep=upkeep,
         acceptance=acceptance,
         delayed=delayed,
@@ -377,4 +381,5 @@ def assemble(
         due=due,
         letters=letters,
         expiry=expiry,
+        purge=purge,
     )

@@ -5,9 +5,9 @@ there (`core.flight`); here is the rest, mostly of receivers that are away: a pa
 the order of these times, a page at a time. Each receiver's outlet settles what is still open of a
 page; what it has handed to a channel is left to its answer.
 
-When a pass is over, the producers that are connected are told from the log, and the cursors of who
-is away pass what is settled: so that a receiver which never comes again does not keep in the log
-what nobody is to get.
+When a pass is over, or another has settled messages so (`purge`), the producers that are connected
+are told from the log, and the cursors of who is away pass what is settled: so that a receiver which
+never comes again does not keep in the log what nobody is to get.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from msgservice.records import Audience, Batch, Expiring, position_of
 
 PAGE: Final = 256  # batches
 SLICE: Final = 0.01  # seconds of one turn of the reactor
+TOLD_WITHIN: Final = 0.5  # seconds until producers are told what others have settled
 LOOK_AGAIN: Final = UNLOAD_AFTER + 1  # seconds until what is loaded of who is away was let go
 
 
@@ -91,6 +92,25 @@ class Expiry:
             self._next = first
             self._due.look()
 
+    def settled(self, outlet: Outlet, senders: dict[tuple[str, str], int]) -> None:
+        """Messages of these senders, from a sequence on, were settled at a receiver by another.
+
+        They are told within `TOLD_WITHIN`, for what comes by then together.
+        """
+        self._tell_later(senders)
+        if outlet.connection is None:
+            self._away[outlet] = None
+        self._look_in(TOLD_WITHIN)
+        self._due.look()
+
+    def _tell_later(self, senders: dict[tuple[str, str], int]) -> None:
+        for key, first in senders.items():
+            self._untold[key] = min(first, self._untold.get(key, first))
+
+    def _look_in(self, seconds: float) -> None:
+        at = self._due.now() + int(seconds * 1000)
+        self._look_at = at if self._look_at is None else min(at, self._look_at)
+
     # --- due.Source
 
     def earliest(self) -> int | None:
@@ -119,9 +139,7 @@ class Expiry:
         return False
 
     async def _decree(self, page: Expiring) -> None:
-        for sender, incarnation, first in page.senders:
-            key = (sender, incarnation)
-            self._untold[key] = min(first, self._untold.get(key, first))
+        self._tell_later({(name, incarnation): low for name, incarnation, low in page.senders})
         stretches = _Stretches(page)
         numbers: dict[int, None] = {}
         for number in stretches.expiring:
@@ -166,7 +184,7 @@ class Expiry:
             else:
                 self._away[outlet] = None
         if self._away:
-            self._look_at = self._due.now() + int(LOOK_AGAIN * 1000)
+            self._look_in(LOOK_AGAIN)
         if looked_at:
             end = position_of(self._tail.next_number) - 1
             for account in await self._log.accounts(list(looked_at)):

@@ -44,6 +44,7 @@ from msgservice.node.assembly import Facts, Parts, assemble
 from msgservice.node.gate import LISTENER, OWN, Door
 from msgservice.node.letters import Letters
 from msgservice.node.process import end_process
+from msgservice.node.purge import Purged
 from msgservice.node.receivers import Receivers
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver.ways import Attachment
@@ -191,6 +192,17 @@ class Node(Service):
         `RuntimeError` before the log is open.
         """
         return self.parts.letters
+
+    def purge(
+        self, receiver: str, subject: str | None = None, *, dry_run: bool = False
+    ) -> Deferred[Purged]:
+        """Cancel what waits for a receiver now, all or of a subject or pattern.
+
+        Fires when that is on disk, with how many messages that were, how many bytes they have, and
+        how many are in flight, which are left to their answer. `dry_run`: only say so. Fails with
+        `UnknownReceiver` or `BadSubject`; `RuntimeError` before the log is open.
+        """
+        return Deferred.fromCoroutine(self.parts.purge.all(receiver, subject, dry_run=dry_run))
 
     # --- starting
 

@@ -40,6 +40,7 @@ from msgservice.node.dispatch import Dispatch
 from msgservice.node.letters import Letters
 from msgservice.node.loaded_bytes import LoadedBytes
 from msgservice.node.peek import Peek
+from msgservice.node.purge import Purge
 from msgservice.node.receivers import Receivers
 from msgservice.node.replayer import COUNT_PAGES, Replayer
 from msgservice.node.retained import RetainedIndex
@@ -120,6 +121,7 @@ class Operations:
         replayer: Replayer,
         tail: Tail,
         letters: Letters,
+        purge: Purge,
         upkeep: Upkeep,
         acceptance: Acceptance,
         delayed: DelayedMessages,
@@ -147,7 +149,7 @@ class Operations:
         self.owner_of, self.known = directory.owner_of, directory.get
         self.delayed, self.cancel = delayed.page, delayed.cancel
         self.letters_full = dead_letters.full
-        self.letters = letters
+        self.letters, self.purge = letters, purge.page
         self._dead_letters = dead_letters
         self.peek = Peek(log=log, directory=directory, dispatch=dispatch, tail=tail)
         self.reload = reload

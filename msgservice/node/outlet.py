@@ -514,6 +514,23 @@ class Outlet:
             self.pump()  # a lane may go on
         return messages + sum([one.messages for one in decreed])
 
+    def weigh(self, stretches: Sequence[Stretch]) -> tuple[int, int, int]:
+        """Return the messages that `decree` would settle of these, and their bytes.
+
+        And how many that wait it would leave to their answer.
+        """
+        backlog = self.backlog
+        messages = size = waiting = 0
+        for stretch in stretches:
+            for low, high in backlog.waits(stretch.first, stretch.last, in_flight=True):
+                waiting += stretch.counted(low, high)[0]
+            for first, last in self._parts(stretch.first, stretch.last):
+                for low, high in backlog.waits(first, last, in_flight=False):
+                    count, bytes_ = stretch.counted(low, high)
+                    messages += count
+                    size += bytes_
+        return messages, size, waiting - messages
+
     def _parts(self, first: int, last: int) -> list[tuple[int, int]]:
         """Cut a range where another doubt begins; leave out what may not be decreed yet."""
         backlog = self.backlog

@@ -40,7 +40,33 @@ def _stream(test: str) -> ByTest:
     return _test(f"tests/unit/test_streams_node.py::{test}", test)
 
 
+def _purge(test: str) -> ByTest:
+    return _test(f"tests/unit/test_node_purge.py::{test}", test)
+
+
 _ALL = [
+    # --- what is purged
+    Mutant(
+        name="purges-what-came-after-the-count",
+        at="msgservice.node.purge:Purge.page",
+        old="newest if end is None else min(end, newest)",
+        new="newest",
+        catcher=_purge("test_49_what_comes_after_the_count_is_not_touched"),
+    ),
+    Mutant(
+        name="purges-every-subject",
+        at="msgservice.node.purge:_stretches",
+        old="subject is not None and not matches(subject, batch.subject)",
+        new="False",
+        catcher=_purge("test_49_of_a_subject_nothing_else_is_cancelled_loaded_or_not"),
+    ),
+    Mutant(
+        name="a-page-of-a-purge-is-answered-before-it-is-on-disk",
+        at="msgservice.node.purge:Purge.page",
+        old="await outlet.progress.all_stored()",
+        new="pass",
+        catcher=_purge("test_49_a_page_is_answered_when_it_is_on_disk"),
+    ),
     # --- what expires
     Mutant(
         name="expires-while-it-is-in-flight",
@@ -51,7 +77,7 @@ _ALL = [
     ),
     Mutant(
         name="expires-although-a-resume-has-named-it",
-        at=f"{BACKLOG}.decree",
+        at=f"{BACKLOG}._not_loaded",
         old="if resumed and resumed.overlaps(first, last):",
         new="if False:",
         catcher=_expiry("test_what_a_resume_has_named_and_is_not_loaded_is_no_part_of_a_decree"),

@@ -159,6 +159,11 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
     ("receivers.rewind_cancel", {"name": "billing"}, b'{"name":"billing","replay":null}'),
     ("reload", {}, b'{"files":[]}'),
     ("audit", {}, b'{"discrepancies":[]}'),
+    (
+        "receivers.purge",
+        {"name": "billing", "dry_run": True},
+        b'{"count":2,"size":20,"in_flight":0,"end":196607,"next":65538}',
+    ),
     ("receivers.remove", {"name": "billing"}, b'{"queued":2,"dead":1}'),
     ("receivers.remove", {"name": "billing", "confirm": 2}, b'{"removed":2,"dead":1}'),
 ]
