@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -31,7 +32,6 @@ from msgservice.errors import BadValue, UnknownMessage
 from msgservice.interfaces import ILog
 from msgservice.limits import Rate
 from msgservice.message import Status
-from msgservice.node.acceptance import Acceptance
 from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.delayed import DelayedMessages
@@ -60,6 +60,12 @@ from msgservice.records import (
     Retained,
     position_of,
 )
+
+
+class Loops(Protocol):
+    """The count of what came back over a chain (`acceptance`)."""
+
+    looped: int  # messages, since the node started
 
 
 class StatusAt(msgspec.Struct, frozen=True):
@@ -123,7 +129,7 @@ class Operations:
         letters: Letters,
         purge: Purge,
         upkeep: Upkeep,
-        acceptance: Acceptance,
+        acceptance: Loops,
         delayed: DelayedMessages,
         loaded: LoadedBytes,
         reload: Callable[[], Deferred[list[Reread]]],

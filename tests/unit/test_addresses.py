@@ -171,7 +171,7 @@ def test_the_number_of_a_key_is_an_integer(number: str) -> None:
 
 
 def test_what_only_endpoints_of_twisted_know_is_not_said_to_be_known() -> None:
-    with pytest.raises(BadAddress, match=r"\(known: ssl, tcp, tls, udp, unix\)"):
+    with pytest.raises(BadAddress, match=r"\(known: pb, pbs, ssl, tcp, tls, udp, unix\)"):
         Transports().find("ftp:somewhere")
 
 

@@ -119,7 +119,7 @@ def test_a_receiver_is_the_users_that_it_names(file: Path) -> None:
         ),
         (
             f'{SHOP}{RECEIVER}address = "tcp:192.0.2.1:7420"\n',
-            "receiver.address: plain tcp: beyond this machine needs insecure = true",
+            "receiver.address: plain tcp: or pb: beyond this machine needs insecure = true",
         ),
     ],
 )

@@ -101,7 +101,7 @@ def raw(**fields: Any) -> dict[str, Any]:
     [
         (raw(origin=Origin("other", 7, "0" * 16, ())), "origin"),
         (raw(flags=2), "replay"),
-        (raw(flags=8), "flags 8"),
+        (raw(flags=64), "flags 64"),
         (raw(flags=1 << 52), "elements"),
     ],
 )

@@ -36,6 +36,7 @@ class Seat:
         self.ends: list[bool] = []  # lost?
         self.answers = 0
         self.idle = False
+        self.is_node = False
         self.last_error = "before"
 
     def attach(self, connection: Any, resume: Resume, inbox: str | None) -> None:
