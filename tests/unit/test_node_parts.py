@@ -1175,6 +1175,7 @@ def some_operations(**more: Any) -> Operations:
         "letters": double(),
         "upkeep": double(refused=None),
         "acceptance": double(looped=0),
+        "purge": double(),
         "delayed": double(page=None, cancel=None),
         "loaded": LoadedBytes(LIMITS.loaded_bytes),
         "reload": lambda: succeed([]),
