@@ -276,7 +276,8 @@ class OutletProgress:
         receiver, wall = self._row.number, self._time.wall()
         reason, attempts = one.reason, run.attempts
         sender, incarnation, subject = batch.sender, batch.incarnation, batch.subject
-        behind = batch.sequence - batch.first
+        begin = batch.first
+        behind = batch.sequence - begin
         messages = parts.alone(start, start + one.last - one.first + 1)
         origin, flags, code = (
             batch.origin,
@@ -296,7 +297,7 @@ class OutletProgress:
                 attempts=attempts,
                 at=wall,
                 flags=flags,
-                origin=origin and origin.behind(position - batch.first),
+                origin=origin and origin.behind(position - begin),
                 code=code,
             )
             for position, message in enumerate(messages, one.first)

@@ -46,7 +46,7 @@ GROWTH = 2.5  # of what twice the input may cost
 OF_ONE_FRAME = {
     "taken, every other in one": LIMIT * 12 // 10,  # 4,096 ranges, each of which cuts a run
     "taken, every other run in one": LIMIT // 4,
-    "dead, all in one": LIMIT // 20,
+    "dead, all in one": LIMIT // 15,  # 2,048 letters, each with what it is sent again with
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -229,8 +229,8 @@ def _leaves_out(patch: pytest.MonkeyPatch) -> None:
     """The audience of a subject lacks one of those that it is for."""
     audience = Directory.audience
 
-    def lacking(self: Directory, subject: str) -> Audience:
-        members = audience(self, subject).members
+    def lacking(self: Directory, subject: str, path: Sequence[str] = ()) -> Audience:
+        members = audience(self, subject, path).members
         return self._intern(members[:-1] if len(members) > 1 else members)
 
     patch.setattr(Directory, "audience", lacking)
