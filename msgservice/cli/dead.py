@@ -74,7 +74,10 @@ def dead() -> None:
 @_which
 @node_options
 def list_dead(session: Session, /, receiver: str, **which: Any) -> None:
-    """List the dead letters of RECEIVER, oldest first; all, or those that fit what is given."""
+    """List the dead letters of RECEIVER, oldest first.
+
+    All of them, or those that fit what is given.
+    """
     session.check(_check, receiver, which)
 
     async def work(reactor: Reactor) -> None:
