@@ -24,7 +24,15 @@ from zope.interface import implementer
 
 from msgservice.core.copies import copies_of
 from msgservice.core.subjects import matches
-from msgservice.errors import ContentChanged, LimitReached, LogFull, LogUnavailable, Refused
+from msgservice.errors import (
+    ContentChanged,
+    Forbidden,
+    KeyReused,
+    LimitReached,
+    LogFull,
+    LogUnavailable,
+    Refused,
+)
 from msgservice.interfaces import ILog
 from msgservice.limits import INTEGER_MAX, RUNS_REMEMBERED, SENDER_KNOWN_SECONDS, Limits
 from msgservice.message import (
@@ -190,6 +198,25 @@ class Receiver:
             self.settled[int(status)] = self.settled.get(int(status), 0) + count
 
 
+@dataclass(frozen=True)
+class KeyOf:
+    """The message that an idempotency key was used for, and the age of the log then."""
+
+    content: bytes
+    sender: Key
+    sequence: int
+    at: int
+
+
+@dataclass(frozen=True)
+class ByKey:
+    """What was taken by its key: not stored, for another message that is in the log has the key."""
+
+    crc: int
+    ids: tuple[str, ...]
+    of: KeyOf
+
+
 @dataclass(eq=False)
 class Content:
     """All that outlives a close: what a disk would have."""
@@ -209,6 +236,8 @@ class Content:
     age: int = 0
     replays: dict[int, Replay] = field(default_factory=dict)
     retained: dict[str, Retained] = field(default_factory=dict)
+    keys: dict[bytes, KeyOf] = field(default_factory=dict)  # by digest
+    by_key: dict[tuple[Key, int], ByKey] = field(default_factory=dict)  # by sender and sequence
 
 
 def spans(numbers: Iterable[int]) -> list[tuple[int, int]]:
@@ -361,7 +390,8 @@ class DictLog:
             if isinstance(outcome, LogFull) and page.replay.kind == START and page.replay.is_over:
                 full = outcome
         self._name_own(group.own)
-        own = list(self._take_all(group.own, group.now, fresh, full))
+        # What the node itself stores uses no key.
+        own = list(self._take_all(group.own, group.now, fresh, full, keyed=False))
         if own and isinstance(own[-1], RefusedBatch) and isinstance(own[-1].error, LogFull):
             full = own[-1].error
         for batch in group.due:
@@ -680,20 +710,94 @@ class DictLog:
             sequence += batch.count
 
     def _take_all(
-        self, batches: list[Batch], now: int, fresh: list[Batch], full: LogFull | None
+        self,
+        batches: list[Batch],
+        now: int,
+        fresh: list[Batch],
+        full: LogFull | None,
+        *,
+        keyed: bool = True,
     ) -> Iterator[Outcome]:
         held: dict[tuple[Key, str], tuple[int, LimitReached]] = {}
         for batch in batches:
             lane = ((batch.sender, batch.incarnation), batch.subject)
             head, limit = held.get(lane, (batch.sequence, None))
             why = full or (limit if batch.sequence > head else None)
-            outcome = self._take(batch, now, why, fresh)
+            outcome = self._take_by_key(batch, why) if keyed else None
+            if outcome is None:
+                outcome = self._take(batch, now, why, fresh)
+                if keyed and batch.key is not None and outcome is batch and batch.number:
+                    of = KeyOf(batch.key.content, lane[0], batch.sequence, self.content.age)
+                    self.content.keys[batch.key.digest] = of
             yield outcome
-            if isinstance(outcome, RefusedBatch) and batch.refusal is None:
+            if isinstance(outcome, RefusedBatch) and outcome.error is not batch.refusal:
                 if isinstance(outcome.error, LogFull):
                     full = outcome.error
                 elif isinstance(outcome.error, LimitReached):
                     held[lane] = (min(head, batch.sequence), outcome.error)
+
+    # --- idempotency keys
+
+    def _take_by_key(self, batch: Batch, why: LogFull | LimitReached | None) -> Outcome | None:
+        """Decide by its key about a message that was not handed in before; None: nothing does."""
+        content, limits = self.content, self._limits
+        key, sequence = (batch.sender, batch.incarnation), batch.sequence
+        known = content.senders.get(key)
+        if batch.key is None or why is not None or (known is not None and known.has(sequence)):
+            return None
+        if isinstance(batch.refusal, Forbidden | LimitReached | LogFull):
+            return None
+        of = content.keys.get(batch.key.digest)
+        if of is not None and of.content != batch.key.content:
+            return RefusedBatch(KeyReused(batch.key.key))
+        if of is None and batch.refusal is not None:
+            return None
+        if len(content.keys) + len(content.by_key) >= limits.idempotency_keys:
+            return RefusedBatch(LimitReached("idempotency_keys", limits.idempotency_keys))
+        if of is None:
+            return None
+        sender = content.senders.setdefault(key, Sender(seen_at=content.age))
+        sender.settle_below(batch.floor)
+        begin = min(batch.after + 1, sequence)
+        if self._is_one_hole_too_many(sender, begin, sequence):
+            return RefusedBatch(LimitReached("sender_ranges", limits.sender_ranges))
+        sender.take(begin, sequence)
+        sender.seen_at = content.age
+        if sender.last is None or sequence > sender.last[1]:
+            sender.last = (sequence, sequence, batch.crc)
+        original = self._original(of)
+        if original is None:
+            self._pass_states(of, content.senders.get(of.sender), sender, sequence)
+            return Known(pieces=(Piece(sequence, sequence, NOBODY, 0),), by_key=True)
+        ids = tuple(name for _, name in batch.ids)
+        content.by_key[key, sequence] = ByKey(batch.crc, ids, of)
+        piece = Piece(sequence, sequence, original.audience, original.first)
+        return Known(pieces=(piece,), by_key=True)
+
+    def _original(self, of: KeyOf) -> Batch | None:
+        """Return the message that a key was used for, while it is in the log."""
+        here = (b for b in self._batches_of(of.sender) if b.sequence == of.sequence)
+        return next(here, None)
+
+    def _taken_by_key(self, key: Key) -> list[Batch]:
+        """Return what a sender handed in and others had stored, as runs of its own."""
+        found = []
+        for (sender, sequence), taken in self.content.by_key.items():
+            batch = self._original(taken.of) if sender == key else None
+            if batch is not None:
+                found.append(
+                    msgspec.structs.replace(
+                        batch, sequence=sequence, messages=b"", crc=taken.crc, ids=()
+                    )
+                )
+        return found
+
+    @staticmethod
+    def _pass_states(of: KeyOf, known: Sender | None, sender: Sender, sequence: int) -> None:
+        """What became of a message that has gone is known to who was taken by its key as well."""
+        for number, states in ({} if known is None else known.states).items():
+            if of.sequence in states and sequence >= sender.status_from:
+                sender.states.setdefault(number, {})[sequence] = states[of.sequence]
 
     def _take(
         self,
@@ -792,6 +896,7 @@ class DictLog:
         """Return what is still known of a sender's runs that overlap these sequences, rising."""
         found = [batch for batch in self._batches_of(key) if overlap(batch, first, last)]
         found += [batch for batch in self._waiting_of(key) if overlap(batch, first, last)]
+        found += [run for run in self._taken_by_key(key) if overlap(run, first, last)]
         sender = self.content.senders[key]
         found += [run for run in sender.gone.values() if overlap(run, first, last)]
         return sorted(found, key=lambda run: run.sequence)
@@ -927,7 +1032,8 @@ class DictLog:
         known = self.content.senders.get(key)
         if known is None:
             return History((), (), None)
-        live = [*self._batches_of(key), *self._waiting_of(key)]
+        by_key = self._taken_by_key(key)
+        live = [*self._batches_of(key), *self._waiting_of(key), *by_key]
         live = [b for b in live if b.sequence + b.count > first]
         live.sort(key=lambda batch: batch.sequence)
         pieces = [self._piece(b, first, b.sequence + b.count - 1) for b in live[:pieces_max]]
@@ -960,6 +1066,7 @@ class DictLog:
             states=tuple(self._joined(states)),
             next=None if end is None else end + 1,
             gone=tuple(gone),
+            by_key=tuple(run.sequence for run in live[:pieces_max] if run in by_key),
         )
 
     @staticmethod
@@ -996,6 +1103,7 @@ class DictLog:
                 names = [f"log:{position}", f"{batch.sender}/{hashed}/{sequence}"]
                 if senders is None or any(matches(one, batch.sender) for one in senders):
                     names += [ids[index]] if index in ids else []
+                    names += [name for taken in self._who_has_taken(batch) for name in taken[1].ids]
                 if identity not in names:
                     continue
                 members = [number for number in batch.audience.members if number > after]
@@ -1017,6 +1125,15 @@ class DictLog:
                     more=len(asked) < len(members),
                 )
         return None
+
+    def _who_has_taken(self, batch: Batch) -> list[tuple[tuple[Key, int], ByKey]]:
+        """Return what was taken, by its key, as this message."""
+        key = (batch.sender, batch.incarnation)
+        return [
+            (who, taken)
+            for who, taken in self.content.by_key.items()
+            if (taken.of.sender, taken.of.sequence) == (key, batch.sequence)
+        ]
 
     def dead_letters(self, receiver: int, after: int, count_max: int) -> Deferred[list[DeadLetter]]:
         return self._later(lambda: self._letters(receiver, after, count_max))
@@ -1131,6 +1248,7 @@ class DictLog:
         self._drop_letters()
         self._forget_senders(here)
         self._forget_states()
+        self._forget_keys()
         self._forget_audiences()
         self._forget_receivers()
         self._wanted.clear()
@@ -1176,6 +1294,14 @@ class DictLog:
                 if batch.sequence + index >= sender.status_from:
                     states[batch.sequence + index] = (status, reason, content.age)
         sender.gone[batch.sequence] = msgspec.structs.replace(batch, messages=b"")
+        for (key, sequence), taken in self._who_has_taken(batch):
+            other = content.senders.get(key)
+            if other is not None:
+                self._pass_states(taken.of, sender, other, sequence)
+                other.gone[sequence] = msgspec.structs.replace(
+                    batch, sequence=sequence, messages=b"", crc=taken.crc, ids=()
+                )
+            del content.by_key[key, sequence]
         for sequence in sorted(sender.gone)[:-RUNS_REMEMBERED]:
             del sender.gone[sequence]
         del content.batches[batch.number]
@@ -1243,6 +1369,14 @@ class DictLog:
         ready.sort(key=lambda key: (key not in self._left, away[key].seen_at))
         for key in ready[: max(0, len(away) - limits.incarnations)]:
             del content.senders[key]
+
+    def _forget_keys(self) -> None:
+        content = self.content
+        before = content.age - int(self._limits.idempotency_key_seconds * 1000)
+        content.keys = {digest: of for digest, of in content.keys.items() if of.at >= before}
+        content.by_key = {
+            who: taken for who, taken in content.by_key.items() if who[0] in content.senders
+        }
 
     def _forget_states(self) -> None:
         oldest = self.content.age - STATES_DAYS * DAY

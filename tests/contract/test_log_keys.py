@@ -1,4 +1,4 @@
-"""Idempotency keys in a log: once whatever is handed in, told to each who did (DELIVERY 45)."""
+"""Idempotency keys, in every log: once whatever is handed in, told to all who did (45)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from msgservice.errors import KeyReused, LimitReached, NoReceiver
+from msgservice.errors import Forbidden, KeyReused, LimitReached, LogFull, NoReceiver
 from msgservice.limits import Limits
 from msgservice.message import Status
 from msgservice.records import (
@@ -23,7 +23,7 @@ from msgservice.records import (
     RefusedBatch,
     StateRange,
 )
-from tests.kit.logs import Driver, make_batch
+from tests.kit.logs import ContractDriver, make_batch
 
 SMALL = Limits(
     reserve_bytes=64 * 1024,
@@ -33,16 +33,17 @@ SMALL = Limits(
     idempotency_key_seconds=100.0,
 )
 HOUR = 3_600_000
+KINDS = ["memory", "sqlite", "dicts"]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
-    driver = Driver(request.param, tmp_path, SMALL).open()
+@pytest.fixture(params=KINDS)
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ContractDriver]:
+    driver = ContractDriver(request.param, tmp_path, SMALL).open()
     driver.receivers(1, 2)
     yield driver
     driver.close()
@@ -63,11 +64,11 @@ def position(outcome: Outcome) -> int:
     return outcome.first if isinstance(outcome, Batch) else outcome.pieces[0].position
 
 
-def told(log: Driver, incarnation: str, first: int = 1) -> History:
+def told(log: ContractDriver, incarnation: str, first: int = 1) -> History:
     return log.wait(log.log.history("shop", incarnation, first, 100))
 
 
-def test_45_a_key_is_stored_once_whoever_comes_with_it_and_whenever(log: Driver) -> None:
+def test_45_a_key_is_stored_once_whoever_comes_with_it_and_whenever(log: ContractDriver) -> None:
     audience = log.log.audience([1, 2])
     first, second = log.append(
         keyed(audience), keyed(audience, incarnation="i2", ids=((0, "mine"),))
@@ -87,7 +88,7 @@ def test_45_a_key_is_stored_once_whoever_comes_with_it_and_whenever(log: Driver)
     assert log.resume("shop", "i3").floor == 8
 
 
-def test_45_a_repeat_of_what_was_taken_by_its_key_is_told_the_same(log: Driver) -> None:
+def test_45_a_repeat_of_what_was_taken_by_its_key_is_told_the_same(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     (first,) = log.append(keyed(audience))
     again = keyed(audience, incarnation="i2", body=b"paid")
@@ -102,7 +103,7 @@ def test_45_a_repeat_of_what_was_taken_by_its_key_is_told_the_same(log: Driver) 
     assert gone.pieces[0].audience is audience
 
 
-def test_45_another_content_is_refused_and_takes_nothing(log: Driver) -> None:
+def test_45_another_content_is_refused_and_takes_nothing(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     _, refused = log.append(keyed(audience), keyed(audience, 2, content="owed"))
     (later,) = log.append(keyed(audience, 1, incarnation="i2", content="owed"))
@@ -114,7 +115,7 @@ def test_45_another_content_is_refused_and_takes_nothing(log: Driver) -> None:
 
 
 def test_45_more_keys_than_the_limit_are_refused_by_its_name_and_their_lane_waits(
-    log: Driver,
+    log: ContractDriver,
 ) -> None:
     audience = log.log.audience([1])
     outcomes = log.append(
@@ -139,7 +140,7 @@ def test_45_more_keys_than_the_limit_are_refused_by_its_name_and_their_lane_wait
     assert isinstance(new, Batch)
 
 
-def test_45_a_key_that_is_over_may_be_used_again(log: Driver) -> None:
+def test_45_a_key_that_is_over_may_be_used_again(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     log.wait(log.log.retain(0))
     (first,) = log.append(keyed(audience))
@@ -154,7 +155,7 @@ def test_45_a_key_is_stored_once_where_a_floor_makes_room_for_its_sender_s_range
     tmp_path: Path, kind: str
 ) -> None:
     """The ranges of the sender are as many as are kept, until the floor that it comes with."""
-    log = Driver(kind, tmp_path, replace(SMALL, sender_ranges=2)).open()
+    log = ContractDriver(kind, tmp_path, replace(SMALL, sender_ranges=2)).open()
     log.receivers(1)
     audience = log.log.audience([1])
     first, *_ = log.append(
@@ -181,7 +182,7 @@ def test_45_a_known_key_waits_for_its_sender_s_ranges_as_any_message_does(
     tmp_path: Path, kind: str
 ) -> None:
     """Also where nobody is there any more: what is known of it says what became of it."""
-    log = Driver(kind, tmp_path, replace(SMALL, sender_ranges=2)).open()
+    log = ContractDriver(kind, tmp_path, replace(SMALL, sender_ranges=2)).open()
     log.receivers(1)
     audience = log.log.audience([1])
     first, *_ = log.append(
@@ -208,7 +209,7 @@ def test_45_a_known_key_waits_for_its_sender_s_ranges_as_any_message_does(
     log.close()
 
 
-def test_45_no_copy_and_nothing_of_the_nodes_own_uses_a_key(log: Driver) -> None:
+def test_45_no_copy_and_nothing_of_the_nodes_own_uses_a_key(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     (first,) = log.append(keyed(audience))
     own = [keyed(audience), keyed(audience, name="new")]
@@ -217,7 +218,7 @@ def test_45_no_copy_and_nothing_of_the_nodes_own_uses_a_key(log: Driver) -> None
     assert len({position(first), own[0].first, own[1].first, again.first}) == 4
 
 
-def test_45_who_came_second_hears_what_becomes_of_it(log: Driver) -> None:
+def test_45_who_came_second_hears_what_becomes_of_it(log: ContractDriver) -> None:
     """From the log too, when the batch has gone and when it came after that."""
     audience = log.log.audience([1, 2])
     (first,) = log.append(keyed(audience))
@@ -254,7 +255,9 @@ def test_45_who_came_second_hears_what_becomes_of_it(log: Driver) -> None:
     ] * 2
 
 
-def test_45_a_key_that_is_known_is_taken_though_nobody_is_there_any_more(log: Driver) -> None:
+def test_45_a_key_that_is_known_is_taken_though_nobody_is_there_any_more(
+    log: ContractDriver,
+) -> None:
     audience = log.log.audience([1])
     (first,) = log.append(keyed(audience))
     nobody = NoReceiver("orders.new")
@@ -265,18 +268,32 @@ def test_45_a_key_that_is_known_is_taken_though_nobody_is_there_any_more(log: Dr
     assert new.error is nobody
 
 
-def test_45_keys_and_what_was_taken_by_them_are_known_after_a_restart(tmp_path: Path) -> None:
-    log = Driver("sqlite", tmp_path, SMALL).open()
-    log.receivers(1)
+def test_45_keys_and_what_was_taken_by_them_are_known_after_a_restart(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     (first,) = log.append(keyed(audience))
     log.append(keyed(audience, 4, incarnation="i2", after=0))
     log.reopen()
     audience = log.log.audience([1])
     assert log.resume("shop", "i2").floor == 5
-    (again,) = log.append(keyed(audience, 4, incarnation="i2", after=0))
-    (other,) = log.append(keyed(audience, incarnation="i3"))
+    again, other, new, more = log.append(
+        keyed(audience, 4, incarnation="i2", after=0),
+        keyed(audience, incarnation="i3"),
+        keyed(audience, 2, "new"),
+        keyed(audience, 3, "more"),
+    )
     assert position(again) == position(other) == position(first)
-    state = log.log._store.state
-    assert (state.keys, state.aliases) == (1, 2)
-    log.close()
+    assert position(new) > position(first)
+    # Keys, and what was taken by them, are as many as before: one and one, and then two and two.
+    assert isinstance(more, RefusedBatch)
+
+
+def test_45_what_its_sender_may_not_send_or_has_no_room_is_not_taken_by_its_key(
+    log: ContractDriver,
+) -> None:
+    audience = log.log.audience([1])
+    log.append(keyed(audience))
+    for why in (Forbidden("send", "orders.new"), LimitReached("backlog_bytes", 1), LogFull("full")):
+        (outcome,) = log.append(keyed(audience, incarnation="i2", refusal=why))
+        assert isinstance(outcome, RefusedBatch)
+        assert outcome.error is why
+    assert log.resume("shop", "i2").floor == 1
