@@ -128,7 +128,7 @@ def called(who: Who, text: str) -> str:
 
 @each
 @run
-async def test_the_cells_of_send_to_relay_and_request(house: House, door: str, who: Who) -> None:
+async def test_the_cells_of_send_to_origin_and_request(house: House, door: str, who: Who) -> None:
     knock = house.knock(door, who)
     assert isinstance(await knock.come(called(who, "sender")), Hello)
     assert [] == await wrong_cells(knock, who)
@@ -169,13 +169,55 @@ async def wrong_cells(knock: Knock, who: Who) -> list[str]:
         if isinstance(answer, Nack) and code is not None:
             assert f"unknown receiver {name!r}" == answer.reason  # forbidden, or not there
     origin = Origin("another", 7, "0" * 16, ())
-    cell("relay", allowed, False, await knock.send(allowed, origin=origin), None)
+    # Whatever its user may: this peer has not said that it is a node.
+    cell("origin", allowed, False, await knock.send(allowed, origin=origin), None)
     for subject in REQUESTS:
         ok, code, _ = await knock.ask(subject, b"{}")
         expected = any_matches(who.request, subject) or subject in OWN
         if (code != Forbidden.refusal_code) != expected:
             wrong.append(f"request {subject}: {ok}, {code}, not {expected}")
     return wrong
+
+
+@each
+@run
+async def test_the_cells_of_relay(house: House, door: str, who: Who) -> None:
+    """A node's HELLO is taken where the user has `relay`; `send` bounds what it passes on."""
+    knock = house.knock(door, who)
+    node_log = f"{TABLE.index((door, who)):016x}"
+    answer = await knock.come(called(who, "node"), node_log=node_log)
+    if not who.relay:
+        assert isinstance(answer, ErrorFrame)
+        assert NotAllowed.wire_code == answer.code
+        await knock.go()
+        return
+    assert isinstance(answer, Hello)
+    wrong: list[str] = []
+    for number, subject in enumerate(SUBJECTS):
+        origin = Origin("another", number + 1, "0" * 16, (node_log,))
+        handed_in = await knock.send(subject, origin=origin)
+        expected = any_matches(who.send, subject) and not subject.startswith("$")
+        is_right = isinstance(handed_in, Ack) == expected
+        if isinstance(handed_in, Nack) and not subject.startswith("$"):
+            is_right = is_right and handed_in.code == Forbidden.refusal_code
+        if not is_right:
+            wrong.append(f"relay {subject}: {handed_in}, not {expected}")
+    forged = Origin("another", 99, "0" * 16, ("f" * 16,))  # by way of a log that is not its own
+    subject = next((s for s in SUBJECTS if any_matches(who.send, s)), "orders.new")
+    if isinstance(await knock.send(subject, origin=forged), Ack):
+        wrong.append("an origin that does not end with the node's own log")
+    await knock.go()
+    assert [] == wrong
+
+
+@pytest.mark.parametrize("door", ["tcp by password", "tls by certificate"])
+@run
+async def test_who_is_nobody_relays_nothing(house: House, door: str) -> None:
+    knock = house.knock(door, None)
+    answer = await knock.come("shop", node_log="e" * 16)
+    await knock.go()
+    assert isinstance(answer, ErrorFrame)
+    assert NotAuthenticated.wire_code == answer.code
 
 
 @each

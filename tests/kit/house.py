@@ -44,9 +44,16 @@ class Who:
     receive: list[str] = field(default_factory=list)
     request: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    relay: bool = False
 
     def user(self, **known_by: Any) -> User:
-        rules = Rules(send=self.send, to=self.to, receive=self.receive, request=self.request)
+        rules = Rules(
+            send=self.send,
+            to=self.to,
+            receive=self.receive,
+            request=self.request,
+            relay=self.relay,
+        )
         return User(name=self.name, rules=rules, names=tuple(self.names), **known_by)
 
     @property
@@ -60,8 +67,9 @@ SHOP = Who(
     to=["billing", "till.*"],
     receive=["orders.>", "stock.*.count"],
     request=["$node.info", "$node.receivers.*"],
+    relay=True,
 )
-MUTE = Who("mute")
+MUTE = Who("mute", relay=True)
 BOSS = Who(
     "boss",
     send=[">"],

@@ -108,17 +108,25 @@ class Knock:
             self.say(Auth(step.data))
 
     async def come(
-        self, name: str, receive: list[str] | None = None, *, again: bool = False
+        self,
+        name: str,
+        receive: list[str] | None = None,
+        *,
+        again: bool = False,
+        node_log: str = "",
     ) -> Hello | ErrorFrame:
         """Connect, log in where there is a login, and say HELLO, as a receiver of these patterns.
 
-        `again`: as one that is there already, with the patterns that it has.
+        `again`: as one that is there already, with the patterns that it has. `node_log`: as a node
+        whose log has this id, which hands in what others have sent.
         """
         await self.connect()
         if self.login is not None and (refused := await self.log_in()) is not None:
             return refused
         options = None if receive is None and not again else ReceiveOptions(receive)
-        self.say(Hello(VERSION, name, "i1", HelloOptions(receive=options)))
+        node = name if node_log else None
+        incarnation = f"{node_log}.1" if node_log else "i1"
+        self.say(Hello(VERSION, name, incarnation, HelloOptions(receive=options, node=node)))
         answer: Hello | ErrorFrame = await self.hear(Hello, ErrorFrame)
         if isinstance(answer, Hello):
             self.channel.established()
