@@ -417,6 +417,11 @@ class ReplayPage(msgspec.Struct):
     replay: Replay
     copies: list[Batch] = []
 
+    @property
+    def is_membership(self) -> bool:
+        """Whether its receiver is a member of audiences from the group on that stores it."""
+        return self.replay.kind == START and self.replay.is_over
+
 
 class Copies(msgspec.Struct):
     """The next copies for a replay: they cover all from its `next` up to before this `next`."""

@@ -22,7 +22,7 @@ from msgservice.log.dedupe import NAMED
 from msgservice.log.history import exceptions_of
 from msgservice.log.queries import audience_of, batches_of
 from msgservice.log.state import State
-from msgservice.message import FLAG_REPLAY, Status
+from msgservice.message import FLAG_REPLAY, FLAG_RETAINED, Status
 from msgservice.records import (
     REWIND,
     Batch,
@@ -93,8 +93,11 @@ def copies(
         low = max(low, number_of(position_at(db, state, replay.since)))
     left = COUNT_ROWS if count_only else PAGE_ROWS
     of: Callable[[_Row], Sequence[Range]]
+    copies_of_others = FLAG_REPLAY
     if replay.kind != REWIND:
         of = _Matching(db, state, replay.receiver, _Subjects(patterns or ())).of
+        # For whom a copy of what is retained was, has it; who has history has the original.
+        copies_of_others |= FLAG_RETAINED
     allowed = None if patterns is None else _Subjects(patterns)
     picked: dict[int, list[Range]] = {}
     size = messages = skipped = 0
@@ -110,7 +113,7 @@ def copies(
         left -= max(rows_max, len(page.rows))
         end = page.next
         for row in page.rows:
-            if row.flags & FLAG_REPLAY:
+            if row.flags & copies_of_others:
                 continue
             ranges = _within(replay, row, of(row))
             count = sum([last - first + 1 for first, last in ranges])

@@ -33,7 +33,6 @@ from msgservice.message import (
 from msgservice.records import (
     DEAD_OVERHEAD,
     NOBODY,
-    START,
     Batch,
     ExceptionRow,
     LettersTaken,
@@ -131,7 +130,7 @@ def stage_append(
         copied, written = _take_copies(staged, entry, copies, stored)
         flat += written
         for page, outcome in zip(entry.pages, pages, strict=True):
-            if isinstance(outcome, LogFull) and page.replay.kind == START and page.replay.is_over:
+            if isinstance(outcome, LogFull) and page.is_membership:
                 full = full or outcome  # the batches of its group are for who is no member now
                 no_member = True
     letters: list[PageOutcome] = []

@@ -311,7 +311,11 @@ class Store:
         """Store all but the batches; on the reserve's blocks if there is no other way."""
         self._full = "the disk is full"
         dropped = [taken for taken in group.letters if not taken.copies]
-        rest = msgspec.structs.replace(group, own=[], batches=[], pages=[], letters=dropped)
+        # Without a page that makes a member, nothing that was decided to be for that one too.
+        due = [] if any(page.is_membership for page in group.pages) else group.due
+        rest = msgspec.structs.replace(
+            group, own=[], batches=[], pages=[], letters=dropped, due=due
+        )
         try:
             appended = self.make_room(lambda: self.apply(self.decide(rest)))
         except LogUnavailable:

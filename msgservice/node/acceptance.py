@@ -243,10 +243,13 @@ class Acceptance:
         for batch in batches:
             if not batch.addressed:
                 path = () if batch.origin is None else batch.origin.path[:-1]
+                flags = batch.options.flags
                 try:
-                    batch.audience = self._directory.audience(batch.subject, path)
+                    batch.audience = self._matching(batch.subject, flags, path)
                 except (LimitReached, LogFull):
                     continue  # which the directory says
+                if flags & FLAG_RETAIN:
+                    self._retained.coming(batch.subject)
             batch.audience.waiting += 1
             decided.append(batch)
         return decided

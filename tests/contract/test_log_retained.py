@@ -13,17 +13,23 @@ from msgservice.message import (
     FLAG_REPLAY,
     FLAG_RETAIN,
     FLAG_RETAINED,
+    Status,
     decode_messages,
     options_of,
 )
 from msgservice.records import (
+    LEFT_OUT,
     NODE,
+    REWIND,
+    START,
     Batch,
     Join,
     Progress,
     ReceiverRow,
+    Replay,
     Retained,
     hash_of,
+    position_of,
 )
 from tests.kit.logs import NOW, ContractDriver, make_batch
 
@@ -158,6 +164,28 @@ def test_48_what_is_cleared_by_people_goes_whether_it_is_there_or_not(
     log.append(kept(log, 1, "a", b"1"), kept(log, 2, "b", b"2"))
     log.wait(log.log.clear_retained(["a", "nothing"]))
     assert bodies(log) == {"b": b"2"}
+
+
+@pytest.mark.parametrize("kind", [START, LEFT_OUT])
+def test_48_history_has_the_original_and_no_copy_that_others_got(
+    log: ContractDriver, kind: str
+) -> None:
+    log.append(kept(log, 1, "a", b"1"))
+    assert len(joined(log, 2)) == len(joined(log, 3)) == 1
+    log.receivers(4)
+    last = position_of(log.snapshot.next_number + 10)
+    asked = log.log.replay(Replay(4, kind, 0, 0, last), [">"], 1 << 20, 1 << 20)
+    (copy,) = log.wait(asked).copies
+    assert copy.origin is not None
+    assert (copy.origin.sender, copy.origin.sequence) == ("shop", 1)
+
+
+def test_13_a_copy_that_its_receiver_has_acknowledged_is_rewound(log: ContractDriver) -> None:
+    log.append(kept(log, 1, "a", b"1"))
+    (copy,) = joined(log, 2)
+    log.progress(2, copy.last, settled={Status.ACKNOWLEDGED: 1})
+    asked = log.log.replay(Replay(2, REWIND, 0, 0, copy.last), [">"], 1 << 20, 1 << 20)
+    assert [one.subject for one in log.wait(asked).copies] == ["a"]
 
 
 def test_48_a_full_log_gives_who_joins_its_copies_all_the_same(tmp_path: Path) -> None:

@@ -655,6 +655,8 @@ class DictLog:
         is_its = replay.receiver in batch.audience.members
         if batch.options.flags & FLAG_REPLAY or batch.stored_at < replay.since:
             return False
+        if batch.options.flags & FLAG_RETAINED and replay.kind != REWIND:
+            return False
         if replay.kind == REWIND:
             states = self.content.receivers[replay.receiver].states(batch)
             allowed = patterns is None or batch.addressed or _fits(patterns, batch.subject)

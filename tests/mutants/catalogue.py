@@ -2317,11 +2317,44 @@ _ALL = [
     Mutant(
         name="a-copy-is-copied-again",
         at="msgservice.log.replaying:copies",
-        old="if row.flags & FLAG_REPLAY:",
-        new="if False:",
+        old="copies_of_others = FLAG_REPLAY",
+        new="copies_of_others = 0",
         catcher=_test(
             "tests/contract/test_log_replay.py::test_47_no_copy_is_copied_again",
             "test_47_no_copy_is_copied_again",
+        ),
+    ),
+    Mutant(
+        name="history-has-copies-that-others-got",
+        at="msgservice.log.replaying:copies",
+        old="copies_of_others |= FLAG_RETAINED",
+        new="pass",
+        catcher=_test(
+            "tests/contract/test_log_retained.py::"
+            "test_48_history_has_the_original_and_no_copy_that_others_got",
+            "test_48_history_has_the_original",
+        ),
+    ),
+    Mutant(
+        name="due-before-a-membership-without-room",
+        at="msgservice.log.store:Store._append_on_full_disk",
+        old="[] if any(page.is_membership for page in group.pages) else group.due",
+        new="group.due",
+        catcher=_test(
+            "tests/unit/test_log_faults.py::"
+            "test_47_what_is_due_waits_for_who_is_to_become_a_member_with_a_page_without_room",
+            "test_47_what_is_due_waits_for_who",
+        ),
+    ),
+    Mutant(
+        name="what-is-due-is-retained-in-silence",
+        at="msgservice.node.acceptance:Acceptance.decide_due",
+        old="self._retained.coming(batch.subject)",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_node_retained.py::"
+            "test_48_what_becomes_due_with_the_flag_is_known_to_who_joins_while_it_is_stored",
+            "test_48_what_becomes_due",
         ),
     ),
     Mutant(

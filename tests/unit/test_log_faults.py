@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from twisted.logger import LogEvent
 
 from msgservice.errors import LogFailed, LogFull, LogUnavailable
-from msgservice.limits import Limits
+from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.log.store import Store
 from msgservice.message import Status
-from msgservice.records import Batch, Known, Progress, RefusedBatch, Resume, StatusFrom
+from msgservice.records import (
+    START,
+    Batch,
+    Known,
+    Progress,
+    RefusedBatch,
+    Replay,
+    ReplayPage,
+    Resume,
+    StatusFrom,
+)
 from tests.kit.faulty_vfs import Faults, faulty_vfs
 from tests.kit.logs import NOW, Driver, make_batch, numbers
 
@@ -167,6 +179,51 @@ def test_19_on_a_full_disk_batches_are_refused_and_the_rest_is_stored(
     assert log.log.room().full is None
     log.reopen()
     assert log.snapshot.receivers[0].cursor == first.last
+
+
+def test_47_what_is_due_waits_for_who_is_to_become_a_member_with_a_page_without_room(
+    log: Driver, faults: Faults
+) -> None:
+    """It was decided for the new member, who has not had its history: it would come before that."""
+    log.receivers(1)
+    delayed = make_batch(log.log.audience([]), 1, due_at=NOW)
+    log.append(delayed)
+    start = Replay(2, START, 0, 0, INTEGER_MAX)
+    log.receivers(2)
+    log.append(replays=[start])
+    reserve = log.folder / "reserve"
+    faults.full = lambda name: reserve.exists()
+
+    def group() -> dict[str, Any]:
+        (due,) = log.wait(log.log.due(NOW, (0, 0), 10))
+        due.audience = log.log.audience([1, 2])
+        over = msgspec.structs.replace(start, next=1, end=0)
+        return {"pages": [ReplayPage(0, over)], "due": [due]}
+
+    appended = log.appended(**group())
+    assert isinstance(appended.pages[0], LogFull)
+    assert appended.stored == []
+    assert log.log.next_due() == NOW
+    faults.full = lambda name: False
+    appended = log.appended(**group())
+    assert appended.pages == ["stored"]
+    assert [batch.sequence for batch in appended.stored] == [1]
+    assert log.log.next_due() is None
+    assert log.wait(log.log.audit()) == []
+
+
+def test_43_what_is_due_moves_on_the_blocks_of_the_reserve(log: Driver, faults: Faults) -> None:
+    log.receivers(1)
+    log.append(make_batch(log.log.audience([]), 1, due_at=NOW))
+    reserve = log.folder / "reserve"
+    faults.full = lambda name: reserve.exists()
+    (due,) = log.wait(log.log.due(NOW, (0, 0), 10))
+    due.audience = log.log.audience([1])
+    refused = make_batch(log.log.audience([1]), 2)
+    appended = log.appended(refused, due=[due])
+    assert [batch.sequence for batch in appended.stored] == [1]
+    assert isinstance(appended.outcomes[0], RefusedBatch)
+    assert log.log.next_due() is None
 
 
 def test_19_a_disk_too_full_even_for_states_is_unavailable_not_broken(

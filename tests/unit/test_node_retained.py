@@ -19,11 +19,13 @@ from msgservice.message import (
     FLAG_RETAINED,
     Action,
     decode_messages,
+    options_of,
 )
 from msgservice.node.gate import Door
 from msgservice.node.retained import RetainedIndex
-from msgservice.records import NODE
+from msgservice.records import NODE, Group
 from tests.kit.limits import Limits
+from tests.kit.logs import make_batch
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 from tests.kit.passes import HERE, users_of
 
@@ -202,3 +204,29 @@ def test_the_index_knows_what_is_on_its_way_until_two_groups_have_ended() -> Non
     with pytest.raises(LimitReached, match="retained"):
         index.check_room("z", 1)
     index.check_room("x", 1)
+
+
+def test_48_what_becomes_due_with_the_flag_is_known_to_who_joins_while_it_is_stored() -> None:
+    """It waited in a log; from when its group begins it is on its way as any other."""
+    clock = Clock()
+    inner = MemoryLog(reactor=clock, limits=Limits())
+    failing = FailingLog(inner)
+    world = NodeWorld(log=failing, clock=clock)
+    due_at = world.node.parts.due.now() + 1000
+    waits = make_batch(
+        inner.audience([]),
+        1,
+        [b"late"],
+        subject="a",
+        options=options_of(FLAG_RETAIN),
+        due_at=due_at,
+    )
+    inner.append(Group(now=1, batches=[waits]))
+    world.settle()
+    world.node.parts.due.look()
+    failing.hold = True
+    world.settle(1.1)
+    late = receiver(world, "late", ">")
+    failing.release()
+    world.settle(1)
+    assert got(late) == [("a", b"late", True)]
