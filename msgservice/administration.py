@@ -222,6 +222,13 @@ class CancelDelayed(Asked):
     reason: str = ""
 
 
+class AskObserved(Asked):
+    """The page of what is observed of the receivers behind a name."""
+
+    after: str = ""
+    limit: Number = PAGE_ROWS
+
+
 # --- what is answered
 
 
@@ -560,6 +567,77 @@ class Whoami(msgspec.Struct, frozen=True, kw_only=True):
     request: Sequence[str]
 
 
+class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+    """The trouble of a receiver, or of the node itself: why, and what would help.
+
+    `command`: of the command line, which would help or says more; empty where there is none.
+    `is_severe`: messages are refused or stand still; else it goes on, or somebody wanted it so.
+    """
+
+    kind: str  # away, failing, paused, suspended, full, dead_letters, log_full, clock
+    sentence: str
+    help: str
+    command: str = ""
+    since: int | None = None  # wall clock, ms; None: not known
+    is_severe: bool = True
+
+
+class Observed(msgspec.Struct, frozen=True, kw_only=True):
+    """A receiver as it was when it was looked at last. Times are those of the wall clock, ms."""
+
+    name: str
+    at: int  # when it was looked at
+    health: str  # up, away, failing, paused, suspended or full
+    since: int  # when it was connected, or was lost; not before this process of the node
+    connected: bool
+    address: str | None
+    subjects: Sequence[str]
+    queued: int  # messages; and their bytes, of how many at most
+    queued_bytes: int
+    backlog_bytes: int
+    oldest: Oldest | None  # of what is queued
+    rate: float  # messages settled a second, between the last two looks
+    settled: dict[str, int]  # messages by their final status
+    dead_bytes: int
+    attempts: int  # the most of what waits to be tried again
+    last_error: str
+    next_try_at: int | None
+    unaccounted: int
+    replay: Replaying | None
+    troubles: Sequence[Trouble]  # the worst first
+
+
+class ObservedNode(msgspec.Struct, frozen=True, kw_only=True):
+    """The node as it was when it was looked at last. Times are those of the wall clock, ms."""
+
+    name: str
+    version: str
+    log_id: str
+    listeners: Sequence[str]
+    at: int
+    started_at: int
+    connections: int
+    receivers: int
+    room: Room
+    loaded_bytes: int
+    looped: int
+    dead_letters: LetterCounts | None
+    stored: int  # messages since the start; and their bytes
+    stored_bytes: int
+    stored_rate: float  # messages a second, between the last two looks
+    settled_rate: float  # messages at receivers a second
+    refused: int  # runs that the log had no room for, since the start
+    troubles: Sequence[Trouble]
+
+
+class ObservedPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of what is observed, by name. `next`: the name behind which the next begins."""
+
+    node: ObservedNode
+    receivers: list[Observed]
+    next: str | None
+
+
 # --- the operations
 
 A = TypeVar("A", bound=msgspec.Struct)
@@ -588,6 +666,9 @@ class Operation(Generic[A, R]):
 
 
 INFO = Operation("info", Nothing, NodeInfo, "Says who the node is, and how full its log.")
+OBSERVE = Operation(
+    "observe", AskObserved, ObservedPage, "Says how the node and its receivers are, trouble first."
+)
 RECEIVERS_LIST = Operation(
     "receivers.list", ListReceivers, ReceiverPage, "Lists the receivers and what waits for them."
 )
@@ -701,6 +782,7 @@ WHOAMI = Operation("whoami", Nothing, Whoami, "Says who asks, and what it may do
 
 OPERATIONS: tuple[Operation[Any, Any], ...] = (
     INFO,
+    OBSERVE,
     RECEIVERS_LIST,
     RECEIVERS_ADD,
     RECEIVERS_CHANGE,

@@ -290,6 +290,8 @@ class Limits:
     sender_ranges: int = 10_000  # taken above the floor, of one incarnation; at most 100,000
     dead_bytes: int = 0  # dead letters of one receiver; 0: a quarter of max_bytes
     dead_bytes_total: int = 0  # of all receivers; 0: 3/8 of max_bytes, or dead_bytes if more
+    # --- what is shown of it
+    observed_a_second: int = 500  # receivers that are looked at while somebody watches
     # --- what the node says on standard output and error
     output_bytes: int = 1024 * 1024  # that wait for their reader; more is dropped
     # --- stopping

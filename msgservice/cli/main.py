@@ -25,6 +25,7 @@ COMMANDS = {
     "streams": ("msgservice.cli.streams", "streams"),
     "delayed": ("msgservice.cli.delayed", "delayed"),
     "status": ("msgservice.cli.status", "status"),
+    "top": ("msgservice.cli.top", "top"),
     "info": ("msgservice.cli.status", "info"),
     "whoami": ("msgservice.cli.status", "whoami"),
     "reload": ("msgservice.cli.reload", "reload"),

@@ -23,6 +23,7 @@ from msgservice.administration import (
     DELAYED_CANCEL,
     DELAYED_LIST,
     INFO,
+    OBSERVE,
     PEEK,
     PEEK_GET,
     RECEIVERS_ADD,
@@ -43,6 +44,7 @@ from msgservice.administration import (
     RETAINED_LIST,
     STATUS,
     WHOAMI,
+    AskObserved,
     AskStatus,
     CancelDelayed,
     CancelledTold,
@@ -64,6 +66,7 @@ from msgservice.administration import (
     Name,
     NodeInfo,
     Nothing,
+    ObservedPage,
     Operation,
     Owned,
     OwnReceiver,
@@ -106,6 +109,7 @@ from msgservice.message import Status, WireMessage, decode_messages
 from msgservice.node.admin_pages import Page, message_part
 from msgservice.node.gate import Pass
 from msgservice.node.letters import DROP, REQUEUE, Touched, Wanted
+from msgservice.node.observe import Observer
 from msgservice.node.operations import Operations, word_of
 from msgservice.node.peek import Peeked
 from msgservice.node.replies import message, refusal
@@ -210,14 +214,17 @@ class Admin:
 
     _logger = Logger()
 
-    def __init__(self, operations: Operations, gate: Gate, limits: Limits) -> None:
-        self._operations = operations
+    def __init__(
+        self, operations: Operations, observer: Observer, gate: Gate, limits: Limits
+    ) -> None:
+        self._operations, self._observer = operations, observer
         self._gate = gate
         self._limits = limits
         self._handlers = {
             operation.right: (operation, handler)
             for operation, handler in (
                 _by(INFO, self._info),
+                _by(OBSERVE, self._observe),
                 _by(RECEIVERS_LIST, self._list),
                 _by(RECEIVERS_ADD, self._add),
                 _by(RECEIVERS_CHANGE, self._change),
@@ -286,6 +293,16 @@ class Admin:
 
     async def _info(self, _: Nothing, who: Pass) -> NodeInfo:
         return self._operations.info()
+
+    async def _observe(self, asked: AskObserved, who: Pass) -> ObservedPage:
+        page = Page(asked.limit, self._limits)
+        found = await self._observer.page(asked.after, page.rows_max)
+        after = found.next
+        for one in found.receivers:
+            if not page.add(one.name, one):
+                after = next(reversed(page.rows))
+                break
+        return ObservedPage(node=found.node, receivers=list(page.rows.values()), next=after)
 
     async def _list(self, asked: ListReceivers, who: Pass) -> ReceiverPage:
         page = Page(asked.limit, self._limits)

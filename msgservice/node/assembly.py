@@ -46,6 +46,7 @@ from msgservice.node.greeting import Greeter
 from msgservice.node.intake import Intake
 from msgservice.node.letters import Events, Letters
 from msgservice.node.loaded_bytes import LoadedBytes
+from msgservice.node.observe import Observer
 from msgservice.node.operations import Operations
 from msgservice.node.outlet import Outlet
 from msgservice.node.pace import RateLimits
@@ -92,6 +93,7 @@ class Parts:
     gate: Gate
     greeter: Greeter
     operations: Operations
+    observer: Observer
     admin: Admin
     perspectives: Perspectives
     upkeep: Upkeep
@@ -345,7 +347,16 @@ def assemble(
         reload=reload,
         time=time,
     )
-    admin = Admin(operations, gate, limits)
+    observer = Observer(
+        operations,
+        counts=dispatch,
+        stored_bytes=lambda: stored_bytes.total,
+        refused=lambda: upkeep.refusals,
+        is_held=lambda: due.is_held,
+        time=time,
+        limits=limits,
+    )
+    admin = Admin(operations, observer, gate, limits)
     view = ReceiversView(
         clock=time.clock,
         rows=lambda: list(directory),
@@ -373,6 +384,7 @@ def assemble(
         gate=gate,
         greeter=greeter,
         operations=operations,
+        observer=observer,
         admin=admin,
         perspectives=perspectives,
         upkeep=upkeep,

@@ -45,6 +45,7 @@ class Dispatch:
         seldom: Seldom,
     ) -> None:
         self.outlets: dict[int, Outlet] = {}  # by receiver number
+        self.messages = 0  # that were stored since the start
         self._tail = tail
         self._stored_bytes = stored_bytes
         self._limits = limits
@@ -125,17 +126,18 @@ class Dispatch:
         """
         tail, live, sizes = self._tail, self._live, self._stored_bytes.by_set
         touched: dict[Outlet, None] = {}
-        total = self._stored_bytes.total
+        total, messages = self._stored_bytes.total, self.messages
         for batch in batches:
             tail.append(batch)
             number = batch.audience.number
             sizes[number] += batch.size
             total += batch.size
+            messages += batch.count
             for outlet in live[number]:
                 if outlet.supply.state is FOLLOWS:
                     outlet.supply.feed(batch)
                 touched[outlet] = None
-        self._stored_bytes.total = total
+        self._stored_bytes.total, self.messages = total, messages
         for outlet in touched:
             try:
                 outlet.pump()

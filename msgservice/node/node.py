@@ -551,6 +551,7 @@ class Node(Service):
         if parts is not None:
             parts.receivers.stop()
             parts.replayer.stop()
+            parts.observer.stop()
             parts.connections.refuse()
             parts.upkeep.stop()
             parts.due.stop()

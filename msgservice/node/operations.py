@@ -175,10 +175,13 @@ class Operations:
             dead_letters=LetterCounts(dead.new, dead.requeued, dead.dropped),
         )
 
-    async def receivers(self, after: str, count: int) -> tuple[list[ReceiverState], bool]:
+    async def receivers(
+        self, after: str, count: int, *, left_out_too: bool = True
+    ) -> tuple[list[ReceiverState], bool]:
         """Return up to `count` receivers by name, behind this one, and whether there are more.
 
-        One that is removed meanwhile is left out.
+        One that is removed meanwhile is left out. `left_out_too`: with what each was left out of,
+        which takes a look into the log of its own.
         """
         names = self._directory.names_after(after, count + 1)
         rows = [self._directory.named(name) for name in names[:count]]
@@ -187,7 +190,9 @@ class Operations:
         there = [row for row in rows if row.number in self._dispatch.outlets]
         here = self._connections.receivers_here()
         left_out = {
-            row.number: await self._replayer.count_left_out(row) for row in there if row.left_first
+            row.number: await self._replayer.count_left_out(row)
+            for row in there
+            if row.left_first and left_out_too
         }
         states = [
             self._state(row, found.get(row.number), row.number in here, left_out.get(row.number))

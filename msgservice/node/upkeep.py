@@ -59,7 +59,7 @@ class Upkeep:
         self._due: IDelayedCall | None = None
         self._refusing = False  # for want of room, and said so
         self._refused_because: str | None = None
-        self._refusals = 0  # runs, since the start
+        self.refusals = 0  # runs, since the start
         self._refused_at = self._said_at = 0.0
 
     def start(self) -> None:
@@ -115,14 +115,14 @@ class Upkeep:
                 )
             return
         self._refused_because = reason
-        self._refusals += count
+        self.refusals += count
         self._refused_at = self._time.now()
         if self._refusing and self._time.now() - self._said_at < SAY_AGAIN:
             return
         self._logger.warn(
             "messages are refused, their senders keep them: {reason} ({count} times so far)",
             reason=reason,
-            count=self._refusals,
+            count=self.refusals,
         )
         self._refusing, self._said_at = True, self._time.now()
 

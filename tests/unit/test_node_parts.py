@@ -1146,7 +1146,7 @@ def test_connections_hold_a_name_that_changes_hands_too_often() -> None:
 
 
 def an_admin(**more: Any) -> Admin:
-    return Admin(some_operations(**more), a_gate(), LIMITS)
+    return Admin(some_operations(**more), double(), a_gate(), LIMITS)
 
 
 def some_operations(**more: Any) -> Operations:

@@ -1,0 +1,172 @@
+"""Troubles of a node and its receivers, as people are told of them: why, and what would help.
+
+Pure functions of values that were looked at; the looking is the business of `observe`. A health is
+computed from facts here, and kept nowhere (DELIVERY 51).
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from msgservice.administration import ReceiverState, Trouble
+from msgservice.records import Room
+
+UP, AWAY, FAILING, PAUSED, SUSPENDED, FULL = (
+    "up",
+    "away",
+    "failing",
+    "paused",
+    "suspended",
+    "full",
+)
+HEALTHS = (UP, AWAY, FAILING, PAUSED, SUSPENDED, FULL)
+
+
+def health_of(state: ReceiverState) -> str:
+    """Return the health of a receiver: of what is true of it, what matters most."""
+    if state.paused:
+        return PAUSED
+    if state.suspended:
+        return SUSPENDED
+    if state.refuses:
+        return FULL
+    if not state.connected:
+        return AWAY
+    return FAILING if state.attempts or state.last_error else UP
+
+
+def troubles_of(state: ReceiverState, since: int) -> Sequence[Trouble]:
+    """Return the troubles of a receiver, the worst first. `since`: when it came or left, ms."""
+    looked = (_unaccounted(state), _kept_out(state), _delivery(state, since), _letters(state))
+    return [trouble for trouble in looked if trouble is not None]
+
+
+def _unaccounted(state: ReceiverState) -> Trouble | None:
+    if not state.unaccounted:
+        return None
+    return Trouble(
+        kind="unaccounted",
+        sentence=f"{state.unaccounted:,} messages for {state.name} are in no account.",
+        help="This must not be: keep a copy of the log, and report it.",
+        command=_command("receivers", "list"),
+    )
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["msgservice", *words])
+
+
+def _waiting(state: ReceiverState) -> str:
+    return f"{state.queued:,} messages wait" if state.queued != 1 else "1 message waits"
+
+
+def _kept_out(state: ReceiverState) -> Trouble | None:
+    """The trouble that so much waits for a receiver that more is not taken for it."""
+    limit = getattr(state, "backlog_bytes", 0)
+    if state.suspended:
+        return Trouble(
+            kind=SUSPENDED,
+            sentence=f"Messages that are sent now are not for {state.name}:"
+            f" {_waiting(state)} for it, {state.queued_bytes:,} bytes, and its limit is {limit:,}.",
+            help="It is let in again when half of that is gone; what it was left out of can be"
+            " sent to it then.",
+            command=_command("rewind", state.name, "--suspended"),
+        )
+    if state.refuses:
+        return Trouble(
+            kind=FULL,
+            sentence=f"Messages for {state.name} are refused, and their senders keep them:"
+            f" {state.queued_bytes:,} bytes wait for it, and its limit is {limit:,}.",
+            help="Bring it back; or raise its limit, or cancel what waits for it.",
+            command=_command("receivers", "change", state.name, "--backlog-bytes", str(2 * limit)),
+        )
+    return None
+
+
+def _delivery(state: ReceiverState, since: int) -> Trouble | None:
+    """The trouble that what waits for a receiver does not get there."""
+    name = state.name
+    why = f": {state.last_error}" if state.last_error else ""
+    if state.paused:
+        return Trouble(
+            kind=PAUSED,
+            sentence=f"{name} gets nothing{why or ', it is paused'}. {_waiting(state)} for it.",
+            help="Resume it when it may go on.",
+            command=_command("receivers", "resume", name),
+            is_severe=bool(state.queued),
+        )
+    if not state.connected:
+        if not state.queued and not (state.address and why):
+            return None
+        help_ = (
+            f"The node dials {state.address} again by itself: see that it listens there."
+            if state.address
+            else "It attaches by itself: start it."
+        )
+        return Trouble(
+            kind=AWAY,
+            sentence=f"{name} is away{why}. {_waiting(state)} for it.",
+            help=help_,
+            command=_command("peek", name) if state.queued else "",
+            since=since,
+            is_severe=bool(state.queued),
+        )
+    if state.attempts or state.last_error:
+        where = f" ({state.waits.subject}, log:{state.waits.position})" if state.waits else ""
+        tried = f", {state.attempts} attempts so far" if state.attempts else ""
+        return Trouble(
+            kind=FAILING,
+            sentence=f"{name} does not get on with a message{where}{tried}{why}",
+            help="It is tried again by itself. What comes behind it in its lane waits for it.",
+            command=_command("peek", name),
+        )
+    return None
+
+
+def _letters(state: ReceiverState) -> Trouble | None:
+    if not state.dead_bytes:
+        return None
+    count = state.settled.get("dead", 0)
+    return Trouble(
+        kind="dead_letters",
+        sentence=f"{state.name} has dead letters: {count:,} messages became one so far, and those"
+        f" that are left take {state.dead_bytes:,} bytes.",
+        help="Look at them; send them again when their cause is mended, or drop them.",
+        command=_command("dead", "list", state.name),
+        is_severe=False,
+    )
+
+
+def troubles_of_node(room: Room, *, clock_is_held: bool, looped: int) -> Sequence[Trouble]:
+    """Return the troubles of a node itself, the worst first."""
+    found = []
+    if room.full:
+        found.append(
+            Trouble(
+                kind="log_full",
+                sentence=f"Messages are refused, and their senders keep them: {room.full}",
+                help="See which receiver is behind; give the disk room, or raise max_bytes.",
+                command=_command("receivers", "list"),
+            )
+        )
+    if clock_is_held:
+        found.append(
+            Trouble(
+                kind="clock",
+                sentence="The clock is far ahead of when the log was last written: nothing expires,"
+                " and nothing that was delayed is sent, for a minute.",
+                help="If it is wrong, stop the node now and set it right.",
+            )
+        )
+    if looped:
+        found.append(
+            Trouble(
+                kind="looped",
+                sentence=f"{looped:,} messages came back over other nodes, and were not taken.",
+                help="Nodes pass on to each other in a circle: that costs, and loses nothing.",
+                command=_command("info"),
+                is_severe=False,
+            )
+        )
+    return found
