@@ -169,18 +169,19 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
     (
         "observe",
         {"after": "audit", "limit": 1},
-        b'{"node":{"name":"node-1","version":"VERSION","log_id":"LOG","listeners":[],"at":1078,"st'
-        b'arted_at":0,"connections":1,"receivers":2,"room":{"used":196,"maximum":17179869184,"free'
-        b'":0,"full":null},"loaded_bytes":0,"looped":0,"dead_letters":{"new":1,"requeued":0,"dropp'
-        b'ed":0},"stored":4,"stored_bytes":38,"stored_rate":0.0,"settled_rate":0.0,"refused":0,"tr'
-        b'oubles":[]},"receivers":[{"name":"far","at":1078,"health":"away","since":1020,"connected'
-        b'":false,"address":"tcp:127.0.0.1:1","subjects":[],"queued":0,"queued_bytes":0,"backlog_b'
-        b'ytes":4194304,"oldest":null,"rate":0.0,"settled":{},"dead_bytes":0,"attempts":0,"last_er'
-        b'ror":"\'Clock\' object has no attribute \'connectTCP\'","next_try_at":1520,"unaccounted":0,"'
-        b'replay":null,"troubles":[{"kind":"away","sentence":"far is away: \'Clock\' object has no a'
-        b'ttribute \'connectTCP\'. 0 messages wait for it.","help":"The node dials tcp:127.0.0.1:1 a'
-        b'gain by itself: see that it listens there.","command":"","since":1020,"is_severe":false}'
-        b']}],"next":null}',
+        b'{"node":{"name":"node-1","version":"VERSION","log_id":"LOG","listeners":[],"at'
+        b'":1078,"started_at":0,"connections":1,"receivers":2,"room":{"used":196,"maximu'
+        b'm":17179869184,"free":0,"full":null},"loaded_bytes":0,"looped":0,"dead_letters'
+        b'":{"new":1,"requeued":0,"dropped":0},"stored":4,"stored_bytes":38,"stored_rate'
+        b'":0.0,"settled_rate":0.0,"refused":0,"troubles":[]},"receivers":[{"name":"far"'
+        b',"at":1078,"health":"away","since":1020,"connected":false,"address":"tcp:127.0'
+        b'.0.1:1","subjects":[],"queued":0,"queued_bytes":0,"backlog_bytes":4194304,"old'
+        b'est":null,"rate":0.0,"settled":{},"dead_bytes":0,"attempts":0,"last_error":"\'C'
+        b'lock\' object has no attribute \'connectTCP\'","next_try_at":1520,"unaccounted":0'
+        b',"replay":null,"troubles":[{"kind":"away","sentence":"far is away: \'Clock\' obj'
+        b'ect has no attribute \'connectTCP\'. 0 messages wait for it.","help":"The node d'
+        b'ials tcp:127.0.0.1:1 again by itself: see that it listens there.","command":""'
+        b',"since":1020,"is_severe":false}]}],"next":null}',
     ),
 ]
 
