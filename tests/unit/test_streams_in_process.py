@@ -162,6 +162,41 @@ def test_rule_5_8_one_that_raises_for_the_header_does_not_listen() -> None:
     assert stream.keys() == []
 
 
+def test_rule_5_8_what_a_queue_puts_while_it_is_given_the_header_comes_to_it_behind_that() -> None:
+    stream, other = MessageStream(), Kept()
+
+    class Echo(Kept):
+        def put(self, message: Any) -> None:
+            super().put(message)
+            if message == "header":
+                stream.put("k", 1)
+                stream.put("k", 2)
+
+    stream["k"] = "header"
+    stream.listen("k", other)
+    echo = Echo()
+    stream.listen("k", echo)
+    assert echo == other == ["header", 1, 2]
+    stream.put("k", 3)
+    assert echo == other == ["header", 1, 2, 3]
+
+
+def test_rule_5_8_one_that_hangs_up_while_it_is_given_the_header_gets_nothing_more() -> None:
+    stream = MessageStream()
+
+    class Once(Kept):
+        def put(self, message: Any) -> None:
+            super().put(message)
+            stream.put("k", "never")
+            stream.hangup("k", self)
+
+    stream["k"] = "header"
+    once = Once()
+    stream.listen("k", once)
+    stream.put("k", "never")
+    assert once == ["header"]
+
+
 def test_rule_5_8_what_a_listener_puts_reaches_all_in_one_order() -> None:
     stream, before, after = MessageStream(), Kept(), Kept()
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import random
 import threading
+from abc import ABC, abstractmethod
 from typing import Any
 
 import pytest
+from twisted.internet.defer import DeferredQueue
 
 from msgservice.errors import BadAddress, BadValue, CannotListen, InsecureListener, LimitReached
 from msgservice.faces.streams import (
@@ -541,6 +543,43 @@ def test_decision_18_and_must_hold_a_malformed_line_is_ignored_and_logged(
     assert not peer.is_lost
 
 
+LARGE = {
+    "open": b"[" * 16_000_000,
+    "as deep as may be": (b"[" * 199 + b"]" * 199) * 40_000,
+    # Each quote in a string that does not end might be the beginning of one.
+    "a string without an end": b"[" * 201 + b'"' + b'\\"' * 1_000_000,
+    "a string without an end, and half an escape": b"[" * 201 + b'"\\',
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", LARGE)
+def test_decision_18_a_large_line_takes_time_that_grows_with_its_bytes(name: str) -> None:
+    with pytest.raises(BadValue):
+        decode(JsonCodec, b'{"action":"put","stream":"k","message":' + LARGE[name] + b"}")
+
+
+def nested(rng: random.Random, depth: int) -> Any:
+    """Return data of exactly this depth, with shallower parts beside, and brackets in its texts."""
+    made: Any = rng.choice(["[", "]{", '"[', "\\", 1, None])
+    for level in range(depth):
+        beside: list[Any] = [rng.choice([[], {}, "[[", [[{"]": {}}]]]) for _ in range(3)]
+        parts = [made, *beside[: rng.choice([0, 0, 1, 3])]] if level > 4 else [made]
+        rng.shuffle(parts)
+        is_object = rng.random() < 0.3
+        made = {f"{n}{{": part for n, part in enumerate(parts)} if is_object else parts
+    return made
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_decision_18_what_is_nested_is_counted_exactly(seed: int) -> None:
+    rng = random.Random(seed)
+    fits = JsonCodec.encode(nested(rng, content.NESTING_MAX))
+    assert JsonCodec.encode(JsonCodec.decode(fits)) == fits
+    with pytest.raises(BadValue, match="more than 200 arrays and objects"):
+        JsonCodec.encode(nested(rng, content.NESTING_MAX + 1))
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_decision_18_a_strict_server_ends_that_connection(name: str) -> None:
     world = World(is_strict=True)
@@ -596,6 +635,37 @@ def test_decision_19_what_came_whole_before_a_long_line_counts() -> None:
     peer, other = world.peer(), world.listener("k")
     peer.send(line_of(JsonCodec, "put", "k", message=1) + b"x" * 1_001)
     assert (other.messages(), peer.is_lost) == ([1], True)
+
+
+def test_decision_19_nothing_longer_is_sent_though_it_grew_when_it_was_encoded(
+    logged: list[Any],
+) -> None:
+    world = World(StreamLimits(line_bytes=1_000))
+    publisher, listener = world.peer(), world.listener("k")
+    grows = b"[" + b",".join([b"1e9"] * 200) + b"]"
+    for action in (b"put", b"header"):
+        publisher.send(b'{"action":"%b","stream":"k","message":%b}\n' % (action, grows))
+    publisher.say("put", "k", message="after")
+    assert listener.messages() == ["after"]
+    assert world.listener("k").messages() == []
+    (told,) = [event["reason"] for event in logged if "is ignored" in event["log_format"]]
+    assert "line_bytes = 1000" in told
+
+
+def test_decision_19_what_is_put_in_this_process_has_the_limit_of_a_line() -> None:
+    world = World(StreamLimits(line_bytes=1_000))
+    listener, got = world.listener("k"), DeferredQueue[Any]()
+    world.stream.listen("k", got)
+    for long in ("x" * 959, ["x"] * 500):
+        with pytest.raises(LimitReached, match="line_bytes = 1000"):
+            world.stream.put("k", long)
+        with pytest.raises(LimitReached, match="line_bytes = 1000"):
+            world.stream["k"] = long
+    world.stream.put("k", "x" * 958)
+    world.turn()
+    assert listener.messages() == ["x" * 958]
+    assert got.pending == ["x" * 958]
+    assert world.stream["k"] is None
 
 
 def test_half_a_line_for_thirty_seconds_ends_that_connection_and_silence_does_not() -> None:
@@ -790,6 +860,40 @@ def test_decision_22_a_name_belongs_to_one_class() -> None:
     assert content.register(Point, "tests.Point") is Point
 
 
+class Slotted:
+    __slots__ = ("a",)
+
+
+class Abstract(ABC):
+    @abstractmethod
+    def a(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        *(type("My", (one,), {}) for one in (dict, list, tuple, str, int, float, ValueError)),
+        *(Slotted, Abstract, bool, complex, type),
+    ],
+)
+def test_decision_22_a_class_whose_objects_cannot_be_restored_is_refused(cls: type) -> None:
+    with pytest.raises(BadValue, match="class"):
+        register(cls, "tests.Never")
+    assert JsonCodec.decode(b'{".class":"tests.Never",".state":{}}') == {
+        ".class": "tests.Never",
+        ".state": {},
+    }
+
+
+def test_decision_22_a_hostile_state_shadows_no_method_of_the_class_itself() -> None:
+    line = b'{".class":"park.monitor.Progress",".state":{"complete":"x","__eq__":1,"put":2}}'
+    assert isinstance(JsonCodec.decode(line), dict)  # a name with two underscores is nobody's state
+    line = b'{".class":"park.monitor.Progress",".state":{"more":[1]}}'
+    made = JsonCodec.decode(line)
+    assert (type(made), vars(made)) == (Progress, {"more": [1]})
+    assert repr(made) == "Progress(more=[1])"
+
+
 @pytest.mark.parametrize(
     "message",
     [float("nan"), float("inf"), [float("-inf")], object(), {1, 2}, "\ud800", 10**5_000],
@@ -884,6 +988,58 @@ def test_a_codec_that_makes_more_than_one_line_is_refused(text: str) -> None:
 
     with pytest.raises(BadValue, match="more than one line"):
         line_of(Broken, "put", "k")
+
+
+@pytest.mark.parametrize("made", [None, 5, "\ud800", "", " ", bytearray(b"{}")], ids=repr)
+def test_a_codec_that_makes_no_line_is_refused(made: Any) -> None:
+    class Broken(JsonCodec):
+        @staticmethod
+        def encode(value: Any) -> Any:
+            return made
+
+    with pytest.raises(BadValue, match="encoded"):
+        line_of(Broken, "put", "k")
+
+
+class NoEnds(JsonCodec):
+    """A codec that has no word for an end."""
+
+    @staticmethod
+    def encode(value: Any) -> bytes:
+        if value["action"] == "close":
+            raise KeyError("mine")
+        return JsonCodec.encode(value)
+
+
+def test_a_codec_that_raises_for_the_end_of_a_slow_one_hurts_nobody_else(
+    logged_failures: list[Any],
+) -> None:
+    world = World(StreamLimits(listener_bytes=100_000), codec=NoEnds)
+    slow, other = world.listener("k"), world.listener("k")
+    slow.is_reading = False
+    for _ in range(500):
+        world.stream.put("k", "x" * 1_000)
+    world.turn()
+    assert len(other.messages()) == 500
+    slow.read()
+    assert slow.is_lost
+    assert logged_failures
+    logged_failures.clear()
+
+
+def test_a_codec_that_raises_for_an_end_ends_the_connections_of_who_listens(
+    logged_failures: list[Any],
+) -> None:
+    world = World(codec=NoEnds)
+    listener, other = world.listener("k"), world.listener("l")
+    world.stream.put("k", 1)
+    assert in_thread(lambda: world.stream.close("k")) == []
+    in_thread(lambda: world.stream.put("l", 2))
+    world.turn()
+    assert listener.is_lost
+    assert (listener.messages(), other.messages()) == ([1], [2])
+    assert logged_failures
+    logged_failures.clear()
 
 
 def test_a_codec_that_raises_anything_is_said_as_a_bad_value() -> None:
@@ -1020,6 +1176,15 @@ def test_a_server_that_stops_sends_what_was_put_and_closes_all() -> None:
     assert slow.is_lost
     assert stopped.called
     assert not world.reactor.getDelayedCalls()
+
+
+def test_a_server_that_stops_sends_what_other_threads_had_put() -> None:
+    world = World()
+    listener = world.listener("k")
+    in_thread(lambda: put_all(world, range(3)))
+    world.server.stopService()
+    assert listener.is_lost
+    assert listener.messages() == [0, 1, 2]
 
 
 def test_a_connection_that_ends_leaves_no_timer() -> None:

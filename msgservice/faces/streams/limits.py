@@ -13,7 +13,8 @@ class StreamLimits:
     """The limits of a server of streams, or of a `RemoteStream`; seconds, and sizes in bytes."""
 
     line_bytes: int = 16 * MIB
-    """One line, without its end. A longer one ends its connection."""
+    """One line, without its end. A longer one ends its connection; what would be sent as one, since
+    it grew when it was encoded or is put in this process, is refused."""
     line_seconds: float = 30.0
     """From a line's first byte to its end, and a second more for each 64 KiB of it; then its
     connection ends. Between lines a connection may be silent for ever."""

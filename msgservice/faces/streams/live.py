@@ -17,8 +17,9 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
 
-from msgservice.errors import LimitReached
+from msgservice.errors import BadValue, LimitReached
 from msgservice.faces.streams.limits import KIB
 from msgservice.faces.streams.outbound import Chunk
 from msgservice.faces.streams.served import Host, Listener, StreamState
@@ -43,6 +44,8 @@ CHUNK_BYTES = 64 * KIB  # lines that are gathered before they are written
 
 class LiveStreams:
     """A `MessageStream` behind a port (`Served`, and a `Feed` of the stream)."""
+
+    _log = Logger()
 
     def __init__(self, stream: MessageStream) -> None:
         self._stream = stream
@@ -70,7 +73,9 @@ class LiveStreams:
 
     def end(self) -> None:
         """See `Served`."""
-        self._stream.unfollow(self)
+        with self._stream.lock:
+            self._stream.unfollow(self)
+            self._take_from_threads()
         self.flush()
         if self._is_due is not None:
             self._is_due.cancel()
@@ -134,7 +139,7 @@ class LiveStreams:
             self._take_from_threads()
             self._flush_key(key)
             header = self._stream[key]
-            line = None if header is None else line_of(self._host.codec, PUT, key, message=header)
+            line = None if header is None else self._line(key, header)
             self._host.listens(key)
             self._subscribers.setdefault(key, {})[listener] = None
             listener.keys[key] = None
@@ -145,7 +150,7 @@ class LiveStreams:
         if header is None:
             self._stream[key] = None
             return
-        size = len(line_of(self._host.codec, PUT, key, message=header))
+        size = len(self._line(key, header))
         with self._stream.lock:
             before = self._headers.get(key)
             if before is None and len(self._headers) >= self._host.limits.headers_max:
@@ -176,9 +181,7 @@ class LiveStreams:
         """See `Feed`."""
         if not isinstance(key, str):
             return None  # no line can name it
-        line = line_of(
-            self._host.codec, PUT, check_key(key, self._host.limits.key_bytes), message=message
-        )
+        line = self._line(key, message)
         if (
             threading.get_ident() != self._thread
             and self._from_threads_bytes + len(line) > self._host.limits.streams_bytes
@@ -189,9 +192,15 @@ class LiveStreams:
     def check_header(self, key: Hashable, message: Any) -> None:
         """See `Feed`."""
         if isinstance(key, str):
-            line_of(
-                self._host.codec, PUT, check_key(key, self._host.limits.key_bytes), message=message
-            )
+            self._line(key, message)
+
+    def _line(self, key: str, message: Any) -> bytes:
+        """Return the line of a `put`. Raises `BadValue` or `LimitReached` where there is none."""
+        limits = self._host.limits
+        line = line_of(self._host.codec, PUT, check_key(key, limits.key_bytes), message=message)
+        if len(line) - 1 > limits.line_bytes:  # who listens would leave for it, again and again
+            raise LimitReached("line_bytes", limits.line_bytes)
+        return line
 
     def header_set(self, key: Hashable) -> None:
         """See `Feed`. It is none from the wire any more."""
@@ -253,10 +262,18 @@ class LiveStreams:
         self._flush_key(key)
         subscribers = tuple(self._subscribers.get(key, ()))
         self.work += len(subscribers)
-        if subscribers:
+        if not subscribers:
+            return
+        try:
             chunk = Chunk(line_of(self._host.codec, CLOSE, key))
-            for listener in subscribers:
-                self._hang_up(listener, key)
+        except BadValue:  # of a codec that has no word for it: the connections end instead
+            self._log.failure("the end of {key!r} cannot be told", key=key)
+            chunk = None
+        for listener in subscribers:
+            self._hang_up(listener, key)
+            if chunk is None:
+                listener.finish()
+            else:
                 listener.write(chunk)
 
     def _flush_due(self) -> None:

@@ -257,9 +257,13 @@ class StreamServer(ListeningService):
             limit=limit,
             value=value,
         )
-        last = b"".join(
-            line_of(self.codec, CLOSE, key, reason=SLOW) for key in tuple(connection.keys)
-        )
+        try:
+            last = b"".join(
+                line_of(self.codec, CLOSE, key, reason=SLOW) for key in tuple(connection.keys)
+            )
+        except BadValue:  # of a codec that has been replaced: that is no business of who puts
+            self._log.failure("the end of {peer} is not told", peer=connection.peer)
+            last = b""
         self._served.lost(connection)
         assert connection.outbound is not None
         connection.outbound.drop()

@@ -133,24 +133,24 @@ class MessageStream:
             for feed, one in prepared:
                 feed.put(key, one)
             self._due.append((key, message, tuple(self._listening.get(key, ()))))
-            if self._is_giving:
-                return  # it is given when the one that is being given has been
-            self._is_giving = True
-            try:
-                self._give()
-            finally:
-                self._is_giving = False
+            self._give()
 
     def _give(self) -> None:
-        while self._due:
-            key, message, listening = self._due.popleft()
-            for one in listening:
-                if one.is_over:
-                    continue
-                try:
-                    one.queue.put(message)
-                except Exception:
-                    self._log.failure("a listener of {key!r} failed", key=key)
+        if self._is_giving:
+            return  # it is given when the one that is being given has been
+        self._is_giving = True
+        try:
+            while self._due:
+                key, message, listening = self._due.popleft()
+                for one in listening:
+                    if one.is_over:
+                        continue
+                    try:
+                        one.queue.put(message)
+                    except Exception:
+                        self._log.failure("a listener of {key!r} failed", key=key)
+        finally:
+            self._is_giving = False
 
     def listen(self, key: Hashable, queue: Queue) -> None:
         """Give a queue the header, if there is one, and then every message that is put.
@@ -160,9 +160,20 @@ class MessageStream:
         """
         with self.lock:
             header = self._headers.get(key)
-            if header is not None:
+            one = _Listening(queue)
+            self._listening.setdefault(key, []).append(one)
+            if header is None:
+                return
+            # It listens already: what it puts while it is given the header comes behind that.
+            was_giving, self._is_giving = self._is_giving, True
+            try:
                 queue.put(header)
-            self._listening.setdefault(key, []).append(_Listening(queue))
+            except BaseException:
+                self._end(key, one)
+                raise
+            finally:
+                self._is_giving = was_giving
+                self._give()
 
     def hangup(self, key: Hashable | None, queue: Queue) -> None:
         """End one listening of a queue; with None for the key all of its, on every stream.
@@ -174,9 +185,14 @@ class MessageStream:
                 self._hang_up(each, queue, is_all=key is None)
 
     def _hang_up(self, key: Hashable, queue: Queue, *, is_all: bool) -> None:
+        found = [one for one in self._listening.get(key, ()) if one.queue is queue]
+        for one in found[: None if is_all else 1]:
+            self._end(key, one)
+
+    def _end(self, key: Hashable, one: _Listening) -> None:
+        one.is_over = True
         listening = self._listening.get(key, [])
-        for one in [one for one in listening if one.queue is queue][: None if is_all else 1]:
-            one.is_over = True
+        if one in listening:
             listening.remove(one)
         if not listening:
             self._listening.pop(key, None)

@@ -138,14 +138,18 @@ def encode(codec: StreamCodec, value: Any) -> bytes:
     """Return a value as one line without its end. Raises `BadValue`."""
     try:
         data = codec.encode(value)
+        if isinstance(data, str):
+            data = data.encode()
     except BadValue:
         raise
     except Exception as error:
         raise BadValue("message", f"cannot be encoded: {error}") from error
-    if isinstance(data, str):
-        data = data.encode()
+    if not isinstance(data, bytes):
+        raise BadValue("message", f"was encoded to a {type(data).__name__}, not to text")
     if b"\n" in data or b"\r" in data:
         raise BadValue("message", "was encoded to more than one line")
+    if not data or data.isspace():
+        raise BadValue("message", "was encoded to a blank line, which is nothing")
     return data
 
 
