@@ -33,7 +33,7 @@ FLAG_REPLAY = 2
 FLAG_REQUIRE = 4
 FLAG_RETAIN_ONLY = 8  # with FLAG_RETAIN: it is kept for who joins, and delivered to nobody now
 FLAG_RETAINED = 16  # of nodes: the copy of a retained message, for who has joined
-FLAGS_KNOWN = FLAG_RETAIN | FLAG_REPLAY | FLAG_REQUIRE | FLAG_RETAIN_ONLY
+FLAGS_KNOWN = FLAG_RETAIN | FLAG_REPLAY | FLAG_REQUIRE | FLAG_RETAIN_ONLY | FLAG_RETAINED
 # Set where a TRANSFER is decoded that has elements which this version does not know; like an
 # unknown flag, it is refused by who would have to keep what they ask.
 FLAG_UNKNOWN_ELEMENT = 1 << 52

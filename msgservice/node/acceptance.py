@@ -35,6 +35,7 @@ from msgservice.message import (
     FLAG_REQUIRE,
     FLAG_RETAIN,
     FLAG_RETAIN_ONLY,
+    FLAG_RETAINED,
     FLAG_UNKNOWN_ELEMENT,
     FLAGS_KNOWN,
     WireMessage,
@@ -130,8 +131,9 @@ class Acceptance:
             raise Refused(f"a ttl of {transfer.ttl} ms, at most {TIME_DAYS_MAX} days allowed")
         if transfer.delay:
             _check_delay(transfer)
-        if transfer.flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
-            self._check_retained(transfer, messages, size)
+        flags = self._flags_of(transfer, path) if path else transfer.flags
+        if flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
+            self._check_retained(transfer, flags, messages, size)
         if not path and any([m.key is not None for m in messages]):  # noqa: C419 - faster
             _check_keys(messages, transfer)
         if transfer.to is not None:
@@ -146,8 +148,8 @@ class Acceptance:
         if path and not self._own_ids.isdisjoint(path):
             self._looped(sender, subject, len(messages))
             return directory.nobody()
-        audience = self._matching(subject, transfer.flags, path)
-        if transfer.flags & FLAG_REQUIRE and not audience.members:
+        audience = self._matching(subject, flags, path)
+        if flags & FLAG_REQUIRE and not audience.members:
             raise NoReceiver(subject)
         return NOBODY if transfer.delay else audience  # … for whom it is, when it is due
 
@@ -157,11 +159,26 @@ class Acceptance:
             return self._directory.nobody()
         return self._directory.audience(subject, path)
 
+    def _flags_of(self, transfer: Transfer, path: Sequence[str]) -> int:
+        """Return the flags of a run that a node passes on, as they are kept here.
+
+        What comes back takes the place of no newer message that is retained. A copy of what was
+        retained there is retained here where nothing of its subject is.
+        """
+        flags = transfer.flags
+        if not self._own_ids.isdisjoint(path):
+            return flags & ~(FLAG_RETAIN | FLAG_RETAIN_ONLY)
+        if flags & FLAG_RETAINED:
+            flags &= ~(FLAG_RETAIN | FLAG_RETAIN_ONLY)
+            if not self._retained.has(transfer.subject):
+                flags |= FLAG_RETAIN
+        return flags
+
     def _check_retained(
-        self, transfer: Transfer, messages: Sequence[WireMessage], size: int
+        self, transfer: Transfer, flags: int, messages: Sequence[WireMessage], size: int
     ) -> None:
         """Raise `Refused`, or `LimitReached`, unless a run may be retained: its last message."""
-        if not transfer.flags & FLAG_RETAIN:
+        if not flags & FLAG_RETAIN:
             raise Refused("the flag 'retain, deliver to nobody' (8) without 'retain' (1)")
         if transfer.to is not None:
             raise Refused("what is retained is for who receives its subject: not with 'to'")
@@ -245,7 +262,10 @@ class Acceptance:
                 path = () if batch.origin is None else batch.origin.path[:-1]
                 flags = batch.options.flags
                 try:
-                    batch.audience = self._matching(batch.subject, flags, path)
+                    if self._own_ids.isdisjoint(path):
+                        batch.audience = self._matching(batch.subject, flags, path)
+                    else:
+                        batch.audience = self._directory.nobody()
                 except (LimitReached, LogFull):
                     continue  # which the directory says
                 if flags & FLAG_RETAIN:
@@ -302,7 +322,7 @@ class Acceptance:
             raw.nbytes,
             zlib.crc32(raw),
             first - 1 if transfer.after is None else transfer.after,
-            options_of(transfer.flags),
+            options_of(transfer.flags if came is None else self._flags_of(transfer, came.path)),
             _ids(messages) if tagged else (),
             Origin(sender, first, incarnation_hash, own)
             if came is None
@@ -336,7 +356,7 @@ def _check_delay(transfer: Transfer) -> None:
 def _path_of(transfer: Transfer, node_log: str) -> Sequence[str]:
     """Return the logs that a run has passed, newest last; none of one that its producer hands in.
 
-    Raises `Refused` for an `origin` and for the flag `replay`, which only nodes say: forged, an
+    Raises `Refused` for an `origin`, and for flags, that only nodes say: forged, an
     origin would put a run into another sender's lane, and make a receiver that knows messages by
     their identity drop the real one. A node says both only of what it passes on itself: its own log
     is the newest of the path.
@@ -347,6 +367,8 @@ def _path_of(transfer: Transfer, node_log: str) -> Sequence[str]:
             raise Refused("'origin' is taken from nodes only")
         if transfer.flags & FLAG_REPLAY:
             raise Refused("the flag 'replay' (2) is taken from nodes only")
+        if transfer.flags & FLAG_RETAINED:
+            raise Refused("the flag 'this was retained' (16) is taken from nodes only")
         return ()
     if origin is None:
         raise Refused("a node says the 'origin' of what it passes on")

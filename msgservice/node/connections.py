@@ -169,6 +169,9 @@ class Connections:
         hello = peer.connection.session.peer_hello
         assert hello is not None
         key = (hello.name, hello.incarnation)
+        if peer.is_next_node:  # it sends nothing here: no sender of its name takes its place
+            self._visits.came(peer)
+            return True
         other = self._senders.get(key)
         if other is not None and other is not peer:
             # The newest is the one that was made last, not the one that opened last: the end of

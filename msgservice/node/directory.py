@@ -176,6 +176,11 @@ class Directory:
             self._next_nodes[row.number] = log_id
             self._changed()
 
+    def no_next_node(self, row: ReceiverRow) -> None:
+        """A receiver is a node no longer: it gets all that matches, wherever that has been."""
+        if self._next_nodes.pop(row.number, None) is not None:
+            self._changed()
+
     def audience(self, subject: str, path: Sequence[str] = ()) -> Audience:
         """The audience of a subject now, without who is suspended (SEMANTICS 18), or starts (47).
 

@@ -331,7 +331,7 @@ class Outlet:
         at. A log that is the same, and knows nothing of this sender, has forgotten who was away.
         """
         before, highest = self.row.inbox, _highest(resume)
-        if before is None or (before == log_id and not highest):
+        if not before or (before == log_id and not highest):
             return None
         last = self._acked_to if before == log_id else max(self._acked_to, self.row.cursor)
         return (highest + 1, last) if highest < last else None

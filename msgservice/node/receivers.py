@@ -8,7 +8,7 @@ configuration come in here as well (`configure`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from msgservice.clock import Time
 from msgservice.core.frames import BYE_CLOSING, BYE_PAUSED, BYE_REMOVED
-from msgservice.core.subjects import exact
+from msgservice.core.subjects import exact, is_reserved
 from msgservice.errors import (
     BadValue,
     ConfiguredOtherwise,
@@ -160,14 +160,15 @@ class Receivers:
             )
             return
         before = row.configured, row.address, row.owner
-        row.configured, row.address = True, wanted.address and exact(wanted.address)
+        row.configured = True
+        self._moved(row, wanted.address and exact(wanted.address))
         if wanted.owner:  # else as it was given at run time
             self._directory.own(row, wanted.owner)
         # Paused at run time stays paused over a restart, whatever the file says.
         paused = row.options.paused or wanted.options.paused
         options = msgspec.structs.replace(wanted.options, paused=paused).check()
         options.check_against(self._limits)
-        _check_node(row.address, options)
+        _check_node(row.address, options, wanted.patterns)
         if (tuple(wanted.patterns), options) != (row.patterns, row.options):
             self._change(self._dispatch.outlets[row.number], wanted.patterns, options)
         elif before != (row.configured, row.address, row.owner):
@@ -378,7 +379,7 @@ class Receivers:
         options.check_against(self._limits)
         if address is not None:
             address = self._connections.check(address)
-        _check_node(address, options)
+        _check_node(address, options, patterns)
         row = self._directory.new_row(name, patterns, configured=configured)
         row.address, row.configured, row.options = address, configured, options
         row.owner = owner or row.owner
@@ -412,10 +413,11 @@ class Receivers:
             address = self._connections.check(address)
         if patterns is not None:
             self._gate.check_subjects(row.owner, patterns)
-        _check_node(row.address if address is None else address, options)
-        self._change(outlet, row.patterns if patterns is None else patterns, options)
+        wanted = row.patterns if patterns is None else patterns
+        _check_node(row.address if address is None else address, options, wanted)
+        self._change(outlet, wanted, options)
         if address is not None and address != row.address:
-            row.address = address
+            self._moved(row, address)
             self._store(row)
             await self._connections.undial(outlet)
         await self.stored()
@@ -423,6 +425,13 @@ class Receivers:
             self._dispatch.judge()
             self._connections.dial(outlet)
         return row
+
+    def _moved(self, row: ReceiverRow, address: str | None) -> None:
+        """A receiver is dialled elsewhere: what was a node, and is none now, is another memory."""
+        if is_node(row.address) != is_node(address):
+            self._directory.no_next_node(row)
+            self._dispatch.outlets[row.number].progress.inbox_is("")
+        row.address = address
 
     async def own(self, name: str, user: str) -> None:
         """Give the name of a receiver to a user, empty: to nobody. Returns once it is stored.
@@ -756,7 +765,12 @@ class Receivers:
         return waiting[-1][1].wait()
 
 
-def _check_node(address: str | None, options: ReceiverOptions) -> None:
-    """Raise `BadValue` where a node would get messages in another order than they were sent."""
-    if is_node(address) and options.order != STRICT:
+def _check_node(address: str | None, options: ReceiverOptions, patterns: Iterable[str]) -> None:
+    """Raise `BadValue` where a node would get what it does not take, or out of order."""
+    if not is_node(address):
+        return
+    if options.order != STRICT:
         raise BadValue("order", f"must be {STRICT!r} towards a node, not {options.order!r}")
+    for pattern in patterns:
+        if is_reserved(pattern):
+            raise BadValue("subjects", f"{pattern!r} is this node's own: no other node takes it")

@@ -36,6 +36,10 @@ class RetainedIndex:
     def __contains__(self, subject: str) -> bool:
         return subject in self._sizes
 
+    def has(self, subject: str) -> bool:
+        """Whether a message of this subject is retained, or is on its way to the log."""
+        return subject in self._sizes or subject in self._coming
+
     def check_room(self, subject: str, size: int) -> None:
         """Raise `LimitReached` unless a message of so many bytes may be retained."""
         limits, known = self._limits, self._sizes.get(subject)

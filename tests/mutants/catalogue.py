@@ -2682,6 +2682,38 @@ _ALL = [
         catcher=_stream("test_rule_5_2_what_was_put_before_a_header_is_read_is_in_its_past"),
     ),
     Mutant(
+        name="what-comes-back-is-retained-again",
+        at="msgservice.node.acceptance:Acceptance._flags_of",
+        old="if not self._own_ids.isdisjoint(path):",
+        new="if False:",
+        catcher=_test(
+            "tests/unit/test_node_chains.py", "test_what_comes_back_takes_the_place_of_nothing"
+        ),
+    ),
+    Mutant(
+        name="a-copy-of-what-was-retained-takes-the-place-of-newer",
+        at="msgservice.node.acceptance:Acceptance._flags_of",
+        old="if not self._retained.has(transfer.subject):",
+        new="if True:",
+        catcher=_test(
+            "tests/unit/test_node_chains.py", "test_what_was_retained_before_a_node_was_made"
+        ),
+    ),
+    Mutant(
+        name="what-was-a-node-is-taken-for-one",
+        at="msgservice.node.receivers:Receivers._moved",
+        old="if is_node(row.address) != is_node(address):",
+        new="if False:",
+        catcher=_test("tests/unit/test_node_chains.py", "test_what_is_no_node_any_more"),
+    ),
+    Mutant(
+        name="a-sender-takes-the-place-of-a-node",
+        at="msgservice.node.connections:Connections.opened",
+        old="if peer.is_next_node:",
+        new="if False:",
+        catcher=_test("tests/unit/test_node_chains.py", "test_no_sender_takes_the_place"),
+    ),
+    Mutant(
         name="a-listener-misses-what-came-while-its-header-was-read",
         at=f"{STREAMS}._joined",
         old="if stream.head <= header.newest:",

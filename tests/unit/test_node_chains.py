@@ -26,7 +26,15 @@ from msgservice.identity.rules import Rules
 from msgservice.identity.users import User
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
-from msgservice.message import FLAG_REPLAY, Action, decode_messages, encode_bodies
+from msgservice.message import (
+    FLAG_REPLAY,
+    FLAG_RETAIN,
+    FLAG_RETAIN_ONLY,
+    FLAG_RETAINED,
+    Action,
+    decode_messages,
+    encode_bodies,
+)
 from msgservice.node.gate import Door
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import PATH_MAX, Origin, Resume
@@ -146,6 +154,72 @@ def test_what_comes_back_goes_to_nobody_either_when_that_is_decided_again() -> N
     world.settle()
     assert [Ack([(1, 1)]), Ack([(2, 2)])] == edge.take(Ack)
     assert [] == billing.bodies()
+
+
+def retained_of(world: NodeWorld) -> list[tuple[str, bytes]]:
+    """The subject and body of each message that a node retains."""
+    found: list[Any] = []
+    world.log.retained("", 10).addCallback(found.extend)
+    world.settle()
+    return [
+        (one.subject, message.body)
+        for one in found
+        for message in decode_messages(msgspec.Raw(one.message))
+    ]
+
+
+def test_what_comes_back_takes_the_place_of_nothing_that_is_retained() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    shop.transfer(1, "state.a", [b"old"], flags=FLAG_RETAIN)
+    shop.transfer(2, "state.a", [b"new"], flags=FLAG_RETAIN)
+    world.settle()
+    edge = passing_on(world)
+    edge.transfer(1, "state.a", [b"old"], origin=origin(world.log.log_id, FAR), flags=FLAG_RETAIN)
+    both = FLAG_RETAIN | FLAG_RETAIN_ONLY
+    edge.transfer(2, "state.b", [b"old"], origin=origin(world.log.log_id, FAR), flags=both)
+    world.settle()
+    assert [Ack([(1, 2)])] == edge.take(Ack)
+    assert [("state.a", b"new")] == retained_of(world)
+
+
+def test_what_was_retained_before_a_node_was_made_a_receiver_is_retained_there_if_nothing_is() -> (
+    None
+):
+    world = NodeWorld()
+    billing = world.peer("billing", receive={"subjects": [">"]})
+    edge = passing_on(world)
+    edge.transfer(1, "state.a", [b"first"], origin=origin(FAR), flags=FLAG_RETAINED)
+    edge.transfer(2, "state.a", [b"second"], origin=origin(FAR, sequence=2), flags=FLAG_RETAINED)
+    world.settle()
+    edge.transfer(3, "state.a", [b"third"], origin=origin(FAR, sequence=3), flags=FLAG_RETAINED)
+    world.settle()
+    assert [3] == [ack.ranges[-1][-1] for ack in edge.take(Ack)][-1:]
+    assert [] == edge.take(Nack)
+    assert [("state.a", b"first")] == retained_of(world)
+    assert [b"first", b"second", b"third"] == billing.bodies()
+
+
+def test_nobody_but_a_node_says_that_this_was_retained() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    shop.transfer(1, "state.a", [b"one"], flags=FLAG_RETAINED)
+    world.settle()
+    (nack,) = shop.take(Nack)
+    assert "taken from nodes only" in nack.reason
+
+
+def test_what_comes_back_with_a_delay_goes_to_nobody_when_it_is_due() -> None:
+    world = NodeWorld()
+    billing = world.peer("billing", receive={"subjects": [">"]})
+    edge = passing_on(world)
+    edge.transfer(1, "a.b", [b"mine"], origin=origin(world.log.log_id, FAR), delay=100)
+    edge.transfer(2, "a.b", [b"other"], origin=origin("e" * 32, FAR, sequence=2), delay=100)
+    for _ in range(3):
+        world.settle()
+        world.clock.advance(1)
+    world.settle()
+    assert [b"other"] == billing.bodies()
 
 
 def test_idempotency_keys_of_a_chain_count_at_its_first_node_only() -> None:
@@ -356,6 +430,38 @@ def test_a_node_that_is_not_who_was_dialled_gets_nothing(answer: str) -> None:
     assert expected in state_of(dialling.world, "centre").last_error
 
 
+def test_what_is_no_node_any_more_gets_all_that_matches_wherever_it_has_been() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    world, parts = dialling.world, dialling.world.node.parts
+    changing = parts.receivers.change("centre", address="faulty:a-receiver")
+    Deferred.fromCoroutine(changing).addErrback(dialling.failed)
+    dialling.settle()
+    other = world.peer("other", incarnation=f"{FAR}.7", node="other")
+    other.transfer(1, "orders.new", [b"from there"], origin=origin(FAR))
+    dialling.settle()
+    assert 1 == state_of(world, "centre").queued
+
+
+def test_what_has_become_a_node_is_sent_nothing_of_what_it_took_before_it_was_one() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    world, receivers = dialling.world, dialling.world.node.parts.receivers
+    billing = world.peer("billing", receive={"subjects": [">"]}, inbox="its-file")
+    billing.answering = True
+    shop = world.peer("shop")
+    shop.transfer(1, "orders.new", [b"one"])
+    dialling.settle()
+    assert 1 == state_of(world, "billing").settled["acknowledged"]
+    billing.connection.abort()
+    dialling.hello = Hello(VERSION, "billing", "d" * 32, HelloOptions(node="billing"))
+    changing = receivers.change("billing", address="node:faulty:centre")
+    Deferred.fromCoroutine(changing).addErrback(dialling.failed)
+    for _ in range(10):
+        dialling.net.run(1)
+        dialling.world.settle()
+    assert state_of(world, "billing").connected
+    assert [] == passed_on(dialling)
+
+
 def test_a_node_that_was_dialled_hands_in_nothing() -> None:
     dialling = Dialling(HelloOptions(node="centre"))
     far = dialling.far[0]
@@ -374,6 +480,25 @@ def test_a_node_gets_each_lane_in_order_or_is_no_receiver() -> None:
         ).send(None)
     with pytest.raises(BadValue, match="towards a node"):
         receivers.change("centre", order="none").send(None)
+
+
+def test_the_nodes_own_subjects_are_passed_on_to_nobody() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    receivers = dialling.world.node.parts.receivers
+    with pytest.raises(BadValue, match="no other node takes it"):
+        receivers.add("other", ["a.>", "$dead.>"], address="node:faulty:centre").send(None)
+    with pytest.raises(BadValue, match="no other node takes it"):
+        receivers.change("centre", patterns=["$dead.billing"]).send(None)
+
+
+def test_no_sender_takes_the_place_of_a_node_that_was_dialled() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    dialling.world.peer("centre", incarnation=FAR)
+    for _ in range(5):
+        dialling.net.run(1)
+        dialling.settle()
+    assert not dialling.far[0].connection.is_gone
+    assert 1 == len(dialling.far)
 
 
 def test_the_id_of_a_copied_log_ends_the_path_of_what_was_stored_before() -> None:
