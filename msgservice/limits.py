@@ -292,6 +292,7 @@ class Limits:
     dead_bytes_total: int = 0  # of all receivers; 0: 3/8 of max_bytes, or dead_bytes if more
     # --- what is shown of it
     observed_a_second: int = 500  # receivers that are looked at while somebody watches
+    metrics_receivers: int = 1_000  # that have series of their own in /metrics
     # --- what the node says on standard output and error
     output_bytes: int = 1024 * 1024  # that wait for their reader; more is dropped
     # --- stopping

@@ -1,0 +1,90 @@
+"""The metrics of a node, read by the parser of the library that Prometheus' users have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from msgservice.limits import Limits
+from msgservice.node.metrics import metrics_of
+from tests.unit.test_node_observe import ORDERS, World
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def samples(world: World, receivers_max: int = 1000) -> Samples:
+    world.clock.advance(2.1)
+    world.settle()
+    pieces = list(metrics_of(world.look(), int(world.clock.seconds() * 1000), receivers_max))
+    families = text_string_to_metric_families(b"".join(pieces).decode())
+    found: Samples = {}
+    for family in families:
+        assert family.documentation
+        for sample in family.samples:
+            key = sample.name, frozenset(sample.labels.items())
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def of(found: Samples, name: str, **labels: Any) -> float:
+    return found[f"msgservice_{name}", frozenset(labels.items())]
+
+
+def test_what_waits_and_what_was_settled_is_told_by_receiver() -> None:
+    world = World()
+    world.peer("billing", receive=ORDERS, answering=True)
+    world.peer("audit", receive=ORDERS).connection.abort()
+    world.send(3)
+    world.settle(seconds=10.0)
+    found = samples(world)
+    assert 3 == of(found, "stored_messages_total")
+    assert 3 == of(found, "receiver_queued_messages", receiver="audit")
+    assert 0 == of(found, "receiver_queued_messages", receiver="billing")
+    assert 10 <= of(found, "receiver_oldest_seconds", receiver="audit") < 15
+    assert 0 == of(found, "receiver_oldest_seconds", receiver="billing")
+    assert (0, 1) == (
+        of(found, "receiver_connected", receiver="audit"),
+        of(found, "receiver_connected", receiver="billing"),
+    )
+    settled = "receiver_settled_messages_total"
+    assert 3 == of(found, settled, receiver="billing", status="acknowledged")
+    assert (1, 1) == (of(found, "receivers", health="up"), of(found, "receivers", health="away"))
+    assert 1 == of(found, "troubles", kind="away")
+    assert 0 == of(found, "unaccounted")
+
+
+def test_receivers_beyond_the_limit_are_counted_and_have_no_series() -> None:
+    world = World()
+    for number in range(5):
+        world.peer(f"billing-{number}", receive=ORDERS)
+    found = samples(world, 2)
+    named = {dict(labels).get("receiver") for _, labels in found} - {None}
+    assert {"billing-0", "billing-1"} == named
+    assert 3 == of(found, "receivers_without_series")
+    assert 5 == of(found, "receivers", health="up")
+
+
+@pytest.mark.parametrize("count", [0, 300])
+def test_metrics_come_in_pieces_however_many_receivers(count: int) -> None:
+    world = World()
+    for number in range(count):
+        world.peer(f"billing-{number}", receive=ORDERS)
+    pieces = list(metrics_of(world.look(), 0, 1000))
+    assert len(pieces) > 10
+    most = max(piece.count(b"\n") for piece in pieces)
+    assert most <= count + 20
+
+
+def test_a_log_that_is_full_is_told() -> None:
+    world = World(limits=Limits(max_bytes=20_000, backlog_bytes=20_000))
+    world.peer("billing", receive=ORDERS)
+    for _ in range(10):
+        world.send(300)
+    world.settle(seconds=2.0)
+    found = samples(world)
+    assert 1 == of(found, "log_full")
+    assert of(found, "refused_runs_total") > 0
+    assert 20_000 == of(found, "log_maximum_bytes")
