@@ -223,10 +223,11 @@ class ILog(Interface):
         With fewer, at least one if there is any, where these are longer than 4 MiB.
         """
 
-    def clear_retained(subjects: Sequence[str]) -> Deferred[None]:
+    def clear_retained(subjects: Sequence[str], expired: int = 0) -> Deferred[None]:
         """Let go of the retained messages of these subjects; fire when that is on disk.
 
-        Fails as `append` does.
+        `expired`: of those alone that expire at this time (ms) or before; 0: of all. Fails as
+        `append` does.
         """
 
     def retain(

@@ -206,8 +206,9 @@ class Appended(msgspec.Struct, frozen=True):
     letters: list[PageOutcome] = []  # of `Group.letters`, in order
     # Of each of `Group.cancel`, what was cancelled: ranges of sequences, rising.
     cancelled: list[tuple[tuple[int, int], ...]] = []
-    # Of subjects of which another message, or none, is retained now: the bytes of that, or 0.
-    retained: list[tuple[str, int]] = []
+    # Of subjects of which another message, or none, is retained now: the bytes of that, or 0, and
+    # when it expires, or 0.
+    retained: list[tuple[str, int, int]] = []
 
 
 @dataclass(slots=True, kw_only=True)
@@ -618,7 +619,7 @@ class Snapshot:
     expires: int | None = None  # when the first batch expires, or None
     wall: int = 0  # the wall clock when it was written last, ms; 0: it does not say
     replays: Sequence[Replay] = ()
-    retained: Sequence[tuple[str, int]] = ()  # subject -> bytes
+    retained: Sequence[tuple[str, int, int]] = ()  # subject, bytes, when it expires (0: never)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -344,10 +344,10 @@ class StoreLog:
         """See `ILog.retained`."""
         return self._read(lambda db: queries.retained(db, after, count_max))
 
-    def clear_retained(self, subjects: Sequence[str]) -> Deferred[None]:
+    def clear_retained(self, subjects: Sequence[str], expired: int = 0) -> Deferred[None]:
         """See `ILog.clear_retained`."""
         self._check_open()
-        return self._write(lambda: self._store.clear_retained([*subjects]))
+        return self._write(lambda: self._store.clear_retained([*subjects], expired))
 
     async def _accounts(self, receivers: Sequence[int] | None = None) -> list[Account]:
         taken = accounts.Accounts(self._store.state, receivers)

@@ -115,6 +115,7 @@ class ClearRetained(Entry, frozen=True, kw_only=True):
     """Retained messages are no longer."""
 
     subjects: list[str]
+    expired: int = 0  # those alone that expire at this time or before; 0: all
 
 
 class GrowOlder(Entry, frozen=True, kw_only=True):

@@ -37,7 +37,7 @@ from msgservice.records import (
 )
 
 RETAINED_SIZES = """
-select subject, octet_length(message) + octet_length(subject) + ? from retained
+select subject, octet_length(message) + octet_length(subject) + ?, expires_at from retained
 """
 
 

@@ -30,6 +30,7 @@ from msgservice.log.entries import (
 from msgservice.log.staging import (
     ASKED,
     AUDIENCES_USED,
+    CLEAR_EXPIRED,
     CLEAR_RETAINED,
     DEAD_SIZE,
     SENDERS_USED,
@@ -394,7 +395,11 @@ def _clear_retained(
     entry: ClearRetained,
     operations: list[Operation],
 ) -> None:
-    operations.append((CLEAR_RETAINED, (as_json(entry.subjects),)))
+    subjects = as_json(entry.subjects)
+    if entry.expired:
+        operations.append((CLEAR_EXPIRED, (subjects, entry.expired)))
+    else:
+        operations.append((CLEAR_RETAINED, (subjects,)))
 
 
 def _grow_older(

@@ -100,6 +100,7 @@ from json_each(?) as a cross join finished as f
 where f.sender = a.value ->> 2 and f.first <= a.value ->> 3 and f.last >= a.value ->> 3
 """
 CLEAR_RETAINED = "delete from retained where subject in (select value from json_each(?))"
+CLEAR_EXPIRED = f"{CLEAR_RETAINED} and expires_at > 0 and expires_at <= ?"
 _SAVE_AUDIENCES = """
 update audience set messages = a.value ->> 1, bytes = a.value ->> 2, last = a.value ->> 3,
     dropped = a.value ->> 4
@@ -452,11 +453,11 @@ def stage_retained(staged: Staged, operations: list[Operation]) -> None:
         row = Retained.of(batch)
         if row is None:
             cleared.append(subject)
-            staged.retained_sizes.append((subject, 0))
+            staged.retained_sizes.append((subject, 0, 0))
             continue
         origin = encode_origin(row.origin)
         flat += (subject, row.position, row.stored_at, row.expires_at, origin, row.message)
-        staged.retained_sizes.append((subject, row.size))
+        staged.retained_sizes.append((subject, row.size, row.expires_at))
     operations += insert_steps("or replace into retained", 6, flat)
     if cleared:
         operations.append((CLEAR_RETAINED, (as_json(cleared),)))

@@ -408,7 +408,7 @@ class Staged:
         self.keys, self.aliases = state.keys, state.aliases
         # By subject: the last batch that is to be retained; and what that has made of it, in bytes.
         self.retained: dict[str, Batch] = {}
-        self.retained_sizes: list[tuple[str, int]] = []
+        self.retained_sizes: list[tuple[str, int, int]] = []
         self.keyed: Keyed | None = None  # None: none of the group has a key
         self.written = 0  # bytes, about
 

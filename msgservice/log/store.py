@@ -336,11 +336,14 @@ class Store:
             appended.cancelled,
         )
 
-    def clear_retained(self, subjects: list[str]) -> None:
+    def clear_retained(self, subjects: list[str], expired: int = 0) -> None:
         """See `ILog.clear_retained`."""
         if self.failed is not None:
             raise self.failed
-        clear = lambda: self.apply(self.entry(ClearRetained, subjects=subjects))  # noqa: E731
+
+        def clear() -> None:
+            self.apply(self.entry(ClearRetained, subjects=subjects, expired=expired))
+
         try:
             clear()
         except apsw.FullError:

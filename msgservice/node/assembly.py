@@ -55,7 +55,7 @@ from msgservice.node.perspectives import Perspectives
 from msgservice.node.purge import Purge
 from msgservice.node.receivers import Receivers
 from msgservice.node.replayer import Replayer
-from msgservice.node.retained import RetainedIndex
+from msgservice.node.retained import ExpiredRetained, RetainedIndex
 from msgservice.node.seldom import Seldom
 from msgservice.node.stored_bytes import StoredBytes
 from msgservice.node.tail import Tail
@@ -132,6 +132,7 @@ def assemble(
         replayer.look()
         expiry.stored(batches)
         delayed.stored()
+        expired_retained.stored()
         if commits.uncommitted_bytes <= limits.uncommitted_bytes // 2:
             connections.resume_senders()
 
@@ -231,6 +232,8 @@ def assemble(
     )
     delayed = DelayedMessages(log=log, commits=commits, tracker=tracker, due=due, seldom=seldom)
     due.register(delayed)
+    expired_retained = ExpiredRetained(log, retained, due)
+    due.register(expired_retained)
     expiry = Expiry(
         log,
         due=due,

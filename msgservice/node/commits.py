@@ -106,7 +106,7 @@ class Audiences(Protocol):
 class Retaining(Protocol):
     """The index of retained messages (`retained`)."""
 
-    def stored(self, sizes: Sequence[tuple[str, int]], /) -> None:
+    def stored(self, kept: Sequence[tuple[str, int, int]], /) -> None:
         """A group has ended, and the log says what is retained since."""
 
 

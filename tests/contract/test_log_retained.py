@@ -76,8 +76,8 @@ def test_48_the_last_of_a_subject_in_number_order_is_retained(log: ContractDrive
     first = log.appended(
         kept(log, 1, "a", b"1", b"2"), kept(log, 3, "b", b"3"), kept(log, 4, "a", b"4", b"5")
     )
-    sizes = {one.subject: one.size for one in retained(log)}
-    assert dict(first.retained) == sizes
+    sizes = {(one.subject, one.size, 0) for one in retained(log)}
+    assert set(first.retained) == sizes
     assert bodies(log) == {"a": b"5", "b": b"3"}
     (one, _) = retained(log)
     assert one.position == first.stored[2].last
@@ -90,7 +90,7 @@ def test_48_the_last_of_a_subject_in_number_order_is_retained(log: ContractDrive
 def test_48_an_empty_body_clears_and_a_replay_retains_nothing(log: ContractDriver) -> None:
     log.append(kept(log, 1, "a", b"1"), kept(log, 2, "b", b"2"))
     cleared = log.appended(kept(log, 3, "a", b"3", b""))
-    assert cleared.retained == [("a", 0)]
+    assert cleared.retained == [("a", 0, 0)]
     audience = log.log.audience([1])
     again = options_of(FLAG_RETAIN | FLAG_REPLAY)
     assert log.appended(make_batch(audience, 5, subject="c", options=again)).retained == []
@@ -152,7 +152,7 @@ def test_48_they_stay_when_their_batches_have_gone_and_over_restarts(log: Contra
         pass
     if log.kind != "memory":
         log.reopen()
-        assert list(log.snapshot.retained) == [(one.subject, retained(log)[0].size)]
+        assert list(log.snapshot.retained) == [(one.subject, retained(log)[0].size, 0)]
     assert bodies(log) == {"a": b"1"}
     (copy,) = joined(log, 2)
     assert decode_messages(copy.messages)[0].body == b"1"
@@ -164,6 +164,23 @@ def test_48_what_is_cleared_by_people_goes_whether_it_is_there_or_not(
     log.append(kept(log, 1, "a", b"1"), kept(log, 2, "b", b"2"))
     log.wait(log.log.clear_retained(["a", "nothing"]))
     assert bodies(log) == {"b": b"2"}
+
+
+def test_48_of_what_has_expired_the_log_lets_go_and_of_nothing_newer(log: ContractDriver) -> None:
+    log.append(
+        kept(log, 1, "a", b"1", expires_at=NOW + 5),
+        kept(log, 2, "b", b"2", expires_at=NOW + 5),
+        kept(log, 3, "c", b"3", expires_at=NOW + 6),
+        kept(log, 4, "d", b"4"),
+    )
+    appended = log.appended(kept(log, 5, "b", b"5", expires_at=NOW + 9))
+    assert [(subject, at) for subject, _, at in appended.retained] == [("b", NOW + 9)]
+    log.wait(log.log.clear_retained(["a", "b", "c", "d", "nothing"], NOW + 5))
+    assert bodies(log) == {"b": b"5", "c": b"3", "d": b"4"}
+    if log.kind != "memory":
+        log.reopen()
+        times = {subject: at for subject, _, at in log.snapshot.retained}
+        assert times == {"b": NOW + 9, "c": NOW + 6, "d": 0}
 
 
 @pytest.mark.parametrize("kind", [START, LEFT_OUT])

@@ -346,7 +346,7 @@ class DictLog:
                 default=None,
             ),
             replays=list(content.replays.values()),
-            retained=[(one.subject, one.size) for one in content.retained.values()],
+            retained=[(one.subject, one.size, one.expires_at) for one in content.retained.values()],
         )
 
     def close(self) -> Deferred[None]:
@@ -554,8 +554,8 @@ class DictLog:
             for batch in copies:
                 self._take(batch, group.now, None, fresh, room=1 << 60)
 
-    def _retain_messages(self, fresh: list[Batch]) -> list[tuple[str, int]]:
-        changed: dict[str, int] = {}
+    def _retain_messages(self, fresh: list[Batch]) -> list[tuple[str, int, int]]:
+        changed: dict[str, tuple[str, int, int]] = {}
         for batch in fresh:
             if batch.options.flags & FLAG_RETAIN and not batch.options.flags & FLAG_REPLAY:
                 body = decode_messages(batch.messages)[-1].body
@@ -563,8 +563,9 @@ class DictLog:
                 self.content.retained.pop(batch.subject, None)
                 if kept is not None:
                     self.content.retained[batch.subject] = kept
-                changed[batch.subject] = 0 if kept is None else kept.size
-        return list(changed.items())
+                size, expires_at = (0, 0) if kept is None else (kept.size, kept.expires_at)
+                changed[batch.subject] = (batch.subject, size, expires_at)
+        return list(changed.values())
 
     def retained(self, after: str, count_max: int) -> Deferred[list[Retained]]:
         def page() -> list[Retained]:
@@ -577,10 +578,12 @@ class DictLog:
 
         return self._later(page)
 
-    def clear_retained(self, subjects: Sequence[str]) -> Deferred[None]:
+    def clear_retained(self, subjects: Sequence[str], expired: int = 0) -> Deferred[None]:
         def clear() -> None:
             for subject in subjects:
-                self.content.retained.pop(subject, None)
+                kept = self.content.retained.get(subject)
+                if kept is not None and (not expired or 0 < kept.expires_at <= expired):
+                    del self.content.retained[subject]
 
         return self._later(clear)
 

@@ -220,7 +220,8 @@ class EntryPlay:
     def _retain(self) -> None:
         random = self.random
         if random.random() < 0.05:
-            self.driver.wait(self.log.clear_retained([random.choice(["a.b", "c"])]))
+            expired = random.choice([0, NOW + self._elapsed])
+            self.driver.wait(self.log.clear_retained([random.choice(["a.b", "c"])], expired))
         self._elapsed += random.choice([1, 400, 1500, 1500, 60_000, 3_600_000, 90_000_000])
         keys = [*self._next]
         here = random.sample(keys, random.randrange(len(keys) + 1))

@@ -2325,6 +2325,28 @@ _ALL = [
         ),
     ),
     Mutant(
+        name="a-newer-retained-message-goes-with-the-expired-one",
+        at="msgservice.log.removal:_clear_retained",
+        old="if entry.expired:",
+        new="if False:",
+        catcher=_test(
+            "tests/contract/test_log_retained.py::"
+            "test_48_of_what_has_expired_the_log_lets_go_and_of_nothing_newer",
+            "test_48_of_what_has_expired",
+        ),
+    ),
+    Mutant(
+        name="a-newer-retained-message-expires-with-the-one-before",
+        at="msgservice.node.retained:RetainedIndex._keep",
+        old="self._expires.pop(subject, None)",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_node_retained.py::"
+            "test_48_a_newer_one_stays_when_the_one_before_expires",
+            "test_48_a_newer_one_stays",
+        ),
+    ),
+    Mutant(
         name="history-has-copies-that-others-got",
         at="msgservice.log.replaying:copies",
         old="copies_of_others |= FLAG_RETAINED",

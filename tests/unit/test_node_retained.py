@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 
 from msgservice.core.frames import Ack, Nack, Transfer
-from msgservice.errors import LimitReached
+from msgservice.errors import LimitReached, LogUnavailable
 from msgservice.identity.rules import Rules
 from msgservice.identity.users import User
 from msgservice.log.memory import MemoryLog
@@ -22,7 +23,7 @@ from msgservice.message import (
     options_of,
 )
 from msgservice.node.gate import Door
-from msgservice.node.retained import RetainedIndex
+from msgservice.node.retained import SPARE, RetainedIndex
 from msgservice.records import NODE, Group
 from tests.kit.limits import Limits
 from tests.kit.logs import make_batch
@@ -196,8 +197,8 @@ def test_the_index_knows_what_is_on_its_way_until_two_groups_have_ended() -> Non
     index.stored(())
     assert index.is_for(["a"], check=True)
     assert not index.is_for(["a", "b"], ["a"], check=True)
-    index.stored([("a", 7)])
-    index.stored([("a", 0)])
+    index.stored([("a", 7, 0)])
+    index.stored([("a", 0, 0)])
     assert not index.is_for([">"], check=True)
     index.coming("x")
     index.coming("y")
@@ -230,3 +231,93 @@ def test_48_what_becomes_due_with_the_flag_is_known_to_who_joins_while_it_is_sto
     failing.release()
     world.settle(1)
     assert got(late) == [("a", b"late", True)]
+
+
+def test_48_what_has_expired_counts_no_longer_and_takes_no_room() -> None:
+    world = NodeWorld(Limits(retained=2, retained_at_join=1))
+    shop = world.peer("shop")
+    shop.transfer(1, "a", [b"1"], flags=FLAG_RETAIN, ttl=5000)
+    shop.transfer(2, "b", [b"2"], flags=FLAG_RETAIN)
+    shop.transfer(3, "c", [b"3"], flags=FLAG_RETAIN)
+    world.settle()
+    assert [(nack.first, nack.about) for nack in shop.take(Nack)] == [(3, "retained")]
+    world.settle(4.9)
+    assert listed(shop) == ["a", "b"]
+    world.settle(0.2)
+    assert listed(shop) == ["b"]
+    keep(shop, 3, "c", b"3")
+    assert shop.take(Nack) == []
+    keep(shop, 4, "c", b"")
+    assert got(receiver(world, "late", ">")) == [("b", b"2", True)]
+
+
+def test_48_what_expired_while_the_node_was_down_goes_at_the_start() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    shop.transfer(1, "a", [b"1"], flags=FLAG_RETAIN, ttl=5000)
+    keep(shop, 2, "b", b"2")
+    world.node.stopService()
+    world.settle(1)
+    world.clock.advance(10)
+    world.start()
+    world.settle(1)
+    assert listed(world.peer("shop")) == ["b"]
+
+
+def test_48_a_newer_one_stays_when_the_one_before_expires() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    kept = [("a", 5000), ("a", 9000), ("b", None), ("b", 7000), ("c", 5000), ("c", None)]
+    for sequence, (subject, ttl) in enumerate(kept, 1):
+        shop.transfer(sequence, subject, [b"%d" % sequence], flags=FLAG_RETAIN, ttl=ttl)
+    world.settle(5.1)
+    assert listed(shop) == ["a", "b", "c"]
+    world.settle(2)
+    assert listed(shop) == ["a", "c"]
+    world.settle(2)
+    assert listed(shop) == ["c"]
+    assert shop.request("$node.retained.get", {"subject": "c"})[0]
+    assert got(receiver(world, "late", ">")) == [("c", b"6", True)]
+
+
+def test_48_what_has_expired_is_let_go_of_as_soon_as_the_disk_has_room() -> None:
+    clock = Clock()
+    inner = MemoryLog(reactor=clock, limits=Limits())
+    failing = FailingLog(inner)
+    world = NodeWorld(log=failing, clock=clock)
+    shop = world.peer("shop")
+    shop.transfer(1, "a", [b"1"], flags=FLAG_RETAIN, ttl=1000)
+    world.settle()
+    clear, asked = inner.clear_retained, []
+
+    def full(subjects: Sequence[str], expired: int = 0) -> Deferred[None]:
+        asked.append(subjects)
+        return fail(LogUnavailable("the disk is full"))
+
+    inner.clear_retained = full  # type: ignore[method-assign]  # as a disk without room
+    world.settle(3.5)
+    assert [["a"]] * 3 == asked
+    inner.clear_retained = clear  # type: ignore[method-assign]  # it has room
+    world.settle(1)
+    assert listed(shop) == []
+
+
+def listed(peer: ScriptedPeer) -> list[str]:
+    """The subjects of which the node says that a message is retained."""
+    ok, told = peer.request("$node.retained.list", {})
+    assert ok, told
+    return [one["subject"] for one in told["retained"]]
+
+
+def test_the_index_holds_no_more_times_than_twice_what_expires() -> None:
+    index = RetainedIndex(Limits())
+    for at in range(1, 10_000):
+        index.stored([("a", 7, at), ("b", 7, 20_000 - at)])
+    assert len(index._times) < 2 * SPARE
+    assert index.expires_first() == 9999
+    assert index.expired(9_999, 10) == ["a"]
+    assert index.expired(30_000, 1) == ["a"]
+    assert sorted(index.expired(30_000, 10)) == ["a", "b"]
+    index.clear_expired(["a", "b"], 9_999)
+    assert "a" not in index
+    assert index.expires_first() == 10_001
