@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,15 @@ from msgservice.transport.addresses import check_listener
 from msgservice.transport.dialling import Connector
 from msgservice.transport.owners import ChannelOwner
 from msgservice.transport.pb import jellied
-from msgservice.transport.pb.broker import ENDED, BoundedBroker, Service
+from msgservice.transport.pb.broker import (
+    CALL_BYTES_MAX,
+    CALL_OVERHEAD,
+    ENDED,
+    NAME_BYTES_MAX,
+    BoundedBroker,
+    Service,
+)
+from msgservice.transport.pb.expressions import Encoded, cost_of, encode
 from msgservice.transport.pb.transport import PbTransport
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.pacing import Turn
@@ -86,8 +94,11 @@ class PbPeer:
         self.limits = Limits() if limits is None else limits
         self.instance = instance or secrets.token_hex(8)
         self.exposed: dict[str, Callable[..., Any]] = {}
-        self.also = frozenset((jellied.REMOTE, VIEW, *(qual(one).encode() for one in classes)))
+        self.also = frozenset(
+            (jellied.REMOTE, jellied.CACHED, VIEW, *(qual(one).encode() for one in classes))
+        )
         self.security = jellied.security(*classes)
+        self.security.allowTypes(jellied.CACHED)
         self.turn = Turn(self.reactor)
         transport = (transports or Transports()).find("pb:")
         assert isinstance(transport, PbTransport)
@@ -141,17 +152,14 @@ class PbPeer:
     def call(self, name: str, /, *args: Any, **kw: Any) -> Deferred[Any]:
         """Call what the other end exposes; fires with what that returns.
 
-        Fails with `RemoteFailed` for an error there, with `NotConnected` where nobody is there, and
-        with `Ambiguous` where the connection ends before the answer: it may have been done.
+        Fails with `RemoteFailed` for an error there, with `NotConnected` where nobody is there,
+        with `BadValue` for arguments that cannot cross, and with `Ambiguous` where the connection
+        ends before the answer: it may have been done.
         """
         live = self._live
         if live is None or live.far is None or not live.is_usable:
             return fail(NotConnected(self.name))
-        try:
-            calling: Deferred[Any] = live.far.callRemote(name, *args, **kw)
-        except pb.DeadReferenceError:
-            return fail(NotConnected(self.name))
-        return calling.addErrback(_in_our_words)
+        return live.call(name, args, kw).addErrback(_in_our_words, self.name)
 
     def send(self, subject: str, body: bytes | str, **options: Any) -> Deferred[int]:
         """Hand a message to the node at the other end; fires with its position, when on disk.
@@ -312,7 +320,9 @@ class PbPeer:
         self._logger.failure("{name} stops dialling", failure, name=self.name)
 
 
-def _in_our_words(failure: Failure) -> Failure:
+def _in_our_words(failure: Failure, name: str) -> Failure:
+    if failure.check(pb.DeadReferenceError):
+        return Failure(NotConnected(name))
     if failure.check(pb.PBConnectionLost):
         return Failure(Ambiguous("the connection ended before the answer: it may have been done"))
     return failure
@@ -448,6 +458,48 @@ class PeerBroker(BoundedBroker):
         self.is_judged = self.is_usable = True
         self.established()
         self._ping_later()
+
+    def call(self, name: str, args: tuple[Any, ...], kw: Mapping[str, Any]) -> Deferred[Any]:
+        """Call the other end; what it would not take fails here, and hurts no connection."""
+        said = name.encode(errors="replace")
+        if not 0 < len(said) <= NAME_BYTES_MAX:
+            return fail(BadValue("name", f"has {len(said)} bytes, 1 to {NAME_BYTES_MAX} allowed"))
+        try:
+            arguments, named = self._crossing([args, kw])
+        except BadValue as error:
+            return fail(error)
+        assert self.far is not None
+        return self.call_jellied(b"message", self.far.luid, said, arguments, named)
+
+    def as_sent(self, jellied_value: Any) -> Any:
+        """See `BoundedBroker`."""
+        (result,) = self._checked("result", [jellied_value])
+        return result
+
+    def _crossing(self, values: Sequence[Any]) -> list[Any]:
+        """Return arguments jellied; `BadValue` where the other end would not take them."""
+        try:
+            return self._checked("argument", [self.serialize(value) for value in values])
+        except BadValue as error:
+            raise BadValue("argument", error.reason) from None
+        except (ValueError, RecursionError) as error:
+            raise BadValue("argument", f"has no form that crosses: {error}") from None
+
+    def _checked(self, what: str, jellied_values: Sequence[Any]) -> list[Any]:
+        found = []
+        try:
+            for value in jellied_values:
+                found.append(jellied.flattened(value))
+                jellied.check(found[-1], self.also)
+            size = cost_of(found)
+        except BadValue as error:
+            raise BadValue(what, error.reason) from None
+        most = CALL_BYTES_MAX - CALL_OVERHEAD
+        if size > most:
+            raise BadValue(
+                what, f"takes {size} bytes, lists and numbers too, at most {most} allowed"
+            )
+        return [Encoded(encode(flat)) for flat in found]
 
     def may_enter(self, user: str, challenge: bytes, response: bytes) -> bool:
         """Whether this is the answer of a user to a challenge, which it may try from here."""

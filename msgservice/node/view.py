@@ -187,12 +187,13 @@ class _Watcher:
         self._observer = observer
         self._is_complete = False  # it was told all once
         self._is_under_way = False
+        self._is_stopped = False
         self._timer: IDelayedCall | None = None
         self._told_at = 0.0
 
     def later(self) -> None:
         """Tell it when its time has come, unless an update is under way."""
-        if self._is_under_way or self._timer is not None:
+        if self._is_under_way or self._is_stopped or self._timer is not None:
             return
         if not self.changed and (self._is_complete or not self._view.has_looked):
             return
@@ -204,7 +205,7 @@ class _Watcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._is_under_way = True
+        self._is_stopped = True
 
     def _tell(self) -> None:
         self._timer = None

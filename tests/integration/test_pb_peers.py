@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,79 @@ async def test_errors_cross_by_their_type_and_only_ours_with_what_they_say(
     logged_failures.clear()
     for arguments in ([1], [1, 2]):
         assert "arguments" in str(await failure_of(east.call("ours", *arguments)))
+    assert [] == logged_failures
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_twice_in_a_call_or_a_result_crosses_twice(pair: Pair) -> None:
+    east, west = await pair.connected()
+    west.expose("echo", lambda *args, **kw: [*args, *kw.values()])
+    same, point = {"a": [1]}, (0, 0)
+    west.expose("rows", lambda: (same, same, [point, point]))
+    expected = [(0, 0), (0, 0), {"a": [1]}, [{"a": [1]}]]
+    assert expected == await east.call("echo", point, point, same, last=[same])
+    assert (same, same, [point, point]) == await east.call("rows")
+
+
+def nested(depth: int) -> list[Any]:
+    return [] if not depth else [nested(depth - 1)]
+
+
+def bomb() -> list[Any]:
+    made: list[Any] = []
+    for _ in range(25):
+        made = [made, made]
+    return made
+
+
+def itself() -> list[Any]:
+    made: list[Any] = []
+    made.append(made)
+    return made
+
+
+CROSSES_NOT: dict[str, tuple[Callable[[], Any], str]] = {
+    "a large integer": (lambda: 2**500, "448 bits"),
+    "a set": (lambda: {1}, "type set"),
+    "an object": (object, "unpersistable"),
+    "very deep": (lambda: nested(40), "lists in each other"),
+    "deeper than python goes": (lambda: nested(900), "form|lists in each other"),
+    "large": (lambda: b"x" * 5_000_000, "takes 500"),
+    "many": (lambda: list(range(100_000)), "takes"),
+    "itself": (itself, "itself"),
+    "many times itself": (bomb, "parts"),
+    "a surrogate": (lambda: "\ud800", "surrogates"),
+    "another instance": (Other, "Other"),
+}
+
+
+@pytest.mark.parametrize("what", CROSSES_NOT)
+@pytest_twisted.ensureDeferred
+async def test_what_cannot_cross_is_an_error_for_the_caller_and_hurts_no_connection(
+    pair: Pair, what: str, logged_failures: list[LogEvent]
+) -> None:
+    east, west = await pair.connected()
+    make, said = CROSSES_NOT[what]
+    west.expose("echo", lambda value: value)
+    west.expose("make", make)
+
+    @west.expose("later")
+    async def later() -> Any:
+        await deferLater(reactor, 0)
+        return make()
+
+    there = west.other, east.other
+    error = await failure_of(east.call("echo", make()))
+    assert isinstance(error, BadValue)
+    assert re.search(said, str(error))
+    for name in ("make", "later"):
+        error = await failure_of(east.call(name))
+        assert isinstance(error, RemoteFailed)
+        assert "msgservice.errors.BadValue" == error.kind
+        assert re.search(said, error.reason)
+    assert "name" in str(await failure_of(east.call("x" * 65)))
+    assert 1 == await east.call("echo", 1)
+    assert (west.other, east.other) == there
     assert [] == logged_failures
 
 
@@ -264,6 +339,14 @@ async def test_a_peer_watches_the_receivers_of_a_node(pair: Pair, tmp_path: Path
     await node.pause_receiver("r7", True)
     await until(lambda: bool(view.rows["r7"]["paused"]))
     assert "r7" == changes[-1]
+    again = await east.watch()  # it is there already
+    assert again.rows is view.rows
+    del view, again
+    gc.collect()
+    await until(lambda: node.parts.perspectives.view.watchers == 0)
+    view = await east.watch()
+    await until(lambda: bool(view.is_complete))
+    assert 1 == len(node.parts.perspectives._here)  # the connection that it had
     await east.stop()
     await until(lambda: node.parts.perspectives.view.watchers == 0)
     await node.stopService()

@@ -2704,6 +2704,27 @@ _ALL = [
         catcher=_stream("test_rule_5_2_what_was_put_before_a_header_is_read_is_in_its_past"),
     ),
     Mutant(
+        name="a-view-is-let-go-twice",
+        at="msgservice.transport.pb.broker:BoundedBroker.proto_uncache",
+        old="found.broker = None",
+        new="pass",
+        catcher=_test("tests/unit/test_pb_broker.py", "test_what_is_uncached_is_not_let_go"),
+    ),
+    Mutant(
+        name="who-has-let-go-is-told",
+        at="msgservice.node.view:_Watcher.stop",
+        old="self._is_stopped = True",
+        new="pass",
+        catcher=_test("tests/unit/test_pb_view.py", "test_who_has_let_go_is_told_nothing_more"),
+    ),
+    Mutant(
+        name="a-call-larger-than-the-other-end-takes",
+        at="msgservice.pb:PeerBroker._checked",
+        old="if size > most:",
+        new="if False:",
+        catcher=_test("tests/integration/test_pb_peers.py", "test_what_cannot_cross_is_an_error"),
+    ),
+    Mutant(
         name="what-comes-back-is-retained-again",
         at="msgservice.node.acceptance:Acceptance._flags_of",
         old="if not self._own_ids.isdisjoint(path):",

@@ -187,6 +187,7 @@ REFUSED = {
     "deep within": [b"list", [b"dictionary", [b"a", [b"tuple", [b"class", b"os.system"]]]]],
     "a unicode without text": [b"unicode"],
     "a reference to a list": [b"remote", [b"list"]],
+    "neither true nor false": [b"boolean", b"perhaps"],
 }  # fmt: skip
 
 
@@ -224,6 +225,35 @@ def test_a_call_of_what_is_not_there_is_an_error_for_the_caller(
     assert "is not there" in sentence(error) or "arguments" in sentence(error)
     assert not peer.is_ended
     assert [] == logged_failures
+
+
+@pytest.mark.parametrize("named", [b"x", 5, [b"None"], [b"list"], [b"dictionary", [5, 5]]])
+@pytest.mark.parametrize("target", [b"root", 1])
+def test_named_arguments_that_are_none_are_an_error_for_the_caller_and_no_line_of_the_log(
+    target: Any, named: Any, logged_failures: list[LogEvent]
+) -> None:
+    peer = Peer()
+    peer.open()
+    peer.call(target, b"open" if isinstance(target, bytes) else b"frames", [b"list"], kw=named)
+    (error,) = peer.heard()
+    assert "arguments" in sentence(error)
+    assert not peer.is_ended
+    assert [] == logged_failures
+
+
+def test_what_is_uncached_is_not_let_go_a_second_time() -> None:
+    peer = Peer()
+
+    class Cache:
+        broker: Any = peer.channel
+
+    cache = Cache()
+    peer.channel.cacheLocally(7, cache)
+    peer.say([b"uncache", 7])
+    assert cache.broker is None
+    peer.say([b"uncache", 7])
+    peer.say([b"uncache", [b"list"]])
+    assert not peer.is_ended
 
 
 def test_a_fault_of_ours_is_logged_here_and_says_nothing_there(

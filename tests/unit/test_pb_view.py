@@ -142,6 +142,18 @@ def test_who_does_not_answer_gets_no_second_update_and_then_all_that_changed_onc
     assert [{"r1": row_of(19)}] == [rows for rows, _, _ in slow.updates[1:]]
 
 
+def test_who_has_let_go_is_told_nothing_more_though_an_update_is_answered_late() -> None:
+    world = World(3 * PAGE_ROWS)
+    observer = world.watch()
+    world.wait(0.5)
+    assert 1 == len(observer.updates)
+    world.view.stoppedObserving(None, observer)
+    again = world.watch()  # somebody else
+    world.wait(1, observer, again)
+    assert 1 == len(observer.updates)
+    assert 3 * PAGE_ROWS == len(again.rows)
+
+
 def test_nothing_is_told_while_the_connection_has_no_room() -> None:
     world = World(5)
     observer = world.watch()

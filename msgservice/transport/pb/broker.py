@@ -62,6 +62,7 @@ UNREAD_BYTES = 4 * 1024 * 1024
 NAME_BYTES_MAX = 64  # of a method
 CACHED_MAX = 16  # objects of the other side's that update themselves here
 PROGRESS_BYTES = 64 * 1024
+NO_NAMED: Final = [b"dictionary"]  # arguments
 # What a peer may say, besides the dialect, and with how many arguments.
 COMMANDS: Final = {
     b"version": 1,
@@ -123,10 +124,12 @@ class Service(pb.Referenceable):
 
     def run(self, method: Callable[..., Any], broker: Any, message: str, args: Any, kw: Any) -> Any:
         """Call a function, or a coroutine's, and return what it returns, jellied."""
-        taken = broker.unserialize(args)
+        taken, said = broker.unserialize(args), broker.unserialize(kw)
+        if not isinstance(taken, list | tuple) or not isinstance(said, dict):
+            raise BadValue("arguments", f"of {message!r} are no list and no dictionary")
         named = {
             key.decode(errors="replace") if isinstance(key, bytes) else key: value
-            for key, value in broker.unserialize(kw).items()
+            for key, value in said.items()
         }
         try:
             result = method(*taken, **named)
@@ -371,8 +374,22 @@ class BoundedBroker(pb.Broker):
         """Return a value that was looked at; `BadValue` where none can be made of it."""
         try:
             return super().unserialize(sexp, perspective)
-        except (InsecureJelly, TypeError, ValueError, KeyError, AttributeError, IndexError):
+        except (InsecureJelly, TypeError, ValueError, LookupError, AttributeError):
             raise BadValue("argument", "is no value: nothing can be made of it") from None
+
+    def serialize(  # Twisted's
+        self,
+        object: Any,  # noqa: A002
+        perspective: Any = None,
+        method: Any = None,
+        args: Any = None,
+        kw: Any = None,
+    ) -> Any:
+        """Return a value jellied; `BadValue` where it has no form, of a result for the caller."""
+        try:
+            return super().serialize(object, perspective, method, args, kw)
+        except (InsecureJelly, ValueError, TypeError, RecursionError) as error:
+            raise BadValue("value", f"has no form that crosses: {error}") from None
 
     def sendEncoded(self, obj: Any) -> None:
         """Write an expression at the end of the turn; nothing once the connection has ended."""
@@ -463,7 +480,7 @@ class BoundedBroker(pb.Broker):
             self._answer(result, requestID, bool(answerRequired))
 
     def call_jellied(
-        self, command: bytes, target: Any, name: bytes, arguments: list[Any]
+        self, command: bytes, target: Any, name: bytes, arguments: Any, named: Any = NO_NAMED
     ) -> Deferred[Any]:
         """Call with arguments that are jellied already; fires with the answer."""
         if self.state is not State.OPEN:
@@ -472,18 +489,31 @@ class BoundedBroker(pb.Broker):
         waiting: Deferred[Any] = Deferred()
         assert self.waitingForAnswers is not None
         self.waitingForAnswers[number] = waiting
-        self.sendCall(command, number, target, name, 1, arguments, [b"dictionary"])
+        self.sendCall(command, number, target, name, 1, arguments, named)
         return waiting
+
+    def as_sent(self, jellied_value: Any) -> Any:
+        """Return a result as it is sent; `BadValue` where the other side would not take it."""
+        return jellied_value
 
     def _ended(self, result: Any) -> Any:
         self._calls -= 1
         return result
 
     def _answer(self, result: Any, number: int, wanted: bool) -> None:
-        if wanted and self.state in (State.OPEN, State.CLOSING):
-            self.sendCall(b"answer", number, result)
+        if not wanted or self.state not in (State.OPEN, State.CLOSING):
+            return
+        try:
+            self.sendCall(b"answer", number, self.as_sent(result))
+        except BadValue as error:
+            self._answer_failed(Failure(error), number, wanted)
+        except (ValueError, TypeError, RecursionError) as error:
+            wrong = BadValue("result", f"has no form that crosses: {error}")
+            self._answer_failed(Failure(wrong), number, wanted)
 
-    def _answer_failed(self, failure: Failure, number: int, wanted: bool, *, found: bytes) -> None:
+    def _answer_failed(
+        self, failure: Failure, number: int, wanted: bool, *, found: bytes = b""
+    ) -> None:
         error: BaseException | None = failure.value
         assert error is not None
         if not isinstance(error, MsgServiceError):
@@ -494,7 +524,7 @@ class BoundedBroker(pb.Broker):
             self.sendCall(b"error", number, jellied.told(error))
 
     def _fault(self, failure: Failure) -> None:
-        """An answer that has no form, say."""
+        """A fault of ours, when something was to be answered."""
         self._logger.failure("answering {peer}", failure, peer=self.peer_address)
         self.fail(ProtocolError("internal error"))
 
@@ -555,8 +585,11 @@ class BoundedBroker(pb.Broker):
         super().proto_decache(objectID)
 
     def proto_uncache(self, objectID: Any) -> None:
-        """Forget what was cached here."""
-        self.locallyCachedObjects.pop(objectID, None)
+        """Forget what was cached here: it was let go, and is not once more when it is deleted."""
+        if isinstance(objectID, int):
+            found = self.locallyCachedObjects.pop(objectID, None)
+            if found is not None:
+                found.broker = None
 
     # --- the transport's buffer
 

@@ -41,7 +41,7 @@ class JellyCodec:
     def encode(self, content: Any) -> bytes:
         """Return the bytes of `content`; `TypeError` where it has none."""
         try:
-            said = jelly(content, self._security)
+            said = jellied.flattened(jelly(content, self._security))
             jellied.check(said, self._tags)
             self._give_states(said)
             body = encode(said)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from twisted.spread.banana import Banana
 
-from msgservice.errors import MalformedFrame
+from msgservice.errors import BadValue, MalformedFrame
 
 LIST, INT, STRING, NEG, FLOAT, LONGINT, LONGNEG, VOCAB = range(0x80, 0x88)
 PREFIX_BYTES = 64  # of a number, as Twisted's
@@ -154,6 +154,22 @@ class Expressions:
 
     def _over(self) -> None:
         raise MalformedFrame(f"a call of more than {self._budget()} bytes, lists and numbers too")
+
+
+def cost_of(expression: Any, depth_max: int = DEPTH_MAX) -> int:
+    """Return what an expression takes of the budget of `Expressions`, bytes and memory.
+
+    Raises `BadValue` for one that is deeper than those take.
+    """
+    if isinstance(expression, bytes):
+        return len(expression) + ITEM_COST
+    if isinstance(expression, list | tuple):
+        if not depth_max:
+            raise BadValue("argument", f"has more than {DEPTH_MAX} lists in each other")
+        return LIST_COST + sum([cost_of(item, depth_max - 1) for item in expression])
+    if isinstance(expression, int):
+        return ITEM_COST + expression.bit_length() // 7 + 1
+    return ITEM_COST
 
 
 class Encoded:

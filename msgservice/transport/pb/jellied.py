@@ -18,9 +18,11 @@ from twisted.spread.pb import CopyableFailure
 from msgservice.core.reasons import one_line
 from msgservice.errors import BadValue, MalformedFrame, MsgServiceError, RemoteFailed
 
+PARTS_MAX = 100_000  # lists of a value that is sent: more than a call has room for
 SHOWN = 80  # characters of what the other side has said, in an error
 REMOTE: Final = b"remote"  # an object of the other side, which can be called
 LOCAL: Final = b"local"  # one of ours, which the other side gives back
+CACHED: Final = b"cached"  # what updates itself here, and is here already
 # By tag, how many values follow: a fixed number, or any.
 _BASIC: Final[dict[bytes, int | None]] = {
     b"None": 0,
@@ -65,18 +67,51 @@ def check(value: Any, also: Collection[bytes] = ()) -> None:
         elif tag in (b"unicode", b"boolean"):
             if not isinstance(value[1], bytes):
                 raise BadValue("argument", f"of type {shown(tag)} is not bytes")
+            if tag == b"boolean" and value[1] not in (b"true", b"false"):
+                raise BadValue("argument", f"of type {shown(tag)} is neither true nor false")
         else:
             for part in value[1:]:
                 check(part, also)
         return
     if tag not in also:
         raise BadValue("argument", f"is of type {shown(tag)}, which is not taken here")
-    if tag in (REMOTE, LOCAL):
+    if tag in (REMOTE, LOCAL, CACHED):
         if len(value) != 2 or not isinstance(value[1], int):
             raise BadValue("argument", "is a reference to nothing")
         return
     for part in value[1:]:
         check(part, also)
+
+
+def flattened(value: Any) -> Any:
+    """Return a jellied value in which each list, tuple or dictionary stands where it is.
+
+    Jelly says one that is there twice once, and then refers to that: in what comes a reference is
+    not taken, since a few make very much. Raises `BadValue` for what contains itself.
+    """
+    return _flattened(value, {}, set(), [PARTS_MAX])
+
+
+def _flattened(value: Any, known: dict[int, Any], inside: set[int], left: list[int]) -> Any:
+    if not isinstance(value, list | tuple):
+        return value
+    left[0] -= 1
+    if left[0] < 0:
+        raise BadValue("argument", f"has more than {PARTS_MAX} parts")
+    if value and value[0] == b"reference":
+        _, number, value = value
+        known[number] = value
+    elif value and value[0] == b"dereference":
+        number = value[1]
+        if number in inside:
+            raise BadValue("argument", "contains itself")
+        value = known[number]
+    else:
+        return [_flattened(part, known, inside, left) for part in value]
+    inside.add(number)
+    found = _flattened(value, known, inside, left)
+    inside.discard(number)
+    return found
 
 
 def shown(name: bytes) -> str:
