@@ -193,9 +193,10 @@ class ILog(Interface):
     def of_stream(subject: str, after: int | None, bytes_max: int) -> Deferred[StreamPage]:
         """Fire with the `records.StreamPage` of a subject below `streams.`, behind a position.
 
-        `after`: None for all that is kept. One batch at least if there is any; the first may begin
-        before `after`. What a replay has copied is left out, and so are copies of what is retained,
-        and what was only to be that. None are left where there is neither a batch nor a gap.
+        `after`: None for all that is kept. One batch at least if there is any in this page; the
+        first may begin before `after`. What a replay has copied is left out, and so are copies of
+        what is retained, what was only to be that, and what its sender has addressed. The next page
+        is behind `last`; none is left where that is `newest` and there is no gap.
         """
 
     def stream_header(subject: str) -> Deferred[StreamHeader]:

@@ -438,12 +438,15 @@ class StreamPage(msgspec.Struct, frozen=True):
     """A page of what was sent to one subject of streams, in the order of its positions.
 
     `is_gap`: something between where it was to begin and its end may be missing, it is not kept any
-    more. `newest`: the last position that the log had given then.
+    more. `newest`: the last position that the log had given then. `last`: what was put up to there
+    is in this page, or was before it; there may be more behind it unless it is `newest`. A batch
+    whose sender was forgotten has no name of one.
     """
 
     batches: list[Batch]
     is_gap: bool
     newest: int
+    last: int
 
 
 class StreamHeader(msgspec.Struct, frozen=True):

@@ -82,8 +82,8 @@ select json_group_array(json_array(number, count, size, kept, flags)) from (
         and number >= ?2 order by number limit ?3)
 """
 
-# Copies, and what was for nobody, was not put into the stream.
-_NOT_PUT = FLAG_REPLAY | FLAG_RETAINED | FLAG_RETAIN_ONLY
+# Copies, what was for nobody, and what its sender addressed to others was not put into the stream.
+_NOT_PUT = FLAG_REPLAY | FLAG_RETAINED | FLAG_RETAIN_ONLY | NAMED
 
 _FIRST_OF_STREAM = """
 select number from batch indexed by batch_stream
@@ -124,22 +124,29 @@ def of_stream(
         after = position_of(newest + 1 if first is None else first) - 1
         is_gap = False
     else:
-        # Of the rows that have gone nobody knows whose they were.
-        is_gap = number_of(after) + 1 < state.oldest
+        # Of the rows that have gone nobody knows whose they were, nor how long the last one was.
+        after = max(after, position_of(1) - 1)  # no batch has the number 0
+        is_gap = after + 1 < position_of(state.oldest)
     found = _decode_json(one(db, _OF_STREAM, (subject, number_of(after), PAGE_ROWS)))
+    looked_at = newest if len(found) < PAGE_ROWS else found[-1][0]
     numbers: list[int] = []
     size_sum = 0
     for number, count, size, kept, flags in found:
         if position_of(number, count - 1) <= after or flags & _NOT_PUT:
             continue
-        if not kept:
-            is_gap = True
-            break
         size_sum += size
-        if numbers and size_sum > min(bytes_max, PAGE_BYTES):
+        is_over = bool(numbers) and size_sum > min(bytes_max, PAGE_BYTES)
+        if is_over or not kept:
+            is_gap = is_gap or not (is_over or kept)
+            looked_at = number - 1
             break
         numbers.append(number)
-    return StreamPage(batches_of(db, state, numbers), is_gap, position_of(newest + 1) - 1)
+    return StreamPage(
+        batches_of(db, state, numbers, is_anybodys=True),
+        is_gap,
+        position_of(newest + 1) - 1,
+        position_of(looked_at + 1) - 1,
+    )
 
 
 def stream_header(db: apsw.Connection, state: State, subject: str) -> StreamHeader:
@@ -192,8 +199,14 @@ def _numbers(
     return numbers
 
 
-def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> list[Batch]:
-    """Return batches by number, in this order; those without a frame are left out."""
+def batches_of(
+    db: apsw.Connection, state: State, numbers: Sequence[int], *, is_anybodys: bool = False
+) -> list[Batch]:
+    """Return batches by number, in this order; those without a frame are left out.
+
+    So are those whose sender was forgotten since all was settled, unless they are `is_anybodys`:
+    then they are here, without a name of one.
+    """
     if not numbers:
         return []
     text, frames = one(db, _PAGE, (as_json(numbers),))
@@ -210,9 +223,9 @@ def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> lis
         at += size
         if checksum(messages) != crc:
             raise LogDamaged("a batch's messages were changed", number, number)
-        if key is None:
+        if key is None and not is_anybodys:
             continue  # all of its messages are settled, and it was forgotten since
-        name, incarnation = key
+        name, incarnation = key or ("", "")
         batches.append(
             Batch(
                 sender=name,

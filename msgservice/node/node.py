@@ -68,12 +68,13 @@ class StreamHeader(NamedTuple):
 class StreamMessages(NamedTuple):
     """A page of a stream, in its order: position, body and headers of each message.
 
-    `is_gap`, `newest`: as of `records.StreamPage`.
+    `is_gap`, `newest`, `last`: as of `records.StreamPage`.
     """
 
     messages: list[tuple[int, bytes, Mapping[str, str] | None]]
     is_gap: bool
     newest: int
+    last: int
 
 
 LAST_GROUP = 1.0  # seconds that a stop gives the disk in any case
@@ -470,16 +471,19 @@ class Node(Service):
     ) -> StreamMessages:
         """Return a page of what was sent to a subject below `streams.`, behind a position.
 
-        `after`: None for all that is kept. `bytes_max`: of the page, about; one message at least
-        where there is any. `principal`: as of `client`. Raises `NotAllowed` where it may not
-        receive that subject, `NotAuthenticated`, and `BadSubject`.
+        `after`: None for all that is kept. `bytes_max`: of the page, about. It may have no message
+        although there are some behind its `last`; what has expired is left out. `principal`: as of
+        `client`. Raises `NotAllowed` where it may not receive that subject, `NotAuthenticated`, and
+        `BadSubject`.
         """
         self._check_stream(subject, principal)
         page = await self.log.of_stream(subject, after, bytes_max)
+        now = self.time.wall()
         return StreamMessages(
             [
                 (position, message.body, message.headers)
                 for batch in page.batches
+                if not (batch.expires_at is not None and batch.expires_at <= now)
                 for position, message in enumerate(
                     decode_messages(batch.messages), position_of(batch.number)
                 )
@@ -487,6 +491,7 @@ class Node(Service):
             ],
             page.is_gap,
             page.newest,
+            page.last,
         )
 
     async def read_stream_header(self, subject: str, *, principal: str = "") -> StreamHeader:

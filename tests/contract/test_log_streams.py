@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from msgservice.limits import Limits
+from msgservice.log import queries
 from msgservice.message import (
     FLAG_REPLAY,
     FLAG_RETAIN,
@@ -59,6 +60,7 @@ def test_rule_5_1_a_stream_is_read_by_its_subject_behind_a_position(log: Contrac
     assert numbers(page(log, L, 0).batches) == [2]
     found = page(log, K, position_of(5))
     assert (found.batches, found.is_gap, found.newest) == ([], False, position_of(8) - 1)
+    assert found.last == found.newest
     assert page(log, "streams.unknown", None).batches == []
     log.reopen()
     assert numbers(page(log, K, None).batches) == [1, 3, 5]
@@ -75,7 +77,10 @@ def test_a_page_of_a_stream_has_a_size_and_one_batch_at_least(log: ContractDrive
     batches = put(log, *[K] * 5)
     size = batches[0].size
     assert numbers(page(log, K, None, 1).batches) == [1]
-    assert numbers(page(log, K, position_of(1), 2 * size).batches) == [2, 3]
+    found = page(log, K, position_of(1), 2 * size)
+    assert (numbers(found.batches), found.last) == ([2, 3], position_of(4) - 1)
+    found = page(log, K, found.last, 2 * size)
+    assert (numbers(found.batches), found.last) == ([4, 5], found.newest)
     assert numbers(page(log, K, position_of(4), 2 * size).batches) == [5]
 
 
@@ -97,8 +102,63 @@ def test_rule_5_4_what_has_gone_is_a_gap_and_never_silent(log: ContractDriver) -
     assert (numbers(left.batches), left.is_gap) == ([4], False)
     assert page(log, K, 0).is_gap
     assert page(log, K, position_of(1)).is_gap
-    after = page(log, K, position_of(3))
+    after = page(log, K, position_of(4) - 1)
     assert (numbers(after.batches), after.is_gap) == ([4], False)
+
+
+def test_rule_5_4_what_has_gone_with_the_rest_of_its_batch_is_a_gap(log: ContractDriver) -> None:
+    batch = make_batch(log.log.audience([1]), 1, [b"a", b"b", b"c"], subject=K, after=0)
+    log.append(batch)
+    put(log, L, first=4)
+    assert (numbers(page(log, K, position_of(1)).batches), page(log, K, 0).is_gap) == ([1], False)
+    log.progress(1, position_of(2) - 1, settled={Status.ACKNOWLEDGED: 3})
+    while log.wait(log.log.retain(NOW + 1)):
+        pass
+    assert page(log, K, position_of(1)).is_gap  # the other two are not there
+    assert page(log, K, position_of(1, 1)).is_gap
+    assert not page(log, K, position_of(2) - 1).is_gap
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_rule_5_4_what_is_left_out_of_a_page_is_not_the_end(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "PAGE_ROWS", 3)
+    log = ContractDriver(kind, tmp_path / "data", KEEP_NOTHING).open()
+    log.receivers(1)
+    only = RunOptions(flags=FLAG_RETAIN | FLAG_RETAIN_ONLY)
+    put(log, K)
+    put(log, *[K] * 4, first=2, options=only)
+    put(log, K, first=6)
+    found = page(log, K, position_of(1))
+    for last in (3, 5):
+        assert (found.batches, found.last) == ([], position_of(last + 1) - 1)
+        found = page(log, K, found.last)
+    assert (numbers(found.batches), found.last) == ([6], found.newest)
+    log.close()
+
+
+def test_rule_5_1_what_its_sender_addressed_to_others_was_not_put_there(
+    log: ContractDriver,
+) -> None:
+    put(log, K)
+    put(log, K, first=2, addressed=True)
+    put(log, K, first=3)
+    assert numbers(page(log, K, 0).batches) == [1, 3]
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_rule_5_4_what_a_sender_put_who_is_just_forgotten_is_not_left_out(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = ContractDriver(kind, tmp_path / "data", KEEP_NOTHING).open()
+    log.receivers(1)
+    put(log, K, K)
+    # As where retention goes on between the rows that are read and the senders in memory.
+    monkeypatch.setattr(queries, "senders_of", lambda db, state, numbers: {})
+    found = page(log, K, position_of(1))
+    assert (numbers(found.batches), found.is_gap) == ([2], False)
+    log.close()
 
 
 def test_rule_5_4_the_newest_position_tells_a_token_of_the_future(log: ContractDriver) -> None:

@@ -83,7 +83,6 @@ from msgservice.records import (
     StateRange,
     StreamHeader,
     StreamPage,
-    number_of,
     position_of,
 )
 
@@ -683,15 +682,17 @@ class DictLog:
                 for _, batch in sorted(self.content.batches.items())
                 if batch.subject == subject and batch.last > start
                 if not batch.options.flags & (FLAG_REPLAY | FLAG_RETAINED | FLAG_RETAIN_ONLY)
+                if not batch.addressed
             ]
+            newest = last = position_of(self.content.next_number) - 1
             page: list[Batch] = []
             for batch in found:
                 if page and sum(one.size for one in page) + batch.size > bytes_max:
+                    last = position_of(batch.number) - 1
                     break
                 page.append(batch)
-            is_gap = after is not None and number_of(after) + 1 < oldest
-            newest = position_of(self.content.next_number) - 1
-            return StreamPage(page, is_gap, newest)
+            is_gap = after is not None and max(after + 1, position_of(1)) < position_of(oldest)
+            return StreamPage(page, is_gap, newest, last)
 
         return self._later(job)
 

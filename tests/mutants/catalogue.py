@@ -2819,9 +2819,33 @@ _ALL = [
     Mutant(
         name="a-slow-listener-is-not-told-of-its-gap",
         at="msgservice.log.queries:of_stream",
-        old="is_gap = number_of(after) + 1 < state.oldest",
+        old="is_gap = after + 1 < position_of(state.oldest)",
         new="is_gap = False",
         catcher=_stream("test_rule_5_5_a_slow_listener_pins_nothing_and_is_told_of_the_gap"),
+    ),
+    Mutant(
+        name="the-rest-of-a-batch-that-has-gone-is-no-gap",
+        at="msgservice.log.queries:of_stream",
+        old="is_gap = after + 1 < position_of(state.oldest)",
+        new="is_gap = number_of(after) + 1 < state.oldest",
+        catcher=_stream("test_rule_5_4_a_token_in_the_midst_of_a_batch_that_has_gone_is_a_gap"),
+    ),
+    Mutant(
+        name="a-page-without-messages-is-the-end",
+        at="msgservice.log.queries:of_stream",
+        old="looked_at = newest if len(found) < PAGE_ROWS else found[-1][0]",
+        new="looked_at = newest",
+        catcher=_stream("test_rule_5_4_what_was_put_behind_many_headers_is_not_missed"),
+    ),
+    Mutant(
+        name="a-stream-without-what-the-forgotten-put",
+        at="msgservice.log.queries:of_stream",
+        old="is_anybodys=True",
+        new="is_anybodys=False",
+        catcher=_test(
+            "tests/contract/test_log_streams.py",
+            "test_rule_5_4_what_a_sender_put_who_is_just_forgotten_is_not_left_out",
+        ),
     ),
     Mutant(
         name="copies-of-headers-are-put",

@@ -15,7 +15,9 @@ from msgservice.faces.streams.durable import BEHIND_PART, NodeStreams, key_of, s
 from msgservice.identity.rules import Rules
 from msgservice.identity.users import User, Users
 from msgservice.limits import Limits
+from msgservice.log import queries
 from msgservice.log.memory import MemoryLog
+from msgservice.receiver.receiver import Receiver
 from tests.kit.nodes import FailingLog, NodeWorld, state_of
 from tests.kit.passes import users_of
 from tests.kit.streams_world import Endpoint, Peer, Reactor, puts
@@ -528,6 +530,58 @@ def test_rule_5_4_a_token_older_than_what_is_kept_is_a_gap() -> None:
     world.put(3)
     world.settle(10)
     assert world.listener(**{"from": line["token"]}).lines() == closed("gap")
+
+
+def test_rule_5_4_a_token_in_the_midst_of_a_batch_that_has_gone_is_a_gap() -> None:
+    world = World(KEEP_NOTHING)
+    listener = world.listener(**NOW)
+    world.put(0)
+    peer = world.peer()
+    peer.send(b"".join(b'{"action":"put","stream":"k","message":%d}\n' % n for n in range(50)))
+    world.settle()
+    lines = listener.lines()
+    assert [line["message"] for line in lines] == [0, *range(50)]
+    world.settle(10)
+    assert world.listener(**{"from": lines[10]["token"]}).lines() == closed("gap")
+
+
+def test_rule_5_4_what_was_put_behind_many_headers_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queries, "PAGE_ROWS", 5)
+    world = World()
+    listener = world.listener(**NOW)
+    world.put("before")
+    (line,) = listener.lines()
+    for number in range(12):
+        set_header(world, number)
+    world.put("behind")
+    resumed = world.listener(**{"from": line["token"]})
+    world.put("last")
+    assert resumed.messages() == ["behind", "last"]
+
+
+def test_rule_5_1_who_resumes_gets_what_who_listened_got_and_nothing_for_others() -> None:
+    world = World()
+    other = Receiver(world.reactor, name="other", handler=lambda message: None)
+    world.nodes.node.attach(other, ["orders.>"])
+    listener = world.listener(**NOW)
+    world.put("before")
+    (line,) = listener.lines()
+    client = world.nodes.node.client("shop")
+    client.send("streams.k", {"for": "other"}, to=["other"])
+    client.send("streams.k", {"for": "all"}, ttl=60)
+    world.settle()
+    assert listener.messages() == [{"for": "all"}]
+    resumed = world.listener(**{"from": line["token"]})
+    assert resumed.messages() == [{"for": "all"}]
+    world.settle(100)
+    world.put("after")
+    resumed = world.listener(**{"from": line["token"]})
+    assert resumed.messages() == ["after"]  # the other has expired
+    client.close()
+    other.stop()
+    world.settle()
 
 
 # --- 5.5: who is slow

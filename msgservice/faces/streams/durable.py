@@ -77,6 +77,7 @@ class Page(Protocol):
     messages: list[tuple[int, bytes, Mapping[str, str] | None]]
     is_gap: bool
     newest: int
+    last: int
 
 
 class Header(Protocol):
@@ -686,12 +687,11 @@ class NodeStreams:
                 continue
             entries.append(_Entry(position, message, line))
         self._write(stream, cursor, entries)
-        if page.messages:
-            cursor.position = max(cursor.position, page.messages[-1][0])
-        elif stream.head <= page.newest:  # there is no more, and nothing came since it was read
+        cursor.position = max(cursor.position, page.last)
+        if page.last >= page.newest >= stream.head:  # there is no more, and nothing came meanwhile
             cursor.is_paging = False
-            return
-        self._page(stream, cursor)
+        else:
+            self._page(stream, cursor)
 
     def _end(self, stream: _Stream, cursor: _Cursor, reason: str) -> None:
         self._hang_up(cursor.listener, stream.key)
