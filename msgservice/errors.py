@@ -711,6 +711,17 @@ class LimitReached(MsgServiceError):
         return self.limit
 
 
+# --- A request of HTTP ---------------------------------------------------------------------------
+
+
+class WebRefused(MsgServiceError):
+    """A request of HTTP that breaks a rule of the web listener; `status`: of the answer."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
 # --- What a code on the wire stands for ---------------------------------------------------------
 
 ERROR_HEADER = "msgservice-error"  # of a REPLY that is not ok: the code of the error

@@ -92,6 +92,9 @@ LOWEST: dict[str, float] = {
     "sender_days": 0.05,  # more than `SENDER_KNOWN_SECONDS`
     "dead_bytes": 64 * 1024,  # or 0
     "dead_bytes_total": 64 * 1024,  # or 0
+    "http_body_bytes": 4096,
+    "http_bytes": 64 * 1024,
+    "http_idle": _SECONDS_MIN,
     "output_bytes": 4096,
     "stop_timeout": _SECONDS_MIN,
 }
@@ -244,6 +247,7 @@ class Limits:
     login_failures: int = 10  # a minute, of one user from one address; then none is looked at
     address_failures: int = 100  # a minute, from one address
     login_delay: float = 1.0  # seconds until one that failed is told so
+    login_checks: int = 100  # passwords said over HTTP that are looked at, or wait for it
     # --- dialling, seconds
     link_delay_min: float = 0.5
     link_delay_max: float = 30.0
@@ -293,6 +297,10 @@ class Limits:
     # --- what is shown of it
     observed_a_second: int = 500  # receivers that are looked at while somebody watches
     metrics_receivers: int = 1_000  # that have series of their own in /metrics
+    # --- HTTP
+    http_body_bytes: int = 16 * 1024 * 1024  # of one request
+    http_bytes: int = 64 * 1024 * 1024  # of the bodies of all requests that are not answered
+    http_idle: float = 60.0  # seconds that a connection may be kept between two requests
     # --- what the node says on standard output and error
     output_bytes: int = 1024 * 1024  # that wait for their reader; more is dropped
     # --- stopping

@@ -14,6 +14,7 @@ from msgservice.errors import BadAddress, InsecureListener, NotYetBuilt
 from msgservice.transport.addresses import (
     NODE,
     check_listener,
+    check_web_listener,
     is_node,
     parse_address,
     quote,
@@ -25,9 +26,9 @@ from msgservice.transport.registry import Transports
 LISTENERS = ("tcp", "unix", "udp", "pb")
 # Schemes that stand under the key of another.
 SCHEMES_UNDER = {"tls": "tcp", "ssl": "tcp", "pbs": "pb"}
-LISTENERS_LATER = ("web",)
-# Keys of [listen] that are other protocols than the node's: who assembles the service serves them.
-FACES = (STREAMS,) = ("streams",)
+# Keys of [listen] that are other protocols than the node's. Streams are served by who assembles the
+# service, HTTP by the node itself.
+FACES = (STREAMS, WEB) = ("streams", "web")
 FACE_SCHEMES = ("tcp", "unix")
 RECEIVER_SCHEMES_LATER = ("http", "https")
 # What a user may give to be dialled: to somewhere else, by name and port.
@@ -100,6 +101,11 @@ def check_face_address(address: str, *, insecure: bool, asks: bool, transports: 
             address,
             f"{beyond}, and whoever comes may put and listen: set insecure = true to allow it",
         )
+
+
+def check_web_address(address: str, *, insecure: bool, asks: bool, transports: Transports) -> None:
+    """Raise where HTTP cannot, or may not, be served at `address`. `asks`: for a login."""
+    check_web_listener(transports.tcp, address, insecure=insecure, asks=asks)
 
 
 def check_receiver_address(address: str, transports: Transports | None = None) -> None:

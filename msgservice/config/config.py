@@ -10,6 +10,7 @@ Here stand the values and the rules for them; `config.reader` finds them and the
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -20,13 +21,15 @@ from typing import Any
 from msgservice.config.addresses import (
     FACES,
     LISTENERS,
-    LISTENERS_LATER,
     PATH_OPTIONS,
     SCHEMES_UNDER,
+    STREAMS,
+    WEB,
     absolute_address,
     check_face_address,
     check_listener_address,
     check_receiver_address,
+    check_web_address,
     key_of,
     listeners,
 )
@@ -47,8 +50,10 @@ from msgservice.transport.tcp.tls import check_profile
 
 DATA_DEFAULT = "var/msgservice"
 
-SECTIONS = ("node", "listen", "tls", "receiver", "user", "rate", "limits")
+SECTIONS = ("node", "listen", "web", "tls", "receiver", "user", "rate", "limits")
 NODE_KEYS = ("name", "data", "users", "insecure")
+WEB_KEYS = ("hosts",)
+CHECKS_OF_FACES = {STREAMS: check_face_address, WEB: check_web_address}
 RECEIVER_KEYS = (
     "name",
     "address",
@@ -71,13 +76,13 @@ WARN_DAYS_MAX = 3650
 RATE_KEYS = ("messages", "bytes", "burst_seconds")
 LISTENER_HINTS = {
     **{scheme: f"{scheme}: addresses stand under {key!r}" for scheme, key in SCHEMES_UNDER.items()},
-    **dict.fromkeys(LISTENERS_LATER, "is not built yet"),
 }
 SECTION_HINTS = {
     "receivers": "each receiver is a [[receiver]] of its own",
     "users": "each user is a [[user]] of its own, and the users file is named in [node]",
     "retention": "retention is set in [limits]: keep_seconds, keep_bytes, sender_days",
 }
+is_host = re.compile(r"[A-Za-z0-9_.-]{1,253}|[0-9A-Fa-f:]{2,45}", re.ASCII).fullmatch
 LIMIT_DEFAULTS = {f.name: f.default for f in fields(Limits)}
 LIMIT_KEYS = tuple(LIMIT_DEFAULTS)
 
@@ -89,6 +94,7 @@ def _places() -> dict[str, str]:
         "[node]": NODE_KEYS,
         "[listen]": (*LISTENERS, *FACES),
         "a [[listen]]": tuple(key for key in LISTEN_KEYS if key not in SECTIONS),
+        "[web]": WEB_KEYS,
         "[tls]": TLS_KEYS,
         "[limits]": LIMIT_KEYS,
         "[rate]": RATE_KEYS,
@@ -114,7 +120,7 @@ PLACES = _places()
 class ListenConfig:
     """One listener: the transport that serves it, where, and whom it takes who comes for."""
 
-    transport: str  # its key in [listen]: "tcp", "unix"; or a face: "streams"
+    transport: str  # its key in [listen]: "tcp", "unix"; or a face: "streams", "web"
     address: str  # server endpoint string
     user: str | None = None  # whom everybody is who comes there; None: a login is asked for
 
@@ -142,6 +148,7 @@ class Config:
     data: Path = field(default_factory=lambda: Path(DATA_DEFAULT))
     insecure: bool = False  # listeners beyond this machine may open without authentication
     listen: tuple[ListenConfig, ...] = LISTEN_DEFAULT
+    web_hosts: tuple[str, ...] = ()  # names by which HTTP is asked, besides localhost and addresses
     tls: TlsProfiles = field(default_factory=TlsProfiles)  # what addresses with TLS leave out
     receivers: tuple[ReceiverConfig, ...] = ()
     users: tuple[User, ...] = ()  # as soon as there is one, every listener asks who is there
@@ -237,6 +244,7 @@ def _read(reader: Reader, folder: Path) -> Config:
         data=absolute_path(folder / data),
         insecure=insecure,
         listen=_listen(reader, folder, users, insecure, transports),
+        web_hosts=_web_hosts(reader),
         tls=tls,
         receivers=_receivers(reader, folder, limits, transports, users, insecure),
         users=users,
@@ -350,18 +358,28 @@ def _listen(
             transport=transport, address=absolute_address(text, folder), user=user
         )
         asks = bool(users) and user is None
-        checking: Any = (
-            check_face_address if transport in FACES else partial(check_listener_address, transport)
-        )
+        checking: Any = CHECKS_OF_FACES.get(transport) or partial(check_listener_address, transport)
         check = partial(checking, insecure=insecure, asks=asks, transports=transports)
         if not reader.check(path, check, listener.address):
             continue
-        if transport in FACES and transport in [other.transport for other in found]:
+        if transport == STREAMS and transport in [other.transport for other in found]:
             reader.problem(path, f"{transport} may be served at one address only")
         if listener.address in [other.address for other in found]:
             reader.problem(path, f"{text!r} is there twice")
         found.append(listener)
     return tuple(found)
+
+
+def _web_hosts(reader: Reader) -> tuple[str, ...]:
+    """Return the names of [web] hosts, in lower case."""
+    reader.table(("web",), WEB_KEYS)
+    hosts = reader.value(("web", "hosts"), list[str], [])
+    for host in hosts:
+        if is_host(host) is None:
+            reader.problem(
+                ("web", "hosts"), f"{shown(host)} is no name of a host: without scheme and port"
+            )
+    return tuple([host.lower() for host in hosts])
 
 
 def _listeners_of(reader: Reader, table: Table) -> Iterator[tuple[KeyPath, str, str, str | None]]:

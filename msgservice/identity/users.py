@@ -330,9 +330,12 @@ class Users:
         return () if found is None else found.texts
 
     def may_be_called(self, user: str, name: str) -> bool:
-        """Return whether a sender or receiver of the user may have this name."""
+        """Return whether a sender or receiver of the user may have this name.
+
+        Names that begin with `http.` are those of what users hand in over HTTP.
+        """
         found = self._names.get(user)
-        return found is not None and found.allow(name)
+        return found is not None and found.allow(name) and not name.startswith("http.")
 
     def __repr__(self) -> str:
         return f"Users({', '.join(map(repr, self._all))})"

@@ -135,6 +135,9 @@ class Gate(Protocol):
     def names(self, user: str) -> Sequence[str]:
         """Return the patterns of names that a user may have."""
 
+    def senders(self, user: str) -> Sequence[str]:
+        """Return the patterns of the senders whose messages are a user's own."""
+
     def changed(self, who: Pass, what: str) -> None:
         """Somebody changes something of the node, which was allowed."""
 
@@ -269,20 +272,7 @@ class Admin:
 
     async def _call(self, subject: str, call: WireMessage, who: Pass) -> tuple[bool, msgspec.Raw]:
         try:
-            known = self._handlers.get(subject)
-            if known is None:
-                raise NoResponder(subject)
-            operation, handler = known
-            if not self._gate.holds(who):
-                # Calls before it took their time, and its connection has ended meanwhile.
-                raise self._gate.ended(who)
-            if not (operation.own and who.is_bound) and not who.allows("request", subject):
-                raise who.refusal(subject)
-            arguments = msgspec.json.decode(call.body or b"{}", type=operation.asks)
-            if operation.changes:
-                asked = msgspec.json.encode(arguments).decode()
-                self._gate.changed(who, f"{operation.name} {asked}")
-            return True, message(_to_json(await handler(arguments, who)))
+            return True, message(await self.ask(subject, call.body, who))
         except MsgServiceError as error:
             return False, refusal(str(error), error.refusal_code)
         except (UnicodeDecodeError, msgspec.MsgspecError) as error:  # of the arguments
@@ -290,6 +280,27 @@ class Admin:
         except Exception:
             self._logger.failure("request {subject} failed", subject=subject)
             return False, refusal("internal error: see the node's log")
+
+    async def ask(self, subject: str, arguments: bytes, who: Pass) -> bytes:
+        """Return the answer to one call, both as JSON. Raises what it is refused for.
+
+        `NoResponder` for a subject that nobody answers; msgspec's errors for arguments of another
+        shape.
+        """
+        known = self._handlers.get(subject)
+        if known is None:
+            raise NoResponder(subject)
+        operation, handler = known
+        if not self._gate.holds(who):
+            # Calls before it took their time, and its connection has ended meanwhile.
+            raise self._gate.ended(who)
+        if not (operation.own and who.is_bound) and not who.allows("request", subject):
+            raise who.refusal(subject)
+        asked = msgspec.json.decode(arguments or b"{}", type=operation.asks)
+        if operation.changes:
+            said = msgspec.json.encode(asked).decode()
+            self._gate.changed(who, f"{operation.name} {said}")
+        return _to_json(await handler(asked, who))
 
     async def _info(self, _: Nothing, who: Pass) -> NodeInfo:
         return self._operations.info()
@@ -411,9 +422,9 @@ class Admin:
 
     async def _status(self, asked: AskStatus, who: Pass) -> StatusPage:
         page = Page(asked.limit, self._limits)
-        own = self._gate.names(who.principal.user) if who.is_bound and not who.sees_all else None
+        own = self._gate.senders(who.principal.user) if who.is_bound and not who.sees_all else None
         found, statuses = await self._operations.status(asked.id, asked.after, page.rows_max, own)
-        if not (who.sees_all or who.may_be_called(found.sender)):
+        if not (who.sees_all or who.has_sent(found.sender)):
             raise UnknownMessage(asked.id)  # as of one that there is not
         # Some that the log told of may be in no answer, since nothing is known of them any more.
         after, more = max(found.states, default=asked.after), found.more
@@ -438,7 +449,7 @@ class Admin:
         """Return the patterns of the senders that somebody may ask about; None: of everybody."""
         if not who.is_bound or who.allows("request", right):
             return None
-        return self._gate.names(who.principal.user)
+        return self._gate.senders(who.principal.user)
 
     async def _delayed(self, asked: ListDelayed, who: Pass) -> DelayedPage:
         page = Page(asked.limit, self._limits)
@@ -449,7 +460,7 @@ class Admin:
             found = await self._operations.delayed(after, page.step)
             more = bool(found)
             for one in found:
-                if own is None or who.may_be_called(one.sender):
+                if own is None or who.has_sent(one.sender):
                     to = None if one.to is None else self._operations.names_of(one.to[:TO_SHOWN])
                     told = DelayedTold(
                         id=one.id,
@@ -470,7 +481,7 @@ class Admin:
     async def _cancel(self, asked: CancelDelayed, who: Pass) -> CancelledTold:
         own = self._own_senders(who, DELAYED_CANCEL.right)
         found = await self._operations.waiting(asked.id, own)
-        if own is not None and not who.may_be_called(found.sender):
+        if own is not None and not who.has_sent(found.sender):
             raise UnknownMessage(asked.id)  # as of one that there is not
         if not found.due:
             raise UnknownMessage(asked.id)

@@ -11,6 +11,7 @@ receiver in `outlet` (Supply, OutletProgress).
     Commits ─ after each group ─► Tracker (STATUS) and Dispatch (Tail, Outlet)
     Directory: who receives what, and Receivers, which changes it.  Connections: who is there.
     Operations: what can be asked of it; Admin: … as `$node.*`.  Upkeep: retention.
+    Web: what answers over HTTP, a table of paths; it goes by Gate, Intake and Admin, as Peer does.
 
 A part names what it works with in its `__init__`. Where two need each other, one of them asks
 through a Protocol in its own file, or a function that is given here. `Node` (`node`) opens
@@ -20,7 +21,7 @@ makes one of a `Config`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from twisted.internet.defer import Deferred
@@ -63,6 +64,9 @@ from msgservice.node.tracker import Tracker
 from msgservice.node.upkeep import Upkeep
 from msgservice.node.view import ReceiversView
 from msgservice.node.visits import Visits
+from msgservice.node.web.access import Access
+from msgservice.node.web.health import health_paths
+from msgservice.node.web.listener import Web
 from msgservice.records import Batch, ExceptionRow, ReceiverRow, Reread, Snapshot
 from msgservice.transport.registry import Transports
 
@@ -74,6 +78,7 @@ class Facts:
     name: str
     log_id: str
     listeners: Sequence[str]  # grows while the node starts
+    listens: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class Parts:
     observer: Observer
     admin: Admin
     perspectives: Perspectives
+    web: Web
     upkeep: Upkeep
     seldom: Seldom
     dead_letters: DeadLetters
@@ -114,6 +120,7 @@ def assemble(
     limits: Limits,
     users: Users | None,
     insecure: bool,
+    web_hosts: Collection[str],
     transports: Transports,
     reload: Callable[[], Deferred[list[Reread]]],
     rate: Rate | None,
@@ -369,6 +376,14 @@ def assemble(
     perspectives = Perspectives(
         view=view, instance=facts.log_id, gate=gate, intake=intake, requests=admin, limits=limits
     )
+    web = Web(access=Access(gate), time=time, limits=limits, hosts=web_hosts)
+    web.paths.add(
+        *health_paths(
+            listens=facts.listens,
+            failed=lambda: commits.is_stopped,
+            full=lambda: bool(log.room().full or upkeep.refused),
+        )
+    )
     retained.load(snapshot.retained)
     receivers.load(snapshot)
     directory.load(snapshot.receivers, snapshot.audiences)
@@ -390,6 +405,7 @@ def assemble(
         observer=observer,
         admin=admin,
         perspectives=perspectives,
+        web=web,
         upkeep=upkeep,
         seldom=seldom,
         dead_letters=dead_letters,

@@ -15,12 +15,15 @@ of its own.
 
 from __future__ import annotations
 
+import hmac
+import secrets
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -31,6 +34,7 @@ from msgservice.credentials import THIS_PROCESS, Credentials
 from msgservice.errors import (
     BadValue,
     Forbidden,
+    LimitReached,
     LoginEnded,
     MsgServiceError,
     NotAllowed,
@@ -46,6 +50,7 @@ from msgservice.limits import NAME_BYTES_MAX, Limits
 from msgservice.node.seldom import Seldom
 from msgservice.node.slices import Slices
 from msgservice.records import ReceiverRow
+from msgservice.threads import in_daemon_thread
 from msgservice.transport.addresses import PLAIN_NEEDS, is_plain
 
 NAMESPACE = f"{__name__.partition('.')[0]}.access"
@@ -54,6 +59,8 @@ DAY_MS = 86_400_000
 # Seconds of each turn for who comes: steps of logins, HELLOs, RESUMEs and their answers. Some
 # thousand may come together, back from a node's restart say, at a fifth of a millisecond each.
 ARRIVALS_SECONDS = 0.01
+CHECKS = 2  # passwords that are compared at once, each in a thread
+PROVEN_MAX = 1000  # that were right, and are known again
 LOOK_MS = 3_600_000  # between two looks at all tokens, while logins come by tokens
 SOON_DAYS = 7  # before a token expires that is a warning, once a day at most
 
@@ -63,6 +70,8 @@ PROCESS = "process"
 NO_LOGIN = "no login"
 DIALLED = "dialled"
 ANYBODY = "anybody"  # the name of who says none, where names are believed
+
+WEB = "http"  # what the senders of those begin with who ask over HTTP; nobody else's do
 
 _logger = Logger(namespace=NAMESPACE)  # a class's own would have its name
 _NAMELESS = {OPEN: "somebody", PROCESS: "this program", DIALLED: "a receiver without a user"}
@@ -75,6 +84,11 @@ def _whatever(name: str) -> bool:
 
 def _none(name: str) -> bool:
     return False
+
+
+def web_sender(user: str) -> str:
+    """Return the name of the sender of what a user hands in over HTTP; "": of who is believed."""
+    return f"{WEB}.{user}" if user else WEB
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +149,12 @@ class Pass:
         """Whether it may know what became of everybody's messages, and why."""
         return self.allows("request", "$node.status")
 
+    def has_sent(self, sender: str) -> bool:
+        """Return whether what this sender has sent is its own, by whichever door."""
+        if sender.startswith(f"{WEB}."):
+            return not self.is_bound or sender == web_sender(self.principal.user)
+        return self.may_be_called(sender)
+
     def check_name(self, name: str, owner: str | None) -> None:
         """Raise `NotAllowed` unless it may be the receiver of this name.
 
@@ -177,6 +197,11 @@ class Gate:
         self._holding: dict[Principal, bool] = {}
         self._looked = 0  # wall clock
         self._warned: dict[str, int] = {}  # token -> wall clock, of the last warning of its end
+        self._secret = secrets.token_bytes(32)
+        self._proven: OrderedDict[bytes, Principal] = OrderedDict()  # of passwords that were right
+        self._checks = DeferredSemaphore(CHECKS)
+        self._checking = 0
+        self._login_checks = limits.login_checks
         self._throttle = Throttle(
             pair_max=limits.login_failures,
             address_max=limits.address_failures,
@@ -194,6 +219,11 @@ class Gate:
     def names(self, user: str) -> tuple[str, ...]:
         """Return the patterns of names that a user may have; none of one that is unknown."""
         return () if self._users is None else self._users.names(user)
+
+    def senders(self, user: str) -> tuple[str, ...]:
+        """Return the patterns of the senders whose messages are a user's own."""
+        names = self.names(user)
+        return (*names, web_sender(user)) if names else ()
 
     # --- who comes
 
@@ -240,6 +270,67 @@ class Gate:
             return self._deny_later(denied, address)
         self._throttle.succeeded(address, key)
         return succeed(principal)
+
+    def login_by_password(
+        self, credentials: Credentials, user: str, password: str
+    ) -> Deferred[Principal]:
+        """Fire with who a user is that has said its password.
+
+        It is compared in a thread; one that was right before is known again at once. Fails with
+        `NotAuthenticated`, a while after a wrong one, and where others could read it; cancelling
+        ends the wait. Raises that where no login is offered, `LimitReached` where too many wait.
+        """
+        users = self._users
+        if users is None:
+            raise NotAuthenticated("no login is offered here")
+        key, address = user[:NAME_BYTES_MAX], credentials.address
+        if not credentials.is_private:
+            error, why = "no password over a connection that others can read: use TLS", "no TLS"
+            return self._refuse_later(Deny(NotAuthenticated(error), 0.0, why, key), address)
+        if not self._throttle.allows(address, key, self._time.now()):
+            error, why = "too many logins failed: try again in a minute", "too many failed before"
+            denied = Deny(NotAuthenticated(error), self._throttle.delay, why, key)
+            return self._refuse_later(denied, address)
+        mark = hmac.digest(self._secret, f"{user}\0{password}".encode(), "sha256")
+        known = self._proven.get(mark)
+        if known is not None and users.holds(known, self._time.wall()):
+            return succeed(known)
+        if self._checking >= self._login_checks:
+            raise LimitReached("login_checks", self._login_checks)
+        self._checking += 1
+        record, reactor = users.record(user), cast("IReactorFromThreads", self._time.clock)
+        checking: Deferred[bool] = self._checks.run(
+            in_daemon_thread, reactor, lambda: record.is_of(password)
+        )
+        return checking.addBoth(self._checked, key, address, mark)
+
+    def _checked(
+        self, is_right: bool | Failure, user: str, address: str, mark: bytes
+    ) -> Deferred[Principal]:
+        self._checking -= 1
+        if isinstance(is_right, Failure):
+            is_right.raiseException()
+        principal = self._users.by_password(user) if self._users and is_right else None
+        if principal is None:
+            self._throttle.failed(address, user, self._time.now())
+            error, why = "wrong user or password", "wrong, or no such user"
+            denied = Deny(NotAuthenticated(error), self._throttle.delay, why, user)
+            return self._refuse_later(denied, address)
+        self._throttle.succeeded(address, user)
+        self._proven[mark] = principal
+        if len(self._proven) > PROVEN_MAX:
+            self._proven.popitem(last=False)
+        return succeed(principal)
+
+    def _refuse_later(self, denied: Deny, address: str) -> Deferred[Principal]:
+        return cast("Deferred[Principal]", self._deny_later(denied, address))
+
+    def admit_web(self, principal: Principal | None, credentials: Credentials, door: Door) -> Pass:
+        """Return what somebody may do who asks over HTTP, and says no name; raises as `admit`."""
+        found = self._pass_of(principal, credentials, door)
+        if found.is_bound:
+            self._came(found, web_sender(found.owner))
+        return found
 
     def _deny_later(self, denied: Deny, address: str) -> Deferred[Principal | None]:
         self._denied(denied, address)
@@ -420,6 +511,7 @@ class Gate:
             )
         before, self._users = self._users, users or None
         self._holding.clear()
+        self._proven.clear()
         changed = () if before is None else sorted(before.replaced_by(users))
         _logger.info(
             "users were read anew: {count} are configured; gone or changed: {changed}",

@@ -50,7 +50,8 @@ from msgservice.receiver.receiver import Receiver
 from msgservice.receiver.ways import Attachment
 from msgservice.records import USERS, ReceiverRow, Reread, position_of
 from msgservice.threads import in_daemon_thread
-from msgservice.transport.addresses import check_listener
+from msgservice.transport.addresses import check_listener, check_web_listener
+from msgservice.transport.http.channel import HttpChannel
 from msgservice.transport.local import local_connector
 from msgservice.transport.pb.transport import PbTransport
 from msgservice.transport.registry import Transports
@@ -101,9 +102,10 @@ class Node(Service):
     """A node on a log, an `IService`: `setServiceParent` or `startService` it.
 
     `data`: the folder of its log, made if missing, or an `ILog`. `listen`: endpoint strings, none
-    by default (an embedded node needs none: `node.client`). `receivers`: rows from the
-    configuration, brought into the log at start. `users`: who may come, and do what; without any
-    who comes is believed. `read_users`: reads them instead, in a thread, at each start and for
+    by default (an embedded node needs none: `node.client`). `web`: the same, for HTTP; `web_hosts`:
+    names by which it is asked there, besides localhost and its addresses. `receivers`: rows from
+    the configuration, brought into the log at start. `users`: who may come, and do what; without
+    any who comes is believed. `read_users`: reads them instead, in a thread, at each start and for
     `reload`. `without_login`: addresses of `listen` that ask for no login, and the user whom
     everybody is who comes there. `insecure`: a login, or where there are no users everybody, is
     also taken where others read along; without it the start fails there with `InsecureListener`.
@@ -122,6 +124,8 @@ class Node(Service):
         *,
         name: str = "",
         listen: Sequence[str] = (),
+        web: Sequence[str] = (),
+        web_hosts: Sequence[str] = (),
         receivers: Sequence[ReceiverRow] = (),
         limits: Limits | None = None,
         insecure: bool = False,
@@ -156,11 +160,14 @@ class Node(Service):
             exact(address): Door(asks=False, user=check_name(user))
             for address, user in (without_login or {}).items()
         }
-        if isinstance(listen, str):
-            raise TypeError(f"listen is a list of addresses, not {listen!r}")
+        for what, addresses in (("listen", listen), ("web", web), ("web_hosts", web_hosts)):
+            if isinstance(addresses, str):
+                raise TypeError(f"{what} is a list of addresses, not {addresses!r}")
         if not (users is None or isinstance(users, Users)):
             raise TypeError(f"users must be Users(...), not {users!r}")
         self._listen = tuple([exact(address) for address in listen])
+        self._web = tuple([exact(address) for address in web])
+        self._web_hosts = tuple(web_hosts)
         self._configured = tuple(receivers)
         for row in self._configured:
             if not isinstance(row, ReceiverRow):
@@ -258,11 +265,14 @@ class Node(Service):
         parts = self._parts = assemble(
             self.log,
             snapshot,
-            facts=Facts(self.node_name, self.log_id, self.listeners),
+            facts=Facts(
+                self.node_name, self.log_id, self.listeners, listens=lambda: self.is_running
+            ),
             time=self.time,
             limits=self.limits,
             users=self._users,
             insecure=self._insecure,
+            web_hosts=self._web_hosts,
             transports=self.transports,
             reload=self.reload,
             rate=self._rate,
@@ -298,15 +308,28 @@ class Node(Service):
                 )
             else:
                 port = await transport.listen(self.time.clock, description, make_user, self.limits)
-            self.ports.append(port)
-            self.listeners.append(_describe(description, port))
-            self._logger.info("listening on {listener}", listener=self.listeners[-1])
+            self._listens(port, _describe(description, port))
+        for description in self._web:
+            await self._listen_web(parts, description)
         parts.receivers.start()
         parts.replayer.start()
         self.is_running = True
         parts.upkeep.start()
         parts.due.start()
         self._ready.fire(None)
+
+    async def _listen_web(self, parts: Parts, description: str) -> None:
+        door, tcp = self._doors.get(description, LISTENER), self.transports.tcp
+        asks = parts.gate.asks and door.asks
+        check_web_listener(tcp, description, insecure=self._insecure, asks=asks)
+        channel = partial(HttpChannel, server=parts.web, door=door)
+        port = await tcp.listen_for(self.time.clock, description, channel, self.limits)
+        self._listens(port, _describe_web(description, port))
+
+    def _listens(self, port: IListeningPort, listener: str) -> None:
+        self.ports.append(port)
+        self.listeners.append(listener)
+        self._logger.info("listening on {listener}", listener=listener)
 
     def _not_started(self, failure: Failure) -> None:
         assert isinstance(failure.value, Exception)
@@ -373,6 +396,7 @@ class Node(Service):
             parts.gate.replace(users)
             parts.connections.end_what_holds_no_more()
             parts.perspectives.end_what_holds_no_more()
+            parts.web.end_what_holds_no_more()
             parts.receivers.users_changed()
         self._users = users
         if before is None:
@@ -563,6 +587,7 @@ class Node(Service):
         await gatherResults([_listening_stopped(port) for port in self.ports])
         if parts is not None:
             parts.perspectives.stop()
+            parts.web.refuse_new()
             until = self.time.now() + self.limits.stop_timeout
             await parts.connections.stop()
             parts.dispatch.stop()
@@ -572,6 +597,7 @@ class Node(Service):
             await stored
             parts.commits.stop()
             parts.intake.stop()
+            await parts.web.until_gone()
             parts.dead_letters.stop()
             parts.seldom.stop()
             parts.gate.stop()
@@ -586,6 +612,14 @@ class Node(Service):
 def _listening_stopped(port: IListeningPort) -> Deferred[Any]:
     stopped: Deferred[Any] = port.stopListening() or succeed(None)
     return stopped
+
+
+def _describe_web(description: str, port: IListeningPort) -> str:
+    """Return the address of a web listener as a browser takes it; of a Unix socket, its path."""
+    scheme, colon, where = _describe(description, port).partition(":")
+    if scheme == "unix":
+        return f"http+unix:{where}"
+    return f"{'http' if scheme == 'tcp' else 'https'}{colon}//{where}/"
 
 
 def _describe(description: str, port: IListeningPort) -> str:

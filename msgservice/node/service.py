@@ -10,7 +10,7 @@ from functools import partial
 
 from twisted.internet.interfaces import IReactorTime
 
-from msgservice.config.addresses import FACES
+from msgservice.config.addresses import FACES, WEB
 from msgservice.config.config import Config, load_users_of
 from msgservice.identity.users import Users
 from msgservice.identity.users_file import load_users
@@ -41,6 +41,8 @@ def build_service(config: Config, *, reactor: IReactorTime) -> Node:
         config.data,
         name=config.name or "",
         listen=[one.address for one in config.listen if one.transport not in FACES],
+        web=[one.address for one in config.listen if one.transport == WEB],
+        web_hosts=config.web_hosts,
         receivers=[
             ReceiverRow(
                 number=0,

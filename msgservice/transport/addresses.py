@@ -228,6 +228,19 @@ def is_plain(address: str) -> bool:
 PLAIN_NEEDS = "plain tcp: or pb: beyond this machine needs insecure = true; or use tls: or pbs:"
 
 
+WEB_SCHEMES = ("tcp", "tls", "ssl", "unix")
+
+
+def check_web_listener(
+    transport: ITransport, address: str, *, insecure: bool, asks: bool = False
+) -> None:
+    """Raise where HTTP cannot, or may not, be served at `address`, as `check_listener` does."""
+    if parse_address(address).scheme not in WEB_SCHEMES:
+        allowed = ", ".join(f"{scheme}:" for scheme in WEB_SCHEMES)
+        raise BadAddress(address, f"HTTP is served at {allowed}")
+    check_listener(transport, address, insecure=insecure, asks=asks)
+
+
 def check_listener(
     transport: ITransport, address: str, *, insecure: bool, asks: bool = False
 ) -> None:

@@ -71,6 +71,7 @@ def test_every_pair_of_limits_that_bound_each_other_is_documented() -> None:
         ("## `[node]`", config.NODE_KEYS),
         ("## `[listen]`", config_addresses.listeners()),
         ("## `[[listen]]`", config.LISTEN_KEYS),
+        ("## `[web]`", config.WEB_KEYS),
         ("## `[tls]`", config.TLS_KEYS),
         ("## `[[receiver]]`", config.RECEIVER_KEYS),
         ("## `[[user]]`", config.USER_KEYS),

@@ -33,6 +33,7 @@ def _expiry(test: str) -> ByTest:
     return _test(f"{EXPIRY}::{test}", test)
 
 
+HTTP = "tests/integration/test_http_listener.py"
 STREAMS = "msgservice.faces.streams.durable:NodeStreams"
 
 
@@ -476,10 +477,53 @@ _ALL = [
     ),
     Mutant(
         name="an-answer-to-any-request",
-        at="msgservice.node.admin:Admin._call",
+        at="msgservice.node.admin:Admin.ask",
         old='if not (operation.own and who.is_bound) and not who.allows("request", subject):',
         new="if False:",
         catcher=_test("tests/unit/test_gate_denies.py -k asks_nothing", "asks_nothing"),
+    ),
+    # --- HTTP
+    Mutant(
+        name="any-name-of-the-web-listener",
+        at="msgservice.transport.http.browsers:check_host",
+        old="or host in hosts",
+        new="or host",
+        catcher=_test(f"{HTTP} -k another_site", "another_site_writes"),
+    ),
+    Mutant(
+        name="any-site-may-ask",
+        at="msgservice.transport.http.browsers:check_site",
+        old="if origin is not None:",
+        new="if False:",
+        catcher=_test(f"{HTTP} -k another_site", "another_site_writes"),
+    ),
+    Mutant(
+        name="a-body-in-chunks-without-end",
+        at="msgservice.transport.http.channel:HttpRequest.handleContentChunk",
+        old="if self.received > self.body_max and self.entering is None:",
+        new="if False:",
+        catcher=_test(f"{HTTP} -k gigabyte", "gigabyte"),
+    ),
+    Mutant(
+        name="a-byte-at-a-time-is-progress",
+        at="msgservice.transport.http.channel:HttpChannel._progress_from",
+        old="came >= PROGRESS_BYTES",
+        new="came > 0",
+        catcher=_test(f"{HTTP} -k body_of_a_byte", "body_of_a_byte"),
+    ),
+    Mutant(
+        name="everybody-logs-in-with-any-password",
+        at="msgservice.identity.passwords:PasswordRecord.is_of",
+        old="return hmac.compare_digest(stored, self.stored_key)",
+        new="return True",
+        catcher=_test(f"{HTTP} -k who_is_nobody", "who_is_nobody"),
+    ),
+    Mutant(
+        name="the-name-of-anothers-messages",
+        at="msgservice.identity.users:Users.may_be_called",
+        old='and not name.startswith("http.")',
+        new="",
+        catcher=_test(f"{HTTP} -k no_name_of_a_user", "no_name_of_a_user"),
     ),
     # --- the node
     Mutant(
@@ -2195,7 +2239,7 @@ _ALL = [
     Mutant(
         name="a-sender-is-told-of-others-messages",
         at="msgservice.node.admin:Admin._status",
-        old="if not (who.sees_all or who.may_be_called(found.sender)):",
+        old="if not (who.sees_all or who.has_sent(found.sender)):",
         new="if False:",
         catcher=_test("tests/unit/test_node_users.py", "told_to_its_sender"),
     ),
@@ -2678,7 +2722,7 @@ _ALL = [
     Mutant(
         name="anybody-cancels-what-is-anothers",
         at="msgservice.node.admin:Admin._cancel",
-        old="if own is not None and not who.may_be_called(found.sender):",
+        old="if own is not None and not who.has_sent(found.sender):",
         new="if False:",
         catcher=_test(
             "tests/unit/test_node_delayed.py::test_27_only_what_is_ones_own_is_cancelled_or_listed_without_the_right",

@@ -349,7 +349,8 @@ def test_flags_are_named_where_they_are_wrong(file: Path) -> None:
         "--name: node.name: bad name '': it is empty",
         "--limit: limits.hartbeat: unknown key, did you mean 'heartbeat'?",
         '--limit: limits.heartbeat: must be a number, not "soon"',
-        "--listen: listen.web: is not built yet",
+        "--listen: listen.web: bad address 'web:7411:interface=127.0.0.1': HTTP is served at tcp:,"
+        " tls:, ssl:, unix:",
     ] == problems(
         file,
         WHOLE,
@@ -366,7 +367,7 @@ nmae = "central"
 data = 5
 insecure = "yes"
 [listen]
-web = "tcp:7411"
+web = "udp:7411"
 [[receiver]]
 name = "billing"
 address = "http://billing:1"
@@ -383,13 +384,13 @@ subjects = ["a", "a"]
 max_batch = 1
 connections = "many"
 heartbeat = -1
-[web]
+[www]
 """
     assert [
         "2: node.nmae: unknown key, did you mean 'name'? (allowed: name, data, users, insecure)",
         "3: node.data: must be a string, not 5",
         '4: node.insecure: must be true or false, not "yes"',
-        "6: listen.web: is not built yet",
+        "6: listen.web: bad address 'udp:7411': HTTP is served at tcp:, tls:, ssl:, unix:",
         "9: receiver.address: a receiver at http: is not supported by this version",
         "10: receiver.subjects: bad subject 'a..b': empty token",
         '11: receiver.order: must be "strict" or "none", not "some"',
@@ -404,7 +405,7 @@ heartbeat = -1
         "20: limits.max_batch: must be at least 4096, not 1",
         '21: limits.connections: must be an integer, not "many"',
         "22: limits.heartbeat: must be at least 0.1, not -1.0",
-        "23: web: unknown key (allowed: node, listen, tls, receiver, user, rate, limits)",
+        "23: www: unknown key (allowed: node, listen, web, tls, receiver, user, rate, limits)",
     ] == problems(file, text)
 
 
@@ -628,10 +629,37 @@ def test_streams_are_a_face_of_a_listen_with_a_user(file: Path) -> None:
         ("[listen]\nstreams = ['tcp:7412', 'tcp:7413']\n", "at one address only"),
         ("[listen]\nstreams = 'tcp:7412'\n" + USER, "no line of a stream can log in"),
         (FACE + USER, "no line of a stream can log in"),
-        (FACE.replace("'streams'", "'web'"), "face: must be "),
+        (FACE.replace("'streams'", "'callbacks'"), "face: must be "),
     ],
 )
 def test_streams_that_cannot_be_or_may_not_are_refused(file: Path, text: str, told: str) -> None:
+    (problem,) = problems(file, text)
+    assert told in problem
+
+
+def test_http_is_a_key_of_listen_and_a_face(file: Path) -> None:
+    text = "[listen]\nweb = ['tcp:7480', 'unix:/run/w']\n[web]\nhosts = ['Node.Internal', '::1']\n"
+    config = load(file, text)
+    assert [("web", "tcp:7480"), ("web", "unix:/run/w")] == [
+        (one.transport, one.address) for one in config.listen
+    ]
+    assert ("node.internal", "::1") == config.web_hosts
+    face = FACE.replace("'streams'", "'web'")
+    assert ["web"] == [one.transport for one in load(file, face + USER).listen]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[listen]\nweb = 'tcp:7480:interface='\n", "insecure = true"),
+        ("[listen]\nweb = 'tcp:7480:interface='\n" + USER, "use tls:"),
+        ("[listen]\nweb = 'pb:7480'\n", "HTTP is served at"),
+        ("[web]\nhosts = ['http://node.internal']\n", "is no name of a host"),
+        ("[web]\nhosts = ['node.internal:7480']\n", "is no name of a host"),
+        ("[web]\nhost = 'x'\n", "did you mean 'hosts'"),
+    ],
+)
+def test_http_that_cannot_be_or_may_not_is_refused(file: Path, text: str, told: str) -> None:
     (problem,) = problems(file, text)
     assert told in problem
 

@@ -40,7 +40,7 @@ from msgservice.transport.tcp.listening import (
 from msgservice.transport.tcp.pacing import Turn
 from msgservice.transport.tcp.profiles import TlsProfiles
 from msgservice.transport.tcp.tls import Tls
-from msgservice.transport.tcp.transport import Unused
+from msgservice.transport.tcp.transport import Unused, nobody
 
 _BELOW: Final = {"pb": "tcp", "pbs": "tls"}
 
@@ -148,7 +148,7 @@ class PbTransport:
         self, reactor: IReactorTime, address: str, make_channel: MakeChannel, limits: Limits
     ) -> Deferred[IListeningPort]:
         """Listen for connections that are what `make_channel` makes, and have no user."""
-        return self._listen(reactor, address, make_channel, limits, _nobody)
+        return self._listen(reactor, address, make_channel, limits, nobody)
 
     def _listen(
         self,
@@ -175,10 +175,6 @@ class PbTransport:
     def reload(self) -> list[Reread]:
         """See `ITransport`."""
         return self._tls.reload()
-
-
-def _nobody() -> IChannelUser:
-    raise AssertionError("a connection without a channel has no user")
 
 
 def _client(reactor: Any, address: str, tls: Tls) -> IStreamClientEndpoint:

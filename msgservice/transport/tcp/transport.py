@@ -31,7 +31,12 @@ from msgservice.transport.tcp.endpoints import (
     is_listened_at,
     server_endpoint,
 )
-from msgservice.transport.tcp.listening import ChannelFactory, ConnectionCount, listen_on
+from msgservice.transport.tcp.listening import (
+    ChannelFactory,
+    ConnectionCount,
+    MakeChannel,
+    listen_on,
+)
 from msgservice.transport.tcp.pacing import Turn
 from msgservice.transport.tcp.profiles import TlsProfiles
 from msgservice.transport.tcp.tls import Tls
@@ -121,13 +126,33 @@ class TcpTransport:
         limits: Limits,
     ) -> Deferred[IListeningPort]:
         """See `ITransport`."""
+        return self._listen(reactor, address, FrameProtocol, limits, make_user)
+
+    def listen_for(
+        self, reactor: IReactorTime, address: str, make_channel: MakeChannel, limits: Limits
+    ) -> Deferred[IListeningPort]:
+        """Listen for connections that are what `make_channel` makes, and have no user."""
+        return self._listen(reactor, address, make_channel, limits, nobody)
+
+    def _listen(
+        self,
+        reactor: IReactorTime,
+        address: str,
+        make_channel: MakeChannel,
+        limits: Limits,
+        make_user: Callable[[], IChannelUser],
+    ) -> Deferred[IListeningPort]:
         reactor = timed(reactor)
         try:
             endpoint = server_endpoint(reactor, address, self._tls)
         except BadAddress as error:
             return fail(error)
         factory = ChannelFactory(
-            reactor=reactor, make_user=make_user, limits=limits, count=self.accepted
+            reactor=reactor,
+            make_user=make_user,
+            limits=limits,
+            count=self.accepted,
+            make_channel=make_channel,
         )
         return listen_on(endpoint, address, factory)
 
@@ -138,3 +163,8 @@ class TcpTransport:
     def tell_expiring(self) -> None:
         """Warn of certificates in use that expire soon, each once a day."""
         self._tls.tell_expiring()
+
+
+def nobody() -> IChannelUser:
+    """Stand for the user of connections that have none."""
+    raise AssertionError("a connection without a channel has no user")

@@ -1,0 +1,129 @@
+"""Errors as HTTP says them: a status, and a problem document (RFC 9457) with the error's own code.
+
+One table says which error has which status; a failed request to `$node.*` has a code alone, so the
+same table is asked by code.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import msgspec
+
+from msgservice.errors import (
+    Ambiguous,
+    BadAddress,
+    BadName,
+    BadSubject,
+    BadValue,
+    Forbidden,
+    KeyReused,
+    LimitReached,
+    LogFull,
+    LoginEnded,
+    LogUnavailable,
+    MessageTooLarge,
+    MsgServiceError,
+    NoReceiver,
+    NoResponder,
+    NotAllowed,
+    NotAuthenticated,
+    NotConfirmed,
+    NotYetBuilt,
+    ReceiverExists,
+    Refused,
+    ReplayRuns,
+    UnknownDeadLetter,
+    UnknownMessage,
+    UnknownReceiver,
+    WebRefused,
+)
+from msgservice.node.web.answers import Answer
+
+PROBLEM_TYPE = b"application/problem+json"
+RETRY_AFTER = 1.0  # seconds, where nothing says another time
+# Of an error its own status, or that of the first class in its ancestry that has one.
+STATUSES: dict[type[MsgServiceError], int] = {
+    Ambiguous: 503,
+    BadAddress: 400,
+    BadName: 400,
+    BadSubject: 400,
+    BadValue: 400,
+    Forbidden: 403,
+    KeyReused: 422,
+    LimitReached: 429,
+    LogFull: 503,
+    LogUnavailable: 503,
+    LoginEnded: 401,
+    MessageTooLarge: 413,
+    NoReceiver: 422,
+    NoResponder: 404,
+    NotAllowed: 403,
+    NotAuthenticated: 401,
+    NotConfirmed: 409,
+    NotYetBuilt: 501,
+    ReceiverExists: 409,
+    Refused: 422,
+    ReplayRuns: 409,
+    UnknownDeadLetter: 404,
+    UnknownMessage: 404,
+    UnknownReceiver: 404,
+}
+LATER = (LogFull, LimitReached, LogUnavailable)  # … after which the same may be taken
+BY_CODE = {error.refusal_code: error for error in STATUSES if error.refusal_code}
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A problem document. `error`: the error's name in docs/errors.md, `code`: its number there.
+
+    `about`: the receiver, limit or key that it concerns. Its `type` is `about:blank`, which need
+    not be said.
+    """
+
+    title: str
+    status: int
+    detail: str
+    error: str = ""
+    code: int = 0
+    about: str = ""
+
+
+def status_of(error: Exception) -> int:
+    """Return the status of the answer to what has raised this."""
+    if isinstance(error, WebRefused):
+        return error.status
+    for kind in type(error).__mro__:
+        if kind in STATUSES:
+            return STATUSES[kind]
+    return 400 if isinstance(error, UnicodeDecodeError | msgspec.MsgspecError) else 500
+
+
+def problem_of(error: Exception) -> Problem:
+    """Return the document that says an error; what no client may know is not in it."""
+    status = status_of(error)
+    is_ours = isinstance(error, MsgServiceError)
+    detail = "internal error: see the node's log"
+    if is_ours or status == 400:
+        detail = str(error)
+    return Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        error=type(error).__name__ if is_ours and not isinstance(error, WebRefused) else "",
+        code=error.refusal_code if isinstance(error, MsgServiceError) else 0,
+        about=error.about if isinstance(error, MsgServiceError) else "",
+    )
+
+
+def answer_of(error: Exception, *, from_browser: bool = False) -> Answer:
+    """Return the answer that says an error."""
+    problem = problem_of(error)
+    headers: list[tuple[bytes, bytes]] = []
+    if problem.status == 401:
+        headers.append((b"WWW-Authenticate", b'Bearer realm="msgservice"'))
+        if not from_browser:  # which would ask for a password by itself, of whatever page
+            headers.append((b"WWW-Authenticate", b'Basic realm="msgservice", charset="UTF-8"'))
+    if isinstance(error, LATER) or problem.status == 503:
+        delay = error.delay if isinstance(error, LogFull) else RETRY_AFTER
+        headers.append((b"Retry-After", b"%d" % max(1, round(delay))))
+    return Answer(problem.status, msgspec.json.encode(problem), PROBLEM_TYPE, headers)
