@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from twisted.cred.checkers import ICredentialsChecker
@@ -26,6 +27,7 @@ from twisted.spread import pb
 from zope.interface import implementer
 
 from msgservice.administration import RECEIVERS_LIST
+from msgservice.clock import monotonic_of
 from msgservice.core.frames import Reply, Request
 from msgservice.core.reasons import one_line
 from msgservice.core.refusal import Refusal
@@ -46,13 +48,16 @@ from msgservice.limits import NAME_BYTES_MAX, Limits
 from msgservice.message import FLAG_REQUIRE, WireMessage, decode_messages, encode_messages
 from msgservice.node.gate import Door, Pass
 from msgservice.node.intake import LocalSender
+from msgservice.node.slices import Slices
 from msgservice.node.view import ReceiversView
 from msgservice.records import Batch, Outcome, RefusedBatch
-from msgservice.transport.pb.broker import Service
+from msgservice.transport.pb import jellied
+from msgservice.transport.pb.broker import TURN_SECONDS, Service
 from msgservice.transport.pb.channel import PbChannel, Root
 
 CHALLENGE_BYTES = 16  # as Twisted's
 LOGINS_MAX = 5  # of one connection: who fails so often dials again
+ASKED_BYTES = 1024 * 1024  # of requests that wait; beyond it nothing is read
 OPTIONS = ("headers", "id", "key", "require", "to")
 _to_json = msgspec.json.Encoder().encode
 
@@ -111,10 +116,12 @@ class Perspectives:
         self.instance = instance
         self.gate = gate
         self.intake = intake
-        self.requests = requests
+        self._requests = requests
         self.limits = limits
         self.is_stopped = False
-        self._here: dict[PbChannel, Perspective] = {}
+        # Of requests and of the form of their answers, for all connections together.
+        self._slices = Slices(view.clock, monotonic_of(view.clock), TURN_SECONDS)
+        self._here: dict[PbChannel, list[Perspective]] = {}
 
     def root(self, door: Door, channel: PbChannel) -> Root:
         """Return what a connection finds that came by a door."""
@@ -122,19 +129,28 @@ class Perspectives:
 
     def came(self, channel: PbChannel, perspective: Perspective) -> None:
         """A connection has a perspective now."""
-        self._here[channel] = perspective
-        channel.notifyOnDisconnect(lambda: self._here.pop(channel, None))
+        here = self._here.setdefault(channel, [])
+        if not here:
+            channel.notifyOnDisconnect(lambda: self._here.pop(channel, None))
+        here.append(perspective)
 
     def end_what_holds_no_more(self) -> None:
         """End the connections of those that would not be let in again as they are."""
-        for channel, perspective in list(self._here.items()):
-            if not self.gate.holds(perspective.allowed):
+        for channel, here in list(self._here.items()):
+            if not all(self.gate.holds(perspective.allowed) for perspective in here):
                 channel.close()
+
+    def answer(self, request: Request, who: Pass) -> Deferred[Any]:
+        """Fire with the answer to a request, as it is sent: some in each turn, the rest later."""
+        run = self._slices.run
+        asking: Deferred[Any] = run(lambda: self._requests.answer(request, who))
+        return asking.addCallback(lambda reply: run(lambda: _answer(reply, request.subject)))
 
     def stop(self) -> None:
         """End all connections that have a perspective; nothing is taken in any more."""
         self.is_stopped = True
         self.view.stop()
+        self._slices.stop()
         for channel in list(self._here):
             channel.close()
 
@@ -270,6 +286,14 @@ class _Challenger(Service):
         return self._root.enter(_Response(self._username, challenge, response), mind)
 
 
+class _Asked(NamedTuple):
+    """A request that waits for its turn: with the bytes of its content, and who waits for it."""
+
+    request: Request
+    size: int
+    answer: Deferred[Any]
+
+
 @implementer(pb.IPerspective)
 class Perspective(Service):
     """The perspective of one login: what it may call. `allowed`: its pass."""
@@ -283,6 +307,10 @@ class Perspective(Service):
         self._house = house
         self._channel = channel
         self._sender = sender
+        self._asked: deque[_Asked] = deque()  # what is not being answered yet
+        self._asked_bytes = 0
+        self._answering = 0
+        self._is_going_on = False  # or waits for room
 
     def perspectiveMessageReceived(self, broker: Any, message: str, args: Any, kw: Any) -> Any:
         """Take a call, as `remoteMessageReceived` does."""
@@ -290,6 +318,7 @@ class Perspective(Service):
 
     def logout(self) -> None:
         """The connection has gone: nothing is kept for it."""
+        self._asked.clear()
 
     def _check(self) -> None:
         if self._house.is_stopped:
@@ -333,8 +362,45 @@ class Perspective(Service):
         except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
             raise BadValue("content", f"has no form in JSON: {error}") from None
         request = Request(1, name, msgspec.Raw(encode_messages([WireMessage(body)])))
-        asking: Deferred[Reply] = self._house.requests.answer(request, self.allowed)
-        return asking.addCallback(_answer, name)
+        asked = _Asked(request, len(body), Deferred())
+        self._asked.append(asked)
+        self._asked_bytes += asked.size
+        if not self._is_going_on:
+            self._go_on()
+        if self._asked_bytes > ASKED_BYTES:
+            self._channel.stop_reading(self._unanswered)
+        return asked.answer
+
+    @property
+    def _unanswered(self) -> str:
+        """Why its connection is not read from: what was asked waits, and takes room."""
+        return f"requests of login {id(self)} wait"
+
+    def _go_on(self) -> None:
+        """Answer what was asked: so much at once, and nothing while answers are not read."""
+        house, channel = self._house, self._channel
+        self._is_going_on = True
+        while self._asked and self._answering < house.limits.answering:
+            if channel.disconnected:
+                return
+            if not channel.is_writable:
+                channel.room().addCallback(lambda _: self._go_on())
+                return
+            request, size, answer = self._asked.popleft()
+            self._asked_bytes -= size
+            self._answering += 1
+            asking = house.answer(request, self.allowed)
+            asking.addBoth(self._answered)
+            asking.chainDeferred(answer)
+        self._is_going_on = False
+        if self._asked_bytes <= ASKED_BYTES:
+            channel.read_on(self._unanswered)
+
+    def _answered(self, result: Any) -> Any:
+        self._answering -= 1
+        if not self._is_going_on:
+            self._go_on()
+        return result
 
     def perspective_hello(
         self, other: Any, number: Any = 1, live: Any = None, seen: Any = None
@@ -372,7 +438,7 @@ def _answer(reply: Reply, subject: str) -> Any:
     ((_, ok, raw),) = reply.replies
     (message,) = decode_messages(msgspec.Raw(b"\x91" + bytes(raw)))
     if ok:
-        return msgspec.json.decode(message.body)
+        return jellied.plain(msgspec.json.decode(message.body))
     code = int((message.headers or {}).get(ERROR_HEADER, "0"))
     raise request_failed(code, message.body.decode(), subject, 0)
 

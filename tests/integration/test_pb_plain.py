@@ -282,6 +282,18 @@ async def test_a_user_that_is_gone_is_sent_away(house: House) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_of_two_logins_of_one_connection_the_first_counts_too(house: House) -> None:
+    await house.start(users=users(user("shop"), user("other")))
+    factory = house.dial()
+    perspective = await factory.login(UsernamePassword(b"shop", b"shop!"))
+    assert await factory.login(UsernamePassword(b"other", b"other!"))
+    left: Deferred[None] = Deferred()
+    perspective.notifyOnDisconnect(lambda _: left.callback(None))
+    house.node.reload_users(users(user("other")))
+    await left.addTimeout(10, reactor)
+
+
+@pytest_twisted.ensureDeferred
 async def test_with_tls_a_login_is_taken(house: House, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     await house.start(

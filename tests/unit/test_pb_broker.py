@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent
+from twisted.python.failure import Failure
 from twisted.spread import pb
 
 from msgservice.errors import MsgServiceError
@@ -239,6 +241,47 @@ def test_named_arguments_that_are_none_are_an_error_for_the_caller_and_no_line_o
     assert "arguments" in sentence(error)
     assert not peer.is_ended
     assert [] == logged_failures
+
+
+def slow_peer() -> tuple[Peer, list[int]]:
+    """A peer of a root whose calls take four milliseconds each, and the calls."""
+    called: list[int] = []
+
+    class Slow(Root):
+        def remote_slow(self, number: int) -> int:
+            called.append(number)
+            peer.clock.rightNow += 0.004
+            return number
+
+    peer = Peer(make_root=Slow)
+    return peer, called
+
+
+def test_calls_that_came_together_are_carried_out_in_several_turns_and_nothing_is_read() -> None:
+    peer, called = slow_peer()
+    calls = [
+        encode([b"message", n, b"root", b"slow", 1, [b"tuple", n], [b"dictionary"]])
+        for n in range(12)
+    ]
+    peer.channel.dataReceived(b"".join(calls[:10]))
+    assert [0, 1, 2] == called  # ten milliseconds
+    assert "paused" == peer.wire.producerState
+    peer.channel.dataReceived(b"".join(calls[10:]))  # it was on its way
+    assert [0, 1, 2] == called
+    for _ in range(5):
+        peer.clock.advance(0)
+    assert list(range(12)) == called
+    assert [[b"answer", n, n] for n in range(12)] == peer.heard()
+    assert "producing" == peer.wire.producerState
+
+
+def test_a_connection_that_ends_with_calls_behind_leaves_no_timer() -> None:
+    peer, called = slow_peer()
+    call = [b"message", 1, b"root", b"slow", 1, [b"tuple", 1], [b"dictionary"]]
+    peer.channel.dataReceived(encode(call) * 10)
+    peer.channel.connectionLost(Failure(ConnectionDone()))
+    assert [] == peer.clock.getDelayedCalls()
+    assert [1, 1, 1] == called
 
 
 def test_what_is_uncached_is_not_let_go_a_second_time() -> None:

@@ -50,6 +50,7 @@ from msgservice.transport.pb.expressions import Expressions
 from msgservice.transport.tcp.pacing import Turn, Watch
 from msgservice.transport.tcp.shown import credentials_of
 from msgservice.transport.tcp.sockets import reason_of, tune, unwritten, write_now
+from msgservice.waiters import Waiters
 
 # Of one call of a known peer: more than any frame of ours takes, parts included.
 CALL_BYTES_MAX = 4 * 1024 * 1024
@@ -63,6 +64,10 @@ NAME_BYTES_MAX = 64  # of a method
 CACHED_MAX = 16  # objects of the other side's that update themselves here
 PROGRESS_BYTES = 64 * 1024
 NO_NAMED: Final = [b"dictionary"]  # arguments
+TURN_SECONDS = 0.01  # of calls of one connection, before others have their turn
+# Why a connection is not read from.
+UNREAD: Final = "the other side does not read"
+BEHIND: Final = "what was read is not carried out yet"
 # What a peer may say, besides the dialect, and with how many arguments.
 COMMANDS: Final = {
     b"version": 1,
@@ -191,7 +196,9 @@ class BoundedBroker(pb.Broker):
         self._out: list[bytes] = []
         self._is_full = False
         self._drained_count = 0
-        self._is_stopped = False  # nothing is read: the other side does not read either
+        self._stops: set[str] = set()  # why nothing is read
+        self._room: Waiters[None] = Waiters()
+        self._going_on: IDelayedCall | None = None  # with what was read in an earlier turn
         self._calls = 0  # of the other side that are being answered
         self._half_call = Watch(limits.frame_timeout)
         self._unread = Watch(limits.write_timeout)
@@ -314,19 +321,37 @@ class BoundedBroker(pb.Broker):
         self.guard(super().connectionMade)
 
     def dataReceived(self, chunk: bytes) -> None:  # noqa: D102
-        if self.state not in (State.OPENING, State.OPEN) or self._error is not None:
+        if self._takes_nothing:
             return
         self.heard_at = self._now()
         self._expressions.feed(chunk)
+        if self._going_on is None:
+            self._take_in()
+
+    @property
+    def _takes_nothing(self) -> bool:
+        return self.state not in (State.OPENING, State.OPEN) or self._error is not None
+
+    def _take_in(self) -> None:
+        """Carry out what was read, for as long as a turn may take; the rest in the next ones."""
+        self._going_on = None
+        if self._takes_nothing:
+            return
         outermost, self._in_turn = not self._in_turn, True
+        end = self._now() + TURN_SECONDS
         try:
             for expression in self._expressions.take():
                 self._check_total()
                 self.callExpressionReceived(expression)
-                if self.state not in (State.OPENING, State.OPEN) or self._error is not None:
+                if self._takes_nothing:
+                    break
+                if self._now() >= end:
+                    self.stop_reading(BEHIND)
+                    self._going_on = self._reactor.callLater(0, self._take_in)
                     break
             else:
                 self._check_total()
+                self.read_on(BEHIND)
         except ProtocolError as error:
             self.fail(error)
         except Exception:
@@ -364,7 +389,11 @@ class BoundedBroker(pb.Broker):
         self.state = State.LOST
         self._stop_watching()
         self._stop_deadline()
+        if self._going_on is not None:
+            self._going_on.cancel()
+            self._going_on = None
         self._out.clear()
+        self._room.fire(None)
         text = str(self._error) if self._error is not None else reason_of(reason, self.transport)
         self.guard(super().connectionLost, reason)
         self.guard(self.has_gone, text)
@@ -386,6 +415,8 @@ class BoundedBroker(pb.Broker):
         kw: Any = None,
     ) -> Any:
         """Return a value jellied; `BadValue` where it has no form, of a result for the caller."""
+        if isinstance(object, expressions.Encoded):
+            return object
         try:
             return super().serialize(object, perspective, method, args, kw)
         except (InsecureJelly, ValueError, TypeError, RecursionError) as error:
@@ -602,10 +633,26 @@ class BoundedBroker(pb.Broker):
         """The kernel has taken all that the transport held."""
         self._is_full = False
         self._drained_count += 1
-        if self._is_stopped:
-            self._is_stopped = False
-            self.transport.resumeProducing()
+        self.read_on(UNREAD)
+        self._room.fire(None)
         self.now()
+
+    def stop_reading(self, why: str) -> None:
+        """Read nothing more until `read_on` for this, and for whatever else there is."""
+        if not self._stops:
+            self.transport.pauseProducing()
+        self._stops.add(why)
+
+    def read_on(self, why: str) -> None:
+        """Read again, unless there is another reason not to."""
+        if why in self._stops:
+            self._stops.discard(why)
+            if not self._stops and self.state not in ENDED:
+                self.transport.resumeProducing()
+
+    def room(self) -> Deferred[None]:
+        """Fire when the transport has room again, or the connection has ended."""
+        return self._room.wait()
 
     def flush(self) -> None:
         """Write what was queued in this turn."""
@@ -630,9 +677,8 @@ class BoundedBroker(pb.Broker):
             if outermost:
                 self._in_turn = False
         if self.state is State.OPEN:
-            if self._is_full and unwritten(self.transport) > UNREAD_BYTES and not self._is_stopped:
-                self._is_stopped = True
-                self.transport.pauseProducing()
+            if self._is_full and unwritten(self.transport) > UNREAD_BYTES:
+                self.stop_reading(UNREAD)
             if self._watching is None and (self._is_full or self.waits() is not None):
                 self._watch()
         elif self.state is State.CLOSING and not self.is_waiting():

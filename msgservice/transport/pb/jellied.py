@@ -8,7 +8,8 @@ the classes that its owner has named. Everything else is an error for who called
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import lru_cache
 from typing import Any, Final
 
 from twisted.python.reflect import qual
@@ -17,6 +18,7 @@ from twisted.spread.pb import CopyableFailure
 
 from msgservice.core.reasons import one_line
 from msgservice.errors import BadValue, MalformedFrame, MsgServiceError, RemoteFailed
+from msgservice.transport.pb.expressions import Encoded, encode
 
 PARTS_MAX = 100_000  # lists of a value that is sent: more than a call has room for
 SHOWN = 80  # characters of what the other side has said, in an error
@@ -45,6 +47,14 @@ def security(*classes: type) -> SecurityOptions:
 
 
 _BASICS: Final = security()
+# For `plain`.
+CACHED_TEXT = 64  # characters: keys, and what is said again and again
+_PAIR: Final = encode([0, 0])[:-4]
+_FIXED: Final = {
+    None: encode([b"None"]),
+    True: encode([b"boolean", b"true"]),
+    False: encode([b"boolean", b"false"]),
+}
 
 
 def check(value: Any, also: Collection[bytes] = ()) -> None:
@@ -112,6 +122,44 @@ def _flattened(value: Any, known: dict[int, Any], inside: set[int], left: list[i
     found = _flattened(value, known, inside, left)
     inside.discard(number)
     return found
+
+
+def plain(value: Any) -> Encoded:
+    """Return a value as JSON has them jellied and encoded, in a fifth of the time that takes."""
+    pieces: list[bytes] = []
+    _plain(value, pieces.append)
+    return Encoded(b"".join(pieces))
+
+
+def _plain(value: Any, write: Callable[[bytes], object]) -> None:
+    if isinstance(value, str):
+        write(
+            _text_of(value) if len(value) <= CACHED_TEXT else encode([b"unicode", value.encode()])
+        )
+    elif isinstance(value, dict):
+        write(_opening(b"dictionary", len(value)))
+        for key, item in value.items():
+            write(_PAIR)
+            _plain(key, write)
+            _plain(item, write)
+    elif isinstance(value, list):
+        write(_opening(b"list", len(value)))
+        for item in value:
+            _plain(item, write)
+    elif value is None or isinstance(value, bool):
+        write(_FIXED[value])
+    else:
+        write(encode(value))
+
+
+@lru_cache(maxsize=4096)
+def _text_of(text: str) -> bytes:
+    return encode([b"unicode", text.encode()])
+
+
+def _opening(tag: bytes, count: int) -> bytes:
+    """The beginning of a list of a tag, and as many more."""
+    return encode([tag, *[0] * count])[: -2 * count or None]
 
 
 def shown(name: bytes) -> str:
