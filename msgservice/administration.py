@@ -315,7 +315,8 @@ class ReceiverState(
 ):
     """The state of one receiver, and first those of its options that can be said in a request.
 
-    Of these, `backlog_bytes` is the limit in force, and one that is being removed is `paused`.
+    Of these, `backlog_bytes` and `away_max` are the limits in force, and one that is being removed
+    is `paused`.
     """
 
     name: str
@@ -342,6 +343,8 @@ class ReceiverState(
     owner: str  # the user whose it is; empty: nobody's
     replay: Replaying | None = None
     left_out: LeftOut | None = None
+    away_s: float | None = None  # that it is away, where `away_max` counts it; over restarts too
+    stays: str = ""  # why it is there though that was too long
 
 
 class ReceiverPage(msgspec.Struct, frozen=True, kw_only=True):

@@ -249,6 +249,12 @@ class ILog(Interface):
         outlives it.
         """
 
+    def age() -> int:
+        """Return *now* how long the log was open so far, in ms, as of the last `retain`.
+
+        After a crash it may be less by what had passed since something was written last.
+        """
+
     def dead_bytes(receiver: int) -> int:
         """Return *now* the bytes that the dead letters of a receiver number take."""
 

@@ -78,6 +78,7 @@ LOWEST: dict[str, float] = {
     "retry_delay_min": _DELAY_MIN,
     "retry_delay_max": _DELAY_MIN,
     "asked_delay_max": _DELAY_MIN,
+    "away_max": _SECONDS_MIN,  # or 0
     "idempotency_key_seconds": _SECONDS_MIN,
     "tail_bytes": 64 * 1024,
     "uncommitted_bytes": 64 * 1024,
@@ -101,6 +102,7 @@ LOWEST: dict[str, float] = {
 ZERO_ALLOWED = frozenset(
     {
         "backlog_bytes",
+        "away_max",
         "keep_seconds",
         "keep_bytes",
         "dead_bytes",
@@ -267,6 +269,7 @@ class Limits:
     to_audiences: int = 0  # of these, that `to` may make; 0: three quarters
     sender_audiences: int = 1_000  # of these, that the `to` of one sender may make
     receivers: int = 10_000
+    away_max: float = 0.0  # seconds away until a receiver is removed; 0: it never is
     idempotency_keys: int = 1_000_000  # remembered; beyond it, a message with a new one is refused
     idempotency_key_seconds: float = 86_400.0  # how long each is, by the age of the log
     retained: int = 50_000  # subjects of which a message is retained

@@ -13,17 +13,24 @@ Not here: what identifies a receiver (name, address, subjects) and its progress,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_args
 
 import msgspec
 
 from msgservice.errors import BadValue
-from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits
+from msgservice.limits import (
+    INTEGER_MAX,
+    WINDOW_BYTES_MAX,
+    WINDOW_MESSAGES_MAX,
+    Limits,
+)
 from msgservice.message import plain
 
 ORDERS = STRICT, NONE = "strict", "none"
+# Options that a node has a limit for, by the same name: it holds where a receiver's own is 0.
+OF_NODES = ("backlog_bytes", "away_max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +46,7 @@ class About:
     column: str = ""  # in the log, where that is not its name
     added: bool = True  # whether `$node.receivers` takes and tells it, and the command line ...
     changed: bool = True  # ... and `$node.receivers.change`
+    configured: bool = True  # whether a [[receiver]] may say it
 
 
 class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +81,16 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
         # Changed by `pause` and `resume`, which also end and begin its connection.
         About(help="Keep its messages, send none until resumed.", changed=False),
     ] = False
+    away_max: Annotated[
+        int,
+        # What the configuration has stays as long as it is there.
+        About(
+            help="How many seconds it may be away until it is removed; 0: as the node's"
+            " configuration says.",
+            unit="SECONDS",
+            configured=False,
+        ),
+    ] = 0
     window_messages: Annotated[
         int | None,  # None: what the receiver says in its HELLO
         About(
@@ -111,9 +129,12 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise BadValue(option.name, wrong)
         return msgspec.structs.replace(self, **exact) if exact else self
 
-    def check_against(self, limits: Limits) -> None:
-        """Raise `BadValue` where its own `backlog_bytes` could not be that of the node either."""
-        replace(limits, backlog_bytes=self.backlog_bytes)
+    def check_against(self, limits: Limits, names: Iterable[str] = OF_NODES) -> None:
+        """Raise `BadValue` where what it has of its own could not be the node's either.
+
+        `names`: of these.
+        """
+        replace(limits, **{name: getattr(self, name) for name in names})
 
     def changed(self, changes: dict[str, Any]) -> ReceiverOptions:
         """These options with those `changes` that are not None, checked."""
@@ -175,5 +196,6 @@ def _option(field: msgspec.structs.FieldInfo) -> Option:
 
 OPTIONS = tuple(_option(field) for field in msgspec.structs.fields(ReceiverOptions))
 ADDED = tuple(option for option in OPTIONS if option.about.added)
+CONFIGURED = tuple(option for option in OPTIONS if option.about.configured)
 CHANGED = frozenset(option.name for option in OPTIONS if option.about.changed)
 DEFAULTS = ReceiverOptions()

@@ -230,6 +230,7 @@ class ReceiverRow:
     left_first: int = 0
     left_last: int = 0
     created_at: int = 0  # wall clock, ms
+    away_since: int | None = None  # age of the log when it went; None: it is here, or not counted
     # Kept for its number and name while batches refer to it, and for its owner (`ILog.retain`).
     removed: bool = False
     cursor: int = 0  # every position of its audiences up to here is final

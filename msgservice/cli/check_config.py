@@ -16,7 +16,7 @@ from msgservice.errors import ConfigError
 from msgservice.identity.rules import VERBS, Patterns
 from msgservice.identity.users import User
 from msgservice.limits import Limits, Rate
-from msgservice.receiver_options import OPTIONS
+from msgservice.receiver_options import CONFIGURED
 from msgservice.transport.tcp.profiles import TlsProfile, TlsProfiles
 
 
@@ -118,7 +118,7 @@ def _told(receiver: ReceiverConfig, users: Sequence[User]) -> str:
     told = [where, ", ".join(receiver.subjects) or "what names it"]
     if receiver.user is not None:
         told.append(f"of user {receiver.user}{_cannot_attach(receiver, users)}")
-    for option in OPTIONS:
+    for option in CONFIGURED:
         value = getattr(receiver.options, option.name)
         if value != option.default or option.name == "order":
             told.append(f"{'.'.join(option.key)} {value}")

@@ -296,9 +296,18 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _state(row: dict[str, Any]) -> str:
-    state = "connected" if row["connected"] else f"away {lasting(row['since_s'])}"
+    state = "connected" if row["connected"] else _away(row)
     marks = [mark for mark in ("paused", "suspended", "refuses") if row[mark]]
     return ", ".join([*marks, *_replaying(row), state])
+
+
+def _away(row: dict[str, Any]) -> str:
+    """Return for how long a receiver is away; and of which time, where it is removed after that."""
+    counted = row.get("away_s")
+    if counted is None:
+        return f"away {lasting(row['since_s'])}"
+    stays = f", stays: {row['stays']}" if row["stays"] else ""
+    return f"away {lasting(counted)} of {lasting(row['away_max'])}{stays}"
 
 
 def _replaying(row: dict[str, Any]) -> list[str]:

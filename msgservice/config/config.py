@@ -42,7 +42,7 @@ from msgservice.disk.filesystem import check_folder
 from msgservice.errors import BadValue, ConfigError
 from msgservice.identity.users import User
 from msgservice.limits import ORDERED, PARTS, Limits, Rate, contradictions, wrong_with
-from msgservice.receiver_options import DEFAULTS, OPTIONS, ReceiverOptions
+from msgservice.receiver_options import CONFIGURED, DEFAULTS, ReceiverOptions
 from msgservice.transport.addresses import PLAIN_NEEDS, is_plain
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import VERSIONS, WARN_DAYS, TlsProfile, TlsProfiles
@@ -59,15 +59,15 @@ RECEIVER_KEYS = (
     "address",
     "subjects",
     "user",
-    *dict.fromkeys(option.key[0] for option in OPTIONS),
+    *dict.fromkeys(option.key[0] for option in CONFIGURED),
     "rate",
 )
 LISTEN_KEYS = ("address", "face", "login", "user")  # of a [[listen]]
 LOGINS = ASKED, NO_LOGIN = "asked", "none"
 # Of the tables inside a [[receiver]], `window` for one: their keys.
 RECEIVER_TABLES = {
-    table: tuple(option.key[1] for option in OPTIONS if option.key[0] == table)
-    for table in dict.fromkeys(option.key[0] for option in OPTIONS if len(option.key) > 1)
+    table: tuple(option.key[1] for option in CONFIGURED if option.key[0] == table)
+    for table in dict.fromkeys(option.key[0] for option in CONFIGURED if len(option.key) > 1)
 }
 TLS_FILES = ("certificate", "private_key", "trust_roots", "client_roots")
 PROFILE_KEYS = (*TLS_FILES, "minimum_version")  # of [tls] and of each [tls.NAME]
@@ -505,7 +505,7 @@ def _options(reader: Reader, path: KeyPath, limits: Limits) -> ReceiverOptions:
     for table, keys in RECEIVER_TABLES.items():
         reader.table((*path, table), keys)
     given = {}
-    for option in OPTIONS:
+    for option in CONFIGURED:
         value = reader.value((*path, *option.key), option.kind, option.default)
         wrong = option.wrong(value, shown)
         if wrong is None:

@@ -419,6 +419,10 @@ class StoreLog:
         forgotten = self._retention.forgotten
         return [forgotten.popleft() for _ in range(len(forgotten))]
 
+    def age(self) -> int:
+        """See `ILog.age`."""
+        return self._store.age
+
     def dead_bytes(self, receiver: int) -> int:
         """See `ILog.dead_bytes`."""
         return self._store.state.dead_bytes.get(receiver, 0)

@@ -12,7 +12,17 @@ from typing import Any
 from msgservice.receiver_options import OPTIONS, ReceiverOptions
 from msgservice.records import ReceiverRow
 
-_PLAIN = ("number", "name", "address", "created_at", "left_first", "left_last", "epoch", "owner")
+_PLAIN = (
+    "number",
+    "name",
+    "address",
+    "created_at",
+    "left_first",
+    "left_last",
+    "epoch",
+    "owner",
+    "away_since",
+)
 _FLAGS = ("configured", "suspended")
 COLUMNS = (*_PLAIN, *_FLAGS, "patterns", *(option.column for option in OPTIONS))
 

@@ -282,6 +282,12 @@ alter table batch add column expires_at integer;
 create index batch_expires on batch(expires_at, number) where expires_at is not null;
 """
 
+# Since when a receiver is away, by the age of the log, and how long it may be.
+_VERSION_AWAY = """
+alter table receiver add column away_max integer not null default 0;
+alter table receiver add column away_since integer;
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -311,6 +317,7 @@ SCHEMA = Schema(
         _VERSION_STREAMS,
         _VERSION_RETAINED,
         _VERSION_EXPIRES,
+        _VERSION_AWAY,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

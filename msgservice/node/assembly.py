@@ -34,6 +34,7 @@ from msgservice.interfaces import ILog
 from msgservice.limits import Limits, Rate
 from msgservice.node.acceptance import Acceptance
 from msgservice.node.admin import Admin
+from msgservice.node.away import Away
 from msgservice.node.commits import Commits
 from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
@@ -105,6 +106,7 @@ class Parts:
     upkeep: Upkeep
     seldom: Seldom
     dead_letters: DeadLetters
+    away: Away
     due: Due
     letters: Letters
     expiry: Expiry
@@ -189,6 +191,14 @@ def assemble(
     # From the log to the receivers.
     due = Due(time, snapshot.wall)
     seldom = Seldom(time.clock)
+    away = Away(
+        log,
+        due=due,
+        limits=limits,
+        here=lambda: connections.receivers_here(),
+        store=lambda row: receivers.moved(row),
+        remove=lambda row, is_away: receivers.remove_away(row, is_away),
+    )
     dead_letters = DeadLetters(
         log=log,
         limits=limits,
@@ -206,6 +216,7 @@ def assemble(
         time.clock,
         lambda row, suspended: receivers.set_suspended(row, suspended),
         seldom,
+        away,
     )
     directory = Directory(
         log,
@@ -297,6 +308,7 @@ def assemble(
         make_outlet=make_outlet,
         connections=connections,
         dead_letters=dead_letters,
+        away=away,
         replayer=replayer,
         retained=retained,
         limits=limits,
@@ -345,6 +357,7 @@ def assemble(
         connections=connections,
         receivers=receivers,
         dead_letters=dead_letters,
+        away=away,
         retained=retained,
         replayer=replayer,
         tail=tail,
@@ -409,6 +422,7 @@ def assemble(
         upkeep=upkeep,
         seldom=seldom,
         dead_letters=dead_letters,
+        away=away,
         due=due,
         letters=letters,
         expiry=expiry,

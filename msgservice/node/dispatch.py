@@ -8,6 +8,7 @@ what was stored for its sets only where all that was stored could have brought i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -27,6 +28,16 @@ JUDGE_EVERY = 0.1  # seconds between two judgements of the backlogs (SEMANTICS 1
 JUDGED_SETS = 16_384
 
 
+class Presence(Protocol):
+    """The one who counts how long receivers are away (`away`)."""
+
+    def came(self, row: ReceiverRow) -> None:
+        """A receiver has its connection."""
+
+    def went(self, row: ReceiverRow) -> None:
+        """The connection of a receiver has gone."""
+
+
 class Dispatch:
     """The dispatcher of stored batches to connected outlets, and the judge of backlogs.
 
@@ -43,6 +54,7 @@ class Dispatch:
         clock: IReactorTime,
         set_suspended: Callable[[ReceiverRow, bool], None],
         seldom: Seldom,
+        presence: Presence,
     ) -> None:
         self.outlets: dict[int, Outlet] = {}  # by receiver number
         self.messages = 0  # that were stored since the start
@@ -52,6 +64,7 @@ class Dispatch:
         self._clock = clock
         self._set_suspended = set_suspended
         self._seldom = seldom
+        self._presence = presence
         self._live: dict[int, dict[Outlet, None]] = {}  # by audience number
         self._audiences: dict[int, Audience] = {}
         self._late: list[int] = []  # numbers of receivers that the last judgement did not come to
@@ -105,11 +118,13 @@ class Dispatch:
 
     def connected(self, outlet: Outlet) -> None:
         """The outlet's connection is open: stored batches are fed to it from now on."""
+        self._presence.came(outlet.row)
         for number in outlet.audiences:
             self._live[number][outlet] = None
 
     def disconnected(self, outlet: Outlet) -> None:
         """The outlet's connection was lost: it is fed nothing more."""
+        self._presence.went(outlet.row)
         for number in outlet.audiences:
             self._live[number].pop(outlet, None)
 

@@ -32,6 +32,7 @@ from msgservice.errors import BadValue, UnknownMessage
 from msgservice.interfaces import ILog
 from msgservice.limits import Rate
 from msgservice.message import Status
+from msgservice.node.away import Away
 from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.delayed import DelayedMessages
@@ -123,6 +124,7 @@ class Operations:
         connections: Connections,
         receivers: Receivers,
         dead_letters: DeadLetters,
+        away: Away,
         retained: RetainedIndex,
         replayer: Replayer,
         tail: Tail,
@@ -157,6 +159,7 @@ class Operations:
         self.letters_full = dead_letters.full
         self.letters, self.purge = letters, purge.page
         self._dead_letters = dead_letters
+        self._away = away
         self.peek = Peek(log=log, directory=directory, dispatch=dispatch, tail=tail)
         self.reload = reload
 
@@ -217,6 +220,7 @@ class Operations:
         waiting = [run for run in waiting if run.attempts]
         options = {option.name: getattr(row.options, option.name) for option in ADDED}
         options["backlog_bytes"] = self._dispatch.backlog_bytes_max(row)
+        options["away_max"] = self._away.limit(row) // 1000
         options["paused"] = row.options.paused or outlet.is_going
         return ReceiverState(
             **options,
@@ -253,6 +257,8 @@ class Operations:
                 messages=left_out.copied,
                 counted=left_out.is_over,
             ),
+            away_s=self._away.since(row),
+            stays=self._away.stays(row),
         )
 
     # --- what is sent again

@@ -36,6 +36,7 @@ from msgservice.errors import (
 )
 from msgservice.interfaces import ILog
 from msgservice.limits import INTEGER_MAX, Limits
+from msgservice.node.away import Away
 from msgservice.node.commits import Commits
 from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
@@ -47,7 +48,7 @@ from msgservice.node.replayer import Replayer
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
-from msgservice.receiver_options import DEFAULTS, STRICT, ReceiverOptions
+from msgservice.receiver_options import DEFAULTS, OF_NODES, STRICT, ReceiverOptions
 from msgservice.records import (
     LEFT_OUT,
     REWIND,
@@ -84,6 +85,7 @@ class Receivers:
         make_outlet: Callable[[ReceiverRow, Sequence[ExceptionRow]], Outlet],
         connections: Connections,
         dead_letters: DeadLetters,
+        away: Away,
         replayer: Replayer,
         retained: RetainedIndex,
         limits: Limits,
@@ -91,6 +93,7 @@ class Receivers:
         rng: Callable[[], float],
     ) -> None:
         self._is_running = False
+        self._is_stopped = False
         self._log = log
         self._tail = tail
         self._commits = commits
@@ -101,6 +104,7 @@ class Receivers:
         self._make_outlet = make_outlet
         self._connections = connections
         self._dead_letters = dead_letters
+        self._away = away
         self._replayer = replayer
         self._retained = retained
         self._limits = limits
@@ -125,6 +129,7 @@ class Receivers:
                 outlet = self._make_outlet(row, snapshot.exceptions.get(row.number, ()))
                 self._dispatch.add(outlet)
                 self._dead_letters.load(row)
+                self._away.load(row)
 
     async def configure(self, rows: Sequence[ReceiverRow]) -> None:
         """Bring the receivers of the configuration into the log: made, or as it says now.
@@ -168,6 +173,7 @@ class Receivers:
         paused = row.options.paused or wanted.options.paused
         options = msgspec.structs.replace(wanted.options, paused=paused).check()
         options.check_against(self._limits)
+        _check_stays(options, configured=True)
         _check_node(row.address, options, wanted.patterns)
         if (tuple(wanted.patterns), options) != (row.patterns, row.options):
             self._change(self._dispatch.outlets[row.number], wanted.patterns, options)
@@ -186,7 +192,7 @@ class Receivers:
 
     def stop(self) -> None:
         """Receivers that come or change from now on are not dialled."""
-        self._is_running = False
+        self._is_running, self._is_stopped = False, True
 
     # --- at run time
 
@@ -379,6 +385,7 @@ class Receivers:
         options.check_against(self._limits)
         if address is not None:
             address = self._connections.check(address)
+        _check_stays(options, configured=configured)
         _check_node(address, options, patterns)
         row = self._directory.new_row(name, patterns, configured=configured)
         row.address, row.configured, row.options = address, configured, options
@@ -407,13 +414,13 @@ class Receivers:
         row = self._standing(name)
         outlet = self._dispatch.outlets[row.number]
         options = row.options.changed(changes)
-        if changes.get("backlog_bytes") is not None:
-            options.check_against(self._limits)
+        options.check_against(self._limits, [name for name in OF_NODES if changes.get(name)])
         if address is not None:
             address = self._connections.check(address)
         if patterns is not None:
             self._gate.check_subjects(row.owner, patterns)
         wanted = row.patterns if patterns is None else patterns
+        _check_stays(options, configured=row.configured)
         _check_node(row.address if address is None else address, options, wanted)
         self._change(outlet, wanted, options)
         if address is not None and address != row.address:
@@ -550,6 +557,19 @@ class Receivers:
             return await waiters.wait()
         if row.removed:
             raise UnknownReceiver(name)
+        return await self._begin_removal(row, queued)
+
+    async def remove_away(self, row: ReceiverRow, is_away: Callable[[], bool]) -> int | None:
+        """Remove a receiver that has been away for too long, unless it came meanwhile.
+
+        Returns how many messages waited for it; None where it stays, or somebody else removes it.
+        """
+        queued = (await self.account(row.name)).queued
+        if row.removed or row.number in self._removing or self._is_stopped or not is_away():
+            return None
+        return await self._begin_removal(row, queued)
+
+    async def _begin_removal(self, row: ReceiverRow, queued: int) -> int:
         waiters = self._removing[row.number] = Waiters()
         waiter = waiters.wait()
         removing = Deferred.fromCoroutine(self._remove(row, queued))
@@ -587,6 +607,7 @@ class Receivers:
             lambda: self._directory.remove(row),
             lambda: self._dead_letters.forget(row),
             lambda: self._replayer.forget(row.number),
+            lambda: self._away.forget(row),
             # Who is told does not come back: that must hold after the end of this process as well.
             lambda: self._connections.dismiss_all(outlet, BYE_REMOVED, "removed"),
             lambda: self._connections.forget(outlet),
@@ -631,9 +652,18 @@ class Receivers:
 
     # --- storing
 
+    def moved(self, row: ReceiverRow) -> None:
+        """Store a receiver that has come or gone, as far as that is counted (`away`).
+
+        Not when the node stops: then time away begins with the next start.
+        """
+        if not (row.removed or self._is_stopped or row.number in self._removing):
+            self._store(row)
+
     def _store(
         self, row: ReceiverRow, replay: Replay | None = None, join: Join | None = None
     ) -> Deferred[None]:
+        self._away.judge(row)
         self._last_change += 1
         self._unstored[self._last_change] = None
         stored = self._commits.receiver(row, replay, join)
@@ -763,6 +793,12 @@ class Receivers:
         if not waiting or waiting[-1][0] != self._last_change:
             waiting.append((self._last_change, Waiters()))
         return waiting[-1][1].wait()
+
+
+def _check_stays(options: ReceiverOptions, *, configured: bool) -> None:
+    """Raise `BadValue` for a time away after which the configuration's would be removed."""
+    if configured and options.away_max:
+        raise BadValue("away_max", "a receiver of the configuration is never removed")
 
 
 def _check_node(address: str | None, options: ReceiverOptions, patterns: Iterable[str]) -> None:

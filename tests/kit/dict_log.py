@@ -962,6 +962,9 @@ class DictLog:
         known = self.content.senders.get((sender, incarnation), Sender())
         return succeed(Resume(known.floor, tuple(spans(sorted(known.above))), known.last))
 
+    def age(self) -> int:
+        return self.content.age
+
     def dead_bytes(self, receiver: int) -> int:
         at = self.content.receivers.get(receiver)
         return 0 if at is None else at.dead_bytes

@@ -45,7 +45,63 @@ def _purge(test: str) -> ByTest:
     return _test(f"tests/unit/test_node_purge.py::{test}", test)
 
 
+def _away(test: str) -> ByTest:
+    return _test(f"tests/unit/test_node_away.py::{test}", test)
+
+
+AWAY = "msgservice.node.away:Away"
+
 _ALL = [
+    # --- who is away for too long
+    Mutant(
+        name="removes-who-has-dead-letters",
+        at=f"{AWAY}._over",
+        old="if self._log.dead_bytes(row.number):",
+        new="if False:",
+        catcher=_away("test_49_one_with_dead_letters_stays_until_they_are_dropped_and_it_is_said"),
+    ),
+    Mutant(
+        name="removes-whoever-came-meanwhile",
+        at="msgservice.node.receivers:Receivers.remove_away",
+        old="or not is_away()",
+        new="",
+        catcher=_away("test_49_one_that_comes_while_its_removal_begins_stays"),
+    ),
+    Mutant(
+        name="removes-what-is-configured",
+        at=f"{AWAY}.limit",
+        old="row.configured or row.removed",
+        new="row.removed",
+        catcher=_away("test_49_one_of_the_configuration_stays_and_takes_no_away_max"),
+    ),
+    Mutant(
+        name="removes-before-anybody-could-come-back",
+        at=f"{AWAY}.earliest",
+        old="max(self._begins_at, self._due.now()",
+        new="max(0, self._due.now()",
+        catcher=_away("test_49_after_a_start_nobody_is_removed_before_it_had_time_to_come_back"),
+    ),
+    Mutant(
+        name="counts-time-away-anew-with-each-start",
+        at=f"{AWAY}.load",
+        old="None if known is None else min(known, self._log.age())",
+        new="None",
+        catcher=_away("test_49_time_away_goes_on_over_a_kill_and_standing_still_is_no_time_away"),
+    ),
+    Mutant(
+        name="keeps-a-time-away-that-has-ended",
+        at=f"{AWAY}.judge",
+        old="return is_said_otherwise or before is not None",
+        new="return before is not None and bool(limit)",
+        catcher=_away("test_49_a_time_away_that_ended_while_nobody_counted_is_forgotten"),
+    ),
+    Mutant(
+        name="counts-the-time-of-a-pause",
+        at=f"{AWAY}.judge",
+        old="not limit or row.options.paused or row.number",
+        new="not limit or row.number",
+        catcher=_away("test_49_one_that_is_paused_stays_and_its_time_begins_when_it_is_resumed"),
+    ),
     # --- what is purged
     Mutant(
         name="purges-what-came-after-the-count",

@@ -21,25 +21,25 @@ from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 DEAD = 1 << 16
 _LIST = (
-    b'{"order":"none","on_full":"suspend","backlog_bytes":8589934592,"paused":true,'
+    b'{"order":"none","on_full":"suspend","backlog_bytes":8589934592,"paused":true,"away_max":0,'
     b'"name":"audit","address":null,"subjects":[">"],"suspended":false,"rate":null,'
     b'"refuses":false,"connected":false,"since_s":0.006,"cursor":196607,"attempts":0,'
     b'"waits":null,"last_error":"","next_try_s":null,"oldest_s":null,"dead_bytes":0,'
-    b'"queued":0,"queued_bytes":0,"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null},'
-    b'{"order":"strict","on_full":"refuse","backlog_bytes":8589934592,"paused":false,'
+    b'"queued":0,"queued_bytes":0,"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":""},'
+    b'{"order":"strict","on_full":"refuse","backlog_bytes":8589934592,"paused":false,"away_max":0,'
     b'"name":"billing","address":null,"subjects":["orders.>"],"suspended":false,'
     b'"rate":{"messages":100.0,"bytes":null,"burst_seconds":1.0},"refuses":false,'
     b'"connected":true,"since_s":1.022,"cursor":65536,"attempts":0,'
     b'"waits":{"position":65537,"subject":"orders.new"},"last_error":"later",'
     b'"next_try_s":null,"oldest_s":1.018,"dead_bytes":158,"queued":2,"queued_bytes":20,'
     b'"oldest":{"position":65537,"subject":"orders.new","at":6},"routed":3,"unaccounted":0,'
-    b'"settled":{"dead":1},"owner":"","replay":null,"left_out":null},'
-    b'{"order":"strict","on_full":"refuse","backlog_bytes":4194304,"paused":false,'
+    b'"settled":{"dead":1},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":""},'
+    b'{"order":"strict","on_full":"refuse","backlog_bytes":4194304,"paused":false,"away_max":0,'
     b'"name":"far","address":"tcp:127.0.0.1:1","subjects":[],"suspended":false,"rate":null,'
     b'"refuses":false,"connected":false,"since_s":0.004,"cursor":196607,"attempts":0,'
     b'"waits":null,"last_error":"\'Clock\' object has no attribute \'connectTCP\'",'
     b'"next_try_s":0.496,"oldest_s":null,"dead_bytes":0,"queued":0,"queued_bytes":0,'
-    b'"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null}'
+    b'"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":""}'
 )
 _LETTER = (
     b'"position":65536,"sender":"shop/4cd9b7672d7fbee8/1","sequence":1,"subject":"orders.new",'

@@ -156,7 +156,17 @@ def test_every_integer_of_a_request_is_bounded() -> None:
                     assert kind.le == 2**53 - 1, (struct, field.name)
                     bounded.add(field.name)
     assert bounded == {
-        *("after", "backlog_bytes", "confirm", "end", "first", "limit", "offset", "position"),
+        *(
+            "after",
+            "away_max",
+            "backlog_bytes",
+            "confirm",
+            "end",
+            "first",
+            "limit",
+            "offset",
+            "position",
+        ),
         *("code", "count", "since", "until"),
     }
 

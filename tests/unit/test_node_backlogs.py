@@ -33,7 +33,7 @@ class Scene:
         self.tail = Tail(1, 1 << 20)
         self.suspended: list[str] = []
         self.dispatch = Dispatch(
-            self.tail, self.stored_bytes, Limits(), self.clock, self._suspend, double()
+            self.tail, self.stored_bytes, Limits(), self.clock, self._suspend, double(), double()
         )
         self.outlets = [self._outlet(number, is_there) for number in range(1, receivers + 1)]
         for outlet in self.outlets:

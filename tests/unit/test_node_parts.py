@@ -492,7 +492,9 @@ class AskedReceivers:
         self.directory = Directory(log, LIMITS, lambda made: None, lambda unmade: None)
         self.commits = double(receiver=self._store, removal=self._store)
         self.connections = double(links={}, undial=lambda outlet: succeed(None))
-        self.dispatch = Dispatch(Tail(1, 1), StoredBytes(), LIMITS, Clock(), never, double())
+        self.dispatch = Dispatch(
+            Tail(1, 1), StoredBytes(), LIMITS, Clock(), never, double(), double()
+        )
         self.dead_letters = DeadLetters(
             log=log,
             limits=LIMITS,
@@ -512,6 +514,7 @@ class AskedReceivers:
             make_outlet=lambda row, exceptions: an_outlet(row),
             connections=self.connections,
             dead_letters=self.dead_letters,
+            away=double(),
             replayer=double(),
             limits=LIMITS,
             time=Time(Clock()),
@@ -603,7 +606,7 @@ def test_receivers_pause_one_with_too_many_dead_letters() -> None:
 
 def test_dispatch_feeds_who_follows_and_pumps_who_is_connected() -> None:
     clock, tail = Clock(), Tail(1, 1_000_000)
-    dispatch = Dispatch(tail, StoredBytes(), LIMITS, clock, never, double())
+    dispatch = Dispatch(tail, StoredBytes(), LIMITS, clock, never, double(), double())
     follows, lags, away = (
         double(
             row=ReceiverRow(number=number, name=str(number)),
@@ -639,6 +642,7 @@ def test_dispatch_suspends_who_is_too_far_behind() -> None:
         LIMITS,
         clock,
         lambda row, yes: suspended.append((row.name, yes)),
+        double(),
         double(),
     )
     options = ReceiverOptions(on_full="suspend", backlog_bytes=10)
@@ -1171,6 +1175,7 @@ def some_operations(**more: Any) -> Operations:
         ),
         "replayer": double(of=lambda number: None),
         "tail": Tail(3, 1),
+        "away": double(limit=lambda row: 0, since=lambda row: None, stays=lambda row: ""),
         "dead_letters": double(full=lambda row: None, new=3, requeued=2, dropped=1),
         "letters": double(),
         "upkeep": double(refused=None),

@@ -15,7 +15,14 @@ from msgservice.disk.database import rows
 from msgservice.errors import BadValue
 from msgservice.limits import Limits
 from msgservice.receiver.receiver import Receiver
-from msgservice.receiver_options import CHANGED, DEFAULTS, OPTIONS, Option, ReceiverOptions
+from msgservice.receiver_options import (
+    CHANGED,
+    CONFIGURED,
+    DEFAULTS,
+    OPTIONS,
+    Option,
+    ReceiverOptions,
+)
 from msgservice.records import ReceiverRow
 from tests.kit.logs import Driver
 from tests.kit.nodes import NodeWorld
@@ -34,7 +41,7 @@ def with_another(option: Option) -> ReceiverOptions:
     return msgspec.structs.replace(DEFAULTS, **{option.name: another(option)}).check()
 
 
-@EACH
+@pytest.mark.parametrize("option", CONFIGURED, ids=lambda option: option.name)
 def test_an_option_of_the_configuration_is_kept(option: Option, tmp_path: Path) -> None:
     value = msgspec.json.encode(another(option)).decode()
     file = tmp_path / "node.toml"
