@@ -1108,7 +1108,8 @@ def some_connections(**more: Any) -> Connections:
 
 def one_of(incarnation: str) -> Any:
     hello = Hello(VERSION, "shop", incarnation, HelloOptions())
-    return double(connection=a_connection(session=double(peer_hello=hello)))
+    connection = a_connection(session=double(peer_hello=hello))
+    return double(connection=connection, is_next_node=False)
 
 
 @pytest.mark.parametrize(("second", "replaced"), [("i1", 1), ("i2", 0)])
