@@ -2987,7 +2987,7 @@ _ALL = [
     Mutant(
         name="a-list-before-what-was-put",
         at=f"{STREAMS}.take",
-        old="if publisher is not None and publisher.open:",
+        old="if publisher is not None and not self._is_done(publisher):",
         new="if False:",
         catcher=_stream(
             "test_rule_5_9_a_list_comes_when_all_that_its_connection_has_put_is_stored"

@@ -166,7 +166,70 @@ def test_what_a_client_of_the_node_sends_to_a_stream_is_put_there() -> None:
     world.settle()
 
 
+def test_a_client_ends_a_stream_by_a_header_that_says_so_and_by_no_other() -> None:
+    world = World()
+    listener = world.listener(**NOW)
+    client = world.nodes.node.client("shop")
+    client.send("streams.k", {"a": 1}, headers={"stream": "video"})
+    client.send("streams.k", b"", headers={"stream": "close"})
+    client.send("streams.k", {"a": 2})
+    world.settle()
+    lines = listener.lines()
+    assert puts(lines) == [("k", {"a": 1}), ("k", "close")]
+    client.send("streams.l", {"b": 1}, headers={"stream": "CLOSE"})
+    world.settle()
+    resumed = world.listener("l", **{"from": lines[0]["token"]})
+    assert resumed.messages() == [{"b": 1}]
+    client.close()
+    world.settle()
+
+
+def test_decision_19_a_message_that_makes_too_long_a_line_is_left_out_and_logged(
+    logged: list[Any],
+) -> None:
+    world = World(stream_limits=StreamLimits(line_bytes=1_000))
+    listener = world.listener(**NOW)
+    client = world.nodes.node.client("shop")
+    client.send("streams.k", {"a": 1})
+    client.send("streams.k", {"a": "x" * 2_000})
+    client.send("streams.k", {"h": "x" * 2_000}, retain="only")
+    client.send("streams.k", {"a": 2})
+    world.settle()
+    lines = listener.lines()
+    assert [line["message"] for line in lines] == [{"a": 1}, {"a": 2}]
+    assert world.listener().messages() == []
+    resumed = world.listener(**{"from": lines[0]["token"]})
+    assert resumed.messages() == [{"a": 2}]
+    told = [event for event in logged if "is left out" in event["log_format"]]
+    assert len(told) == 3
+    assert all("line_bytes = 1000" in event["why"] for event in told)
+    client.close()
+    world.settle()
+
+
 # --- 5.1: listeners are cursors
+
+
+def test_rule_5_1_a_receiver_that_somebody_removes_is_made_again_and_nothing_is_missed() -> None:
+    world = World()
+    listener, asked = world.listener(), world.listener(**NOW)
+    world.put(0)
+    slow = world.listener()
+    slow.is_reading = False
+    world.put(*[[n, "x" * 1_000] for n in range(100)])
+    Deferred.fromCoroutine(world.nodes.node.parts.operations.remove("streams"))
+    world.nodes.settle(0.1)
+    client = world.nodes.node.client("shop")
+    client.send("streams.k", {"while": "away"})
+    world.nodes.settle(0.1)
+    world.settle(3)
+    world.put("after")
+    expected = [{"while": "away"}, "after"]
+    assert listener.messages()[101:] == asked.messages()[101:] == expected
+    assert [line["message"] for line in read_all(world, slow)][100:] == expected
+    assert state_of(world.nodes, "streams").subjects == ("streams.>",)
+    client.close()
+    world.settle()
 
 
 def test_rule_5_1_a_hundred_listeners_are_one_receiver_of_the_node() -> None:
@@ -630,6 +693,42 @@ def test_rule_5_5_a_slow_listener_pins_nothing_and_is_told_of_the_gap() -> None:
     assert told[-1:] == closed("gap")
 
 
+def test_rule_5_5_one_that_resumes_many_streams_is_given_them_one_after_the_other() -> None:
+    world = World(stream_limits=StreamLimits(listener_bytes=400_000))
+    listener = world.listener(**NOW)
+    world.put("before")
+    (line,) = listener.lines()
+    keys = [f"k{number}" for number in range(30)]
+    for key in keys:
+        world.put(*[[number, "x" * 1_000] for number in range(60)], key=key)
+    peer = world.peer()
+    peer.is_reading = False
+    for key in keys:
+        listen(peer, key, **{"from": line["token"]})
+    world.settle(2)
+    assert not peer.protocol.is_over
+    assert peer.protocol.waiting_bytes < 200_000
+    told = read_all(world, peer)
+    for key in keys:
+        numbers = [line["message"][0] for line in told if line["stream"] == key]
+        assert numbers == list(range(60))
+    assert not world.streams._pages
+
+
+def test_rule_5_4_a_token_is_judged_at_once_though_nothing_can_be_written() -> None:
+    world = World()
+    world.put(0, key="l")
+    slow = world.listener("l", **NOW)
+    slow.is_reading = False
+    world.put(*["x" * 1_000] * 100, key="l")
+    assert slow.protocol.is_full
+    future = f"{world.nodes.node.log_id}:{100 << 16}"
+    listen(slow, "k", **{"from": future})
+    world.settle()
+    world.put(*range(200))  # it would not be the future any more
+    assert read_all(world, slow)[-1:] == closed("gap")
+
+
 # --- 5.6: keys
 
 
@@ -693,6 +792,45 @@ def test_rule_5_7_a_publisher_is_not_read_from_beyond_what_may_be_uncommitted() 
     assert not peer.is_paused
     numbers = [message[0] for message in listener.messages() if isinstance(message, list)]
     assert numbers == list(range(15))
+
+
+@pytest.mark.parametrize("action", ["put", "close", "delete", "header"])
+def test_rule_5_7_small_messages_and_ends_count_as_well(action: str) -> None:
+    world = World()
+    world.put("first")
+    world.log.hold = True
+    peer = world.peer()
+    said = 0
+    while not peer.is_paused:
+        peer.say(action, "k", **({"message": 1} if action == "put" else {}))
+        said += 1
+        assert said < 20_000
+    assert said > 1_000
+    world.log.release()
+    world.settle()
+    assert not peer.is_paused
+
+
+def test_rule_5_7_what_was_stored_and_not_handed_on_takes_no_memory() -> None:
+    world = World()
+    world.put("first")
+    peer, asking = world.peer(), world.peer()
+    operations = world.nodes.node.parts.operations
+    Deferred.fromCoroutine(operations.pause("streams", True))
+    world.settle()
+    for number in range(1_000):
+        peer.say("put", "k", message=number)
+    asking.say("put", "k", message="asks")
+    asking.send(b'{"action":"list"}\n')
+    world.settle()
+    assert asking.lines() == []
+    publisher = world.streams._publishers[peer.protocol]
+    assert (publisher.open, publisher.size) == (0, 0)
+    assert len(world.streams._not_handed_on) == 1  # who waits
+    Deferred.fromCoroutine(operations.pause("streams", False))
+    world.settle(5)
+    assert [line["action"] for line in asking.lines()] == ["list"]
+    assert not world.streams._not_handed_on
 
 
 def test_rule_5_7_what_the_node_refuses_for_now_counts_and_is_stored_later() -> None:
@@ -786,6 +924,34 @@ def test_decision_21_who_may_receive_no_streams_gets_none_and_reads_none(
     assert listener.lines() == closed("refused")
     token = f"{world.nodes.node.log_id}:0"
     assert world.listener(**{"from": token}).lines() == closed("refused")
+    logged_failures.clear()
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        User(name="board", rules=Rules(send=["streams.>"], receive=["orders.>"])),
+        User(name="other", rules=Rules(receive=["streams.>"])),
+    ],
+    ids=["less", "gone"],
+)
+def test_decision_21_whose_right_is_taken_away_is_told_and_not_left_to_wait(
+    later: User, logged_failures: list[Any]
+) -> None:
+    users = board(send=["streams.>"], receive=["streams.>"])
+    world = World(users=users)
+    listener = world.listener(**NOW)
+    world.put(1)
+    listener.lines()
+    world.nodes.node.reload_users(users_of(later))
+    world.settle(30)
+    assert listener.lines() == closed("refused")
+    assert world.server.streams() == []
+    world.nodes.node.reload_users(users)
+    world.settle(60)
+    listener = world.listener(**NOW)
+    world.put(2)
+    assert listener.messages() == [2]
     logged_failures.clear()
 
 

@@ -15,12 +15,14 @@ A key is one token of a subject below `streams.`, percent-encoded.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 from twisted.internet.defer import Deferred, DeferredLock, gatherResults
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -65,8 +67,10 @@ CHUNK_BYTES = 64 * KIB
 # log, which costs each of them a page of its own.
 BEHIND_PART = 16
 UNCOMMITTED_BYTES = 1 * MIB  # of one publisher, that are not stored; it is not read from beyond
+MESSAGE_BYTES = 128  # … of one message, beside its body and key
 AGAIN_SECONDS = 0.1  # until what found no room, or no receiver yet, is handed in again
-ATTACH_SECONDS = 10.0  # for how long the receiver may take to be there, at the start
+ATTACH_SECONDS = 10.0  # for how long the receiver may take to be there
+LOOK_SECONDS = 1.0  # between two looks whether it is
 EMPTY = "%"  # the token of the empty key; no other has a percent sign without digits
 TOKEN_DIGITS_MAX = 19
 
@@ -135,6 +139,11 @@ def key_of(subject: str) -> str | None:
         return None
 
 
+def _is_end(headers: Mapping[str, str] | None) -> bool:
+    """Return whether a message ends its stream; a client may have a header of that name too."""
+    return headers is not None and headers.get(KIND) in (CLOSE, DELETE)
+
+
 class _Entry(NamedTuple):
     position: int
     message: Any
@@ -148,6 +157,11 @@ class _Put(NamedTuple):
     body: bytes
     headers: dict[str, str] | None = None
     retain: bool | Literal["only"] = False
+
+    @property
+    def size(self) -> int:
+        """What it takes of what its publisher may have that is not stored."""
+        return len(self.body) + len(self.key) + MESSAGE_BYTES
 
 
 class _Cursor:
@@ -189,14 +203,27 @@ class _Stream:
 
 
 class _Publisher:
-    """The account of one publisher: `size` bytes not stored, `open` messages not handed on."""
+    """The account of one publisher: `size` bytes in `open` messages that are not stored.
 
-    __slots__ = ("done", "open", "room", "size")
+    `stored`: the position up to which the receiver is to have all before it is done.
+    """
+
+    __slots__ = ("done", "open", "room", "size", "stored")
 
     def __init__(self) -> None:
-        self.size = self.open = 0
+        self.size = self.open = self.stored = 0
         self.room: Deferred[None] | None = None
         self.done: Deferred[None] | None = None
+
+
+class _Pages:
+    """The pages of one listener, one after the other: of many streams it would not take all."""
+
+    __slots__ = ("is_reading", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[_Stream, _Cursor]] = deque()
+        self.is_reading = False
 
 
 class NodeStreams:
@@ -220,6 +247,10 @@ class NodeStreams:
         self._host: Host
         self._client: Client | None = None
         self._receiver: Receiver | None = None
+        self._attachment: Any = None
+        self._looking: IDelayedCall | None = None
+        self._is_made_again = False  # the receiver, after somebody has removed it
+        self._away_since: float | None = None
         self._is_known = False  # the node has the receiver: what is put is for it
         self._first = DeferredLock()
         self._streams: dict[str, _Stream] = {}
@@ -227,8 +258,10 @@ class NodeStreams:
         self._gathered_bytes = 0
         self._publishers: dict[Listener, _Publisher] = {}
         self._handed_on = 0  # position of the last that the receiver has had
-        self._not_handed_on: list[tuple[int, int, _Publisher]] = []  # heap: position, tie
+        # A heap by position: those who wait until what they have put was handed on.
+        self._not_handed_on: list[tuple[int, int, _Publisher]] = []
         self._ties = 0
+        self._pages: dict[Listener, _Pages] = {}
         self._unanswered: dict[Deferred[Any], None] = {}
         self.work = 0
 
@@ -244,13 +277,52 @@ class NodeStreams:
         self._receiver = Receiver(
             self._reactor, name=self._name, handler=self._received, batch=True
         )
-        self._node.attach(
+        self._attachment = self._node.attach(
             self._receiver, [STREAMS + ">"], principal=self._principal, retained=False
         )
+        self._looking = self._reactor.callLater(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Look whether the receiver is at the node: who listens would hear nothing, and wait."""
+        self._looking = self._reactor.callLater(LOOK_SECONDS, self._look)
+        attachment = self._attachment
+        if attachment.connected:
+            self._away_since = None
+            if self._is_made_again:
+                self._is_made_again = False
+                self._page_all()
+            return
+        now = self._reactor.seconds()
+        self._away_since = now if self._away_since is None else self._away_since
+        if attachment.is_over and not attachment.is_replaced:
+            self._log.warn("the receiver {name} was removed: it is made again", name=self._name)
+            self._is_known, self._is_made_again = False, True
+            attachment.start()
+        elif now - self._away_since >= ATTACH_SECONDS and self._streams:
+            self._log.error(
+                "nothing comes to the receiver {name}, and its streams are closed: {why}",
+                name=self._name,
+                why=attachment.error,
+            )
+            for stream in tuple(self._streams.values()):
+                for cursor in tuple(stream.cursors.values()):
+                    self._end(stream, cursor, REFUSED)
+
+    def _page_all(self) -> None:
+        """Let the log say what came while there was no receiver."""
+        for stream in tuple(self._streams.values()):
+            self._flush(stream)
+            for cursor in tuple(stream.cursors.values()):
+                if not cursor.is_joining:
+                    cursor.is_paging = True
+                    self._page(stream, cursor)
 
     def end(self) -> Deferred[None]:
         """See `Served`: what was put is stored, or its publisher is not told otherwise."""
         waits: list[Deferred[Any]] = []
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         if self._client is not None:
             waits.append(self._client.close())
         if self._receiver is not None:
@@ -278,10 +350,20 @@ class NodeStreams:
         if key is not None and action in (PUT, HEADER, CLOSE, DELETE):
             return self._put(listener, self._message(key, command))
         publisher = self._publishers.get(listener)
-        if publisher is not None and publisher.open:  # after its earlier lines, not beside them
+        if publisher is not None and not self._is_done(publisher):
+            # After its earlier lines, not beside them.
             publisher.done = Deferred()
+            self._wait_until_handed_on(publisher)
             return publisher.done.addCallback(lambda _: self._do(listener, command))
         return self._do(listener, command)
+
+    def _is_done(self, publisher: _Publisher) -> bool:
+        return not publisher.open and publisher.stored <= self._handed_on
+
+    def _wait_until_handed_on(self, publisher: _Publisher) -> None:
+        if not publisher.open:
+            self._ties += 1
+            heapq.heappush(self._not_handed_on, (publisher.stored, self._ties, publisher))
 
     def _message(self, key: str, command: Command) -> _Put:
         action, message = command.action, command.message
@@ -317,6 +399,7 @@ class NodeStreams:
         """See `Served`."""
         self._hang_up_all(listener)
         self._publishers.pop(listener, None)
+        self._pages.pop(listener, None)
 
     def writable(self, listener: Listener) -> None:
         """See `Served`."""
@@ -330,7 +413,7 @@ class NodeStreams:
 
     def _put(self, listener: Listener, put: _Put) -> Deferred[None] | None:
         publisher = self._publishers.setdefault(listener, _Publisher())
-        publisher.size += len(put.body)
+        publisher.size += put.size
         publisher.open += 1
         handed: Deferred[None] | None = None
         if self._is_known and self._send(listener, publisher, put):
@@ -412,28 +495,27 @@ class NodeStreams:
         put: _Put,
         outcome: Receipt | BaseException,
     ) -> None:
-        publisher.size -= len(put.body)
+        publisher.size -= put.size
+        publisher.open -= 1
         if isinstance(outcome, BaseException):
             if isinstance(outcome, NoReceiver):
                 self._is_known = False
             self._refused(listener, put.key, outcome)
-            self._handed(publisher)
-        else:
-            position = outcome.position
-            if put.retain == "only" or position is None or position <= self._handed_on:
-                self._handed(publisher)
-            else:
-                self._ties += 1
-                heapq.heappush(self._not_handed_on, (position, self._ties, publisher))
+        elif put.retain != "only" and outcome.position is not None:  # that goes to nobody
+            publisher.stored = max(publisher.stored, outcome.position)
+        if publisher.done is not None:
+            self._wait_until_handed_on(publisher)
+            self._tell_done()
         if publisher.room is not None and publisher.size <= UNCOMMITTED_BYTES:
             room, publisher.room = publisher.room, None
             room.callback(None)
 
-    def _handed(self, publisher: _Publisher) -> None:
-        publisher.open -= 1
-        if not publisher.open and publisher.done is not None:
+    def _tell_done(self) -> None:
+        while self._not_handed_on and self._not_handed_on[0][0] <= self._handed_on:
+            _, _, publisher = heapq.heappop(self._not_handed_on)
             done, publisher.done = publisher.done, None
-            done.callback(None)
+            if done is not None:
+                done.callback(None)
 
     def _refused(self, listener: Listener, key: str | None, error: BaseException) -> None:
         """Close a connection whose message is never taken, with the reason."""
@@ -455,9 +537,7 @@ class NodeStreams:
                 self._happened(message.subject, message.position, message.body, message.headers)
             self._handed_on = max(self._handed_on, message.position)
         self.flush()
-        while self._not_handed_on and self._not_handed_on[0][0] <= self._handed_on:
-            _, _, publisher = heapq.heappop(self._not_handed_on)
-            self._handed(publisher)
+        self._tell_done()
 
     def _happened(
         self, subject: str, position: int, body: bytes, headers: Mapping[str, str]
@@ -467,27 +547,39 @@ class NodeStreams:
         if stream is None or position <= stream.head:
             return
         stream.head = position
-        if KIND in headers:
+        if _is_end(headers):
             self._flush(stream)
             for cursor in tuple(stream.cursors.values()):
                 if cursor.position < position and self._keeps_up(cursor, position):
                     self._close(stream, cursor, position)
             return
-        try:
-            message = decode(self._host.codec, body)
-            line = line_of(self._host.codec, PUT, stream.key, message=message)
-        except BadValue as error:
-            self._unreadable(stream, position, error)
+        entry = self._entry(stream, position, body)
+        if entry is None:
             return
         if not stream.entries:
             self._gathered[stream.key] = stream
             self.work += len(stream.cursors)
-        stream.entries.append(_Entry(position, message, line))
-        self._gathered_bytes += len(line)
+        stream.entries.append(entry)
+        self._gathered_bytes += len(entry.line)
         if self._gathered_bytes > CHUNK_BYTES:
             self.flush()
 
-    def _unreadable(self, stream: _Stream, position: int, error: BadValue) -> None:
+    def _entry(self, stream: _Stream, position: int, body: bytes) -> _Entry | None:
+        try:
+            message = decode(self._host.codec, body)
+            return _Entry(position, message, self._line(stream.key, message))
+        except (BadValue, LimitReached) as error:
+            self._unreadable(stream, position, error)
+            return None
+
+    def _line(self, key: str, message: Any, **token: str) -> bytes:
+        line = line_of(self._host.codec, PUT, key, message=message, **token)
+        line_bytes = self._host.limits.line_bytes
+        if len(line) - 1 > line_bytes:  # who listens would leave for it, again and again
+            raise LimitReached("line_bytes", line_bytes)
+        return line
+
+    def _unreadable(self, stream: _Stream, position: int, error: MsgServiceError) -> None:
         self._log.warn(
             "message {position} of stream {key!r} is left out, no line can say it: {why}",
             position=position,
@@ -614,8 +706,8 @@ class NodeStreams:
             token = {"token": self._token(header.newest)} if cursor.wants else {}
             try:
                 message = decode(self._host.codec, header.body)
-                line = line_of(self._host.codec, PUT, stream.key, message=message, **token)
-            except BadValue as error:
+                line = self._line(stream.key, message, **token)
+            except (BadValue, LimitReached) as error:
                 self._unreadable(stream, header.newest, error)
             else:
                 cursor.listener.write(Chunk(line))
@@ -643,20 +735,45 @@ class NodeStreams:
     # --- pages of the log
 
     def _page(self, stream: _Stream, cursor: _Cursor) -> None:
+        """Read a page for a listener, when its turn has come among the streams of that listener."""
         if cursor.is_reading or cursor.is_over:
             return
-        if cursor.listener.is_full and not cursor.is_resumed:
-            return  # `writable` goes on
         cursor.is_reading = True
-        read = Deferred.fromCoroutine(
-            self._node.read_stream(
-                stream.subject, cursor.position, PAGE_BYTES, principal=self._principal
+        pages = self._pages.get(cursor.listener)
+        if pages is None:
+            pages = self._pages[cursor.listener] = _Pages()
+        pages.waiting.append((stream, cursor))
+        self._read_next(cursor.listener, pages)
+
+    def _read_next(self, listener: Listener, pages: _Pages) -> None:
+        while pages.waiting and not pages.is_reading:
+            stream, cursor = pages.waiting.popleft()
+            if cursor.is_over:
+                continue
+            if listener.is_full and not cursor.is_resumed:
+                cursor.is_reading = False  # `writable` goes on
+                continue
+            pages.is_reading = True
+            read = Deferred.fromCoroutine(
+                self._node.read_stream(
+                    stream.subject, cursor.position, PAGE_BYTES, principal=self._principal
+                )
             )
-        )
-        read.addCallbacks(
-            self._paged, self._not_read, callbackArgs=(stream, cursor), errbackArgs=(stream, cursor)
-        )
-        read.addErrback(lambda f: self._log.failure("a page of a stream", f))
+            read.addBoth(self._has_read, pages)
+            read.addCallbacks(
+                self._paged,
+                self._not_read,
+                callbackArgs=(stream, cursor),
+                errbackArgs=(stream, cursor),
+            )
+            read.addErrback(lambda f: self._log.failure("a page of a stream", f))
+            read.addCallback(lambda _: self._read_next(listener, pages))
+        if not (pages.waiting or pages.is_reading) and self._pages.get(listener) is pages:
+            del self._pages[listener]
+
+    def _has_read(self, result: Any, pages: _Pages) -> Any:
+        pages.is_reading = False
+        return result
 
     def _not_read(self, failure: Failure, stream: _Stream, cursor: _Cursor) -> None:
         cursor.is_reading = False
@@ -673,19 +790,17 @@ class NodeStreams:
             self._end(stream, cursor, GAP)
             return
         cursor.is_resumed = False
+        if cursor.listener.is_full:  # it was read for its token alone
+            return
         entries: list[_Entry] = []
         for position, body, headers in page.messages:
-            if headers and KIND in headers:
+            if _is_end(headers):
                 self._write(stream, cursor, entries)
                 self._close(stream, cursor, position)
                 return
-            try:
-                message = decode(self._host.codec, body)
-                line = line_of(self._host.codec, PUT, stream.key, message=message)
-            except BadValue as error:
-                self._unreadable(stream, position, error)
-                continue
-            entries.append(_Entry(position, message, line))
+            entry = self._entry(stream, position, body)
+            if entry is not None:
+                entries.append(entry)
         self._write(stream, cursor, entries)
         cursor.position = max(cursor.position, page.last)
         if page.last >= page.newest >= stream.head:  # there is no more, and nothing came meanwhile
