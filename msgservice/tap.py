@@ -140,12 +140,14 @@ def _build(config: Config) -> IService:
             from msgservice.faces.streams.service import NodeWithStreams
             from msgservice.node.process import end_process
 
+            tcp = node.transports.tcp  # whose files of TLS a reload reads
             return NodeWithStreams(
                 reactor,
                 node,
-                listener.address,
+                tcp.endpoint(reactor, listener.address),
+                described=listener.address,
                 user=listener.user or "",
-                insecure=config.insecure,
+                insecure=config.insecure or tcp.asks_certificates(listener.address),
                 failed=partial(end_process, reactor),
             )
     return node

@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec
 
 import click
 from twisted.internet.defer import Deferred, DeferredQueue
-from twisted.internet.endpoints import clientFromString, connectProtocol
+from twisted.internet.endpoints import connectProtocol
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -30,10 +30,13 @@ from msgservice.faces.streams.limits import StreamLimits
 from msgservice.faces.streams.remote import LOST, Closed, RemoteStream
 from msgservice.faces.streams.wire import CLOSE, LIST, PUT, LineSplitter, check_key, decode, line_of
 from msgservice.transport.addresses import parse_address
+from msgservice.transport.tcp.endpoints import client_endpoint
+from msgservice.transport.tcp.transport import Unused
 
 P = ParamSpec("P")
 
 LIMITS = StreamLimits()
+SCHEMES = ("tcp", "tls", "ssl", "unix")
 
 
 class NoStreams(Ambiguous):
@@ -108,8 +111,7 @@ class _Streams:
 
     def endpoint(self) -> IStreamClientEndpoint:
         """Return where they are."""
-        endpoint: IStreamClientEndpoint = clientFromString(self.reactor, self.session.node)
-        return endpoint
+        return client_endpoint(self.reactor, self.session.node)
 
     async def ask(self, lines: bytes) -> dict[str, Any]:
         """Return the answer to lines. Raises `NoStreams` or `Refused`."""
@@ -137,13 +139,11 @@ class _Streams:
 
 def _address(session: Session) -> None:
     def check() -> None:
-        address = parse_address(session.node)
-        if address.scheme == "tcp":
-            address.host_and_port()
-        elif address.scheme == "unix":
-            address.one_part("PATH")
-        else:
-            raise BadAddress(session.node, "streams are at tcp:HOST:PORT or unix:PATH")
+        if parse_address(session.node).scheme not in SCHEMES:
+            raise BadAddress(
+                session.node, "streams are at tcp:HOST:PORT, tls:HOST:PORT or unix:PATH"
+            )
+        client_endpoint(Unused(), session.node)
 
     session.check(check)
 
@@ -167,7 +167,7 @@ def streams_options(command: Callable[Concatenate[Session, P], None]) -> Callabl
         required=True,
         show_envvar=True,
         metavar="ADDRESS",
-        help="Where the streams are: tcp:HOST:PORT or unix:PATH.",
+        help="Where the streams are: tcp:HOST:PORT, tls:HOST:PORT or unix:PATH.",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
     @click.option(

@@ -29,7 +29,7 @@ SCHEMES_UNDER = {"tls": "tcp", "ssl": "tcp", "pbs": "pb"}
 # Keys of [listen] that are other protocols than the node's. Streams are served by who assembles the
 # service, HTTP by the node itself.
 FACES = (STREAMS, WEB) = ("streams", "web")
-FACE_SCHEMES = ("tcp", "unix")
+FACE_SCHEMES = ("tcp", "tls", "ssl", "unix")
 RECEIVER_SCHEMES_LATER = ("http", "https")
 # What a user may give to be dialled: to somewhere else, by name and port.
 GIVEN_SCHEMES = ("tcp", "tls", "ssl", "udp", "pb", "pbs")
@@ -88,7 +88,8 @@ def check_face_address(address: str, *, insecure: bool, asks: bool, transports: 
     `asks`: there are users, and it is not said whom everybody is who comes: no line can log in.
     """
     if parse_address(address).scheme not in FACE_SCHEMES:
-        raise BadAddress(address, "must begin with " + " or ".join(f"{s}:" for s in FACE_SCHEMES))
+        allowed = " or ".join(f"{scheme}:" for scheme in FACE_SCHEMES if scheme != "ssl")
+        raise BadAddress(address, f"must begin with {allowed}")
     beyond = transports.find(address).check_listen(address)
     if asks:
         raise InsecureListener(
@@ -96,10 +97,11 @@ def check_face_address(address: str, *, insecure: bool, asks: bool, transports: 
             "no line of a stream can log in: where there is a [[user]] it is a [[listen]] with"
             ' face = "streams", login = "none" and user = NAME',
         )
-    if beyond is not None and not insecure:
+    if beyond is not None and not (insecure or transports.tcp.asks_certificates(address)):
         raise InsecureListener(
             address,
-            f"{beyond}, and whoever comes may put and listen: set insecure = true to allow it",
+            f"{beyond}, and whoever comes may put and listen: use tls: with certificates of clients"
+            " (trustRoots, or client_roots of [tls]), or set insecure = true to allow it",
         )
 
 

@@ -37,9 +37,10 @@ from msgservice.config.reader import Reader, Table, read_text, shown
 from msgservice.config.toml import Document, KeyPath, parse_document
 from msgservice.config.users import USER_KEYS as USER_KEYS
 from msgservice.config.users import check_users_file, read_users
-from msgservice.core.subjects import check_name, check_pattern
+from msgservice.core.subjects import EVERY_STREAM, check_name, check_pattern, streams_of
 from msgservice.disk.filesystem import check_folder
 from msgservice.errors import BadValue, ConfigError
+from msgservice.identity.rules import Patterns
 from msgservice.identity.users import User
 from msgservice.limits import ORDERED, PARTS, Limits, Rate, contradictions, wrong_with
 from msgservice.receiver_options import CONFIGURED, DEFAULTS, ReceiverOptions
@@ -362,6 +363,10 @@ def _listen(
         check = partial(checking, insecure=insecure, asks=asks, transports=transports)
         if not reader.check(path, check, listener.address):
             continue
+        if transport == STREAMS:
+            for one in users:
+                if one.name == user:
+                    _check_streams_user(reader, (*path[:-1], "user"), one)
         if transport == STREAMS and transport in [other.transport for other in found]:
             reader.problem(path, f"{transport} may be served at one address only")
         if listener.address in [other.address for other in found]:
@@ -380,6 +385,17 @@ def _web_hosts(reader: Reader) -> tuple[str, ...]:
                 ("web", "hosts"), f"{shown(host)} is no name of a host: without scheme and port"
             )
     return tuple([host.lower() for host in hosts])
+
+
+def _check_streams_user(reader: Reader, path: KeyPath, user: User) -> None:
+    """Note what the gate would not let streams do that are served for a user."""
+    name = streams_of(user.name)
+    if not Patterns(user.patterns()).allow(name):
+        told = f"user {shown(user.name)} has not the name {shown(name)}, of the receiver of streams"
+        reader.problem(path, told)
+    if not user.rules.allows("receive", EVERY_STREAM):
+        told = f"user {shown(user.name)} may not receive {shown(EVERY_STREAM)}"
+        reader.problem(path, told)
 
 
 def _listeners_of(reader: Reader, table: Table) -> Iterator[tuple[KeyPath, str, str, str | None]]:

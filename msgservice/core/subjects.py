@@ -23,6 +23,7 @@ V = TypeVar("V", bound=Hashable)
 ONE = "*"  # any one token
 REST = ">"  # one or more tokens, at the end
 STREAMS = "streams."  # subjects below it can be read by their subject (`ILog.of_stream`)
+EVERY_STREAM = f"{STREAMS}>"
 
 # Whitespace, control characters, and lone surrogates (which have no UTF-8).
 _UNFIT = r"\s\x00-\x1f\x7f-\x9f\ud800-\udfff"
@@ -320,3 +321,9 @@ class SubjectMatcher(Generic[V]):
 def count_tokens(pattern: str) -> int:
     """Return the number of a pattern's tokens."""
     return pattern.count(".") + 1
+
+
+def streams_of(user: str) -> str:
+    """Return the name of the sender and receiver that serve streams for a user, empty: nobody's."""
+    name = STREAMS.removesuffix(".")
+    return f"{user}.{name}" if user else name

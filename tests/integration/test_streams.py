@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import socket
+import stat
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -247,6 +250,21 @@ async def test_a_thousand_that_join_and_leave_at_random_miss_and_double_nothing(
     for remote, queue in remotes:
         queue.is_over = True
         await remote.close()
+    await server.stopService()
+
+
+@pytest.mark.parametrize(("option", "mode"), [("", 0o600), (":mode=660", 0o660)])
+@ensure
+async def test_decision_21_a_unix_socket_is_its_owners_unless_it_is_said(
+    option: str, mode: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "streams"
+    before = os.umask(0)
+    try:
+        server = serve(f"unix:{path}{option}", reactor, MessageStream())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
     await server.stopService()
 
 

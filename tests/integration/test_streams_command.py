@@ -112,7 +112,7 @@ def test_a_line_that_is_no_json_stops_and_says_what_was_put(place: Place) -> Non
     assert "0 messages were put" in done.err
 
 
-@pytest.mark.parametrize("at", ["tcp:7412", "tls:a:1", "nothing", "tcp:h:0"])
+@pytest.mark.parametrize("at", ["tcp:7412", "tls:7412", "pb:a:1", "nothing", "tcp:h:0"])
 def test_a_wrong_address_is_told_before_anything_is_done(place: Place, at: str) -> None:
     assert place.command("streams", "list", "--at", at).code == 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,23 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+import trustme
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredQueue, gatherResults
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.ssl import (
+    Certificate,
+    PrivateCertificate,
+    optionsForClientTLS,
+    trustRootFromCertificates,
+)
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
+from twisted.internet.utils import getProcessOutputAndValue
 
 from msgservice import Limits, Node, connect
-from msgservice.faces.streams import NodeStreams, RemoteStream, serve
-from tests.integration.daemon import running
+from msgservice.faces.streams import Closed, NodeStreams, RemoteStream, serve
+from tests.integration.daemon import BIN, running
 from tests.kit.ports import free_port
 
 KILLS = 6
@@ -225,3 +235,76 @@ async def test_decision_21_streams_are_served_as_the_configuration_says(
         await remote.close()
         assert await deferToThread(daemon.stop) == -signal.SIGTERM
         assert "stopped" in daemon.said
+
+
+SEALED = """
+[listen]
+tcp = "tcp:{node}:interface=127.0.0.1"
+streams = "tls:{streams}:interface=0.0.0.0"
+
+[tls]
+certificate = "server.pem"
+client_roots = "ca.pem"
+"""
+
+
+def tls_remote(port: int, folder: Path, certificate: str | None) -> RemoteStream:
+    roots = trustRootFromCertificates([Certificate.loadPEM((folder / "ca.pem").read_bytes())])
+    mine = None
+    if certificate is not None:
+        mine = PrivateCertificate.loadPEM((folder / certificate).read_bytes())
+    options = optionsForClientTLS("127.0.0.1", trustRoot=roots, clientCertificate=mine)
+    where = wrapClientTLS(options, HostnameEndpoint(reactor, "127.0.0.1", port))
+    return RemoteStream("", 0, reactor, endpoint=where, reconnect=False)
+
+
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+@ensure
+async def test_decision_21_streams_beyond_this_machine_ask_for_certificates(
+    tmp_path: Path,
+) -> None:
+    ca = trustme.CA()
+    (tmp_path / "ca.pem").write_bytes(ca.cert_pem.bytes())
+    for name in ("server", "client"):
+        made = ca.issue_cert("127.0.0.1")
+        pem = made.private_key_pem.bytes() + made.cert_chain_pems[0].bytes()
+        (tmp_path / f"{name}.pem").write_bytes(pem)
+    ports = {"node": free_port(), "streams": free_port()}
+    (tmp_path / "node.toml").write_text(SEALED.format(**ports))
+    command = ("twist", "--log-format=text", "msgservice", "--config", "node.toml")
+    with running(*command, cwd=tmp_path) as daemon:
+        await deferToThread(daemon.wait_for, "streams at ")
+        turned_away: DeferredQueue[Any] = DeferredQueue()
+        stranger = tls_remote(ports["streams"], tmp_path, None)
+        stranger.listen("k", turned_away)
+        assert await turned_away.get() == Closed("k", "lost")
+        queue: DeferredQueue[Any] = DeferredQueue()
+        remote = tls_remote(ports["streams"], tmp_path, "client.pem")
+        remote.listen("k", queue, resume=True)
+        while not queue.pending:
+            remote.put("k", "come")
+            await deferLater(reactor, 0.05)
+        assert await queue.get() == "come"
+        await remote.close()
+        await stranger.close()
+        options = "trustRoots=ca.pem:certificate=client.pem:privateKey=client.pem"
+        at = f"tls:127.0.0.1:{ports['streams']}:{options}"
+        put = await getProcessOutputAndValue(
+            str(BIN / "msgservice"), ["streams", "put", "k", "1", "--at", at], path=tmp_path
+        )
+        assert put == (b"1 put into k\n", b"", 0)
+
+
+@ensure
+async def test_decision_21_a_unix_socket_of_the_configuration_is_its_owners(
+    tmp_path: Path,
+) -> None:
+    text = f"""[listen]\ntcp = "tcp:{free_port()}"\nstreams = "unix:streams"\n"""
+    (tmp_path / "node.toml").write_text(text)
+    command = ("twist", "--log-format=text", "msgservice", "--config", "node.toml")
+    for _ in range(2):  # a killed one leaves its socket
+        with running(*command, cwd=tmp_path) as daemon:
+            await deferToThread(daemon.wait_for, "streams at unix:")
+            assert stat.S_IMODE((tmp_path / "streams").stat().st_mode) == 0o600
+            daemon.send(signal.SIGKILL)
+            await deferToThread(daemon.ended)

@@ -5,6 +5,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 
 import pytest
+import trustme
 
 from msgservice.config.config import (
     LISTEN_DEFAULT,
@@ -610,12 +611,13 @@ def test_streams_are_a_key_of_listen(file: Path, address: str) -> None:
     ]
 
 
-USER = "[[user]]\nname = 'board'\n"
+USER = "[[user]]\nname = 'board'\nreceive = ['streams.>']\n"
 FACE = "[[listen]]\naddress = 'tcp:7412'\nface = 'streams'\n"
+AS_BOARD = FACE + "login = 'none'\nuser = 'board'\n"
 
 
 def test_streams_are_a_face_of_a_listen_with_a_user(file: Path) -> None:
-    text = FACE + "login = 'none'\nuser = 'board'\n" + USER
+    text = AS_BOARD + USER
     (listener,) = load(file, text).listen
     assert (listener.transport, listener.user) == ("streams", "board")
 
@@ -624,16 +626,23 @@ def test_streams_are_a_face_of_a_listen_with_a_user(file: Path) -> None:
     ("text", "told"),
     [
         ("[listen]\nstreams = 'tcp:7412:interface='\n", "insecure = true"),
-        ("[listen]\nstreams = 'tls:7412'\n", "must begin with tcp: or unix:"),
-        ("[listen]\nstreams = 'udp:7412'\n", "must begin with tcp: or unix:"),
+        ("[listen]\nstreams = 'tls:7412:interface='\n[tls]\ncertificate = '{pem}'\n", "trustRoots"),
+        ("[listen]\nstreams = 'tls:7412'\n", "certificate"),
+        ("[listen]\nstreams = 'udp:7412'\n", "must begin with tcp: or tls: or unix:"),
+        ("[listen]\nstreams = 'unix:/run/s:mode=rw'\n", "mode must be three octal digits"),
         ("[listen]\nstreams = ['tcp:7412', 'tcp:7413']\n", "at one address only"),
         ("[listen]\nstreams = 'tcp:7412'\n" + USER, "no line of a stream can log in"),
         (FACE + USER, "no line of a stream can log in"),
         (FACE.replace("'streams'", "'callbacks'"), "face: must be "),
+        (AS_BOARD + USER + "names = ['other']\n", 'has not the name "board.streams"'),
+        (AS_BOARD + "[[user]]\nname = 'board'\n", 'may not receive "streams.>"'),
+        (AS_BOARD + USER.replace("streams.>", "streams.a"), 'may not receive "streams.>"'),
     ],
 )
-def test_streams_that_cannot_be_or_may_not_are_refused(file: Path, text: str, told: str) -> None:
-    (problem,) = problems(file, text)
+def test_streams_that_cannot_be_or_may_not_are_refused(
+    file: Path, text: str, told: str, tmp_path: Path
+) -> None:
+    (problem,) = problems(file, text.replace("{pem}", str(pem(tmp_path))))
     assert told in problem
 
 
@@ -662,6 +671,26 @@ def test_http_is_a_key_of_listen_and_a_face(file: Path) -> None:
 def test_http_that_cannot_be_or_may_not_is_refused(file: Path, text: str, told: str) -> None:
     (problem,) = problems(file, text)
     assert told in problem
+
+
+def pem(folder: Path) -> Path:
+    """Return a file with a certificate and its key, which is an authority's file as well."""
+    path = folder / "one.pem"
+    made = trustme.CA().issue_cert("localhost")
+    path.write_bytes(made.private_key_pem.bytes() + made.cert_chain_pems[0].bytes())
+    return path
+
+
+def test_streams_with_certificates_of_clients_may_be_open_to_others(
+    file: Path, tmp_path: Path
+) -> None:
+    one = pem(tmp_path)
+    for listen, tls in (
+        (f"tls:7412:interface=:trustRoots={one}", ""),
+        ("tls:7412:interface=", f"client_roots = '{one}'\n"),
+    ):
+        text = f"[listen]\nstreams = '{listen}'\n[tls]\ncertificate = '{one}'\n{tls}"
+        assert [each.transport for each in load(file, text).listen] == ["streams"]
 
 
 def test_streams_may_be_open_to_others_where_that_is_said(file: Path) -> None:

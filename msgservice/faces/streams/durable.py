@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 
 from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
-from msgservice.core.subjects import STREAMS, check_subject
+from msgservice.core.subjects import EVERY_STREAM, STREAMS, check_subject, streams_of
 from msgservice.errors import (
     BadSubject,
     BadValue,
@@ -59,7 +59,7 @@ from msgservice.faces.streams.wire import (
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
 
-NAME = "streams"
+NAME = streams_of("")
 KIND = "stream"  # in the headers of a message that is no put: `close` or `delete`
 PAGE_BYTES = 64 * KIB
 CHUNK_BYTES = 64 * KIB
@@ -160,7 +160,7 @@ class _Put(NamedTuple):
 
     @property
     def size(self) -> int:
-        """What it takes of what its publisher may have that is not stored."""
+        """Bytes that it counts among what its publisher has that is not stored."""
         return len(self.body) + len(self.key) + MESSAGE_BYTES
 
 
@@ -278,7 +278,7 @@ class NodeStreams:
             self._reactor, name=self._name, handler=self._received, batch=True
         )
         self._attachment = self._node.attach(
-            self._receiver, [STREAMS + ">"], principal=self._principal, retained=False
+            self._receiver, [EVERY_STREAM], principal=self._principal, retained=False
         )
         self._looking = self._reactor.callLater(LOOK_SECONDS, self._look)
 

@@ -62,6 +62,7 @@ SUBSCRIPTION_BYTES = 256  # of one listening, beside its key
 PAGE_STREAMS = 200  # that one answer to `list` has at most,
 PAGE_KEYS = 256 * KIB  # … with keys of so many characters, about,
 PAGE_LISTENERS = 20_000  # … and so many listeners, who are looked at one by one
+UNIX_MODE = "600"  # of a socket whose address says none: whoever may open it needs no login
 SHOWN = 300  # characters of a reason in the log
 
 
@@ -75,6 +76,7 @@ class StreamServer(ListeningService):
 
     Args:
         listen: an endpoint string, `tcp:7412:interface=127.0.0.1`, or an endpoint.
+        described: that endpoint, in errors.
         codec: encodes and decodes lines (`content.StreamCodec`).
         tls: what makes its connections TLS; with `verify` and `requireCertificate`, clients show
             certificates, and it may listen beyond this machine.
@@ -90,6 +92,7 @@ class StreamServer(ListeningService):
         stream: MessageStream | Served,
         *,
         listen: str | IStreamServerEndpoint,
+        described: str = "",
         codec: StreamCodec | None = None,
         limits: StreamLimits | None = None,
         tls: CertificateOptions | None = None,
@@ -109,6 +112,7 @@ class StreamServer(ListeningService):
         self.limits = StreamLimits() if limits is None else limits
         self.is_strict = is_strict
         self._endpoint = listen
+        self._described = described or str(listen)
         self._tls = tls
         self._is_insecure = insecure
         self._port: IListeningPort | None = None
@@ -150,6 +154,8 @@ class StreamServer(ListeningService):
             )
             if not (is_here or self._may_be_open):
                 raise self._insecure(endpoint)
+            if address.scheme == "unix" and "mode" not in address.options:
+                endpoint = f"{endpoint}:mode={UNIX_MODE}"
             endpoint = serverFromString(self.reactor, endpoint)
         factory: Any = _ConnectionFactory(self)
         if self._tls is not None:
@@ -180,7 +186,7 @@ class StreamServer(ListeningService):
         self._log.info("streams at {address}", address=describe(port.getHost()))
 
     def _not_listening(self, failure: Failure) -> None:
-        raise CannotListen(str(self._endpoint), failure.getErrorMessage()) from failure.value
+        raise CannotListen(self._described, failure.getErrorMessage()) from failure.value
 
     def stopService(self) -> Deferred[None]:
         """Stop listening and close every connection; fires when all are closed.

@@ -10,14 +10,15 @@ from typing import Any, Protocol
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from msgservice.core.subjects import streams_of
 from msgservice.errors import MsgServiceError
-from msgservice.faces.streams.durable import NAME, NodeStreams, StreamsNode
+from msgservice.faces.streams.durable import NodeStreams, StreamsNode
 from msgservice.faces.streams.limits import StreamLimits
 from msgservice.faces.streams.server import StreamServer
-from msgservice.transport.addresses import LOOPBACK, parse_address
 
 
 class ServiceNode(StreamsNode, Protocol):
@@ -33,19 +34,12 @@ class ServiceNode(StreamsNode, Protocol):
         """Fire when it listens."""
 
 
-def bound(address: str) -> str:
-    """Return an address that says its interface: this machine's, where none is said."""
-    parsed = parse_address(address)
-    if parsed.scheme != "tcp" or "interface" in parsed.options:
-        return address
-    return f"{address}:interface={LOOPBACK}"
-
-
 @implementer(IService)
 class NodeWithStreams(Service):
     """A node, and its streams at an address.
 
     Args:
+        listen, described: where, as of `StreamServer`.
         user: as whom all is done that comes by it; empty: this program, which may do all.
         insecure: it may be open to others than this machine.
         failed: called with what keeps the streams from listening.
@@ -57,8 +51,9 @@ class NodeWithStreams(Service):
         self,
         reactor: Any,
         node: ServiceNode,
-        listen: str,
+        listen: str | IStreamServerEndpoint,
         *,
+        described: str = "",
         user: str = "",
         insecure: bool = False,
         limits: StreamLimits | None = None,
@@ -67,7 +62,7 @@ class NodeWithStreams(Service):
         self.node = node
         self.server: StreamServer | None = None
         self._reactor = reactor
-        self._listen = bound(listen)
+        self._listen, self._described = listen, described
         self._user = user
         self._insecure = insecure
         self._limits = limits
@@ -86,12 +81,13 @@ class NodeWithStreams(Service):
     def _begin(self, _: object) -> None:
         if not self.running:
             return
-        name = f"{self._user}.{NAME}" if self._user else NAME
+        name = streams_of(self._user)
         streams = NodeStreams(self._reactor, self.node, principal=self._user, name=name)
         server = StreamServer(
             self._reactor,
             streams,
             listen=self._listen,
+            described=self._described,
             insecure=self._insecure,
             limits=self._limits,
         )

@@ -12,6 +12,7 @@ from twisted.internet.interfaces import (
     IListeningPort,
     IReactorPluggableNameResolver,
     IReactorTime,
+    IStreamServerEndpoint,
 )
 from twisted.internet.task import Clock
 from zope.interface import implementer
@@ -155,6 +156,20 @@ class TcpTransport:
             make_channel=make_channel,
         )
         return listen_on(endpoint, address, factory)
+
+    def endpoint(self, reactor: IReactorTime, address: str) -> IStreamServerEndpoint:
+        """Return what listens at an address, for what speaks another protocol there.
+
+        Its files of TLS are read anew with those of this transport. Raises `BadAddress`.
+        """
+        return server_endpoint(timed(reactor), address, self._tls)
+
+    def asks_certificates(self, address: str) -> bool:
+        """Return whether who dials a listener's address must show a certificate."""
+        parsed = parse_address(address)
+        if parsed.scheme not in ("tls", "ssl"):
+            return False
+        return self._tls.profiles.files(parsed, listening=True).roots is not None
 
     def reload(self) -> list[Reread]:
         """See `ITransport`."""
