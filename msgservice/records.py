@@ -107,7 +107,7 @@ class KeyUse(msgspec.Struct, frozen=True, gc=False):
     """The idempotency key that a message came with (DELIVERY 45), and what it was used for."""
 
     digest: bytes  # of its scope and of the key: 16 bytes
-    content: bytes  # of subject, `to`, body and content-type: 16 bytes
+    content: bytes  # of subject, `to`, bodies and content-types: 16 bytes
     key: str  # for people
 
 
@@ -140,7 +140,8 @@ class Batch(msgspec.Struct, gc=False, eq=False):
     # There is nobody for it now, no place for who there is, or one of them is too far behind: known
     # as far as it was taken before, else refused with this, not stored.
     refusal: Refused | LimitReached | LogFull | None = None
-    key: KeyUse | None = None  # of a run of one message
+    # Of a run of one message; of more, where its sender never hands in a run again.
+    key: KeyUse | None = None
     # Wall clock, ms: until then it waits, without a number. 0: it does not.
     due_at: int = 0
     delayed_id: int = 0  # of one in `Group.due`: which of those that wait it is (`ILog.due`)

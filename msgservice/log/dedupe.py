@@ -282,21 +282,23 @@ def _take_by_key(
     keys_max: int,
     ranges_max: int,
 ) -> Outcome | None:
-    """Decide by its key about a message that has one; None where that decides nothing.
+    """Decide by its key about a run that has one; None where that decides nothing.
 
     That is of what its sender has handed in before, and of a key that was not used before. What it
-    is to wait for, in its lane or for room, it waits for with any key.
+    is to wait for, in its lane or for room, it waits for with any key. It is one message, but of a
+    sender that never hands in a run again.
     """
     assert batch.key is not None
     key, sequence = (batch.sender, batch.incarnation), batch.sequence
+    last = sequence + batch.count - 1
     before = staged.senders.get(key) or staged.state.sender(key)
     if before is not None and not before.missing(sequence, sequence):
         again = keyed.aliases.get((before.id, sequence))
         if again is None:
             return None
         if again.crc != batch.crc:
-            return RefusedBatch(ContentChanged(sequence, sequence))
-        piece = Piece(sequence, sequence, again.of.audience, again.of.position)
+            return RefusedBatch(ContentChanged(sequence, last))
+        piece = Piece(sequence, last, again.of.audience, again.of.position)
         return Known(pieces=(piece,), by_key=True)
     head, limit = held.get((key, batch.subject), (sequence, None))
     if full is not None or (limit is not None and sequence > head):
@@ -319,20 +321,20 @@ def _take_by_key(
     if batch.floor > sender.floor:
         _settle_below(staged, sender, batch.floor)
     begin = min(batch.after + 1, sequence)
-    if _has_no_range(sender, begin, sequence, ranges_max):
+    if _has_no_range(sender, begin, last, ranges_max):
         # Decided here: whatever goes on from here without an answer may be stored.
         error = LimitReached("sender_ranges", ranges_max)
         held[(key, batch.subject)] = (min(head, sequence), error)
         return RefusedBatch(error)
-    sender.take(begin, sequence)
+    sender.take(begin, last)
     if sender.last is None or sequence > sender.last[1]:
-        sender.last = (sequence, sequence, batch.crc)
+        sender.last = (sequence, last, batch.crc)
     sender.seen_at = max(sender.seen_at, staged.age)
     keyed.senders[sender.id] = sender
-    ids = tuple(name for _, name in batch.ids)
+    ids = tuple(name for index, name in batch.ids if not index)
     keyed.aliases[sender.id, sequence] = Alias(sender.id, sequence, batch.crc, ids, of)
     staged.aliases += 1
-    piece = Piece(sequence, sequence, of.audience, of.position)
+    piece = Piece(sequence, last, of.audience, of.position)
     return Known(pieces=(piece,), by_key=True)
 
 

@@ -50,6 +50,7 @@ from msgservice.node.rights import Rights
 from msgservice.node.seldom import Seldom
 from msgservice.records import NOBODY, PATH_MAX, Audience, Batch, KeyUse, Origin
 
+KEY_AND_DELAY = "an idempotency key and a delay together are not supported by this version"
 _logger = Logger()
 
 # Sets that `to` has made, by number and sender -> the same names now, or why not: a set may have
@@ -303,10 +304,12 @@ class Acceptance:
         incarnation_hash: str,
         scope: str,
         refusal: Refused | None = None,
+        key: str | None = None,
     ) -> Batch:
         """Return what is stored of a run: the bytes that came. `raw`: the same bytes.
 
         `refusal`: why it is not, unless it was stored before. `scope`: within which its key counts.
+        `key`: of the run as a whole, where none of its messages has one.
         """
         first, came = transfer.sequence, transfer.origin
         own = (self._log_id,)
@@ -332,8 +335,8 @@ class Acceptance:
             refusal=refusal,
             # Of a node's none counts: across a chain those of two producers would collide.
             key=None
-            if came is not None or messages[0].key is None
-            else _key_use(scope, transfer, messages[0]),
+            if came is not None or (messages[0].key or key) is None
+            else _key_use(scope, transfer, messages, messages[0].key or key),
             due_at=self._due.now() + transfer.delay if transfer.delay else 0,
             expires_at=None if transfer.ttl is None else self._due.now() + transfer.ttl,
         )
@@ -402,7 +405,7 @@ def _check_keys(messages: Sequence[WireMessage], transfer: Transfer) -> None:
     So what is known of a key is known of all of its run.
     """
     if transfer.delay:
-        raise Refused("an idempotency key and a delay together are not supported by this version")
+        raise Refused(KEY_AND_DELAY)
     for message in messages:
         if message.key is not None:
             check_key(message.key)
@@ -412,17 +415,20 @@ def _check_keys(messages: Sequence[WireMessage], transfer: Transfer) -> None:
         )
 
 
-def _key_use(scope: str, transfer: Transfer, message: WireMessage) -> KeyUse:
-    """Return the use of a message's key: of a retry the same, whatever its headers trace."""
-    assert message.key is not None
+def _key_use(
+    scope: str, transfer: Transfer, messages: Sequence[WireMessage], key: str | None
+) -> KeyUse:
+    """Return the use of a run's key: of a retry the same, whatever its headers trace."""
+    assert key is not None
     digest, content = blake2b(digest_size=16), blake2b(digest_size=16)
-    for text in (scope, message.key):
+    for text in (scope, key):
         _add(digest, text.encode())
     _add(content, transfer.subject.encode())
     _add(content, b"" if transfer.to is None else "\0".join(sorted(set(transfer.to))).encode())
-    _add(content, (content_type_of(message.headers) or "").encode())
-    _add(content, message.body)
-    return KeyUse(digest.digest(), content.digest(), message.key)
+    for message in messages:
+        _add(content, (content_type_of(message.headers) or "").encode())
+        _add(content, message.body)
+    return KeyUse(digest.digest(), content.digest(), key)
 
 
 def _add(to: blake2b, part: bytes) -> None:

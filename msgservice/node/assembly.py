@@ -68,6 +68,8 @@ from msgservice.node.visits import Visits
 from msgservice.node.web.access import Access
 from msgservice.node.web.health import health_paths
 from msgservice.node.web.listener import Web
+from msgservice.node.web.messages import Posts
+from msgservice.node.web.operations import operation_paths
 from msgservice.records import Batch, ExceptionRow, ReceiverRow, Reread, Snapshot
 from msgservice.transport.registry import Transports
 
@@ -395,7 +397,9 @@ def assemble(
             listens=facts.listens,
             failed=lambda: commits.is_stopped,
             full=lambda: bool(log.room().full or upkeep.refused),
-        )
+        ),
+        *Posts(intake, limits).paths(),
+        *operation_paths(admin),
     )
     retained.load(snapshot.retained)
     receivers.load(snapshot)

@@ -35,7 +35,7 @@ from msgservice.errors import (
 )
 from msgservice.limits import Limits
 from msgservice.message import FLAG_RETAIN, UNENCODABLE, Action, WireMessage, encode_messages
-from msgservice.node.acceptance import Acceptance
+from msgservice.node.acceptance import KEY_AND_DELAY, Acceptance
 from msgservice.node.commits import Commits, Source
 from msgservice.node.directory import BacklogFull
 from msgservice.node.retained import RetainedIndex
@@ -43,6 +43,10 @@ from msgservice.node.rights import Rights
 from msgservice.records import NOBODY, Batch, Origin, Outcome, RefusedBatch, hash_of
 
 FULL_DELAY_MS = 1000  # how soon a refused sender asks again
+
+
+# Why a run is not taken, whatever its sender has handed in before.
+NEVER_STORED = (Refused, BadSubject, BadName, LimitReached, LogFull)
 
 
 class Senders(Protocol):
@@ -70,6 +74,11 @@ class Sender(NamedTuple):
         """Return the sender of this name and incarnation; `user`: as whom it has logged in."""
         scope = f"user {user}" if user else f"sender {name}"
         return cls(name, incarnation, hash_of(incarnation), scope, node_log)
+
+
+def _is_final(refusal: Refused | LimitReached | LogFull) -> bool:
+    """Whether it is refused also where its key was used before: by who may not use it."""
+    return isinstance(refusal, Forbidden)
 
 
 def refusal_for(error: Exception) -> Refusal:
@@ -122,6 +131,26 @@ class Intake:
         `raw`: the bytes of the run. A batch that has a `refusal` is for nobody, or its sender may
         not send it: its group decides, since it is known where it was taken before (SEMANTICS 2).
         """
+        try:
+            return self.batch(rights, sender, transfer, messages, raw, known=known)
+        except NEVER_STORED as error:
+            return refusal_for(error)
+
+    def batch(
+        self,
+        rights: Rights,
+        sender: Sender,
+        transfer: Transfer,
+        messages: Sequence[WireMessage],
+        raw: memoryview,
+        *,
+        known: bool,
+        key: str | None = None,
+    ) -> Batch:
+        """Return the batch of a run as `check` does; raises what is never stored, or not now.
+
+        `key`: of the run as a whole, where none of its messages has one.
+        """
         acceptance = self._acceptance
         refusal: Refused | None = None
         try:
@@ -138,12 +167,10 @@ class Intake:
             # Who was there when it came over another connection may be gone since: what was
             # stored then, or is being stored, is answered by that (SEMANTICS 2).
             audience, refusal = NOBODY, nobody.with_traceback(None)  # which would hold this frame
-        except (Refused, BadSubject, BadName, LimitReached, LogFull) as error:
-            return refusal_for(error)
         if refusal is None:
             full = acceptance.full(audience, delayed=bool(transfer.delay))
             if full is not None:
-                return refusal_for(BacklogFull(full))
+                raise BacklogFull(full)
         return acceptance.batch(
             transfer,
             messages,
@@ -154,6 +181,7 @@ class Intake:
             incarnation_hash=sender.hash,
             scope=sender.scope,
             refusal=refusal,
+            key=key,
         )
 
     def put(self, batch: Batch, source: Source) -> bool:
@@ -216,6 +244,11 @@ class LocalSender:
         self._next = 1  # sequence
         self._open: dict[int, None] = {}  # sequences of what was submitted and not told, rising
 
+    @property
+    def hash(self) -> str:
+        """The part of its messages' names that stands for its incarnation."""
+        return self._sender.hash
+
     def check(
         self,
         rights: Rights,
@@ -230,27 +263,51 @@ class LocalSender:
         `to`, `flags`: as in a TRANSFER. Nothing is numbered, stored or kept here.
         """
         try:
-            raw = encode_messages(list(messages))
-            transfer = Transfer(0, subject, msgspec.Raw(raw), to=to, flags=flags)
-            decoded, known = self._intake.decode(transfer)
-            self._intake.check_room()
-        except (MalformedFrame, LimitReached) as error:
+            return self.batch(rights, subject, messages, to=to, flags=flags)
+        except (*NEVER_STORED, MalformedFrame) as error:
             return refusal_for(error)
+
+    def batch(
+        self,
+        rights: Rights,
+        subject: str,
+        messages: Sequence[WireMessage],
+        *,
+        to: tuple[str, ...] | None = None,
+        ttl: int | None = None,
+        delay: int | None = None,
+        flags: int = 0,
+        key: str | None = None,
+    ) -> Batch:
+        """Return these messages as one batch, which may be submitted once.
+
+        `to`, `ttl`, `delay` and `flags`: as in a TRANSFER; `key`: of all of them together. Raises
+        what they are refused for: a `Refused`, `BadSubject`, `BadName`, `LimitReached`, `LogFull`,
+        or `MalformedFrame`. Nothing is numbered, stored or kept here.
+        """
+        intake = self._intake
+        try:
+            raw = encode_messages(list(messages))
         except UNENCODABLE as error:
-            return Refusal(Action.REFUSED, f"a message that has no form in a frame: {error}")
-        checked = self._intake.check(
-            rights, self._sender, transfer, decoded, memoryview(raw), known=known
+            raise Refused(f"a message that has no form in a frame: {error}") from None
+        transfer = Transfer(0, subject, msgspec.Raw(raw), to=to, ttl=ttl, delay=delay, flags=flags)
+        decoded, known = intake.decode(transfer)
+        intake.check_room()
+        if key is not None and delay:
+            raise Refused(KEY_AND_DELAY)
+        batch = intake.batch(
+            rights, self._sender, transfer, decoded, memoryview(raw), known=known, key=key
         )
-        if isinstance(checked, Batch) and checked.refusal is not None:
-            return refusal_for(checked.refusal)  # nothing of it was ever taken before
-        return checked
+        if batch.refusal is not None and (batch.key is None or _is_final(batch.refusal)):
+            raise batch.refusal  # nothing of it was ever taken before
+        return batch
 
     def submit(self, batch: Batch) -> Deferred[Outcome]:
         """Store a batch that `check` has returned; fires with its outcome when that is on disk.
 
-        A `RefusedBatch` was not stored: the log had no room, its group failed, or who receives what
-        has changed meanwhile. Fails with `Ambiguous` when the node stops before. Cancelling ends
-        the wait, and takes nothing back.
+        Or `batch`. A `RefusedBatch` was not stored: the log had no room, its group failed, its key
+        was used for something else, or who receives what has changed meanwhile. Fails with
+        `Ambiguous` when the node stops before. Cancelling ends the wait, and takes nothing back.
         """
         assert not batch.sequence, "it was submitted before"
         first = self._next

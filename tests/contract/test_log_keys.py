@@ -88,6 +88,36 @@ def test_45_a_key_is_stored_once_whoever_comes_with_it_and_whenever(log: Contrac
     assert log.resume("shop", "i3").floor == 8
 
 
+def test_45_a_run_with_a_key_is_stored_once_as_a_whole(log: ContractDriver) -> None:
+    """Of a sender that hands in none again, as those are that have no session."""
+    audience = log.log.audience([1])
+
+    def run(incarnation: str, content: str = "three") -> Batch:
+        bodies = [b"a", b"b", b"c"]
+        return make_batch(
+            audience, 1, bodies, incarnation=incarnation, key=use(content=content), floor=1
+        )
+
+    (first,) = log.append(run("i1"))
+    (second, other) = log.append(run("i2"), run("i3", "other"))
+    assert isinstance(first, Batch)
+    assert isinstance(second, Known)
+    (piece,) = second.pieces
+    assert (1, 3, first.first) == (piece.first, piece.last, piece.position)
+    assert isinstance(other, RefusedBatch)
+    assert isinstance(other.error, KeyReused)
+    (behind,) = log.append(make_batch(audience, 4, [b"d"], incarnation="i2", floor=4))
+    assert isinstance(behind, Batch)
+    assert [3, 1] == [batch.count for batch in log.read([audience])]
+    assert 5 == log.resume("shop", "i2").floor
+    assert [] == log.wait(log.log.audit())
+    log.reopen()
+    assert 5 == log.resume("shop", "i2").floor
+    (again,) = log.append(run("i4"))
+    assert isinstance(again, Known)
+    assert again.pieces[0].position == first.first
+
+
 def test_45_a_repeat_of_what_was_taken_by_its_key_is_told_the_same(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     (first,) = log.append(keyed(audience))

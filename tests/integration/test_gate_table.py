@@ -8,6 +8,7 @@ is what the node answers, not what a client makes of it.
 
 from __future__ import annotations
 
+import base64
 import itertools
 import re
 from collections.abc import AsyncIterator
@@ -20,10 +21,13 @@ from msgservice.administration import OPERATIONS
 from msgservice.core.frames import Ack, ErrorFrame, Hello, Nack
 from msgservice.errors import Forbidden, NotAllowed, NotAuthenticated, UnknownReceiver
 from msgservice.identity.client_exchange import Login
+from msgservice.node.web.operations import place_of
 from msgservice.records import Origin
+from msgservice.transport.tcp.endpoints import client_endpoint
 from tests.kit.house import (
     EVERYBODY,
     NOBODY,
+    PASSWORD,
     ROWS,
     TABLE,
     TCP,
@@ -33,7 +37,9 @@ from tests.kit.house import (
     Who,
     address_of,
     dialled_name,
+    reactor,
 )
+from tests.kit.http import HttpPeer
 from tests.kit.knock import Knock
 
 pytestmark = pytest.mark.timeout(120)
@@ -220,6 +226,52 @@ async def test_who_is_nobody_relays_nothing(house: House, door: str) -> None:
     assert NotAuthenticated.wire_code == answer.code
 
 
+WEB = ["http by password", "http by token", "https by certificate"]
+
+
+@pytest.mark.parametrize("door", WEB)
+@pytest.mark.parametrize("who", EVERYBODY, ids=lambda who: who.name)
+@run
+async def test_the_cells_over_http(house: House, door: str, who: Who) -> None:
+    """There are no names and no receivers there: what is sent is of the user's own sender."""
+    headers: dict[str, str] = {}
+    address = f"tcp:127.0.0.1:{house.port('http')}"
+    if door == "http by password":
+        said = base64.b64encode(f"{who.name}:{PASSWORD}".encode()).decode()
+        headers = {"Authorization": f"Basic {said}"}
+    elif door == "http by token":
+        headers = {"Authorization": f"Bearer {house.tokens[who.name]}"}
+    else:
+        key, chain = house.authority.issue(f"{who.name}.users")
+        address = f"{TLS.format(port=house.port('https'), ca=house.authority.ca_file)}"
+        address += f":privateKey={key}:certificate={chain}"
+    peer = await HttpPeer.dial_at(client_endpoint(reactor, address))
+    wrong: list[str] = []
+    for subject in SUBJECTS:
+        answer = await peer.ask("POST", "/v1/messages", {"subject": subject}, headers)
+        expected = any_matches(who.send, subject) and not subject.startswith("$")
+        if answer.status != (201 if expected else 422 if subject[0] == "$" else 403):
+            wrong.append(f"send {subject}: {answer.status}, not {expected}")
+    allowed = next((s for s in SUBJECTS if any_matches(who.send, s)), "orders.new")
+    for name in RECEIVERS:
+        message = {"subject": allowed, "to": [name]}
+        answer = await peer.ask("POST", "/v1/messages", message, headers)
+        may_send, may_name = any_matches(who.send, allowed), any_matches(who.to, name)
+        status = 403 if not may_send else 201 if may_name and name in ROWS else 422
+        if answer.status != status:
+            wrong.append(f"to {name}: {answer.status}, not {status}")
+    for operation in OPERATIONS:
+        method, path = place_of(operation)
+        path = re.sub(r"\{position\}", "1", re.sub(r"\{(name|receiver|id|subject)\}", "none", path))
+        body = b"{}" if method in ("POST", "PATCH") else None
+        answer = await peer.ask(method, path, body, headers)
+        expected = any_matches(who.request, operation.right) or operation.own
+        if (answer.status != 403) != expected:
+            wrong.append(f"request {operation.name}: {answer.status}, not {expected}")
+    await peer.go()
+    assert [] == wrong
+
+
 @each
 @run
 async def test_the_cells_of_receive(house: House, door: str, who: Who) -> None:
@@ -262,6 +314,28 @@ async def test_the_cells_of_senders_and_receivers_names(house: House, door: str,
 
 
 # --- who is nobody
+
+
+@pytest.mark.parametrize("kind", ["http", "https"])
+@run
+async def test_who_is_nobody_gets_nothing_over_http(house: House, kind: str) -> None:
+    address = f"tcp:127.0.0.1:{house.port('http')}"
+    if kind == "https":
+        key, chain = house.authority.issue("stranger.users")
+        address = f"{TLS.format(port=house.port('https'), ca=house.authority.ca_file)}"
+        address += f":privateKey={key}:certificate={chain}"
+    peer = await HttpPeer.dial_at(client_endpoint(reactor, address))
+    for path in house.node.parts.web.paths:
+        asked = re.sub(r"\{\w+\}", "1", path.path)
+        headers = {"Content-Type": path.takes[0]} if path.takes else {}
+        answer = await peer.ask(path.method, asked, b"{}" if path.takes else None, headers)
+        assert (path.method, asked, 200 if path.is_open else 401) == (
+            path.method,
+            asked,
+            answer.status,
+        )
+    await peer.go()
+
 
 STRANGERS = ["tcp by password", "tls by password", "tls by certificate"]
 

@@ -748,6 +748,7 @@ class DictLog:
         """Decide by its key about a message that was not handed in before; None: nothing does."""
         content, limits = self.content, self._limits
         key, sequence = (batch.sender, batch.incarnation), batch.sequence
+        last = sequence + batch.count - 1
         known = content.senders.get(key)
         if batch.key is None or why is not None or (known is not None and known.has(sequence)):
             return None
@@ -765,19 +766,19 @@ class DictLog:
         sender = content.senders.setdefault(key, Sender(seen_at=content.age))
         sender.settle_below(batch.floor)
         begin = min(batch.after + 1, sequence)
-        if self._is_one_hole_too_many(sender, begin, sequence):
+        if self._is_one_hole_too_many(sender, begin, last):
             return RefusedBatch(LimitReached("sender_ranges", limits.sender_ranges))
-        sender.take(begin, sequence)
+        sender.take(begin, last)
         sender.seen_at = content.age
         if sender.last is None or sequence > sender.last[1]:
-            sender.last = (sequence, sequence, batch.crc)
+            sender.last = (sequence, last, batch.crc)
         original = self._original(of)
         if original is None:
             self._pass_states(of, content.senders.get(of.sender), sender, sequence)
-            return Known(pieces=(Piece(sequence, sequence, NOBODY, 0),), by_key=True)
-        ids = tuple(name for _, name in batch.ids)
+            return Known(pieces=(Piece(sequence, last, NOBODY, 0),), by_key=True)
+        ids = tuple(name for index, name in batch.ids if not index)
         content.by_key[key, sequence] = ByKey(batch.crc, ids, of)
-        piece = Piece(sequence, sequence, original.audience, original.first)
+        piece = Piece(sequence, last, original.audience, original.first)
         return Known(pieces=(piece,), by_key=True)
 
     def _original(self, of: KeyOf) -> Batch | None:

@@ -136,6 +136,10 @@ class House:
             "udp": f"udp:0:interface=127.0.0.1:keys={keys}",
             "no login": "tcp:0:interface=127.0.0.1:backlog=49",
         }
+        self.web = {
+            "http": "tcp:0:interface=127.0.0.1:backlog=51",
+            "https": f"{tls}:trustRoots={authority.ca_file}:backlog=52",
+        }
         self.users = users = Users(
             [
                 who.user(
@@ -164,6 +168,7 @@ class House:
             reactor,
             folder / "node",
             listen=list(self.listen.values()),
+            web=list(self.web.values()),
             receivers=rows,
             users=users,
             without_login={self.listen["no login"]: SHOP.name},
@@ -172,7 +177,7 @@ class House:
         )
         self.node.startService()
         await self.node.when_ready()
-        self.ports = dict(zip(self.listen, self.node.ports, strict=True))
+        self.ports = dict(zip([*self.listen, *self.web], self.node.ports, strict=True))
 
     def port(self, kind: str) -> int:
         host: Any = self.ports[kind].getHost()

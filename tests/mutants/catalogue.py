@@ -568,6 +568,22 @@ _ALL = [
         catcher=_test(f"{HTTP} -k body_of_a_byte", "body_of_a_byte"),
     ),
     Mutant(
+        name="a-key-of-a-run-says-its-first-message-alone",
+        at="msgservice.node.acceptance:_key_use",
+        old="for message in messages:",
+        new="for message in messages[:1]:",
+        catcher=_test(
+            "tests/integration/test_http_messages.py -k lines_with_a_key", "lines_with_a_key"
+        ),
+    ),
+    Mutant(
+        name="a-run-taken-by-its-key-takes-one-sequence",
+        at="msgservice.log.dedupe:_take_by_key",
+        old="sender.take(begin, last)",
+        new="sender.take(begin, sequence)",
+        catcher=_test("tests/contract/test_log_keys.py -k as_a_whole", "as_a_whole"),
+    ),
+    Mutant(
         name="everybody-logs-in-with-any-password",
         at="msgservice.identity.passwords:PasswordRecord.is_of",
         old="return hmac.compare_digest(stored, self.stored_key)",
@@ -815,7 +831,7 @@ _ALL = [
     Mutant(
         name="a-known-key-does-not-wait-for-ranges",
         at="msgservice.log.dedupe:_take_by_key",
-        old="if _has_no_range(sender, begin, sequence, ranges_max):",
+        old="if _has_no_range(sender, begin, last, ranges_max):",
         new="if False:",
         catcher=_test("tests/contract/test_log_keys.py -k known_key_waits", "known_key_waits"),
     ),

@@ -73,8 +73,10 @@ class Paths:
         for known, methods in same:
             if known == segments:
                 return methods
-        same.append((segments, {}))
-        return same[-1][1]
+        new: dict[str, PathAt] = {}
+        same.append((segments, new))
+        same.sort(key=lambda one: sum(segment.startswith("{") for segment in one[0]))
+        return new
 
     def __iter__(self) -> Iterator[PathAt]:
         """All of them, those of one path together."""
@@ -85,25 +87,31 @@ class Paths:
                 yield from methods.values()
 
     def find(self, method: bytes, path: bytes) -> tuple[PathAt, dict[str, str]]:
-        """Return what is at a path, and what stands for its names. Raises `WebRefused`."""
-        methods = self._plain.get(path)
-        parts: dict[str, str] = {}
-        if methods is None:
-            methods, parts = self._find_named(path)
-        name = method.decode("latin-1")
-        found = methods.get("GET" if name == "HEAD" else name)
-        if found is None:
-            allowed = sorted({*methods, *(("HEAD",) if "GET" in methods else ())})
-            raise NotThisMethod(allowed)
-        return found, parts
+        """Return what is at a path, and what stands for its names. Raises `WebRefused`.
 
-    def _find_named(self, path: bytes) -> tuple[dict[str, PathAt], dict[str, str]]:
+        Where several fit that has the fewest names which is for this method.
+        """
+        name = method.decode("latin-1")
+        name = "GET" if name == "HEAD" else name
+        there: set[str] = set()
+        for methods, parts in self._fitting(path):
+            found = methods.get(name)
+            if found is not None:
+                return found, parts
+            there |= methods.keys()
+        if not there:
+            raise WebRefused(404, "nothing is at this path")
+        raise NotThisMethod(sorted({*there, *(("HEAD",) if "GET" in there else ())}))
+
+    def _fitting(self, path: bytes) -> Iterator[tuple[dict[str, PathAt], dict[str, str]]]:
+        plain = self._plain.get(path)
+        if plain is not None:
+            yield plain, {}
         segments = path.split(b"/")
         for names, methods in self._named.get(len(segments), ()):
             parts = _parts(names, segments)
             if parts is not None:
-                return methods, parts
-        raise WebRefused(404, "nothing is at this path")
+                yield methods, parts
 
 
 class NotThisMethod(WebRefused):

@@ -22,6 +22,7 @@ from msgservice.errors import (
     LogFull,
     LoginEnded,
     LogUnavailable,
+    MalformedFrame,
     MessageTooLarge,
     MsgServiceError,
     NoReceiver,
@@ -41,6 +42,7 @@ from msgservice.errors import (
 from msgservice.node.web.answers import Answer
 
 PROBLEM_TYPE = b"application/problem+json"
+ERRORS = MsgServiceError.__module__
 RETRY_AFTER = 1.0  # seconds, where nothing says another time
 # Of an error its own status, or that of the first class in its ancestry that has one.
 STATUSES: dict[type[MsgServiceError], int] = {
@@ -55,6 +57,7 @@ STATUSES: dict[type[MsgServiceError], int] = {
     LogFull: 503,
     LogUnavailable: 503,
     LoginEnded: 401,
+    MalformedFrame: 400,
     MessageTooLarge: 413,
     NoReceiver: 422,
     NoResponder: 404,
@@ -69,6 +72,7 @@ STATUSES: dict[type[MsgServiceError], int] = {
     UnknownMessage: 404,
     UnknownReceiver: 404,
 }
+SHARED = ("http_bytes", "idempotency_keys", "uncommitted_bytes")  # limits of all who ask together
 LATER = (LogFull, LimitReached, LogUnavailable)  # … after which the same may be taken
 BY_CODE = {error.refusal_code: error for error in STATUSES if error.refusal_code}
 
@@ -92,15 +96,20 @@ def status_of(error: Exception) -> int:
     """Return the status of the answer to what has raised this."""
     if isinstance(error, WebRefused):
         return error.status
+    if isinstance(error, LimitReached) and error.limit in SHARED:
+        return 503
     for kind in type(error).__mro__:
         if kind in STATUSES:
             return STATUSES[kind]
     return 400 if isinstance(error, UnicodeDecodeError | msgspec.MsgspecError) else 500
 
 
-def problem_of(error: Exception) -> Problem:
-    """Return the document that says an error; what no client may know is not in it."""
-    status = status_of(error)
+def problem_of(error: Exception, status: int | None = None) -> Problem:
+    """Return the document that says an error; what no client may know is not in it.
+
+    `status`: in place of the error's own.
+    """
+    status = status_of(error) if status is None else status
     is_ours = isinstance(error, MsgServiceError)
     detail = "internal error: see the node's log"
     if is_ours or status == 400:
@@ -109,15 +118,21 @@ def problem_of(error: Exception) -> Problem:
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
-        error=type(error).__name__ if is_ours and not isinstance(error, WebRefused) else "",
+        error=name_of(error) if is_ours and not isinstance(error, WebRefused) else "",
         code=error.refusal_code if isinstance(error, MsgServiceError) else 0,
         about=error.about if isinstance(error, MsgServiceError) else "",
     )
 
 
-def answer_of(error: Exception, *, from_browser: bool = False) -> Answer:
-    """Return the answer that says an error."""
-    problem = problem_of(error)
+def name_of(error: Exception) -> str:
+    """Return the name of an error in docs/errors.md, or of what it is a kind of."""
+    kinds = type(error).__mro__
+    return next((kind.__name__ for kind in kinds if kind.__module__ == ERRORS), "")
+
+
+def answer_of(error: Exception, *, from_browser: bool = False, status: int | None = None) -> Answer:
+    """Return the answer that says an error. `status`: in place of the error's own."""
+    problem = problem_of(error, status)
     headers: list[tuple[bytes, bytes]] = []
     if problem.status == 401:
         headers.append((b"WWW-Authenticate", b'Bearer realm="msgservice"'))

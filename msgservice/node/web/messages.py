@@ -1,0 +1,389 @@
+"""Messages handed in over HTTP: one, or many as lines of JSON; answered when they are on disk.
+
+They go through the intake, as by every door. What is refused is said at once: nothing is kept here
+to be tried again. Whoever must not store a message twice says a key: then a post that is made again
+finds what the first has stored.
+
+    POST /v1/messages    one message; or lines, of which those that follow each other on one subject
+                         with the same options are one run
+    Idempotency-Key      of the post as a whole: one run then, of one subject, whole or not at all
+    key                  … of one message, in its own line
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode
+from collections.abc import Iterable, Sequence
+from typing import Annotated, NamedTuple, Protocol, cast
+
+import msgspec
+from twisted.internet.defer import Deferred, gatherResults
+
+from msgservice.codecs import CONTENT_TYPE, DEPTH_MAX, JsonCodec, TextCodec
+from msgservice.core.subjects import check_key, check_name, check_subject
+from msgservice.errors import (
+    BadValue,
+    MessageTooLarge,
+    MsgServiceError,
+    UnknownReceiver,
+    WebRefused,
+)
+from msgservice.limits import BATCH_MESSAGES_MAX, TIME_DAYS_MAX, Limits
+from msgservice.message import (
+    FLAG_REQUIRE,
+    FLAG_RETAIN,
+    FLAG_RETAIN_ONLY,
+    Headers,
+    WireMessage,
+)
+from msgservice.node.gate import Pass, web_sender
+from msgservice.node.intake import LocalSender
+from msgservice.node.web.answers import Answer, Ask, as_json
+from msgservice.node.web.paths import PathAt
+from msgservice.node.web.problems import Problem, answer_of, problem_of
+from msgservice.records import Batch, Outcome, RefusedBatch
+
+JSON, LINES = "application/json", "application/x-ndjson"
+UNPROCESSABLE = 422
+LINE_OVERHEAD = 64  # bytes that a message may take in a run beside its body and headers
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=TIME_DAYS_MAX * 86400)]
+
+
+class Post(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A message that is handed in.
+
+    `body`: any value of JSON, which is its content; `text` or `base64` in place of it: text, or
+    bytes. `to`: names of receivers, in place of those whose patterns match. `ttl`, `delay`:
+    seconds. `retain`: true, or "only".
+    """
+
+    subject: str
+    body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    text: str | msgspec.UnsetType = msgspec.UNSET
+    base64: str | msgspec.UnsetType = msgspec.UNSET
+    headers: Headers | None = None
+    id: str | None = None
+    key: str | None = None
+    to: tuple[str, ...] | None = None
+    require: bool = False
+    ttl: Seconds | None = None
+    delay: Seconds | None = None
+    retain: bool | str = False
+
+
+class Accepted(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A message that is on disk. `id`: by which it can be asked about; `due`: wall clock, ms.
+
+    None where it was taken by its key long ago, and has gone.
+    """
+
+    id: str | None
+    position: int | None = None
+    due: int | None = None
+    by_key: bool = False
+
+
+class AcceptedRun(Accepted, frozen=True, omit_defaults=False):
+    """Messages that follow each other. `id`, `position`: of the first; `line`: where it stood."""
+
+    count: int = 1
+    line: int = 1
+
+
+class AcceptedRuns(msgspec.Struct, frozen=True):
+    """All messages of a post."""
+
+    accepted: int
+    runs: list[AcceptedRun]
+
+
+class PartlyAccepted(Problem, frozen=True, omit_defaults=False):
+    """A problem with a part of a post: what is stored of it, and the line that it begins at."""
+
+    line: int = 0
+    accepted: int = 0
+    runs: list[AcceptedRun] = []
+
+
+class Intake(Protocol):
+    """The intake of a node (`intake`)."""
+
+    def sender(self, name: str, user: str) -> LocalSender:
+        """Return a sender of this name, and of this user's, that has no session."""
+
+
+class _Options(NamedTuple):
+    """The options of a run, as a TRANSFER has them."""
+
+    to: tuple[str, ...] | None
+    ttl: int | None
+    delay: int | None
+    flags: int
+
+
+class _Run(NamedTuple):
+    """Messages that become one batch, and the line of the first."""
+
+    subject: str
+    options: _Options
+    messages: list[WireMessage]
+    line: int
+
+
+_decode = msgspec.json.Decoder(Post).decode
+_json = JsonCodec()
+_TYPE_OF_JSON = {CONTENT_TYPE: JsonCodec.content_type}
+_TYPE_OF_TEXT = {CONTENT_TYPE: TextCodec.content_type}
+
+
+class Posts:
+    """The posts of a node. Each user has one sender, from the first post to the end of the node."""
+
+    def __init__(self, intake: Intake, limits: Limits) -> None:
+        self._intake = intake
+        self._limits = limits
+        self._senders: dict[str, LocalSender] = {}
+
+    def paths(self) -> list[PathAt]:
+        """Return the path at which messages are handed in."""
+        return [
+            PathAt(
+                method="POST",
+                path="/v1/messages",
+                answer=self._post,
+                sentence="Hands in a message, or lines of messages; answers when they are on disk.",
+                takes=(JSON, LINES),
+                asks=Post,
+                answers=Accepted,
+                status=201,
+            )
+        ]
+
+    def sender_of(self, who: Pass) -> LocalSender:
+        """Return the sender of what somebody hands in over HTTP."""
+        user = who.owner
+        found = self._senders.get(user)
+        if found is None:
+            found = self._senders[user] = self._intake.sender(web_sender(user), user)
+        return found
+
+    async def _post(self, ask: Ask) -> Answer:
+        try:
+            return await self._handed_in(ask)
+        except UnknownReceiver as error:  # in `to`; the path is there
+            return answer_of(error, status=UNPROCESSABLE)
+
+    async def _handed_in(self, ask: Ask) -> Answer:
+        ask.only()
+        key = ask.request.header("idempotency-key")
+        if key is not None:
+            key = check_key(key)
+        if ask.media_type == LINES:
+            return await self._lines(ask, key)
+        try:
+            run = self._run(ask.body, 1)
+        except RecursionError:
+            raise BadValue("the body", "is nested too deeply") from None
+        sender = self.sender_of(ask.who)
+        batch = self._checked(sender, ask.who, run, key)
+        accepted = await self.store(sender, batch)
+        return as_json(accepted, 201)
+
+    async def store(self, sender: LocalSender, batch: Batch) -> Accepted:
+        """Return where a batch is, when it is on disk. Raises what it is refused for."""
+        return accepted_of(sender, batch, await sender.submit(batch))
+
+    # --- lines
+
+    async def _lines(self, ask: Ask, key: str | None) -> Answer:
+        sender, who = self.sender_of(ask.who), ask.who
+        runs = self._runs(ask.body, key)
+        batches: list[Batch] = []
+        for run in runs:
+            try:
+                batches.append(self._checked(sender, who, run, key))
+            except MsgServiceError as error:
+                return _partly(error, run.line, [])
+        waiting = [sender.submit(batch) for batch in batches]
+        outcomes = cast("list[Outcome | Exception]", await _all_of(waiting))
+        stored: list[AcceptedRun] = []
+        failed: tuple[Exception, int] | None = None
+        for run, batch, outcome in zip(runs, batches, outcomes, strict=True):
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                one = accepted_of(sender, batch, outcome)
+            except MsgServiceError as error:
+                failed = failed or (error, run.line)
+                continue
+            stored.append(
+                AcceptedRun(one.id, one.position, one.due, one.by_key, batch.count, run.line)
+            )
+        if failed is not None:
+            return _partly(*failed, stored)
+        return as_json(AcceptedRuns(sum(run.count for run in stored), stored), 201)
+
+    def _runs(self, body: bytes, key: str | None) -> list[_Run]:
+        """Return the runs that lines become. Raises for a line that is wrong, and says which."""
+        runs: list[_Run] = []
+        size, last = 0, None
+        for line, text in enumerate(body.split(b"\n"), 1):
+            if not text.strip():
+                continue
+            try:
+                run = self._run(text, line)
+            except (MsgServiceError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise BadValue(f"line {line}:", str(error)) from None
+            except RecursionError:
+                raise BadValue(f"line {line}:", "is nested too deeply") from None
+            (message,) = run.messages
+            grows = len(text) + LINE_OVERHEAD
+            joins = (
+                last is not None
+                and last.subject == run.subject
+                and last.options == run.options
+                and (key is not None or not (message.key or last.messages[-1].key))
+                and (key is not None or size + grows <= self._limits.max_batch)
+                and len(last.messages) < BATCH_MESSAGES_MAX
+            )
+            if joins and last is not None:
+                last.messages.append(message)
+                size += grows
+                continue
+            runs.append(run)
+            last, size = run, grows
+        if not runs:
+            raise BadValue("the body", "has no message")
+        if key is not None:
+            if len(runs) > 1:
+                raise WebRefused(
+                    422,
+                    "what has an Idempotency-Key is one run: up to 4,096 messages of one subject"
+                    " with the same options; more have a key in each line",
+                )
+            if any(message.key is not None for message in runs[0].messages):
+                raise WebRefused(422, "a key in a line, beside the Idempotency-Key of all of them")
+        return runs
+
+    # --- one message
+
+    def _run(self, text: bytes, line: int) -> _Run:
+        """Return what a text of JSON hands in."""
+        post = _decode(text)
+        subject = check_subject(post.subject)
+        body, headers = _content(post)
+        if post.id is not None:
+            check_name(post.id)
+        if post.key is not None:
+            check_key(post.key)
+        if len(body) > self._limits.body_bytes:
+            raise MessageTooLarge(len(body), self._limits.body_bytes)
+        message = WireMessage(body, headers, post.id, post.key)
+        return _Run(subject, _options(post), [message], line)
+
+    def _checked(self, sender: LocalSender, who: Pass, run: _Run, key: str | None) -> Batch:
+        """Return the batch of a run. Raises what it is refused for."""
+        messages, run_key = run.messages, None
+        if key is not None:
+            if len(messages) > 1:
+                run_key = key
+            else:
+                (message,) = messages
+                if message.key is not None:
+                    raise WebRefused(422, "a key in the message, beside an Idempotency-Key")
+                messages = [msgspec.structs.replace(message, key=key)]
+        options = run.options
+        return sender.batch(
+            who,
+            run.subject,
+            messages,
+            to=options.to,
+            ttl=options.ttl,
+            delay=options.delay,
+            flags=options.flags,
+            key=run_key,
+        )
+
+
+def accepted_of(sender: LocalSender, batch: Batch, outcome: Outcome) -> Accepted:
+    """Return where a batch is. Raises what it was refused for when it was to be stored."""
+    if isinstance(outcome, RefusedBatch):
+        raise outcome.error
+    if batch.due_at:
+        return Accepted(f"{sender.name}/{sender.hash}/{batch.sequence}", due=batch.due_at)
+    if isinstance(outcome, Batch):
+        return Accepted(f"log:{outcome.first}", outcome.first)
+    position = outcome.pieces[0].position
+    if not position:
+        return Accepted(None, by_key=outcome.by_key)
+    return Accepted(f"log:{position}", position, by_key=outcome.by_key)
+
+
+def _content(post: Post) -> tuple[bytes, Headers | None]:
+    """Return the body of a message, and its headers with the type of that. Raises `BadValue`."""
+    headers = post.headers
+    said = [name for name in ("body", "text", "base64") if getattr(post, name) is not msgspec.UNSET]
+    if len(said) > 1:
+        raise BadValue("a message", f"has one of body, text and base64, not {' and '.join(said)}")
+    if isinstance(post.body, msgspec.Raw):
+        body = bytes(post.body)
+        body.decode()  # JSON is UTF-8, and what is kept raw was not looked at
+        if body.count(b"[") + body.count(b"{") > DEPTH_MAX:
+            try:
+                _json.decode(body)
+            except ValueError as error:
+                raise BadValue("body", str(error)) from None
+        return body, _with_type(headers, _TYPE_OF_JSON)
+    if isinstance(post.text, str):
+        return post.text.encode(), _with_type(headers, _TYPE_OF_TEXT)
+    if isinstance(post.base64, str):
+        try:
+            return b64decode(post.base64, validate=True), headers
+        except (binascii.Error, ValueError):
+            raise BadValue("base64", "is none") from None
+    return b"", headers
+
+
+def _with_type(headers: Headers | None, content_type: Headers) -> Headers:
+    if not headers:
+        return content_type
+    if any(name.lower() == CONTENT_TYPE for name in headers):
+        return headers
+    return {**headers, **content_type}
+
+
+def _options(post: Post) -> _Options:
+    flags = FLAG_REQUIRE if post.require else 0
+    if post.retain:
+        if post.retain is not True and post.retain != "only":
+            raise BadValue("retain", f'is true or "only", not {post.retain[:64]!r}')
+        flags |= FLAG_RETAIN if post.retain is True else FLAG_RETAIN | FLAG_RETAIN_ONLY
+    to = post.to
+    if to is not None:
+        if not to:
+            raise BadValue("to", "names nobody")
+        to = tuple([check_name(name) for name in to])
+    return _Options(to, _ms(post.ttl), _ms(post.delay) or None, flags)
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)
+
+
+def _partly(error: Exception, line: int, stored: Sequence[AcceptedRun]) -> Answer:
+    """Return the answer to lines of which one, at least, was refused."""
+    status = UNPROCESSABLE if isinstance(error, UnknownReceiver) else None
+    problem = problem_of(error, status)
+    said = PartlyAccepted(
+        **msgspec.structs.asdict(problem),
+        line=line,
+        accepted=sum(run.count for run in stored),
+        runs=list(stored),
+    )
+    return answer_of(error, status=status)._replace(body=msgspec.json.encode(said))
+
+
+def _all_of(waiting: Iterable[Deferred[Outcome]]) -> Deferred[list[object]]:
+    """Fire with what each has fired with, or has failed with."""
+    return gatherResults([one.addErrback(lambda failure: failure.value) for one in waiting])

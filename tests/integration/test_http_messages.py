@@ -1,0 +1,471 @@
+"""Messages and operations over HTTP, by real sockets: what is stored, refused, and stored once."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import Deferred, gatherResults
+
+from msgservice import Limits, Node, Receiver
+from msgservice.administration import OPERATIONS
+from msgservice.errors import LogFull
+from msgservice.node.web.operations import place_of
+from tests.integration.test_http_listener import bearer, users
+from tests.kit.house import BOSS, MUTE, SHOP
+from tests.kit.http import HttpAnswer, HttpPeer
+
+reactor: Any = installed_reactor
+pytestmark = pytest.mark.timeout(60)
+WEB = "tcp:0:interface=127.0.0.1"
+LIMITS = Limits(stop_timeout=5, max_batch=64 * 1024, http_body_bytes=1024 * 1024)
+LINES = {"Content-Type": "application/x-ndjson"}
+ensure = pytest_twisted.ensureDeferred
+
+
+class World:
+    """A node with a web listener, a receiver of `orders.>`, and a peer."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        options.setdefault("limits", LIMITS)
+        self.folder = folder
+        self.options = options
+        self.node = Node(reactor, folder / "node", web=[WEB], **options)
+        self.peers: list[HttpPeer] = []
+        self.got: list[Any] = []
+        self._wanted = 0
+        self._waiter: Deferred[None] | None = None
+        self.receiver = Receiver(reactor, name="billing", handler=self._handle)
+
+    def _handle(self, message: Any) -> None:
+        self.got.append(message)
+        if self._waiter is not None and len(self.got) >= self._wanted:
+            waiter, self._waiter = self._waiter, None
+            waiter.callback(None)
+
+    async def start(self, *, attach: bool = True) -> None:
+        self.node.startService()
+        await self.node.when_ready()
+        if attach:
+            principal = "boss" if self.node.parts.gate.asks else ""
+            self.node.attach(self.receiver, ["orders.>"], principal=principal)
+            await self.receiver.when_connected()
+        self.peer = await self.dial()
+
+    async def dial(self) -> HttpPeer:
+        host: Any = self.node.ports[-1].getHost()
+        peer = await HttpPeer.dial(int(host.port))
+        self.peers.append(peer)
+        return peer
+
+    async def until(self, count: int) -> list[Any]:
+        if len(self.got) < count:
+            self._wanted, self._waiter = count, Deferred()
+            await self._waiter
+        return self.got
+
+    async def post(self, message: Any, **headers: str) -> HttpAnswer:
+        said = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.peer.ask("POST", "/v1/messages", message, said)
+
+    async def lines(self, *messages: Any, **headers: str) -> HttpAnswer:
+        body = b"".join(json.dumps(one).encode() + b"\n" for one in messages)
+        return await self.post(body, **{"Content-Type": "application/x-ndjson", **headers})
+
+    async def stop(self) -> None:
+        for peer in self.peers:
+            await peer.go()
+        await self.receiver.stopService()
+        await self.node.stopService()
+
+
+@pytest_twisted.async_yield_fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    made = World(tmp_path)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+# --- one message
+
+
+@pytest.mark.parametrize(
+    ("said", "content"),
+    [
+        ({"body": {"id": 17, "of": ["a", None, 1.5]}}, {"id": 17, "of": ["a", None, 1.5]}),
+        ({"body": "text"}, "text"),
+        ({"body": None}, None),
+        ({"text": "häl\0lo"}, "häl\0lo"),
+        ({"base64": base64.b64encode(b"\x00\xff").decode()}, b"\x00\xff"),
+        ({}, b""),
+        ({"base64": "eyJ4IjoxfQ==", "headers": {"content-type": "application/json"}}, {"x": 1}),
+    ],
+    ids=repr,
+)
+@ensure
+async def test_a_message_arrives_as_it_was_said(
+    world: World, said: dict[str, Any], content: Any
+) -> None:
+    answer = await world.post({"subject": "orders.new", "id": "mine", **said})
+    assert 201 == answer.status
+    (got,) = await world.until(1)
+    assert (content, "orders.new", "mine") == (got.content, got.subject, got.id)
+    assert f"log:{answer.json['position']}" == answer.json["id"]
+
+
+@ensure
+async def test_a_message_is_on_disk_before_it_is_answered(world: World) -> None:
+    answer = await world.post({"subject": "orders.new", "body": 1})
+    found = await world.node.log.find(answer.json["id"], 0, 10)
+    assert found is not None
+    assert ("http", "orders.new") == (found.sender, found.subject)
+    shown = await world.peer.ask("GET", f"/v1/messages/{answer.json['id']}")
+    assert {"billing"} == set(shown.json["receivers"])
+
+
+@ensure
+async def test_posts_of_one_turn_are_one_group(world: World) -> None:
+    appended: list[int] = []
+    log: Any = world.node.log
+    append = log.append
+
+    def counted(group: Any) -> Any:
+        appended.append(len(group.batches))
+        return append(group)
+
+    log.append = counted
+    peers = [await world.dial() for _ in range(20)]
+    for peer in peers:
+        peer.say_request("POST", "/v1/messages", b'{"subject": "orders.new"}')
+    answers = await gatherResults([Deferred.fromCoroutine(peer.answer()) for peer in peers])
+    assert [201] * 20 == [answer.status for answer in answers]
+    assert 20 == sum(appended)
+    assert len([count for count in appended if count]) < 10
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "error"),
+    [
+        (b"", 400, ""),
+        (b"[]", 400, ""),
+        (b'{"subject": "a"', 400, ""),
+        (b'{"subject": "a", "body": "\xff"}', 400, ""),
+        (b'{"subject": "a", "body": ' + b"[" * 200 + b"]" * 200 + b"}", 400, "BadValue"),
+        (b'{"subject": "a", "body": ' + b"[" * 9000 + b"]" * 9000 + b"}", 400, "BadValue"),
+        ({"body": 1}, 400, ""),
+        ({"subject": "a", "colour": "red"}, 400, ""),
+        ({"subject": "a..b"}, 400, "BadSubject"),
+        ({"subject": "$node.info"}, 422, "Refused"),
+        ({"subject": "orders.*"}, 400, "BadSubject"),
+        ({"subject": "a", "body": 1, "text": "x"}, 400, "BadValue"),
+        ({"subject": "a", "base64": "?"}, 400, "BadValue"),
+        ({"subject": "a", "id": ""}, 400, "BadName"),
+        ({"subject": "a", "key": "x" * 300}, 400, "BadName"),
+        ({"subject": "a", "ttl": -1}, 400, ""),
+        ({"subject": "a", "delay": 367 * 86400}, 400, ""),
+        ({"subject": "a", "retain": "maybe"}, 400, "BadValue"),
+        ({"subject": "a", "to": []}, 400, "BadValue"),
+        ({"subject": "a", "to": ["nobody"]}, 422, "UnknownReceiver"),
+        ({"subject": "a", "require": True}, 422, "NoReceiver"),
+        ({"subject": "a", "delay": 1, "ttl": 1}, 501, "NotYetBuilt"),
+        ({"subject": "a", "delay": 1, "key": "k"}, 422, "Refused"),
+        ({"subject": "a", "text": "x" * 70_000}, 413, "MessageTooLarge"),
+    ],
+    ids=repr,
+)
+@ensure
+async def test_what_is_refused_says_why_and_stores_nothing(
+    world: World, said: Any, status: int, error: str
+) -> None:
+    before = world.node.parts.tail.next_number
+    answer = await world.post(said)
+    assert (status, error) == (answer.status, answer.json.get("error", ""))
+    assert before == world.node.parts.tail.next_number
+    assert 201 == (await world.post({"subject": "orders.new"})).status
+
+
+@ensure
+async def test_options_of_delivery_do_what_they_do_elsewhere(world: World) -> None:
+    assert 201 == (await world.post({"subject": "else", "to": ["billing"], "body": 1})).status
+    assert 201 == (await world.post({"subject": "orders.kept", "body": 2, "retain": True})).status
+    delayed = await world.post({"subject": "orders.later", "body": 3, "delay": 3600})
+    assert (201, None) == (delayed.status, delayed.json.get("position"))
+    assert [1, 2] == [message.content for message in await world.until(2)]
+    kept = await world.peer.ask("GET", "/v1/retained/orders.kept")
+    assert "orders.kept" == kept.json["subject"]
+    (waiting,) = (await world.peer.ask("GET", "/v1/delayed")).json["delayed"]
+    assert delayed.json["due"] == waiting["due"]
+    name = delayed.json["id"].replace("/", "%2F")
+    assert "orders.later" == (await world.peer.ask("GET", f"/v1/messages/{name}")).json["subject"]
+    cancelled = await world.peer.ask("POST", f"/v1/delayed/{name}/cancel", {})
+    assert 1 == cancelled.json["cancelled"]
+
+
+@ensure
+async def test_no_room_is_said_at_once_and_nothing_is_kept(world: World) -> None:
+    log: Any = world.node.log
+    room = log.room
+    log.room = lambda: type(room())(**{**vars_of(room()), "full": "the disk is full"})
+    answer = await world.post({"subject": "orders.new"})
+    assert (503, "LogFull") == (answer.status, answer.json["error"])
+    assert int(answer.headers["retry-after"]) >= 1
+    log.room = room
+    assert 201 == (await world.post({"subject": "orders.new"})).status
+    assert 1 == len(await world.until(1))
+
+
+def vars_of(record: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(record)
+
+
+@ensure
+async def test_what_is_taken_in_and_not_stored_is_bounded(world: World) -> None:
+    commits = world.node.parts.commits
+    commits.uncommitted_bytes += LIMITS.uncommitted_bytes + 1
+    answer = await world.post({"subject": "orders.new"})
+    commits.uncommitted_bytes -= LIMITS.uncommitted_bytes + 1
+    assert (503, "uncommitted_bytes") == (answer.status, answer.json["about"])
+
+
+# --- lines
+
+
+@ensure
+async def test_lines_are_runs_and_arrive_in_their_order(world: World) -> None:
+    said = [{"subject": f"orders.{n // 50}", "body": n} for n in range(200)]
+    answer = await world.lines(*said)
+    assert (201, 200) == (answer.status, answer.json["accepted"])
+    assert [(50, 1), (50, 51), (50, 101), (50, 151)] == [
+        (run["count"], run["line"]) for run in answer.json["runs"]
+    ]
+    assert list(range(200)) == [message.content for message in await world.until(200)]
+
+
+@ensure
+async def test_lines_beyond_a_batch_are_several(world: World) -> None:
+    said = [{"subject": "orders.big", "text": "x" * 1000} for _ in range(150)]
+    answer = await world.lines(*said)
+    assert (201, 150) == (answer.status, answer.json["accepted"])
+    assert len(answer.json["runs"]) > 2
+    await world.until(150)
+
+
+@ensure
+async def test_a_line_that_is_wrong_stores_none_of_them(world: World) -> None:
+    before = world.node.parts.tail.next_number
+    good = {"subject": "orders.a"}
+    wrong = await world.lines(good, {"subject": "a..b"}, good)
+    assert 400 == wrong.status
+    assert "line 2" in wrong.json["detail"]
+    unknown = await world.lines(good, {"subject": "orders.b", "to": ["nobody"]})
+    assert (422, 2, 0) == (unknown.status, unknown.json["line"], unknown.json["accepted"])
+    empty = await world.post(b"\n \n", Content_Type="application/x-ndjson")
+    assert 400 == empty.status
+    assert before == world.node.parts.tail.next_number
+
+
+@ensure
+async def test_lines_of_which_some_found_no_room_say_which_are_stored(world: World) -> None:
+    log: Any = world.node.log
+    append = log.append
+
+    def half(group: Any) -> Any:
+        def without(appended: Any) -> Any:
+            from msgservice.records import Appended, RefusedBatch
+
+            outcomes = list(appended.outcomes)
+            outcomes[1:] = [RefusedBatch(LogFull("no more")) for _ in outcomes[1:]]
+            return Appended(outcomes, appended.stored[:1])
+
+        return append(group).addCallback(without if len(group.batches) > 1 else lambda it: it)
+
+    log.append = half
+    answer = await world.lines({"subject": "orders.a"}, {"subject": "orders.b"})
+    assert (503, 1, 2) == (answer.status, answer.json["accepted"], answer.json["line"])
+    assert [1] == [run["line"] for run in answer.json["runs"]]
+
+
+# --- keys
+
+
+@ensure
+async def test_a_post_that_is_made_again_with_its_key_is_stored_once(world: World) -> None:
+    said = {"subject": "orders.paid", "body": {"id": 1}}
+    first = await world.post(said, Idempotency_Key="pay-1")
+    again = await world.post(said, Idempotency_Key="pay-1")
+    within = await world.post({**said, "key": "pay-1"})
+    assert [201] * 3 == [one.status for one in (first, again, within)]
+    assert 1 == len({one.json["id"] for one in (first, again, within)})
+    other = await world.post({**said, "body": 2}, Idempotency_Key="pay-1")
+    assert (422, "KeyReused") == (other.status, other.json["error"])
+    await world.post({"subject": "orders.end"})
+    assert 2 == len(await world.until(2))
+
+
+@ensure
+async def test_two_posts_with_one_key_at_once_are_one(world: World) -> None:
+    peers = [await world.dial() for _ in range(10)]
+    for peer in peers:
+        peer.say_request(
+            "POST", "/v1/messages", b'{"subject": "orders.x"}', {"Idempotency-Key": "k"}
+        )
+    answers = [await peer.answer() for peer in peers]
+    assert 1 == len({answer.json["id"] for answer in answers})
+    await world.post({"subject": "orders.end"})
+    assert 2 == len(await world.until(2))
+
+
+@ensure
+async def test_lines_with_a_key_are_one_run_whole_or_not_at_all(world: World) -> None:
+    said = [{"subject": "orders.many", "body": n} for n in range(100)]
+    first = await world.lines(*said, Idempotency_Key="all")
+    again = await world.lines(*said, Idempotency_Key="all")
+    assert 201 == first.status == again.status
+    assert [100] == [run["count"] for run in first.json["runs"]]
+    assert [run["id"] for run in first.json["runs"]] == [run["id"] for run in again.json["runs"]]
+    assert again.json["runs"][0]["by_key"]
+    fewer = await world.lines(*said[:99], Idempotency_Key="all")
+    assert (422, "KeyReused") == (fewer.status, fewer.json["error"])
+    for wrong in (
+        [*said, {"subject": "orders.else"}],
+        [{"subject": "orders.many", "key": "own"}, {"subject": "orders.many"}],
+    ):
+        assert 422 == (await world.lines(*wrong, Idempotency_Key="else")).status
+    too_long = [{"subject": "orders.l", "text": "x" * 1000} for _ in range(100)]
+    assert 413 == (await world.lines(*too_long, Idempotency_Key="long")).status
+    await world.post({"subject": "orders.end"})
+    assert 101 == len(await world.until(101))
+
+
+@ensure
+async def test_each_line_may_have_a_key(world: World) -> None:
+    said = [{"subject": "orders.k", "body": n, "key": f"k{n}"} for n in range(20)]
+    for _ in range(2):
+        assert 20 == (await world.lines(*said)).json["accepted"]
+    await world.post({"subject": "orders.end"})
+    assert 21 == len(await world.until(21))
+
+
+# --- who may
+
+
+@ensure
+async def test_a_user_does_over_http_what_it_may_elsewhere(tmp_path: Path) -> None:
+    known, tokens = users(SHOP, MUTE, BOSS)
+    world = World(tmp_path, users=known)
+    await world.start()
+    try:
+        shop = {"Authorization": f"Bearer {tokens['shop']}"}
+        mute = {"Authorization": f"Bearer {tokens['mute']}"}
+        boss = {"Authorization": f"Bearer {tokens['boss']}"}
+        message = {"subject": "orders.new", "body": 1}
+        ask = world.peer.ask
+        stored = await ask("POST", "/v1/messages", message, shop)
+        assert 201 == stored.status
+        refused = await ask("POST", "/v1/messages", message, mute)
+        assert (403, "Forbidden") == (refused.status, refused.json["error"])
+        path = f"/v1/messages/{stored.json['id']}"
+        assert 200 == (await ask("GET", path, None, shop)).status
+        assert 404 == (await ask("GET", path, None, mute)).status
+        shown = await ask("GET", path, None, boss)
+        assert shown.json["sender"].startswith("http.shop/")
+        assert 401 == (await ask("POST", "/v1/messages", message)).status
+        # Keys of users do not meet.
+        for who in (shop, boss):
+            said = {**message, "body": len(who)}
+            key = {**who, "Idempotency-Key": "same"}
+            assert 201 == (await ask("POST", "/v1/messages", said, key)).status
+        keyed = await ask("POST", "/v1/messages", {**message, "body": 9}, key)
+        assert 422 == keyed.status
+    finally:
+        await world.stop()
+
+
+@ensure
+async def test_a_sender_over_http_is_another_after_a_restart(tmp_path: Path) -> None:
+    seen = []
+    for _ in range(2):
+        world = World(tmp_path)
+        await world.start(attach=False)
+        answer = await world.post({"subject": "orders.x"})
+        shown = await world.peer.ask("GET", f"/v1/messages/{answer.json['id']}")
+        seen.append(shown.json["sender"])
+        await world.stop()
+    assert 2 == len({one.split("/")[1] for one in seen})
+    assert {"1"} == {one.split("/")[2] for one in seen}
+
+
+# --- operations
+
+
+@ensure
+async def test_receivers_are_made_changed_looked_at_and_removed(world: World) -> None:
+    ask = world.peer.ask
+    made = await ask("POST", "/v1/receivers", {"name": "aä", "subjects": ["stock.>"]})
+    assert (201, {"name": "aä"}) == (made.status, made.json)
+    path = "/v1/receivers/a%C3%A4"
+    assert 409 == (await ask("POST", "/v1/receivers", {"name": "aä", "subjects": []})).status
+    assert 200 == (await ask("PATCH", path, {"subjects": ["stock.*"]})).status
+    listed = await ask("GET", "/v1/receivers?limit=1")
+    assert ("aä", ["stock.*"]) == (
+        listed.json["receivers"][0]["name"],
+        listed.json["receivers"][0]["subjects"],
+    )
+    assert 200 == (await ask("POST", f"{path}/pause", {})).status
+    assert 201 == (await world.post({"subject": "stock.a", "body": [1]})).status
+    (peeked,) = (await ask("GET", f"{path}/next?limit=5")).json["messages"]
+    shown = await ask("GET", f"{path}/next/{peeked['position']}")
+    assert b"[1]" in base64.b64decode(shown.json["message"])
+    purged = await ask("POST", f"{path}/purge", {"dry_run": True})
+    assert (200, 1) == (purged.status, purged.json["count"])
+    assert 409 == (await ask("DELETE", f"{path}?confirm=0")).status
+    assert {"queued": 1, "dead": 0} == (await ask("DELETE", path)).json
+    assert 200 == (await ask("DELETE", f"{path}?confirm=1")).status
+    assert 404 == (await ask("POST", f"{path}/pause", {})).status
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/v1/receivers?limit=x", None, 400),
+        ("GET", "/v1/receivers?colour=red", None, 400),
+        ("GET", "/v1/delayed?after=1", None, 400),
+        ("GET", "/v1/delayed?after=1,2", None, 200),
+        ("GET", "/v1/receivers/billing/dead/x", None, 400),
+        ("GET", "/v1/receivers/billing/dead/7", None, 404),
+        ("POST", "/v1/receivers/billing/pause", {"name": "else"}, 400),
+        ("POST", "/v1/receivers/billing/pause?name=else", {}, 400),
+        ("POST", "/v1/receivers/billing/pause", b"[]", 400),
+        ("POST", "/v1/receivers/billing/purge", {"dry_run": "yes"}, 400),
+        ("GET", "/v1/messages/log:999999999", None, 404),
+        ("GET", "/v1/audit", None, 200),
+        ("GET", "/v1/whoami", None, 200),
+        ("GET", "/v1/node", None, 200),
+    ],
+)
+@ensure
+async def test_arguments_are_judged(
+    world: World, method: str, path: str, body: Any, status: int
+) -> None:
+    assert status == (await world.peer.ask(method, path, body)).status
+
+
+@ensure
+async def test_every_operation_has_a_path_of_its_own(world: World) -> None:
+    places = [place_of(operation) for operation in OPERATIONS]
+    assert len(set(places)) == len(places)
+    there = {(path.method, path.path) for path in world.node.parts.web.paths}
+    assert set(places) <= there
+
+
+def test_tokens_are_said_in_a_header() -> None:
+    assert {"Authorization": "Bearer x"} == bearer("x")
