@@ -99,6 +99,16 @@ class Time:
         self.wall = wall_of(reactor)
 
 
+# What is added before the rest of a millisecond is cut off: a timer that is set for one fires at a
+# float that may lie a little before it, and must not find itself early for ever.
+ROUNDING = 1e-3
+
+
+def milliseconds_of(seconds: float) -> int:
+    """Return an interval in whole milliseconds, cut off; what only rounding lacks of one counts."""
+    return int(seconds * 1000 + ROUNDING)
+
+
 class SteadyClock:
     """The wall clock as it was at the start, gone on by what has passed since: it never goes back.
 
@@ -115,7 +125,7 @@ class SteadyClock:
 
     def now(self) -> int:
         """The time, in ms since the epoch."""
-        return self._wall + int((self._seconds() - self._began) * 1000)
+        return self._wall + milliseconds_of(self._seconds() - self._began)
 
 
 # The methods of a reactor that hand it on to what they make …

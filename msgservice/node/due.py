@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.clock import Time
+from msgservice.clock import Time, milliseconds_of
 
 DAY = 24 * 3600 * 1000  # ms
 AHEAD_MAX = DAY  # ms that a start may find itself ahead of when the log was written last
@@ -62,7 +62,7 @@ class Due:
 
     def now(self) -> int:
         """The time, in ms since the epoch; it never goes back."""
-        return self._wall + int((self._time.now() - self._began) * 1000)
+        return self._wall + milliseconds_of(self._time.now() - self._began)
 
     @property
     def is_held(self) -> bool:

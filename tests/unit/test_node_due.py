@@ -55,6 +55,19 @@ def test_each_is_acted_on_when_it_is_due_and_not_before_a_page_in_a_turn() -> No
     assert not clock.getDelayedCalls()
 
 
+def test_a_timer_that_fires_for_what_is_due_finds_it_due() -> None:
+    """Whatever floats make of the time: else it is set again for the same, without an end."""
+    for began in (0.1, 57.339, 28.0017):
+        for after in range(1, 700, 3):
+            due, clock = make_due(at=began)
+            wall = due.now()
+            due.register(Things(wall + after))
+            due.start()
+            (timer,) = clock.getDelayedCalls()
+            clock.rightNow = timer.getTime()
+            assert wall + after == due.now(), (began, after)
+
+
 def test_what_comes_later_and_is_due_earlier_is_looked_for() -> None:
     due, clock = make_due()
     things = Things(1_100_000)
