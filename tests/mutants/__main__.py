@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
 from pathlib import Path
 
 from twisted.logger import globalLogBeginner
@@ -15,7 +16,10 @@ from twisted.logger import globalLogBeginner
 from tests.machines.kinds import KINDS
 from tests.machines.machine import play
 from tests.mutants.catalogue import MUTANTS
-from tests.mutants.plant import ByMachine, DoesNotFit, Mutant, plant
+from tests.mutants.plant import ByMachine, BySwarm, ByTest, DoesNotFit, Mutant, plant
+from tests.simulation.swarm.plan import draw
+from tests.simulation.swarm.playing import quiet
+from tests.simulation.swarm.shrink import fails
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 900
@@ -37,11 +41,28 @@ def by_machine(mutant: Mutant, catcher: ByMachine) -> str | None:
     return None
 
 
+def by_swarm(mutant: Mutant, catcher: BySwarm) -> str | None:
+    """Plant it here, and play seeds until its sign is seen; return what was seen."""
+    quiet()
+    plant(mutant)
+    others: set[str] = set()
+    plans = (draw(seed) for seed in count())
+    wanted = (plan for plan in plans if any(op.kind == catcher.operation for op in plan.ops))
+    for plan in islice(wanted, catcher.seeds):
+        found = fails(plan)
+        if found is not None and found.sign in catcher.signs:
+            return f"swarm, seed {plan.seed}: {found.sign}"
+        if found is not None:
+            others.add(found.sign)
+    print("other signs:", *sorted(others), sep="\n  ")
+    return None
+
+
 def look(mutant: Mutant) -> str | None:
     """Run what must find it, in a process of its own; return what it said, or None."""
     catcher = mutant.catcher
     environment = {**os.environ, "MSGSERVICE_MUTANT": mutant.name}
-    if isinstance(catcher, ByMachine):
+    if isinstance(catcher, ByMachine | BySwarm):
         command = [sys.executable, "-m", "tests.mutants", "--here", mutant.name]
     else:
         command = [sys.executable, "-bb", "-m", "pytest", "-q", "--tb=no", "-rfE", "-x"]
@@ -49,8 +70,10 @@ def look(mutant: Mutant) -> str | None:
     ended = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT
     )
-    if isinstance(catcher, ByMachine):
-        found = [line for line in ended.stdout.splitlines() if line.startswith("machine ")]
+    if isinstance(catcher, ByMachine | BySwarm):
+        found = [
+            line for line in ended.stdout.splitlines() if line.startswith(("machine ", "swarm, "))
+        ]
         return found[0] if found else None
     for line in ended.stdout.splitlines():
         if line.startswith(("FAILED", "ERROR")) and catcher.sign in line:
@@ -79,8 +102,12 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.here:
         mutant = MUTANTS[asked.here]
-        assert isinstance(mutant.catcher, ByMachine)
-        found = by_machine(mutant, mutant.catcher)
+        catcher = mutant.catcher
+        assert not isinstance(catcher, ByTest)
+        if isinstance(catcher, ByMachine):
+            found = by_machine(mutant, catcher)
+        else:
+            found = by_swarm(mutant, catcher)
         print(found or "not found")
         return 0 if found else 1
     chosen = [MUTANTS[name] for name in asked.names or MUTANTS]

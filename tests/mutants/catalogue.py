@@ -6,11 +6,15 @@ understood it. A mutant that does not fit its function any more is an error, not
 
 from __future__ import annotations
 
-from tests.mutants.plant import ByMachine, ByTest, Mutant
+from tests.mutants.plant import ByMachine, BySwarm, ByTest, Mutant
 
 
 def _by(machine: str, *signs: str, seeds: int = 1500) -> ByMachine:
     return ByMachine(machine=machine, signs=signs, seeds=seeds)
+
+
+def _swarm(operation: str, *signs: str, seeds: int = 100) -> BySwarm:
+    return BySwarm(operation=operation, signs=signs, seeds=seeds)
 
 
 def _test(path: str, sign: str) -> ByTest:
@@ -101,6 +105,84 @@ _ALL = [
         old="not limit or row.options.paused or row.number",
         new="not limit or row.number",
         catcher=_away("test_49_one_that_is_paused_stays_and_its_time_begins_when_it_is_resumed"),
+    ),
+    # --- what is said of a message before it is delivered, found by the swarm
+    Mutant(
+        name="a-key-is-forgotten-before-its-time",
+        at="msgservice.log.retention:Retention._forget_keys",
+        old="int(store.limits.idempotency_key_seconds * 1000)",
+        new="int(store.limits.idempotency_key_seconds * 100)",
+        catcher=_swarm("keyed", "a key is stored twice"),
+    ),
+    Mutant(
+        name="a-key-counts-for-one-incarnation",
+        at="msgservice.node.intake:Sender.of",
+        old='scope = f"user {user}" if user else f"sender {name}"',
+        new='scope = f"{user} {name} {incarnation}"',
+        catcher=_swarm("keyed", "a key is stored twice"),
+    ),
+    Mutant(
+        name="what-expires-does-so-too-early",
+        at="msgservice.node.acceptance:Acceptance.batch",
+        old="self._due.now() + transfer.ttl,",
+        new="self._due.now() + transfer.ttl * 3 // 4,",
+        catcher=_swarm("short", "expired before its time"),
+    ),
+    Mutant(
+        name="what-is-in-flight-expires-in-a-swarm",
+        at=f"{BACKLOG}.decree",
+        old="if run.state != FLIGHT:",
+        new="if True:",
+        catcher=_swarm("short", "expired after it was acknowledged"),
+    ),
+    Mutant(
+        name="what-is-over-is-sent",
+        at=f"{FLIGHT}._is_over",
+        old="not backlog.is_over(run, due.now())",
+        new="True",
+        catcher=_swarm("short", "sent when it was over"),
+    ),
+    Mutant(
+        name="a-timer-for-what-is-due-finds-itself-early-for-ever",
+        at="msgservice.clock:milliseconds_of",
+        old="seconds * 1000 + ROUNDING",
+        new="seconds * 1000",
+        catcher=_test("tests/unit/test_node_due.py -k finds_it_due", "finds_it_due"),
+    ),
+    Mutant(
+        name="what-is-due-goes-before-its-time",
+        at="msgservice.node.delayed:DelayedMessages._move",
+        old="self._log.due(now, self._after, PAGE)",
+        new="self._log.due(now + 1000, self._after, PAGE)",
+        catcher=_swarm("later", "delivered before it is due"),
+    ),
+    Mutant(
+        name="what-waits-is-accepted-again-after-a-crash",
+        at="msgservice.log.staging:stage_append",
+        old="    if staged.delayed:  # of which",
+        new="    if False:  # of which",
+        catcher=_swarm("later", "stored twice", seeds=300),
+    ),
+    Mutant(
+        name="what-is-due-goes-in-any-order-in-a-swarm",
+        at="msgservice.log.delayed:due",
+        old="numbers.append(number)",
+        new="numbers.insert(0, number)",
+        catcher=_swarm("later", "due first, and moved behind"),
+    ),
+    Mutant(
+        name="what-is-cancelled-goes-all-the-same",
+        at="msgservice.log.delayed:Change._cut",
+        old="self._gone[row.id] = (row.size, row.row_crc)",
+        new="pass",
+        catcher=_swarm("call_back", "delivered though it was cancelled"),
+    ),
+    Mutant(
+        name="a-cancel-finds-nothing-and-cancels",
+        at="msgservice.node.delayed:DelayedMessages.cancel",
+        old="if not ranges:",
+        new="if len(ranges) != 7:",
+        catcher=_swarm("call_back", "a cancel does not find what waits", "a receipt never settles"),
     ),
     # --- what is purged
     Mutant(

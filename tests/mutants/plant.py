@@ -25,6 +25,15 @@ class ByMachine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BySwarm:
+    """The swarm must find it by one of these signs, within so many seeds with such an operation."""
+
+    operation: str
+    signs: tuple[str, ...]
+    seeds: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
 class ByTest:
     """These tests must fail, and `sign` be the name of one that does."""
 
@@ -40,7 +49,7 @@ class Mutant:
     at: str
     old: str
     new: str
-    catcher: ByMachine | ByTest
+    catcher: ByMachine | BySwarm | ByTest
 
 
 class DoesNotFit(Exception):

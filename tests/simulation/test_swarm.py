@@ -123,7 +123,7 @@ def test_a_planted_bug_is_found_and_shrunk_to_a_test_of_a_few_lines(
 ) -> None:
     plant(monkeypatch)
     for seed in range(near, near + 100):
-        plan = draw(seed)
+        plan = draw(seed, options=False)
         found = fails(plan)
         if found is not None and found.sign == sign:
             break
@@ -190,7 +190,7 @@ def test_a_bug_planted_where_the_swarm_was_widened_is_found(
     plant(monkeypatch)
     kinds = {"_syncs_nothing": "power", "_stays_suspended": "suspend"}
     for seed in range(300):
-        plan = draw(seed)
+        plan = draw(seed, options=False)
         kind = kinds.get(plant.__name__)
         if kind in {op.kind for op in plan.ops} if kind else plan.world.get("udp"):
             found = fails(plan)
@@ -203,7 +203,7 @@ def test_a_page_that_passes_over_a_new_set_of_receivers_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Pages are read late, and held what was stored meanwhile."""
-    plan = draw(120000)
+    plan = draw(120000, options=False)
     read = StoreLog.read
 
     def without_end(self: Any, audiences: Any, after: int, to: int, *rest: int) -> Any:
@@ -220,7 +220,7 @@ def test_a_node_that_keeps_another_order_than_it_says_is_found(
 ) -> None:
     """Operators change the order of receivers, which take lanes back by what the node says."""
     monkeypatch.setattr(Outlet, "set_order", lambda self, order: self.backlog.unload())
-    found = fails(draw(688))
+    found = fails(draw(688, options=False))
     assert found is not None
     assert found.sign == "a receiver stalls"
 
@@ -255,7 +255,7 @@ def test_a_bug_that_begins_when_an_older_log_was_put_back_is_found(
 ) -> None:
     went_back = World.log_went_back
     for seed in range(600):
-        plan = draw(seed)
+        plan = draw(seed, options=False)
         if all((op.kind, op.who) != ("restore", "node") for op in plan.ops):
             continue
         with monkeypatch.context() as patch:
@@ -343,7 +343,7 @@ def test_32_a_user_that_gets_what_it_may_not_is_found(
 ) -> None:
     plant(monkeypatch)
     for seed in range(600):
-        plan = draw(seed)
+        plan = draw(seed, options=False)
         if plan.world.get("users") and kinds & {op.kind for op in plan.ops}:
             found = fails(plan)
             if found is not None and found.sign == sign:

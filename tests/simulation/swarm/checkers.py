@@ -99,14 +99,14 @@ class Check:
         letters_full = self._letters_may_be_full(name)
         waiting = sum(
             len(sent.body) + 16
-            for sent in world.sent.values()
+            for sent in world.messages
             if (
                 answered_at.get((name, sent.body), world.now) >= before
                 # What an outbox that was put back hands over again may wait once more.
                 or world.producers[sent.producer].restored_at >= 0
                 or (letters_full and (name, sent.body) in self.witness.rejected)
             )
-            and not (sent.accepted_at is not None and name not in sent.audience)
+            and not (sent.accepted_at is not None and name not in sent.audience and not sent.delay)
         )
         if waiting * 4 < world.limits.backlog_bytes_max:
             self.witness.note(
@@ -149,6 +149,7 @@ class Check:
         if limits.keep_seconds < 3600 and limits.max_bytes < 10**6:
             seconds += limits.keep_seconds * 3
         seconds += 0.1 * len(self.world.sent)
+        seconds += sum(family.drain_seconds for family in self.world.families)
         if self.world.over_udp:
             seconds += 200.0
         if self.world.accounts is not None:
@@ -166,7 +167,7 @@ class Check:
         world = self.world
         seconds = self.drain_seconds
         end = world.now + seconds
-        self._open = list(world.sent.values())
+        self._open = list(world.messages)
         # Dead letters stay until an operator comes: what they hold up is not waited for to the end.
         for part in (min(seconds, BLOCKED_SECONDS), seconds - BLOCKED_SECONDS):
             if world.run_until(self._is_through, part):
@@ -238,7 +239,16 @@ class Check:
         world = self.world
         witness = self.witness
         over = witness.accepted_over.get(sent.body)
-        if over is None or (sent.accepted_at is not None and not self._is_accepted_anew(sent)):
+        is_moved_untold = (
+            sent.delay is not None
+            and sent.life != world.producers[sent.producer].lives
+            and not (sent.audience or sent.calls)
+        )
+        if over is None or (
+            sent.accepted_at is not None
+            and not self._is_accepted_anew(sent)
+            and not is_moved_untold
+        ):
             return sent.audience
         if sent.kept_at is None or over < world.log_restored_at or sent.body in witness.refused:
             return ()
@@ -280,6 +290,8 @@ class Check:
         who = (name, sent.body)
         return (
             name not in world.receivers
+            # How it ends then is not for its receiver to say.
+            or (sent.ttl is not None and world.now > sent.at + sent.ttl)
             or who in witness.answered_at
             or who in witness.rejected
             or any(at >= sent.at - REMOVAL_SECONDS for at in world.removed[name])
@@ -360,8 +372,10 @@ class Check:
         for receiver in world.receivers.values():
             if hasattr(receiver, "look"):
                 receiver.look()
-        for sent in world.sent.values():
+        for sent in world.messages:
             self._check_sent(sent)
+        for family in world.families:
+            family.check(self)
         for receiver in world.receivers.values():
             self._check_receiver(receiver)
         self._check_stray()
@@ -402,6 +416,9 @@ class Check:
 
     def _check_sent(self, sent: Sent) -> None:
         self._check_allowed(sent)
+        places = self.witness.places.get(sent.body, {})
+        if len(places) > 1 and sent.key is None and not self._may_repeat(sent.body):
+            self.fail("stored twice", f"{sent.body[:40]!r}: {places}")
         if sent.error is None and sent.kept_at is not None and not self._is_forgotten(sent):
             for name in self._audience_of(sent):
                 self._check_delivery(sent, name)
@@ -441,6 +458,9 @@ class Check:
             tried = witness.tries[who] + witness.losses[name]
             if who not in witness.rejected and tried < world.limits.max_attempts:
                 self.fail("dead without a reason", f"{short!r} at {name}: {tried} attempts")
+        elif status is Status.EXPIRED:
+            if sent.ttl is None:
+                self.fail("expired, and lives for ever", f"{short!r} at {name}")
         elif status is Status.REMOVED:
             if not removed:
                 self.fail("removed, and was not", f"{short!r} at {name}")
@@ -451,21 +471,29 @@ class Check:
             or witness.tries[who] + witness.losses[name] >= world.limits.max_attempts
             or receiver.restored_at >= 0
             or name in world.blocked
+            or sent.ttl is not None  # how it ended is in the log, and its program is no more
         ):
             self.fail("lost", f"{short!r} for {name}, told {status}")
 
     def _check_audience(self, sent: Sent) -> None:
         """SEMANTICS 8: the audience is one that the patterns in force allowed."""
         world = self.world
-        if sent.accepted_at is None:
+        if sent.accepted_at is None or sent.calls:
             return
+        assert sent.receipt is not None
+        if sent.key is not None and sent.receipt.position is None:
+            return  # its message has gone, and with it whom it was for
+        # Who gets it is decided when it is due.
+        decided_at = sent.accepted_at if sent.delay is None else math.inf
+        if sent.delay is not None and not sent.audience:
+            return  # whoever was to be told is no more
         if sent.to is not None:
             if not set(sent.audience) <= set(sent.to):
                 self.fail("a wrong audience", f"{sent.body[:40]!r}: {sent.audience}")
             return
         for name, patterns in world.patterns.items():
             may = any(
-                start <= sent.accepted_at and (end is None or end >= sent.at)
+                start <= decided_at and (end is None or end >= sent.at)
                 for start, end, some in patterns.spans
                 if any(matches(pattern, sent.subject) for pattern in some)
             )
@@ -480,14 +508,15 @@ class Check:
             who = f"{receiver.name} in life {life + 1}"
             seen: set[bytes] = set()
             for body in history.bodies:
-                if body in seen and not self._may_repeat(body):
+                copies = self.witness.copies.get((receiver.name, body), ())
+                if body in seen and not copies and not self._may_repeat(body):
                     self.fail("handled twice", f"{who}: {body[:40]!r}")
                 seen.add(body)
             if receiver.order == "strict" and not receiver.order_changed:
                 self._check_order(who, receiver, history)
         strange = {
             body for body in receiver.ever if not body.startswith((b"stray", b"wolf", b"xstray"))
-        } - set(world.sent)
+        } - {sent.body for sent in world.messages}
         if strange:
             self.fail("never sent", f"{receiver.name} handled {strange}")
 
@@ -513,7 +542,7 @@ class Check:
         last: dict[tuple[str, str, str], tuple[int, bytes]] = {}
         for body, lane in zip(history.bodies, history.lanes, strict=True):
             sent = self.world.sent.get(body)
-            if sent is None or self._may_repeat(body):
+            if sent is None or sent.delay is not None or self._may_repeat(body):
                 continue
             if (receiver.name, body) in self.witness.rejected:
                 continue  # dead, unless that was not heard: then it comes once more, late

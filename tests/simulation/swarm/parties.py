@@ -338,6 +338,11 @@ class Sent:
     error: Exception | None = None
     settled: dict[str, Any] | None = None
     tags: set[str] = field(default_factory=set)
+    ttl: float | None = None
+    delay: float | None = None
+    key: str | None = None
+    handed_at: float = 0.0  # of one with a key, of which `at` is that of the first
+    calls: list[Any] = field(default_factory=list)  # to have it cancelled
 
     @property
     def audience(self) -> tuple[str, ...]:
@@ -422,30 +427,55 @@ class ProducerParty(Party):
         self.client.start()
 
     def send(
-        self, subject: str, count: int, size: int, to: tuple[str, ...] | None, require: bool
+        self,
+        subject: str,
+        count: int,
+        size: int,
+        to: tuple[str, ...] | None,
+        require: bool,
+        **times: Any,
     ) -> None:
-        """Hand over some messages in one turn."""
+        """Hand over some messages in one turn. `times`: their `ttl`, or their `delay`."""
         client = self.client
         if client is None or not self.is_up:
             return
-        some = [self._make(subject, size, to, require=require) for _ in range(count)]
+        some = [self._make(subject, size, to, require=require, **times) for _ in range(count)]
         if count >= 5:
-            many = client.send_many(subject, [one.body for one in some], to=to, require=require)
+            many = client.send_many(
+                subject, [one.body for one in some], to=to, require=require, **times
+            )
             many.addCallbacks(
                 self._all_kept, self._all_refused, callbackArgs=(some,), errbackArgs=(some,)
             )
             return
         for one in some:
-            client.send(subject, one.body, to=to, require=require).addCallbacks(
+            client.send(subject, one.body, to=to, require=require, **times).addCallbacks(
                 self._kept, self._refused, callbackArgs=(one,), errbackArgs=(one,)
             )
 
+    def hand_over(self, sent: Sent, **options: Any) -> bool:
+        """Hand over one message with options; return whether this can hand over anything."""
+        client = self.client
+        if client is None or not self.is_up:
+            return False
+        client.send(sent.subject, sent.body, to=sent.to, **options).addCallbacks(
+            self._kept, self._refused, callbackArgs=(sent,), errbackArgs=(sent,)
+        )
+        return True
+
     def _make(
-        self, subject: str, size: int, to: tuple[str, ...] | None, *, require: bool = False
+        self,
+        subject: str,
+        size: int,
+        to: tuple[str, ...] | None,
+        *,
+        require: bool = False,
+        **times: Any,
     ) -> Sent:
         number = self.world.next_number()
         body = f"{self.name}-{self.lives} {subject} {number} ".encode() + b"." * size
         sent = Sent(body, self.name, self.lives, subject, to, self.world.now, number, require)
+        sent.ttl, sent.delay = times.get("ttl"), times.get("delay")
         self.sent.append(sent)
         self.world.sent[body] = sent
         return sent

@@ -534,8 +534,111 @@ def _datagrams(random: Random) -> dict[str, Any]:
     return {name: value for name, value in drawn.items() if value != 0.0}
 
 
-def draw(seed: int) -> Plan:
-    """Return what this seed does."""
+# --- options of messages: each family by itself, and what may go wrong in the midst of it ---------
+
+FAMILY = 0.25  # of the seeds have each
+MISHAPS = ("kill", "kill", "cut", "stop")
+
+
+def _say_more(random: Random, plan: Plan) -> Plan:
+    """Messages with idempotency keys, lifetimes and delays."""
+    limits, ops = dict(plan.limits), list(plan.ops)
+    span = max(plan.end, 5.0)
+    producers = [part.name for part in plan.cast if part.kind == "producer"]
+    receivers = [part.name for part in plan.cast if part.kind != "producer"]
+    for draw_one in (_keys, _lifetimes, _delays):
+        if producers and random.random() < FAMILY:
+            some = draw_one(random, span, producers, receivers, limits)
+            for op in random.sample(some, min(len(some), random.choice((0, 1, 1, 3)))):
+                seconds = round(random.choice((0.05, 1.0, 5.0, 35.0)) * random.uniform(0.7, 1.3), 3)
+                who = random.choice(("node", "node", op.who, *receivers))
+                kind = random.choice(MISHAPS)
+                at = round(op.at + random.uniform(0.0, 0.1), 3)
+                some.append(Op(at, kind, who, () if kind == "cut" else (seconds,)))
+            ops += some
+    return replace(plan, limits=limits, ops=tuple(sorted(ops, key=lambda op: op.at)))
+
+
+def _keys(
+    random: Random,
+    span: float,
+    producers: list[str],
+    receivers: list[str],
+    limits: dict[str, Any],
+) -> list[Op]:
+    """Each key comes again and again: at once, after what went wrong, and much later."""
+    ops: list[Op] = []
+    for slot in range(random.randint(1, 4)):
+        at, who = random.uniform(0, span), random.choice(producers)
+        for _ in range(random.randint(2, 6)):
+            variant = int(random.random() < 0.1)
+            ops.append(Op(round(at, 3), "keyed", who, (slot, variant)))
+            at += random.choice((0.0, 0.0, 0.05, 1.0, 8.0, 60.0)) * random.uniform(0.5, 1.5)
+    if random.random() < 0.3:
+        # What was taken by a key counts as long as its message is in the log.
+        limits |= {
+            "idempotency_keys": random.choice((1, 2, 4)),
+            "idempotency_key_seconds": random.choice((10.0, 30.0)),
+            "keep_seconds": 0.0,
+            "keep_bytes": 0,
+        }
+    return ops
+
+
+def _lifetimes(
+    random: Random,
+    span: float,
+    producers: list[str],
+    receivers: list[str],
+    limits: dict[str, Any],
+) -> list[Op]:
+    pick = random.choice
+    ops: list[Op] = []
+    for _ in range(random.randint(2, 12)):
+        at, size = round(random.uniform(0, span), 3), pick((0, 0, 300, 3_000))
+        ttl = round(pick((0.0, 0.05, 0.5, 3.0, 20.0, 200.0)) * random.uniform(0.7, 1.3), 3)
+        args = (pick(SUBJECTS[:3]), pick((1, 1, 3, 10)), size, ttl)
+        ops.append(Op(at, "short", pick(producers), args))
+    for op in random.sample(ops, min(3, len(ops))):
+        if random.random() < 0.5:  # somebody is away meanwhile
+            seconds = round(random.uniform(1.0, 40.0), 3)
+            ops.append(
+                Op(max(0.0, op.at - 0.05), pick(("kill", "stop")), pick(receivers), (seconds,))
+            )
+    return ops
+
+
+def _delays(
+    random: Random,
+    span: float,
+    producers: list[str],
+    receivers: list[str],
+    limits: dict[str, Any],
+) -> list[Op]:
+    pick = random.choice
+    ops: list[Op] = []
+    for _ in range(random.randint(2, 12)):
+        at, who = round(random.uniform(0, span), 3), pick(producers)
+        delay = round(
+            pick((0.01, 0.5, 3.0, 3.0, 20.0, 100.0)) * pick((1.0, 1.0, random.random())), 3
+        )
+        to = (pick(receivers),) if receivers and random.random() < 0.15 else None
+        ops.append(Op(at, "later", who, (pick(SUBJECTS[:3]), pick((1, 1, 3, 10)), delay, to)))
+        if random.random() < 0.4:
+            # Long before, or in the moment when it is due.
+            near = pick((random.uniform(0.0, delay), delay + random.uniform(-0.1, 0.1)))
+            ops.append(
+                Op(round(at + max(0.01, near), 3), "call_back", who, (random.randint(0, 3),))
+            )
+        if random.random() < 0.15:
+            ops.append(
+                Op(round(at + delay, 3), "kill", "node", (round(random.uniform(0.05, 3), 3),))
+            )
+    return ops
+
+
+def draw(seed: int, *, options: bool = True) -> Plan:
+    """Return what this seed does; without `options` of messages it is what it was before them."""
     random = Random(f"swarm {seed}")
     cast = _cast(random)
     limits = _limits(random)
@@ -555,4 +658,7 @@ def draw(seed: int) -> Plan:
     plan = _few_letters(Random(f"letters {seed}"), plan)
     plan = _keep_few(Random(f"kept {seed}"), plan)
     plan = _reorder(Random(f"orders {seed}"), plan)
-    return _log_in(Random(f"users {seed}"), plan)
+    plan = _log_in(Random(f"users {seed}"), plan)
+    if not options:
+        return plan
+    return _say_more(Random(f"options {seed}"), plan)

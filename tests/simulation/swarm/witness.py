@@ -29,6 +29,10 @@ HELLO, TRANSFER, ACK, NACK, STATUS, ROUTED = 1, 2, 3, 4, 5, 6
 AUTH, ERROR, RESUME = 11, 13, 16
 AGAIN, DEAD, REFUSED, LATER = 1, 2, 3, 4
 FINAL = 3  # states from here on never change
+EXPIRED = 4  # the state
+COPY = 2 | 16  # flags: a replay, or of what was retained
+REPLAY_OF = "msgservice-replay-of"
+TRANSFER_KIND = bytes([TRANSFER])
 NODE_HEARS = {bytes([kind]) for kind in (HELLO, ACK, NACK, RESUME)}  # the frame's second byte
 RANGE_MAX = 100_000  # of a range that is looked at one by one
 
@@ -58,8 +62,12 @@ class Delivered:
 
     def between(self, first: int, last: int) -> list[bytes]:
         """Return what came of these."""
+        return [self._bodies[sequence] for sequence in self.sequences(first, last)]
+
+    def sequences(self, first: int, last: int) -> list[int]:
+        """Return those of these that came."""
         low, high = bisect_left(self._sequences, first), bisect_right(self._sequences, last)
-        return [self._bodies[sequence] for sequence in self._sequences[low:high]]
+        return self._sequences[low:high]
 
 
 class Witness:
@@ -95,6 +103,20 @@ class Witness:
         # When the log last went back: what was told before may be told otherwise.
         self.went_back_at = -1.0
         self.delivered_bytes = 0
+        # Of originals: where each is in a log, by that log's id, and when it first came from there.
+        self.places: dict[bytes, dict[tuple[str, int], float]] = {}
+        # Of copies to a receiver: those of a body, by the id of the log and their positions, and
+        # their flags with the position that they say to be of.
+        self.copies: dict[tuple[str, bytes], dict[tuple[str, int], tuple[int, str]]] = {}
+        # --- of what expires, where that is watched
+        self.watches_times = False
+        self.told_expired: dict[tuple[str, str, bytes], float] = {}  # producer, receiver, body
+        self.fed_at: dict[tuple[str, bytes], float] = {}  # last sent to a receiver by the node
+        self.lives_until: dict[bytes, float] = {}  # as what reached the node says
+        # ACK frames, and what of them came over the same connection; when one reached the node.
+        self._answers: dict[tuple[str, bytes], set[bytes]] = {}
+        self.heard_at: dict[tuple[str, bytes], float] = {}
+        self.due_of: dict[bytes, int] = {}  # ms, as producers are told
 
     @property
     def digest(self) -> str:
@@ -120,15 +142,30 @@ class Witness:
             tap.far = frame[3]
         elif frame[0] == TRANSFER:
             delivered = self.delivered.setdefault((tap.who, tap.far), Delivered())
+            tap.came.update(range(frame[1], frame[1] + len(frame[3])))
+            flags = frame[10] if len(frame) > 10 else 0
+            log_id = tap.far.partition(".")[0]
             for index, message in enumerate(frame[3]):
+                place = (log_id, frame[1] + index)
+                if flags & COPY:
+                    of = (message[1] or {}).get(REPLAY_OF, "") if len(message) > 1 else ""
+                    copies = self.copies.setdefault((tap.who, message[0]), {})
+                    copies[place] = (flags, of)
+                else:
+                    self.places.setdefault(message[0], {}).setdefault(place, self._seconds())
                 delivered.add(frame[1] + index, message[0])
                 self.delivered_as.add((tap.who, frame[2], message[0]))
                 self.delivered_bytes += len(message[0])
 
-    def receiver_said(self, tap: TapUser, frame: list[Any]) -> None:
+    def receiver_said(self, tap: TapUser, frame: list[Any], raw: bytes) -> None:
         """A receiver sent a frame."""
         if frame[0] == ACK:
             self._mark(self.answered, tap, frame[1])
+            if self.watches_times:
+                delivered = self.delivered.get((tap.who, tap.far), Delivered())
+                came = [s for a, b in frame[1] for s in delivered.sequences(a, b) if s in tap.came]
+                heard = {body for one in came for body in delivered.between(one, one)}
+                self._answers.setdefault((tap.who, raw), set()).update(heard)
         elif frame[0] == RESUME:
             self._mark(self.answered, tap, [(0, frame[1] - 1)])
             self._mark(self.answered, tap, frame[2])
@@ -158,11 +195,25 @@ class Witness:
 
     # --- of the node
 
-    def node_got(self, tap: TapUser, frame: list[Any]) -> None:
+    def node_said(self, tap: TapUser, frame: list[Any]) -> None:
+        """The node sent messages."""
+        for message in frame[3]:
+            self.fed_at[tap.peer, message[0]] = self._seconds()
+
+    def node_got(self, tap: TapUser, frame: list[Any], raw: bytes) -> None:
         """An answer reached the node: from now on it may know."""
         if frame[0] == HELLO:
             tap.peer = frame[2]
             return
+        if frame[0] == TRANSFER:
+            if self.watches_times and len(frame) > 8 and frame[8] is not None:
+                over = self._seconds() + frame[8] / 1000
+                for message in frame[3]:
+                    self.lives_until[message[0]] = max(over, self.lives_until.get(message[0], over))
+            return
+        if frame[0] == ACK and not tap.is_ending:
+            for body in self._answers.pop((tap.peer, raw), ()):
+                self.heard_at.setdefault((tap.peer, body), self._seconds())
         ranges = frame[1] if frame[0] == ACK else [frame[1:3]]
         if frame[0] == RESUME:
             ranges = [(0, frame[1] - 1), *frame[2]]
@@ -203,6 +254,15 @@ class Witness:
                     # An ACK also covers what `after` passed over, whatever became of that before.
                     if body in tap.sent or (frame[0] == RESUME and body not in self.passed):
                         self.accepted_over[body] = tap.opened_at
+        if frame[0] == ROUTED and len(frame) > 5 and frame[5]:
+            handed = self.handed.get((tap.who, tap.far), Delivered())
+            for body in handed.between(frame[1], frame[2]):
+                self.due_of.setdefault(body, frame[5])
+        if self.watches_times and frame[0] == STATUS and frame[3] == EXPIRED:
+            handed = self.handed.get((tap.who, frame[1]), Delivered())
+            for first, last in frame[4]:
+                for body in handed.between(first, last):
+                    self.told_expired.setdefault((tap.who, frame[2], body), self._seconds())
         if frame[0] == NACK and frame[3] in (DEAD, REFUSED):
             handed = self.handed.get((tap.who, tap.far), Delivered())
             self.refused.update(handed.between(frame[1], frame[2]))
@@ -315,6 +375,7 @@ class TapUser:
         self.is_gone = False
         self.is_ending = False  # the process has closed it
         self.sent: set[bytes] = set()  # bodies, by a producer over this connection
+        self.came: set[int] = set()  # sequences, to a receiver over this connection
         self._witness = witness
         self._party = party
         self._user = user
@@ -322,7 +383,7 @@ class TapUser:
     def said(self, frame: bytes) -> None:
         """The process sends a frame."""
         if self._party.role == "receiver" and not self.is_gone:
-            self._witness.receiver_said(self, _decode(frame))
+            self._witness.receiver_said(self, _decode(frame), frame)
         elif self._party.role == "producer" and frame[1] in (HELLO, TRANSFER):
             self._witness.producer_said(self, _decode(frame))
         elif self._party.role == "node" and self._witness.is_barred(self.peer):
@@ -330,6 +391,9 @@ class TapUser:
                 self._witness.note("who is barred is told", f"{self.peer}: a frame {frame[1]}")
         elif self._party.role == "node" and frame[1] == HELLO:
             self.far = _decode(frame)[3]
+        elif self._party.role == "node" and frame[1] == TRANSFER:
+            if self._witness.watches_times:
+                self._witness.node_said(self, _decode(frame))
         elif self._party.role == "node" and frame[1] == NACK:
             nack = _decode(frame)  # judged as it leaves: it may be on its way for minutes
             if nack[3] == LATER and len(nack) > 5:
@@ -348,9 +412,11 @@ class TapUser:
         for frame in frames:
             witness.crossed(self.who, frame, arrives=True)
             if role == "node":
-                if frame[1:2] in NODE_HEARS:
+                if frame[1:2] in NODE_HEARS or (
+                    witness.watches_times and frame[1:2] == TRANSFER_KIND
+                ):
                     with suppress(ValueError, TypeError, LookupError):  # hostile peers say anything
-                        witness.node_got(self, _decode(frame))
+                        witness.node_got(self, _decode(frame), frame)
                 continue
             decoded = _decode(frame)
             if decoded[0] == ERROR:

@@ -40,6 +40,8 @@ from tests.kit.faulty_datagrams import datagram_net
 from tests.kit.limits import Limits
 from tests.simulation.swarm.accounts import FORBIDDEN, Accounts, Thief
 from tests.simulation.swarm.checkers import Check
+from tests.simulation.swarm.family import Family
+from tests.simulation.swarm.keys import Keys
 from tests.simulation.swarm.meter import Meter
 from tests.simulation.swarm.parties import (
     LibraryParty,
@@ -51,6 +53,7 @@ from tests.simulation.swarm.parties import (
 )
 from tests.simulation.swarm.plan import Plan, limits_of
 from tests.simulation.swarm.scripted import Intruder, ScriptedParty, Stray, Wolf
+from tests.simulation.swarm.times import Delays, Lifetimes
 from tests.simulation.swarm.witness import Violation, Witness
 from tests.simulation.system import HandlerFault
 from tests.simulation.udp_watch import UdpWatch
@@ -134,6 +137,8 @@ class World:
             names = [*(part.name for part in plan.cast), "wolf", "stray", "thief"]
             self.accounts = Accounts(self, names)
             self.witness.is_barred = self.accounts.is_barred
+        self.families: tuple[Family, ...] = (Keys(self), Lifetimes(self), Delays(self))
+        self.witness.watches_times = any(op.kind == "short" for op in plan.ops)
         self.node = NodeParty(self, folder)
         self.producers: dict[str, ProducerParty] = {}
         self.receivers: dict[str, ReceiverParty] = {}
@@ -215,6 +220,12 @@ class World:
         """The wall clock of the node's machine, ms."""
         return int((WALL + self.now + self.skew) * 1000)
 
+    @property
+    def messages(self) -> list[Sent]:
+        """All that was handed over."""
+        others = [sent for family in self.families for sent in family.handed_over()]
+        return [*self.sent.values(), *others]
+
     def next_number(self) -> int:
         """Number the messages of all."""
         self._numbers += 1
@@ -261,6 +272,8 @@ class World:
     def refused(self, sent: Sent, error: Exception) -> None:
         """A send or its acceptance failed: with what it may fail with, or not."""
         if self.accounts is not None and self.accounts.may_fail(sent, error):
+            return
+        if any(family.may_fail(sent, error) for family in self.families):
             return
         if isinstance(error, LogWentBack | PeerForgot):
             party = self.producers[sent.producer]
@@ -374,7 +387,9 @@ class World:
         if self.is_healed:
             return
         self.net.tell(f"{op.kind} {op.who} {op.args}")
-        getattr(self, f"do_{op.kind}")(op.who, *op.args)
+        those = (self, *self.families)
+        (one,) = [one for one in those if hasattr(one, f"do_{op.kind}")]
+        getattr(one, f"do_{op.kind}")(op.who, *op.args)
 
     def _sample(self) -> None:
         """Look at what must be so at every moment."""

@@ -1,0 +1,46 @@
+"""A family of options in a swarm: its operations, what may fail because of them, and its rules.
+
+Each is drawn by itself (`plan`) and judged by itself, by what crossed the boundaries (`witness`)
+and what programs were told. An operation `kind` of a plan is `do_<kind>(who, *args)` of one of
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.simulation.swarm.checkers import Check
+    from tests.simulation.swarm.parties import Sent
+    from tests.simulation.swarm.world import World
+
+
+class Family:
+    """See the module. What it says nothing of is as for messages without options."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.witness = world.witness
+
+    def handed_over(self) -> Iterable[Sent]:
+        """What was handed over, and is not in `World.sent`."""
+        return ()
+
+    def may_fail(self, sent: Sent, error: Exception) -> bool:
+        """Whether a message may be refused, or not accepted, with this."""
+        return False
+
+    @property
+    def drain_seconds(self) -> float:
+        """How much longer it may take until all is through."""
+        return 0.0
+
+    def check(self, check: Check) -> None:
+        """Raise a `Violation` where a rule was broken; all is through."""
+
+    # --- for those
+
+    def is_judged(self, sent: Sent) -> bool:
+        """Whether the log has known a message ever since: none from before it was put in place."""
+        return sent.at > self.world.log_restored_at

@@ -1,0 +1,110 @@
+"""Idempotency keys in a swarm (DELIVERY 45): producers come again with theirs, in all their lives.
+
+A key is a slot of a producer's; its scope is the producer, whether it logs in or not. What is said
+with it is one content, now and then another one. Of each key: one message is stored, as positions
+show at receivers and in receipts, until it may be forgotten; who comes with another content is
+refused, and nobody else is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from msgservice.errors import KeyReused
+from tests.simulation.swarm.family import Family
+from tests.simulation.swarm.parties import Sent
+from tests.simulation.swarm.plan import SUBJECTS
+
+if TYPE_CHECKING:
+    from tests.simulation.swarm.checkers import Check
+    from tests.simulation.swarm.world import World
+
+FORGOTTEN_WITHIN = 10.0  # seconds, of a key that is over: retention passes once a second
+
+
+class Keys(Family):
+    """See the module."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.uses: dict[tuple[str, int], list[Sent]] = {}  # by producer and slot
+
+    def do_keyed(self, who: str, slot: int, variant: int) -> None:
+        """Hand over what has this key, again or for the first time."""
+        producer, now = self.world.producers[who], self.world.now
+        uses = self.uses.setdefault((who, slot), [])
+        subject = SUBJECTS[slot % 3]
+        body = f"{who}-key {subject} {slot}.{variant} ".encode()
+        # Who gets it was decided for the first of them.
+        at = uses[0].at if uses else now
+        sent = Sent(body, who, producer.lives, subject, None, at, 0, key=f"slot-{slot}")
+        sent.handed_at = now
+        if producer.hand_over(sent, idempotency_key=sent.key):
+            uses.append(sent)
+
+    def handed_over(self) -> Iterable[Sent]:
+        """See `Family`."""
+        return [sent for uses in self.uses.values() for sent in uses]
+
+    def may_fail(self, sent: Sent, error: Exception) -> bool:
+        """See `Family`. Where its content is the only one there was, it may not."""
+        uses = [one for of in self.uses.values() if sent in of for one in of]
+        return isinstance(error, KeyReused) and any(one.body != sent.body for one in uses)
+
+    @property
+    def drain_seconds(self) -> float:
+        """See `Family`. Beyond the limit of keys a new one waits until others are over."""
+        limits = self.world.limits
+        if not self.uses or limits.idempotency_keys >= 100:
+            return 0.0
+        uses = sum(map(len, self.uses.values()))
+        rounds = 2 + uses / limits.idempotency_keys
+        return rounds * (limits.idempotency_key_seconds + FORGOTTEN_WITHIN)
+
+    # --- what must be so
+
+    def check(self, check: Check) -> None:
+        """See `Family`."""
+        for (who, slot), uses in self.uses.items():
+            if all(self.is_judged(one) for one in uses):
+                self._check_stored_once(check, f"key {slot} of {who}", uses)
+                self._check_handled(check, uses)
+
+    def _check_stored_once(self, check: Check, which: str, uses: list[Sent]) -> None:
+        """One position for each time that a key is remembered, whichever content came with it."""
+        known: dict[int, tuple[float, float, bytes]] = {}  # position: not before, not after, body
+        begun: dict[bytes, float] = {}
+        for one in uses:
+            begun[one.body] = min(one.handed_at, begun.get(one.body, math.inf))
+        for body, since in begun.items():
+            for (_, position), at in self.witness.places.get(body, {}).items():
+                known[position] = (since, at, body)
+        audiences: dict[int, set[str]] = {}
+        for one in uses:
+            if one.accepted_at is None or one.receipt is None or one.receipt.position is None:
+                continue
+            position = one.receipt.position
+            before = known.get(position, (begun[one.body], math.inf, one.body))
+            if before[2] != one.body:
+                check.fail("another content is known", f"{which}: {one.body!r} at {position}")
+            known[position] = (before[0], min(before[1], one.accepted_at), one.body)
+            names = audiences.setdefault(position, set(one.audience))
+            if names != set(one.audience):
+                check.fail("a key has two audiences", f"{which}: {names}, {one.audience}")
+        rising = sorted(known)
+        for first, second in pairwise(rising):
+            if known[second][1] - known[first][0] < self.world.limits.idempotency_key_seconds:
+                check.fail("a key is stored twice", f"{which}: {known[first]}, {known[second]}")
+
+    def _check_handled(self, check: Check, uses: list[Sent]) -> None:
+        for body in {one.body for one in uses}:
+            places = len(self.witness.places.get(body, {}))
+            for receiver in self.world.receivers.values():
+                copies = len(self.witness.copies.get((receiver.name, body), {}))
+                for history in receiver.histories:
+                    if Counter(history.bodies)[body] > places + copies:
+                        check.fail("a key is handled twice", f"{receiver.name}: {body!r}")
