@@ -38,6 +38,7 @@ setup(
         "msgservice.transport.pb",
         "msgservice.transport.tcp",
         "msgservice.transport.udp",
+        "msgservice.webhooks",
         "twisted.plugins",
     ],
     package_data={"msgservice": ["py.typed"]},

@@ -407,6 +407,19 @@ class ITransport(Interface):
         """
 
 
+class INamingTransport(ITransport):
+    """A kind of address whose receivers are made here, named as the node names them."""
+
+    def connector_to(
+        reactor: IReactorTime,
+        address: str,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
+        name: str,
+    ) -> IConnector:
+        """Return an `IConnector` to the receiver of this name, as `connector` does."""
+
+
 class ICodec(Interface):
     """Turns content into a body and back."""
 

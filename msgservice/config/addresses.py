@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from msgservice.errors import BadAddress, InsecureListener, NotYetBuilt
+from msgservice.errors import BadAddress, InsecureListener
 from msgservice.transport.addresses import (
     NODE,
+    URL_SCHEMES,
     check_listener,
     check_web_listener,
     is_node,
@@ -30,9 +31,8 @@ SCHEMES_UNDER = {"tls": "tcp", "ssl": "tcp", "pbs": "pb"}
 # service, HTTP by the node itself.
 FACES = (STREAMS, WEB) = ("streams", "web")
 FACE_SCHEMES = ("tcp", "tls", "ssl", "unix")
-RECEIVER_SCHEMES_LATER = ("http", "https")
 # What a user may give to be dialled: to somewhere else, by name and port.
-GIVEN_SCHEMES = ("tcp", "tls", "ssl", "udp", "pb", "pbs")
+GIVEN_SCHEMES = ("tcp", "tls", "ssl", "udp", "pb", "pbs", *URL_SCHEMES)
 # Options of addresses that name files, each with a scheme that has it.
 PATH_OPTIONS = {
     "certificate": "tls",
@@ -113,14 +113,7 @@ def check_web_address(address: str, *, insecure: bool, asks: bool, transports: T
 def check_receiver_address(address: str, transports: Transports | None = None) -> None:
     """Raise where the node could not dial `address`. `transports`: those of the node, if known."""
     address = way_to(address)
-    scheme = parse_address(address).scheme
-    try:
-        transport = (transports or _transports()).find(address)
-    except BadAddress:
-        if scheme in RECEIVER_SCHEMES_LATER:
-            raise NotYetBuilt(f"a receiver at {scheme}:") from None
-        raise
-    transport.check_dial(address)
+    (transports or _transports()).find(address).check_dial(address)
 
 
 def check_given_address(address: str) -> None:

@@ -48,10 +48,22 @@ from msgservice.transport.addresses import PLAIN_NEEDS, is_plain
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import VERSIONS, WARN_DAYS, TlsProfile, TlsProfiles
 from msgservice.transport.tcp.tls import check_profile
+from msgservice.webhooks.options import (
+    CONCURRENCY,
+    TIMEOUT,
+    WebhookOptions,
+    WebhooksOptions,
+    check_headers,
+    check_readable,
+    secrets_of,
+)
+from msgservice.webhooks.reach import Network, networks_of
+from msgservice.webhooks.signing import SECRETS_MAX
+from msgservice.webhooks.transport import WebhookTransport
 
 DATA_DEFAULT = "var/msgservice"
 
-SECTIONS = ("node", "listen", "web", "tls", "receiver", "user", "rate", "limits")
+SECTIONS = ("node", "listen", "web", "tls", "webhook", "receiver", "user", "rate", "limits")
 NODE_KEYS = ("name", "data", "users", "insecure")
 WEB_KEYS = ("hosts",)
 CHECKS_OF_FACES = {STREAMS: check_face_address, WEB: check_web_address}
@@ -74,6 +86,9 @@ TLS_FILES = ("certificate", "private_key", "trust_roots", "client_roots")
 PROFILE_KEYS = (*TLS_FILES, "minimum_version")  # of [tls] and of each [tls.NAME]
 TLS_KEYS = (*PROFILE_KEYS, "warn_days")
 WARN_DAYS_MAX = 3650
+HOOK_KEYS = ("secrets", "headers", "certificate", "private_key", "trust_roots")  # of [webhook.NAME]
+HOOKS_KEYS = ("networks", "timeout", "concurrency")  # of [webhook]
+HOOK_SECONDS_MAX, HOOK_CALLS_MAX = 600, 100
 RATE_KEYS = ("messages", "bytes", "burst_seconds")
 LISTENER_HINTS = {
     **{scheme: f"{scheme}: addresses stand under {key!r}" for scheme, key in SCHEMES_UNDER.items()},
@@ -97,6 +112,7 @@ def _places() -> dict[str, str]:
         "a [[listen]]": tuple(key for key in LISTEN_KEYS if key not in SECTIONS),
         "[web]": WEB_KEYS,
         "[tls]": TLS_KEYS,
+        "[webhook]": HOOKS_KEYS,
         "[limits]": LIMIT_KEYS,
         "[rate]": RATE_KEYS,
         "a [[receiver]]": tuple(key for key in RECEIVER_KEYS if key not in SECTIONS),
@@ -151,6 +167,7 @@ class Config:
     listen: tuple[ListenConfig, ...] = LISTEN_DEFAULT
     web_hosts: tuple[str, ...] = ()  # names by which HTTP is asked, besides localhost and addresses
     tls: TlsProfiles = field(default_factory=TlsProfiles)  # what addresses with TLS leave out
+    webhooks: WebhooksOptions = field(default_factory=WebhooksOptions)  # receivers at URLs
     receivers: tuple[ReceiverConfig, ...] = ()
     users: tuple[User, ...] = ()  # as soon as there is one, every listener asks who is there
     users_file: Path | None = None  # passwords and tokens of these users
@@ -239,7 +256,8 @@ def _read(reader: Reader, folder: Path) -> Config:
     limits = _limits(reader)
     users, users_file = _users(reader, folder, limits)
     tls = _tls(reader, folder)
-    transports = Transports(tls=tls)
+    webhooks = _webhooks(reader, folder, insecure)
+    transports = Transports([WebhookTransport(webhooks)], tls=tls)
     return Config(
         name=name,
         data=absolute_path(folder / data),
@@ -247,6 +265,7 @@ def _read(reader: Reader, folder: Path) -> Config:
         listen=_listen(reader, folder, users, insecure, transports),
         web_hosts=_web_hosts(reader),
         tls=tls,
+        webhooks=webhooks,
         receivers=_receivers(reader, folder, limits, transports, users, insecure),
         users=users,
         users_file=users_file,
@@ -344,6 +363,62 @@ def _profile(reader: Reader, path: KeyPath, folder: Path) -> TlsProfile:
         unusable: dict[str, Any] = {wrong.key: None}
         profile = replace(profile, **unusable)
     return profile
+
+
+def _webhooks(reader: Reader, folder: Path, insecure: bool) -> WebhooksOptions:
+    """Return the options of webhooks: [webhook] itself, and each table in it, of a receiver."""
+    table = reader.value(("webhook",), Table, {})
+    names = [key for key, value in table.items() if key not in HOOKS_KEYS and type(value) is dict]
+    reader.table(("webhook",), (*HOOKS_KEYS, *names))
+    networks: list[Network] = []
+    for text in reader.value(("webhook", "networks"), list[str], []):
+        if reader.check(("webhook", "networks"), lambda said: networks_of([said]), text):
+            networks += networks_of([text])
+    timeout = reader.value(("webhook", "timeout"), float, TIMEOUT)
+    if not 0 < timeout <= HOOK_SECONDS_MAX:
+        allowed = f"must be above 0, and {HOOK_SECONDS_MAX} at most, not {timeout}"
+        reader.problem(("webhook", "timeout"), allowed)
+        timeout = TIMEOUT
+    calls = reader.value(("webhook", "concurrency"), int, CONCURRENCY)
+    if not 1 <= calls <= HOOK_CALLS_MAX:
+        allowed = f"must be from 1 to {HOOK_CALLS_MAX}, not {calls}"
+        reader.problem(("webhook", "concurrency"), allowed)
+        calls = CONCURRENCY
+    return WebhooksOptions(
+        networks=tuple(networks),
+        timeout=timeout,
+        concurrency=calls,
+        plain=insecure,
+        own={name: _webhook(reader, ("webhook", name), folder) for name in names},
+    )
+
+
+def _webhook(reader: Reader, path: KeyPath, folder: Path) -> WebhookOptions:
+    reader.table(path, HOOK_KEYS)
+    reader.check(path, check_name, str(path[-1]))
+    files: dict[str, Path] = {}
+    for key in ("certificate", "private_key", "trust_roots"):
+        value = reader.value((*path, key), str, None)
+        if value is not None:
+            files[key] = absolute_path(folder / value)
+    secrets = reader.value((*path, "secrets"), str | list[str], [])
+    secrets = [secrets] if isinstance(secrets, str) else secrets
+    if len(secrets) > SECRETS_MAX:
+        reader.problem((*path, "secrets"), f"has {len(secrets)} files, allowed are {SECRETS_MAX}")
+    headers = reader.value((*path, "headers"), Table, {})
+    reader.check((*path, "headers"), lambda _: check_headers(headers), "")
+    options = WebhookOptions(
+        secrets=tuple([absolute_path(folder / file) for file in secrets[:SECRETS_MAX]]),
+        headers={str(name).lower(): str(value) for name, value in headers.items()},
+        **files,
+    )
+    if options.secrets:
+        reader.check((*path, "secrets"), lambda _: secrets_of(options, None), "")
+    if options.private_key is not None and options.certificate is None:
+        reader.problem((*path, "private_key"), "needs the certificate that it belongs to")
+    for key, file in files.items():
+        reader.check((*path, key), check_readable, str(file))
+    return options
 
 
 def _listen(

@@ -18,7 +18,7 @@ from msgservice.connection import UNCOMMITTED, Connection
 from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED
 from msgservice.core.subjects import exact
 from msgservice.errors import BadAddress, NameHeld
-from msgservice.interfaces import IChannelUser, IConnector
+from msgservice.interfaces import IChannelUser, IConnector, INamingTransport
 from msgservice.limits import Limits
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.gate import LISTENER, Door, Gate
@@ -134,9 +134,17 @@ class Connections:
 
     def _connector(self, address: str, dialled: Outlet | None) -> IConnector:
         address = way_to(address)
-        connector: IConnector = self._transports.find(address).connector(
-            self._time.clock, address, lambda: self._connection(dialled), self._limits
-        )
+        transport, limits = self._transports.find(address), self._limits
+        connector: IConnector
+        if dialled is not None and INamingTransport.providedBy(transport):
+            naming: INamingTransport = transport
+            connector = naming.connector_to(
+                self._time.clock, address, lambda: self._connection(dialled), limits, dialled.name
+            )
+        else:
+            connector = transport.connector(
+                self._time.clock, address, lambda: self._connection(dialled), limits
+            )
         return connector
 
     def undial(self, outlet: Outlet) -> Deferred[Any]:

@@ -57,6 +57,8 @@ from msgservice.transport.pb.transport import PbTransport
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import TlsProfiles
 from msgservice.waiters import Waiters
+from msgservice.webhooks.options import WebhooksOptions, secrets_of
+from msgservice.webhooks.transport import WebhookTransport
 
 
 class StreamHeader(NamedTuple):
@@ -109,10 +111,10 @@ class Node(Service):
     `reload`. `without_login`: addresses of `listen` that ask for no login, and the user whom
     everybody is who comes there. `insecure`: a login, or where there are no users everybody, is
     also taken where others read along; without it the start fails there with `InsecureListener`.
-    `tls`: what addresses with TLS leave out. `rates`: what each receiver may get, by its name;
-    `rate`: what all of them may get together. `rng`: for the jitter of delays. `failed`: called
-    with the error when it cannot start or go on, and the process must end then; by default that is
-    logged and the process ends with status 1.
+    `tls`: what addresses with TLS leave out. `webhooks`: of receivers at URLs. `rates`: what each
+    receiver may get, by its name; `rate`: what all of them may get together. `rng`: for the jitter
+    of delays. `failed`: called with the error when it cannot start or go on, and the process must
+    end then; by default that is logged and the process ends with status 1.
     """
 
     _logger = Logger()
@@ -133,6 +135,7 @@ class Node(Service):
         read_users: Callable[[], Users] | None = None,
         without_login: Mapping[str, str] | None = None,
         tls: TlsProfiles | None = None,
+        webhooks: WebhooksOptions | None = None,
         rate: Rate | None = None,
         rates: Mapping[str, Rate] | None = None,
         rng: Callable[[], float] | None = None,
@@ -149,6 +152,15 @@ class Node(Service):
         self.listeners: list[str] = []  # the same for people, each with its own scheme
         self._rng = rng or random.SystemRandom().random
         self.transports = Transports(rng=self._rng, tls=tls)
+        self._webhooks = WebhooksOptions(plain=insecure) if webhooks is None else webhooks
+        self.transports.register(
+            WebhookTransport(
+                self._webhooks,
+                gone=self._webhook_gone,
+                secrets=lambda name: secrets_of(self._webhooks.own.get(name), self._folder),
+                rng=self._rng,
+            )
+        )
         self.is_running = False
         self.node_name = self._name = check_name(name) if name else ""
         self.log_id = ""
@@ -409,6 +421,12 @@ class Node(Service):
     change_receiver = _of_receivers(Receivers.change)
     pause_receiver = _of_receivers(Receivers.pause)
     remove_receiver = _of_receivers(Receivers.remove)
+
+    def _webhook_gone(self, name: str, reason: str) -> None:
+        """The endpoint of a webhook wants no more: its receiver is paused, and keeps what waits."""
+        row = self.parts.directory.get(name)
+        if row is not None:
+            self.parts.receivers.pause_full(row, f"paused: {reason}")
 
     # --- inside this process
 

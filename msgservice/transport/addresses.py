@@ -26,6 +26,8 @@ SEALED = ("tls", "ssl", "pbs")  # schemes by which nobody else reads along, wher
 SEALED_FOR = {"pb": "pbs"}
 PLAIN = ("tcp", "pb")  # … and by which everybody does who is between
 NODE = "node:"  # before the address of a receiver that is a node itself: it is passed on to
+# What a URL begins with: it is no endpoint string, and taken as it is.
+URL_SCHEMES = ("http", "https", "xmlrpc+http", "xmlrpc+https")
 SCHEME_CHARACTERS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*").fullmatch
 
 
@@ -93,6 +95,9 @@ def parse_address(text: str) -> Address:
     """Return the address taken apart; `BadAddress` where that cannot be done."""
     if "\0" in text:  # no path has one, and no host: what is made of it would fail in its own words
         raise BadAddress(text, "no address has a zero byte")
+    if is_url(text):
+        scheme, _, rest = text.partition(":")
+        return Address(text=text, scheme=scheme.lower(), parts=(rest,), options={})
     fields = _split(text)
     scheme = fields[0][0]
     if fields[0][1] is not None or SCHEME_CHARACTERS(scheme) is None or len(fields) < 2:
@@ -107,6 +112,11 @@ def parse_address(text: str) -> Address:
         else:
             options[name] = value
     return Address(text=text, scheme=scheme.lower(), parts=tuple(parts), options=options)
+
+
+def is_url(text: str) -> bool:
+    """Whether an address is a URL: one of a webhook."""
+    return text.partition(":")[0].lower() in URL_SCHEMES
 
 
 def _split(text: str) -> list[tuple[str, str | None]]:

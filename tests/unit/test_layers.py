@@ -21,7 +21,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("disk", "clock", "log_lines"),
     ("identity",),
     ("log", "transport", "connection"),
-    ("config", "client", "receiver"),
+    ("config", "client", "receiver", "webhooks"),
     ("node", "faces", "pb"),
     ("tap", "cli", ""),
 ]
@@ -53,6 +53,8 @@ NEIGHBOURS = {
     ("interfaces", "records"),
     ("administration", "receiver_options"),
     ("administration", "records"),
+    ("webhooks", "receiver"),  # each is a receiver of this process
+    ("config", "webhooks"),  # of which it has the options
 }
 IMPURE = ("twisted", "time", "random", "socket", "sqlite3", "apsw", "os", "secrets", "threading")
 DOTTED = re.compile(r"msgservice(\.\w+)+").fullmatch

@@ -1,0 +1,171 @@
+"""Calls of a webhook: what one message is over HTTP, and what an answer means.
+
+    POST /…   webhook-id, webhook-timestamp, webhook-signature; content-type as the message's;
+              msgservice-subject, msgservice-sender, msgservice-identity, msgservice-message-id,
+              msgservice-header-NAME, as in a URL (percent-encoded); the body is the message's
+
+By XML-RPC a message is the call `receive(message)`, a struct with subject, sender, identity, id,
+headers and body.
+"""
+
+from __future__ import annotations
+
+import xmlrpc.client
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+from urllib.parse import quote
+from xml.parsers.expat import ExpatError
+
+from msgservice.receiver.received import ReceivedMessage
+from msgservice.webhooks.signing import message_id, signature
+
+METHOD = "receive"
+OCTETS = "application/octet-stream"
+ANSWER_MAX = 4096  # bytes of an answer that are read
+ANSWER_SHOWN = 200  # characters of it that people are told
+HEADER_MAX = 2048  # characters of one header: what is longer is left out, with a mark
+# A message is wrong, not the endpoint: attempts are counted. After any other answer the endpoint
+# is not well, and all wait: one that says 404 while it is deployed would fill the dead letters.
+OF_THE_MESSAGE = frozenset({400, 413, 415, 422})
+GONE = 410
+Pair = tuple[bytes, bytes]
+
+
+class Verdict(Enum):
+    """The verdict of one answer."""
+
+    TAKEN = "taken"
+    WRONG = "wrong"  # it does not take this message
+    GONE = "gone"  # it wants no more, ever
+    UNWELL = "unwell"  # it takes nothing now
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call: headers and body, signed."""
+
+    headers: Sequence[Pair]
+    body: bytes
+
+
+def call_of(
+    message: ReceivedMessage,
+    *,
+    is_xmlrpc: bool,
+    secrets: Sequence[bytes],
+    timestamp: int,
+    more: Mapping[str, str],
+    agent: str,
+) -> Call:
+    """Return the call of a message. `timestamp`: seconds, of this attempt. `more`: headers."""
+    headers = _told(message)
+    if is_xmlrpc:
+        headers, body = {}, _xmlrpc_of(message)
+        kind = "text/xml"
+    else:
+        body, kind = bytes(message.body), message.headers.get("content-type") or OCTETS
+    id_ = message_id(message.identity)
+    headers |= more
+    headers |= {
+        "content-type": _safe(kind),
+        "user-agent": agent,
+        "webhook-id": id_,
+        "webhook-timestamp": str(timestamp),
+    }
+    if secrets:
+        headers["webhook-signature"] = signature(secrets, id_, timestamp, body)
+    return Call([(name.encode(), value.encode("latin-1")) for name, value in headers.items()], body)
+
+
+def _told(message: ReceivedMessage) -> dict[str, str]:
+    told = {
+        "msgservice-subject": message.subject,
+        "msgservice-sender": message.sender,
+        "msgservice-identity": message.identity,
+    }
+    if message.id is not None:
+        told["msgservice-message-id"] = message.id
+    if message.replay:
+        told["msgservice-replay"] = "1"
+    for name, value in message.headers.items():
+        if name != "content-type":
+            told[f"msgservice-header-{quote(name, safe='')}"] = value
+    return {name: _encoded(value) for name, value in told.items() if len(name) <= HEADER_MAX}
+
+
+def _encoded(text: str) -> str:
+    encoded = quote(text, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~")
+    return encoded if len(encoded) <= HEADER_MAX else "(too long)"
+
+
+def _safe(text: str) -> str:
+    """Return a content type as a header may be: what is no such text is not passed on."""
+    is_plain = text.isascii() and text.isprintable() and len(text) <= HEADER_MAX
+    return text if is_plain else OCTETS
+
+
+def _xmlrpc_of(message: ReceivedMessage) -> bytes:
+    said: dict[str, Any] = {
+        "subject": _xml(message.subject),
+        "sender": _xml(message.sender),
+        "identity": _xml(message.identity),
+        "id": _xml(message.id or ""),
+        "headers": {_xml(name): _xml(value) for name, value in message.headers.items()},
+        "body": xmlrpc.client.Binary(bytes(message.body)),
+    }
+    text = xmlrpc.client.dumps((said,), METHOD, encoding="utf-8")
+    return text.encode()
+
+
+def _xml(text: str) -> str:
+    """Return a text without what no document of XML can have (XML 1.0, 2.2)."""
+    return "".join(
+        one
+        if one in "\t\n\r"
+        or " " <= one <= "\ud7ff"
+        or "\ue000" <= one <= "\ufffd"
+        or one > "\uffff"
+        else "\ufffd"
+        for one in text
+    )
+
+
+def verdict_of(code: int, answer: bytes, *, is_xmlrpc: bool) -> tuple[Verdict, str]:
+    """Return what an answer means, and why, for people. `answer`: as much of it as was read."""
+    if code == GONE:
+        return Verdict.GONE, f"the endpoint says 410: it wants no more{_shown(answer)}"
+    if code in OF_THE_MESSAGE:
+        return Verdict.WRONG, f"the endpoint says {code}{_shown(answer)}"
+    if not 200 <= code < 300:
+        return Verdict.UNWELL, f"the endpoint says {code}{_shown(answer)}"
+    if is_xmlrpc:
+        return _xmlrpc_verdict(answer)
+    return Verdict.TAKEN, ""
+
+
+def _xmlrpc_verdict(answer: bytes) -> tuple[Verdict, str]:
+    if b"<!" in answer:  # declarations: an answer has none, and entities grow without end
+        return Verdict.UNWELL, "the endpoint's answer has a declaration, which no XML-RPC has"
+    try:
+        xmlrpc.client.loads(answer)
+    except xmlrpc.client.Fault as fault:
+        why = f"the endpoint says fault {fault.faultCode}: {fault.faultString}"
+        return Verdict.WRONG, why[:ANSWER_SHOWN]
+    except (
+        ExpatError,
+        xmlrpc.client.Error,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        OverflowError,
+    ):
+        return Verdict.UNWELL, f"the endpoint's answer is no XML-RPC{_shown(answer)}"
+    return Verdict.TAKEN, ""
+
+
+def _shown(answer: bytes) -> str:
+    text = " ".join(answer.decode(errors="replace").split())[:ANSWER_SHOWN]
+    return f": {text}" if text else ""

@@ -1,0 +1,205 @@
+"""The endpoint of a webhook: when a call is made, and when it is tried again.
+
+While the endpoint is well each message is a call at once. When a call finds it unwell all wait, and
+one of them is the next try, after a delay that grows as a link's does; what it asks for with
+Retry-After is for the endpoint, not for the message, whose attempts are not counted. What an answer
+means is `calls`', how it is made is given.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple, Protocol
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from msgservice.core.backoff import delay_of
+from msgservice.errors import Retry
+from msgservice.receiver.received import ReceivedMessage
+from msgservice.webhooks.calls import Call, Verdict, verdict_of
+
+DELAY_MIN, DELAY_MAX = 0.5, 300.0  # seconds between two tries of an endpoint that is unwell
+
+
+class Answer(NamedTuple):
+    """The answer to a call. `retry_after`: the header, or empty. `body`: the beginning of it."""
+
+    code: int
+    body: bytes
+    retry_after: str = ""
+
+
+class Post(Protocol):
+    """The way to make one call: fires with an `Answer`; fails with why there is none."""
+
+    def __call__(self, call: Call) -> Deferred[Answer]:
+        """Make it."""
+
+
+class Endpoint:
+    """The endpoint of one receiver; `deliver` is its handler.
+
+    `make_call`: of a message, now. `gone`: called when it says that it wants no more.
+    `asked_max`: seconds that it may ask for. `rng`: floats from 0 to 1.
+    """
+
+    _logger = Logger()
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        make_call: Callable[[ReceivedMessage], Call],
+        post: Post,
+        gone: Callable[[str], None],
+        clock: IReactorTime,
+        wall: Callable[[], int],
+        rng: Callable[[], float],
+        asked_max: float,
+        is_xmlrpc: bool = False,
+    ) -> None:
+        self.url = url
+        self.trouble: str | None = None  # why nothing is taken now, for people
+        self._make_call, self._post, self._gone = make_call, post, gone
+        self._clock, self._wall, self._rng = clock, wall, rng
+        self._asked_max, self._is_xmlrpc = asked_max, is_xmlrpc
+        self._failures = 0  # in a row
+        self._waiting: deque[Deferred[None]] = deque()
+        self._timer: IDelayedCall | None = None  # until the next try
+        self._is_trying = False  # one is under way
+        self._is_stopped = False
+
+    @property
+    def next_try_in(self) -> float | None:
+        """Seconds until it is tried again, while it is unwell and none is under way."""
+        if self._timer is None:
+            return None
+        return max(0.0, self._timer.getTime() - self._clock.seconds())
+
+    async def deliver(self, message: ReceivedMessage) -> None:
+        """Return when the endpoint has taken the message, however long it does not.
+
+        Raises `Retry` where it does not take this one: that is an attempt.
+        """
+        is_try = False
+        while True:
+            is_try = await self._turn(is_try)
+            verdict, why, asked = Verdict.UNWELL, "", ""
+            try:
+                answer = await self._post(self._make_call(message))
+                verdict, why = verdict_of(answer.code, answer.body, is_xmlrpc=self._is_xmlrpc)
+                asked = answer.retry_after
+            except (CancelledError, GeneratorExit):
+                if is_try:  # it says nothing of the endpoint: another is the next try
+                    self._is_trying = False
+                    self._unwell(self.trouble or "", "")
+                raise
+            except Exception as error:
+                why = _reason_of(error)
+            if is_try:
+                self._is_trying = False
+            self._judge(verdict, why, asked)
+            if verdict is Verdict.TAKEN:
+                return
+            if verdict is Verdict.WRONG:
+                raise Retry(None, why)
+            if verdict is Verdict.GONE:
+                self._gone(why)
+                raise Retry(None, why)
+
+    def _turn(self, first: bool) -> Deferred[bool]:
+        """Fire when a call may be made: with whether it is a try of an endpoint that is unwell."""
+        waiting: Deferred[None] = Deferred(self._waiting_cancelled)
+        was_unwell = self.trouble is not None
+        if not was_unwell and not self._is_stopped:
+            waiting.callback(None)
+        elif first:
+            self._waiting.appendleft(waiting)  # as it was: whoever came later waits behind it
+        else:
+            self._waiting.append(waiting)
+        return waiting.addCallback(lambda _: was_unwell and self.trouble is not None)
+
+    def _waiting_cancelled(self, waiting: Deferred[None]) -> None:
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+
+    def _judge(self, verdict: Verdict, why: str, asked: str) -> None:
+        """An attempt has ended: the endpoint is well, or all wait until it is tried again."""
+        if verdict in (Verdict.TAKEN, Verdict.WRONG):
+            self._well()
+        elif not self._is_trying and self._timer is None:
+            self._unwell(why, asked)
+
+    def _well(self) -> None:
+        if self.trouble is None:
+            return
+        self._logger.info("webhook {url} takes messages again", url=self.url)
+        self.trouble, self._failures = None, 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting = self._waiting, deque()
+        for one in waiting:
+            one.callback(None)
+
+    def _unwell(self, why: str, asked: str) -> None:
+        if self._is_stopped:
+            return
+        if self.trouble is None:
+            self._logger.warn(
+                "webhook {url} takes nothing, its messages wait: {why}", url=self.url, why=why
+            )
+        self.trouble = why
+        self._failures += 1
+        delay = delay_of(
+            self._failures,
+            delay_min=DELAY_MIN,
+            delay_max=DELAY_MAX,
+            jitter=0.5 + self._rng() / 2,
+        )
+        delay = max(delay, min(seconds_asked(asked, self._wall()), self._asked_max))
+        self._timer = self._clock.callLater(delay, self._try)
+
+    def _try(self) -> None:
+        """Let one that waits be the next try; where none does, whoever comes is."""
+        self._timer = None
+        if self._waiting:
+            self._is_trying = True
+            self._waiting.popleft().callback(None)
+        else:
+            self.trouble = None
+
+    def stop(self) -> None:
+        """Let all that wait go: their messages were not taken, and are sent again later."""
+        self._is_stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting = self._waiting, deque()
+        for one in waiting:
+            one.cancel()
+
+
+def seconds_asked(text: str, wall: int) -> float:
+    """Return the seconds of a Retry-After (RFC 9110, 10.2.3): a number, or a date; 0: neither.
+
+    `wall`: the wall clock, ms.
+    """
+    text = text.strip()
+    if text.isascii() and text.isdecimal():
+        return float(text[:9])
+    try:
+        at: datetime = parsedate_to_datetime(text)
+        return max(0.0, at.timestamp() - wall / 1000)
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return 0.0
+
+
+def _reason_of(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return " ".join(text.split())[:300]

@@ -1,0 +1,349 @@
+"""The transport of webhooks: a node's receivers at `https://…`, which are made in this process.
+
+What the node dials is a `Receiver` here, without a socket, as far as the node knows; what that does
+with a message is the endpoint's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from urllib.parse import urlsplit
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IListeningPort, IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from msgservice.clock import wall_of
+from msgservice.errors import BadAddress
+from msgservice.interfaces import IChannel, IChannelUser, IConnector, INamingTransport
+from msgservice.limits import Limits
+from msgservice.receiver.received import ReceivedMessage
+from msgservice.receiver.receiver import Receiver
+from msgservice.records import Reread
+from msgservice.transport.addresses import URL_SCHEMES, is_local_host
+from msgservice.transport.local import local_connector
+from msgservice.waiters import Waiters
+from msgservice.webhooks.calls import Call, call_of
+from msgservice.webhooks.endpoint import Endpoint
+from msgservice.webhooks.options import WebhookOptions, WebhooksOptions
+from msgservice.webhooks.posting import Poster
+from msgservice.webhooks.reach import Reach
+
+URL_MAX = 2000  # characters
+XMLRPC = "xmlrpc+"
+# A call that is under way when the node stops has so long to be answered; then it is made again.
+STOP_SECONDS = 5.0
+
+
+def url_of(address: str) -> tuple[str, bool]:
+    """Return the URL that is posted to, and whether that is by XML-RPC; `BadAddress`."""
+    scheme, _, rest = address.partition(":")
+    scheme = scheme.lower()
+    is_xmlrpc = scheme.startswith(XMLRPC)
+    url = f"{scheme.removeprefix(XMLRPC)}:{rest}"
+    if len(url) > URL_MAX:
+        raise BadAddress(address[:100], f"has {len(url)} characters, allowed are {URL_MAX}")
+    if not (url.isascii() and url.isprintable()) or " " in url:
+        raise BadAddress(address, "a URL has no spaces, and other characters than ASCII as %XX")
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError as error:
+        raise BadAddress(address, f"is no URL: {error}") from None
+    if not host or not rest.startswith("//"):
+        raise BadAddress(address, f"expected {scheme}://HOST/PATH")
+    if parts.username is not None or parts.password is not None:
+        raise BadAddress(
+            address, "a URL with a user or password is shown to people: put it in headers"
+        )
+    if parts.fragment:
+        raise BadAddress(address, "a URL that is posted to has no #fragment")
+    return url, is_xmlrpc
+
+
+@implementer(INamingTransport)
+class WebhookTransport:
+    """The transport of `http://`, `https://`, and of both behind `xmlrpc+`.
+
+    `gone(name, reason)`: a receiver's endpoint wants no more. `secrets`: of the node, for receivers
+    that have none of their own; read when one is dialled.
+    """
+
+    schemes = URL_SCHEMES
+
+    def __init__(
+        self,
+        options: WebhooksOptions | None = None,
+        *,
+        gone: Callable[[str, str], None] = lambda _name, _reason: None,
+        secrets: Callable[[str], Sequence[bytes]] = lambda _name: (),
+        rng: Callable[[], float] = lambda: 1.0,
+    ) -> None:
+        self.options = WebhooksOptions() if options is None else options
+        self._gone, self._secrets, self._rng = gone, secrets, rng
+
+    def check_dial(self, address: str) -> None:
+        """See `ITransport`."""
+        url, _ = url_of(address)
+        parts = urlsplit(url)
+        is_near = is_local_host(parts.hostname or "")
+        if parts.scheme == "http" and not self.options.plain and not is_near:
+            raise BadAddress(
+                address, "plain http: beyond this machine needs insecure = true; or use https:"
+            )
+
+    def check_listen(self, address: str) -> str | None:
+        """See `ITransport`: nothing listens at a URL."""
+        raise BadAddress(address, 'is where a receiver is, not where a node listens: web = "tcp:…"')
+
+    def check_free(self, address: str) -> None:
+        """See `ITransport`."""
+
+    def connector(
+        self,
+        reactor: IReactorTime,
+        address: str,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
+    ) -> IConnector:
+        """See `ITransport`."""
+        return self.connector_to(reactor, address, make_user, limits, "webhook")
+
+    def connector_to(
+        self,
+        reactor: IReactorTime,
+        address: str,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
+        name: str,
+    ) -> IConnector:
+        """See `INamingTransport`."""
+        self.check_dial(address)
+        connector: IConnector = Webhook(
+            reactor,
+            address,
+            make_user,
+            limits,
+            name,
+            options=self.options,
+            secrets=lambda: self._secrets(name),
+            gone=lambda reason: self._gone(name, reason),
+            rng=self._rng,
+        )
+        return connector
+
+    def listen(
+        self,
+        reactor: IReactorTime,
+        address: str,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
+    ) -> Deferred[IListeningPort]:
+        """See `ITransport`."""
+        return fail(BadAddress(address, "nothing listens at a URL"))
+
+    def reload(self) -> Sequence[Reread]:
+        """See `ITransport`: secrets and certificates are read when a receiver is dialled."""
+        return []
+
+
+class _Standing(Service):
+    """The service that a receiver starts to be connected: the node does that here."""
+
+    last_error: str | None = None
+
+    def poke(self) -> None:
+        """See `IConnector`."""
+
+
+@implementer(IConnector)
+class Webhook(Service):
+    """A webhook as a node has it: an `IConnector` to a receiver of this process.
+
+    What is wrong with its endpoint is its `last_error`, for people, although it is connected.
+    """
+
+    _logger = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        address: str,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
+        name: str,
+        *,
+        options: WebhooksOptions,
+        secrets: Callable[[], Sequence[bytes]],
+        gone: Callable[[str], None],
+        rng: Callable[[], float],
+    ) -> None:
+        self.address = address
+        self._url, self._is_xmlrpc = url_of(address)
+        self._reactor, self._name, self._limits = reactor, name, limits
+        self._make_user = make_user
+        self._options, self._own = options, options.own.get(name, WebhookOptions())
+        self._read_secrets, self._gone, self._rng = secrets, gone, rng
+        self._secrets: Sequence[bytes] = ()
+        self._agent = f"msgservice/{_version()}"
+        self._wall = wall_of(reactor)
+        self._error: str | None = None
+        self._endpoint: Endpoint | None = None
+        self._poster: Poster | None = None
+        self._receiver: Receiver | None = None
+        self._link: Any = None  # the connector within this process
+        self._stopping: Waiters[None] | None = None
+
+    # --- getters
+
+    @property
+    def channel(self) -> IChannel | None:
+        """See `IConnector`."""
+        channel: IChannel | None = None if self._link is None else self._link.channel
+        return channel
+
+    @property
+    def attempts(self) -> int:
+        """See `IConnector`."""
+        return 0 if self._link is None else int(self._link.attempts)
+
+    @property
+    def failures(self) -> int:
+        """See `IConnector`."""
+        return 0 if self._link is None else int(self._link.failures)
+
+    @property
+    def last_error(self) -> str | None:
+        """Why it has no connection, or why its endpoint takes nothing."""
+        endpoint = self._endpoint
+        if endpoint is not None and endpoint.trouble:
+            again = endpoint.next_try_in
+            soon = "" if again is None else f"; tried again in {again:.0f} s"
+            return f"{endpoint.trouble}{soon}"
+        if self._error is not None:
+            return self._error
+        error: str | None = None if self._link is None else self._link.last_error
+        return error
+
+    @property
+    def next_attempt_in(self) -> float | None:
+        """See `IConnector`."""
+        return None if self._link is None else self._link.next_attempt_in
+
+    # --- verbs
+
+    def poke(self) -> None:
+        """See `IConnector`."""
+        if self._link is not None:
+            self._link.poke()
+
+    def startService(self) -> None:
+        """Make the receiver, and connect the node to it; a reason against that is `last_error`."""
+        if self.running:
+            return
+        super().startService()
+        if self._stopping is not None:
+            return  # when it has stopped
+        self._begin()
+
+    def _begin(self) -> None:
+        try:
+            self._secrets = self._read_secrets()
+            self._poster = Poster(
+                self._reactor,
+                self._url,
+                reach=Reach(self._options.networks),
+                options=self._own,
+                timeout=self._options.timeout,
+                concurrency=self._options.concurrency,
+            )
+        except Exception as error:  # files that cannot be used: the others are served all the same
+            self._error = f"not dialled: {error}"
+            self._logger.error(
+                "webhook {name} is not dialled: {error}", name=self._name, error=str(error)
+            )
+            return
+        self._error = None
+        self._endpoint = Endpoint(
+            self._url,
+            make_call=self._call,
+            post=self._poster,
+            gone=self._gone,
+            clock=self._reactor,
+            wall=self._wall,
+            rng=self._rng,
+            asked_max=self._limits.asked_delay_max,
+            is_xmlrpc=self._is_xmlrpc,
+        )
+        receiver = self._receiver = Receiver(
+            self._reactor,
+            name=self._name,
+            handler=self._endpoint.deliver,
+            concurrency=self._options.concurrency,
+            limits=replace(self._limits, stop_timeout=STOP_SECONDS),
+        )
+        receiver.attach_through(self._connect, address=self.address)
+
+    def _connect(self, make_far: Callable[[], IChannelUser]) -> _Standing:
+        assert self._receiver is not None
+        self._link = local_connector(
+            self._make_user,
+            make_far,
+            self._receiver.ready,
+            self._reactor,
+            self._limits,
+            self._name,
+        )
+        self._link.startService()
+        return _Standing()
+
+    def _call(self, message: ReceivedMessage) -> Call:
+        return call_of(
+            message,
+            is_xmlrpc=self._is_xmlrpc,
+            secrets=self._secrets,
+            timestamp=self._wall() // 1000,
+            more=self._own.headers,
+            agent=self._agent,
+        )
+
+    def stopService(self) -> Deferred[None]:
+        """Stop: the node's side ends first, so that no answer is given for what was broken off."""
+        super().stopService()
+        if self._stopping is None:
+            self._stopping = Waiters()
+            stopped = Deferred.fromCoroutine(self._stop())
+            stopped.addErrback(lambda failure: self._logger.failure("stopping a webhook", failure))
+            stopped.addBoth(self._has_stopped)
+        return self._stopping.wait()
+
+    async def _stop(self) -> None:
+        link, endpoint, receiver, poster = self._link, self._endpoint, self._receiver, self._poster
+        self._link = self._endpoint = self._receiver = self._poster = None
+        if link is not None:
+            await link.stopService()
+        if endpoint is not None:
+            endpoint.stop()
+        if receiver is not None:
+            await receiver.stop()
+        if poster is not None:
+            await poster.stop()
+
+    def _has_stopped(self, _: object) -> None:
+        stopping, self._stopping = self._stopping, None
+        if self.running:
+            self._begin()
+        if stopping is not None:
+            stopping.fire(None)
+
+
+def _version() -> str:
+    try:
+        return version("msgservice")
+    except PackageNotFoundError:
+        return "unknown"

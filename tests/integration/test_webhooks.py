@@ -1,0 +1,364 @@
+"""Webhooks of a real node at real HTTP servers: answers, order, signatures, TLS, kills, reach."""
+
+from __future__ import annotations
+
+import signal
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from queue import Queue
+from typing import Any
+from xmlrpc.server import SimpleXMLRPCServer
+
+import pytest
+from standardwebhooks import Webhook as Verifier
+
+from tests.integration.command import Command
+from tests.integration.daemon import PATIENCE, Daemon, running
+from tests.kit.certificates import Authority
+
+ALLOWED = 'networks = ["127.0.0.0/8"]'
+
+
+@dataclass(frozen=True)
+class Call:
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def id(self) -> str:
+        return self.headers["webhook-id"]
+
+
+Answer = tuple[int, dict[str, str], bytes]
+OK: Answer = (204, {}, b"")
+
+
+class Site:
+    """A server whose answers a test says; what it was asked, in order."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.calls: Queue[Call] = Queue()
+        self.answers: Queue[Answer | Callable[[BaseHTTPRequestHandler], None]] = Queue()
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                site.calls.put(Call(self.path, headers, body))
+                answer = site.answers.get(timeout=PATIENCE)
+                if callable(answer):
+                    answer(self)
+                    return
+                code, more, told = answer
+                self.send_response(code)
+                for name, value in more.items():
+                    self.send_header(name, value)
+                if code != 204:
+                    self.send_header("content-length", str(len(told)))
+                self.end_headers()
+                self.wfile.write(told)
+
+            do_GET = do_POST
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def call(self) -> Call:
+        return self.calls.get(timeout=PATIENCE)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def site_of(tls: ssl.SSLContext | None = None) -> Iterator[Site]:
+    site = Site(tls)
+    try:
+        yield site
+    finally:
+        site.close()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with site_of() as found:
+        yield found
+
+
+@contextmanager
+def node_of(folder: Path, webhook: str, *, limits: str = "") -> Iterator[tuple[Daemon, Command]]:
+    (folder / "node.toml").write_text(
+        '[node]\ndata = "data"\n[listen]\ntcp = "tcp:0"\n'
+        f"[limits]\n{limits}\n[webhook]\n{webhook}\n"
+    )
+    words = ("twist", "--log-format=text", "msgservice", "--config", "node.toml")
+    with running(*words, cwd=folder) as daemon:
+        yield daemon, Command(f"tcp:127.0.0.1:{daemon.ports()[0]}", folder)
+
+
+def test_a_message_is_posted_signed_and_acknowledged_by_the_answer(
+    tmp_path: Path, site: Site
+) -> None:
+    with node_of(tmp_path, ALLOWED) as (_, msgservice):
+        address = f"http://127.0.0.1:{site.port}/hook?x=1"
+        assert msgservice("receivers", "add", "hook", "orders.>", "--address", address).code == 0
+        site.answers.put(OK)
+        done = msgservice("send", "orders.new", '{"a": 1}', "--id", "o-1", "--wait")
+        assert (done.code, done.err) == (0, "")
+        call = site.call()
+        assert (call.path, call.body) == ("/hook?x=1", b'{"a": 1}')
+        assert call.headers["msgservice-subject"] == "orders.new"
+        assert call.headers["msgservice-message-id"] == "o-1"
+        secret = (tmp_path / "data/webhook.secret").read_text().strip()
+        assert {"a": 1} == Verifier(secret).verify(call.body, call.headers)
+        assert (tmp_path / "data/webhook.secret").stat().st_mode & 0o777 == 0o600
+        assert site.calls.empty()
+
+
+def test_what_was_not_taken_waits_for_the_endpoint_and_keeps_its_order(
+    tmp_path: Path, site: Site
+) -> None:
+    with node_of(tmp_path, ALLOWED) as (_, msgservice):
+        address = f"http://127.0.0.1:{site.port}/"
+        msgservice("receivers", "add", "hook", "orders.>", "--address", address)
+        for number in range(3):
+            assert msgservice("send", "orders.new", f"{number}").code == 0
+        for code in (404, 500, 302):
+            site.answers.put((code, {"location": "http://127.0.0.1:1/other"}, b"not now"))
+            assert site.call().body == b"0"
+        row = msgservice.receiver("hook")
+        assert (row["connected"], row["queued"]) == (True, 3)
+        assert "not now" in row["last_error"]
+        for _ in range(3):
+            site.answers.put(OK)
+        assert [b"0", b"1", b"2"] == [site.call().body for _ in range(3)]
+        assert msgservice.data("status", "log:65536")["receivers"]["hook"]["attempts"] == 0
+
+
+def test_a_message_that_is_wrong_becomes_a_dead_letter_with_what_was_answered(
+    tmp_path: Path, site: Site
+) -> None:
+    with node_of(tmp_path, ALLOWED, limits="max_attempts = 1") as (_, msgservice):
+        address = f"http://127.0.0.1:{site.port}/"
+        msgservice("receivers", "add", "hook", "orders.>", "--address", address)
+        site.answers.put((422, {}, b"no such customer"))
+        assert msgservice("send", "orders.new", "x", "--wait").code == 1
+        (letter,) = msgservice.data("dead", "list", "hook")["dead"]
+        assert letter["reason"] == "the endpoint says 422: no such customer"
+        site.answers.put(OK)
+        assert msgservice("dead", "requeue", "hook", "--all", "--yes").code == 0
+        first, again = site.call(), site.call()
+        assert (first.id, again.headers["msgservice-replay"]) == (again.id, "1")
+
+
+def test_an_endpoint_that_has_gone_pauses_its_receiver_which_keeps_what_waits(
+    tmp_path: Path, site: Site
+) -> None:
+    with node_of(tmp_path, ALLOWED) as (daemon, msgservice):
+        address = f"http://127.0.0.1:{site.port}/"
+        msgservice("receivers", "add", "hook", "orders.>", "--address", address)
+        site.answers.put((410, {}, b"closed"))
+        assert msgservice("send", "orders.new", "x").code == 0
+        daemon.wait_for("receiver hook is paused: the endpoint says 410")
+        row = msgservice.receiver("hook")
+        assert (row["paused"], row["queued"]) == (True, 1)
+        assert "410" in row["last_error"]
+        site.answers.put(OK)
+        assert msgservice("receivers", "resume", "hook").code == 0
+        assert site.call().id == site.call().id
+
+
+def test_kill_9_between_call_and_answer_calls_again_under_the_same_id(
+    tmp_path: Path, site: Site
+) -> None:
+    killed = threading.Event()
+
+    def never(_: BaseHTTPRequestHandler) -> None:
+        killed.wait(PATIENCE)
+
+    address = f"http://127.0.0.1:{site.port}/"
+    with node_of(tmp_path, ALLOWED) as (daemon, msgservice):
+        msgservice("receivers", "add", "hook", "orders.>", "--address", address)
+        site.answers.put(never)
+        assert msgservice("send", "orders.new", "x").code == 0
+        first = site.call()
+        daemon.send(signal.SIGKILL)
+        daemon.ended()
+    killed.set()
+    with node_of(tmp_path, ALLOWED) as (_, msgservice):
+        site.answers.put(OK)
+        again = site.call()
+        assert (first.id, first.body) == (again.id, again.body)
+        assert msgservice("send", "other", "y").code == 0
+        assert msgservice.receiver("hook")["queued"] == 0
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433"]
+)
+def test_what_only_the_node_reaches_is_not_dialled(tmp_path: Path, site: Site, host: str) -> None:
+    with node_of(tmp_path, "") as (daemon, msgservice):
+        address = f"https://{host}:{site.port}/"
+        assert msgservice("receivers", "add", "hook", "orders.>", "--address", address).code == 0
+        assert msgservice("send", "orders.new", "x").code == 0
+        daemon.wait_for("webhook https://.* takes nothing, its messages wait: .*(networks|lookup)")
+        assert site.calls.empty()
+        assert msgservice.receiver("hook")["queued"] == 1
+
+
+def test_an_answer_that_never_ends_is_read_no_further(tmp_path: Path, site: Site) -> None:
+    cut = threading.Event()
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("content-length", str(1 << 40))
+        handler.end_headers()
+        try:
+            while True:
+                handler.wfile.write(b"x" * 65536)
+        except OSError:
+            cut.set()
+        handler.close_connection = True
+
+    with node_of(tmp_path, ALLOWED) as (_, msgservice):
+        address = f"http://127.0.0.1:{site.port}/"
+        msgservice("receivers", "add", "hook", "orders.>", "--address", address)
+        site.answers.put(endless)
+        assert msgservice("send", "orders.new", "x", "--wait").code == 0
+        assert cut.wait(PATIENCE)
+
+
+def test_an_answer_that_does_not_come_in_time_is_none(tmp_path: Path, site: Site) -> None:
+    let_go = threading.Event()
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nabc")
+        let_go.wait(PATIENCE)
+
+    with node_of(tmp_path, f"{ALLOWED}\ntimeout = 0.5") as (daemon, msgservice):
+        address = f"http://127.0.0.1:{site.port}/"
+        msgservice("receivers", "add", "hook", "orders.>", "--address", address)
+        site.answers.put(slow)
+        assert msgservice("send", "orders.new", "x").code == 0
+        daemon.wait_for("takes nothing, its messages wait: no whole answer within 0.5 s")
+        site.answers.put(OK)
+        assert site.call().id == site.call().id
+    let_go.set()
+
+
+def test_two_webhooks_do_not_wait_for_each_other(tmp_path: Path, site: Site) -> None:
+    with node_of(tmp_path, ALLOWED) as (_, msgservice), site_of() as other:
+        for name, port in (("one", site.port), ("two", other.port)):
+            address = f"http://127.0.0.1:{port}/"
+            msgservice("receivers", "add", name, "orders.>", "--address", address)
+        site.answers.put((503, {"retry-after": "3600"}, b""))
+        other.answers.put(OK)
+        told = msgservice.data("send", "orders.new", "x")
+        assert sorted(told["receivers"]) == ["one", "two"]
+        assert other.call().body == site.call().body == b"x"
+        assert msgservice.receiver("one")["queued"] == 1
+
+
+def test_the_server_of_xmlrpc_of_the_standard_library_takes_messages(tmp_path: Path) -> None:
+    told: Queue[Any] = Queue()
+
+    def receive(*parameters: Any) -> bool:
+        (message,) = parameters
+        told.put(message)
+        return True
+
+    server = SimpleXMLRPCServer(("127.0.0.1", 0), logRequests=False)
+    server.register_function(receive, "receive")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with node_of(tmp_path, ALLOWED) as (_, msgservice):
+        address = f"xmlrpc+http://127.0.0.1:{server.server_address[1]}/"
+        assert msgservice("receivers", "add", "hook", "orders.>", "--address", address).code == 0
+        assert msgservice("send", "orders.new", "grüße", "--id", "o-1", "--wait").code == 0
+        message = told.get(timeout=PATIENCE)
+        assert (message["subject"], message["id"]) == ("orders.new", "o-1")
+        assert message["body"].data.decode() == "grüße"
+    server.shutdown()
+    server.server_close()
+
+
+def test_tls_is_verified_and_a_configured_webhook_has_its_own_secret_and_headers(
+    tmp_path: Path,
+) -> None:
+    authority = Authority(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    key, chain = authority.issue("localhost")
+    context.load_cert_chain(chain, key)
+    secret = tmp_path / "hook.secret"
+    secret.write_text("whsec_" + "MTIz" * 10)
+    secret.chmod(0o600)
+    own = f"""{ALLOWED}
+[webhook.good]
+secrets = "hook.secret"
+trust_roots = "{authority.ca_file}"
+headers = {{ Authorization = "Bearer x" }}
+"""
+    with site_of(context) as site, node_of(tmp_path, own) as (daemon, msgservice):
+        address = f"https://localhost:{site.port}/"
+        msgservice("receivers", "add", "good", "good", "--address", address)
+        site.answers.put(OK)
+        assert msgservice("send", "good", '"x"', "--wait").code == 0
+        call = site.call()
+        assert call.headers["authorization"] == "Bearer x"
+        assert Verifier(secret.read_text()).verify(call.body, call.headers) == "x"
+        msgservice("receivers", "add", "bad", "bad", "--address", address)
+        assert msgservice("send", "bad", "y").code == 0
+        daemon.wait_for("takes nothing, its messages wait: .*certificate")
+        assert site.calls.empty()
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("https://user:pass@a.example/", "put it in headers"),
+        ("http://a.example/", "needs insecure = true"),
+        ("https://a b/", "no spaces"),
+    ],
+)
+def test_what_is_no_webhook_is_refused(tmp_path: Path, address: str, sentence: str) -> None:
+    with node_of(tmp_path, "") as (_, msgservice):
+        told = msgservice("receivers", "add", "hook", "x", "--address", address)
+        assert told.code in (1, 2)
+        assert sentence in told.err
+
+
+@pytest.mark.parametrize(
+    ("webhook", "sentence"),
+    [
+        ('networks = ["10.0.0.1/8"]', "is no network"),
+        ("timeout = 0", "must be above 0"),
+        ("concurrency = 0", "must be from 1"),
+        ('[webhook.a]\nsecrets = "nothere"', "cannot be read"),
+        ('[webhook.a]\nheaders = { Host = "x" }', "no header that a webhook may have"),
+        ('[webhook.a]\nprivate_key = "node.toml"', "needs the certificate"),
+        ('[webhook.a]\nsecret = "x"', "unknown"),
+    ],
+)
+def test_what_is_wrong_with_the_configuration_is_told(
+    tmp_path: Path, webhook: str, sentence: str
+) -> None:
+    (tmp_path / "node.toml").write_text(f"[webhook]\n{webhook}\n")
+    told = Command("tcp:127.0.0.1:1", tmp_path)("check-config", "node.toml")
+    assert told.code == 2
+    assert sentence in told.err + told.out
