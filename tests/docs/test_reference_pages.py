@@ -73,6 +73,7 @@ def test_every_pair_of_limits_that_bound_each_other_is_documented() -> None:
         ("## `[[listen]]`", config.LISTEN_KEYS),
         ("## `[web]`", config.WEB_KEYS),
         ("## `[tls]`", config.TLS_KEYS),
+        ("## `[webhook]`", (*config.HOOKS_KEYS, *config.HOOK_KEYS)),
         ("## `[[receiver]]`", config.RECEIVER_KEYS),
         ("## `[[user]]`", config.USER_KEYS),
         ("## `[rate]`", config.RATE_KEYS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import ssl
 import threading
@@ -21,6 +22,7 @@ from tests.integration.command import Command
 from tests.integration.daemon import PATIENCE, Daemon, running
 from tests.kit.certificates import Authority
 
+PAGE = Path(__file__).resolve().parents[2] / "docs/webhooks.md"
 ALLOWED = 'networks = ["127.0.0.0/8"]'
 
 
@@ -326,6 +328,23 @@ headers = {{ Authorization = "Bearer x" }}
         assert msgservice("send", "bad", "y").code == 0
         daemon.wait_for("takes nothing, its messages wait: .*certificate")
         assert site.calls.empty()
+
+
+def test_the_endpoint_of_the_page_takes_what_the_node_has_signed(tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    (tmp_path / "endpoint.py").write_text(program)
+    with node_of(tmp_path, ALLOWED) as (_, msgservice):
+        # Its secret is made when a webhook is dialled first.
+        msgservice("receivers", "add", "first", "none", "--address", "http://127.0.0.1:1/")
+        secret = tmp_path / "data/webhook.secret"
+        with running("python", "endpoint.py", str(secret), cwd=tmp_path) as endpoint:
+            address = endpoint.wait_for("http://.*/")[0]
+            assert (
+                msgservice("receivers", "add", "hook", "orders.>", "--address", address).code == 0
+            )
+            words = ("send", "orders.new", '{"id": 17}', "--wait")
+            assert msgservice(*words).code == 0
+            endpoint.wait_for(r"^msg_\w+ orders.new \{'id': 17\}$")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from msgservice.limits import (
     wrong_with,
 )
 from msgservice.receiver_options import ReceiverOptions
+from msgservice.webhooks.options import WebhooksOptions
 from tests.kit.limits import for_operators
 
 pytestmark = pytest.mark.usefixtures("operators_limits")
@@ -113,6 +114,7 @@ def test_everything_that_is_said_is_kept(file: Path) -> None:
             ),
             ReceiverConfig(name="archive", address=f"unix:{folder}/archive.sock"),
         ),
+        webhooks=WebhooksOptions(plain=True),  # it is insecure
         rate=Rate(messages=1000.0, bytes=2.5e6),
         limits=Limits(heartbeat=5.0, max_batch=8192),
         file=file,
@@ -392,7 +394,7 @@ heartbeat = -1
         "3: node.data: must be a string, not 5",
         '4: node.insecure: must be true or false, not "yes"',
         "6: listen.web: bad address 'udp:7411': HTTP is served at tcp:, tls:, ssl:, unix:",
-        "9: receiver.address: bad address 'http://x.example/': plain http: beyond this machine"
+        "9: receiver.address: bad address 'http://billing:1': plain http: beyond this machine"
         " needs insecure = true; or use https:",
         "10: receiver.subjects: bad subject 'a..b': empty token",
         '11: receiver.order: must be "strict" or "none", not "some"',
@@ -402,12 +404,13 @@ heartbeat = -1
         '15: receiver.subjects: must be a list of strings, not "orders"',
         "16: receiver.name: is missing; it must be a string",
         "17: receiver.address: bad address 'mail:someone': unknown scheme 'mail' (known: "
-        "pb, pbs, ssl, tcp, tls, udp, unix)",
+        "http, https, pb, pbs, ssl, tcp, tls, udp, unix, xmlrpc+http, xmlrpc+https)",
         "18: receiver.subjects: 'a' is there twice",
         "20: limits.max_batch: must be at least 4096, not 1",
         '21: limits.connections: must be an integer, not "many"',
         "22: limits.heartbeat: must be at least 0.1, not -1.0",
-        "23: www: unknown key (allowed: node, listen, web, tls, receiver, user, rate, limits)",
+        "23: www: unknown key (allowed: node, listen, web, tls, webhook, receiver, user, rate,"
+        " limits)",
     ] == problems(file, text)
 
 
