@@ -344,13 +344,15 @@ class Retained(msgspec.Struct, frozen=True, gc=False):
 class Join(msgspec.Struct):
     """A receiver that gets the retained messages of its subjects first, as copies.
 
-    `audience`: it alone. `before`: patterns of which it had the messages already.
+    `audience`: it alone. `before`: patterns of which it had the messages already. `below`: only
+    what is at a position below this one; the rest it gets as the history that it begins with.
     """
 
     receiver: int
     audience: Audience
     patterns: tuple[str, ...]
     before: tuple[str, ...] = ()
+    below: int = INTEGER_MAX
 
 
 class Progress(msgspec.Struct, kw_only=True):

@@ -26,6 +26,7 @@ from msgservice.log.accounts import is_member, queued_of
 from msgservice.log.dedupe import COLUMNS, encode_origin, name_own, take_batches
 from msgservice.log.delayed import Change, StoredRuns, take_due
 from msgservice.log.entries import Age, Append
+from msgservice.log.replaying import position_at
 from msgservice.log.state import Keyed, ReceiverProgress, Staged, State
 from msgservice.message import (
     Status,
@@ -35,6 +36,7 @@ from msgservice.records import (
     NOBODY,
     Batch,
     ExceptionRow,
+    Join,
     LettersTaken,
     Outcome,
     PageOutcome,
@@ -123,11 +125,13 @@ def stage_append(
     full = None if entry.full is None else LogFull(entry.full, delay=FULL_DELAY)
     change = Change(db, staged)
     stored = StoredRuns(db, staged.state, change.leaving)
-    if entry.joins:
-        _, flat = _take_copies(staged, entry, join_copies(db, staged, entry), stored)
+    copies: list[Batch] = []
     if entry.replays or entry.pages:
         stage_replays(staged, entry, operations)
         pages, copies = take_pages(staged, entry, operations)
+    if entry.joins:
+        _, flat = _take_copies(staged, entry, join_copies(db, staged, entry), stored)
+    if entry.replays or entry.pages:
         copied, written = _take_copies(staged, entry, copies, stored)
         flat += written
         for page, outcome in zip(entry.pages, pages, strict=True):
@@ -469,14 +473,29 @@ def join_copies(db: apsw.Connection, staged: Staged, entry: Append) -> list[Batc
     for join in entry.joins:
         at = staged.receiver(join.receiver)
         if at is not None and not at.removed:
+            below = _history_from(db, staged, join)
             found = [
                 one
                 for one in queries.retained_for(db, join.patterns, join.before)
-                if not one.expires_at or one.expires_at > entry.now
+                if one.position < below and not 0 < one.expires_at <= entry.now
             ]
             found.sort(key=lambda one: one.position)
             copies += [one.copy(join.audience) for one in found]
     return copies
+
+
+def _history_from(db: apsw.Connection, staged: Staged, join: Join) -> int:
+    """Return the position from which on a receiver has the messages of its subjects as history.
+
+    Those of a page that found no room are read again, by the subjects that it has by then.
+    """
+    replay = staged.replays.get(join.receiver, staged.state.replays.get(join.receiver))
+    if replay is None or not replay.is_open:
+        return join.below
+    below = min(join.below, replay.next)
+    if replay.since:
+        below = max(below, position_at(db, staged.state, replay.since))
+    return below
 
 
 def stage_keys(staged: Staged, operations: list[Operation]) -> None:

@@ -337,7 +337,8 @@ class Receivers:
         """Return who joins; raises `LimitReached` where there is no place for that."""
         if wanted is None:
             return None
-        return Join(row.number, self._directory.alone(row), wanted, tuple(before))
+        below = self._replayer.history_from(row)
+        return Join(row.number, self._directory.alone(row), wanted, tuple(before), below)
 
     def _add(
         self,
@@ -664,10 +665,10 @@ class Receivers:
         self, row: ReceiverRow, replay: Replay | None = None, join: Join | None = None
     ) -> Deferred[None]:
         self._away.judge(row)
-        self._last_change += 1
-        self._unstored[self._last_change] = None
-        stored = self._commits.receiver(row, replay, join)
-        stored.addCallback(self._change_stored, self._last_change)
+        change = self._last_change = self._last_change + 1
+        self._unstored[change] = None
+        stored = self._commits.receiver(row, replay, join)  # which may suspend another at once
+        stored.addCallback(self._change_stored, change)
         return stored
 
     def set_suspended(self, row: ReceiverRow, suspended: bool) -> None:

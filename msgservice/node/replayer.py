@@ -74,6 +74,8 @@ class _Running:
         self.row = row
         self.replay = replay
         self.is_busy = False  # a page is read, or is being stored
+        # Behind the page that was handed to the commits last, of an open one that has more.
+        self.handed = replay.next if replay.is_open else INTEGER_MAX
         self.is_last = False  # an open one has read all that there was: the last page is due
         self.holds = False
         self.held_bytes = WAITING_BYTES
@@ -141,6 +143,15 @@ class Replayer:
     def runs(self, number: int) -> bool:
         """Whether a replay runs for a receiver."""
         return number in self._running
+
+    def history_from(self, row: ReceiverRow) -> int:
+        """The position from which on a receiver gets what was stored as history, by its subjects.
+
+        That is, by those that it has when a page is handed to the commits. Behind all there is
+        where no page comes any more.
+        """
+        running = self._running.get(row.number)
+        return INTEGER_MAX if running is None or running.is_called_off else running.handed
 
     # --- beginning and ending
 
@@ -401,6 +412,7 @@ class Replayer:
             self._directory.set_starting(row, False)
             self._has_had(row, moved.next)
             self._store(row, None)  # with this page: no group is started before
+        running.handed = moved.next if moved.is_open else INTEGER_MAX
         storing = self._commits.page(ReplayPage(replay.next, moved, copies.copies))
         self._let_go_if(running)
         storing.addCallback(self._stored, running, moved)
@@ -417,8 +429,10 @@ class Replayer:
                 self._is_over(running, moved)
                 return
         elif isinstance(outcome, LogFull):
-            if running.replay.is_open and moved.is_over:
-                self._directory.set_starting(running.row, True)
+            if running.replay.is_open:
+                running.handed = running.replay.next
+                if moved.is_over:
+                    self._directory.set_starting(running.row, True)
             self._wait(running, str(outcome))
         else:
             self._logger.error("a page for receiver {name} was void", name=running.row.name)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from msgservice.limits import Limits
+from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.message import (
     FLAG_REPLAY,
     FLAG_RETAIN,
@@ -27,6 +28,7 @@ from msgservice.records import (
     Progress,
     ReceiverRow,
     Replay,
+    ReplayPage,
     Retained,
     hash_of,
     position_of,
@@ -195,6 +197,47 @@ def test_48_history_has_the_original_and_no_copy_that_others_got(
     (copy,) = log.wait(asked).copies
     assert copy.origin is not None
     assert (copy.origin.sender, copy.origin.sequence) == ("shop", 1)
+
+
+@pytest.mark.parametrize(
+    ("below", "next_page", "has"),
+    [
+        (position_of(2), None, ["a"]),  # the rest of its history is still to come
+        (position_of(3), position_of(3), ["a", "b"]),  # a page of before is stored with the change
+        (position_of(2), position_of(3), ["a"]),  # … and one by the subjects that it has now
+        (INTEGER_MAX, None, ["a"]),  # the last page has found no room: it is read again
+        (INTEGER_MAX, INTEGER_MAX, ["a", "b", "c"]),  # … and was stored
+    ],
+)
+def test_48_who_starts_and_gets_more_subjects_has_the_rest_as_history(
+    log: ContractDriver, below: int, next_page: int | None, has: list[str]
+) -> None:
+    log.append(kept(log, 1, "a", b"1"))
+    log.append(kept(log, 2, "b", b"2"))
+    log.append(kept(log, 3, "c", b"3"))
+    start = Replay(2, START, 0, 0, INTEGER_MAX)
+    log.append(receivers=[row(2)], replays=[start])
+    moved = msgspec.structs.replace(start, next=position_of(2))
+    log.append(pages=[ReplayPage(0, moved)])
+    wanted = join(log, 2, ">")
+    wanted.below = below
+    pages = []
+    if next_page is not None:
+        end = INTEGER_MAX - 1 if next_page == INTEGER_MAX else INTEGER_MAX
+        then = msgspec.structs.replace(moved, next=next_page, end=end)
+        pages = [ReplayPage(moved.next, then)]
+    stored = log.appended(joins=[wanted], pages=pages).stored
+    assert [batch.subject for batch in stored] == has
+
+
+def test_48_who_starts_at_a_time_has_what_was_retained_before(log: ContractDriver) -> None:
+    log.append(kept(log, 1, "a", b"1"))
+    log.append(kept(log, 2, "b", b"2"), now=NOW + 5)
+    start = Replay(2, START, 0, 0, INTEGER_MAX, since=NOW + 3)
+    log.append(receivers=[row(2)], replays=[start])
+    wanted = join(log, 2, ">")
+    wanted.below = 0
+    assert [batch.subject for batch in log.appended(joins=[wanted]).stored] == ["a"]
 
 
 def test_13_a_copy_that_its_receiver_has_acknowledged_is_rewound(log: ContractDriver) -> None:

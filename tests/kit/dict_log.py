@@ -381,8 +381,13 @@ class DictLog:
         if coming and self._taken + coming > self._limits.max_bytes:
             self._give_way(coming)
         fresh: list[Batch] = []
+        pages = self._move_replays(group.pages)
         self._join(group, fresh)
-        pages = [self._take_page(page, group.now, fresh) for page in group.pages]
+        for page, outcome in zip(group.pages, pages, strict=True):
+            if outcome == "stored":
+                self._name_own(page.copies)
+                for batch in page.copies:
+                    self._take(batch, group.now, None, fresh, room=PAGE_BYTES)
         letters = [self._take_letters(taken, group, fresh) for taken in group.letters]
         full: LogFull | None = None
         for page, outcome in zip(group.pages, pages, strict=True):
@@ -542,12 +547,22 @@ class DictLog:
             at = self.content.receivers.get(join.receiver)
             if at is None or at.removed:
                 continue
+            below, replay = join.below, self.content.replays.get(join.receiver)
+            if replay is not None and replay.is_open:
+                below = min(below, replay.next)
+                earlier = [
+                    batch.number
+                    for batch in self.content.batches.values()
+                    if batch.stored_at < replay.since
+                ]
+                below = max(below, position_of(max(earlier, default=0) + 1) if replay.since else 0)
             copies = [
                 one.copy(join.audience)
                 for one in sorted(self.content.retained.values(), key=lambda one: one.position)
                 if any(matches(pattern, one.subject) for pattern in join.patterns)
                 and not any(matches(pattern, one.subject) for pattern in join.before)
                 and not 0 < one.expires_at <= group.now
+                and one.position < below
             ]
             self._name_own(copies)
             for batch in copies:
@@ -586,18 +601,23 @@ class DictLog:
 
         return self._later(clear)
 
-    def _take_page(self, page: ReplayPage, now: int, fresh: list[Batch]) -> PageOutcome:
-        known = self.content.replays.get(page.replay.receiver)
-        if known is None or known.is_over or known.next != page.after:
-            return "void"
-        size = sum(batch.size for batch in page.copies)
-        if size and self._used + size > self._limits.max_bytes - self._dead_bytes + PAGE_BYTES:
-            return LogFull("no room for a page", delay=FULL_DELAY)
-        self._name_own(page.copies)
-        for batch in page.copies:
-            self._take(batch, now, None, fresh, room=PAGE_BYTES)
-        self.content.replays[page.replay.receiver] = page.replay
-        return "stored"
+    def _move_replays(self, pages: list[ReplayPage]) -> list[PageOutcome]:
+        """Move the rows of the pages that hold and find room; their copies are taken after."""
+        outcomes: list[PageOutcome] = []
+        used = self._used
+        for page in pages:
+            known = self.content.replays.get(page.replay.receiver)
+            if known is None or known.is_over or known.next != page.after:
+                outcomes.append("void")
+                continue
+            size = sum(batch.size for batch in page.copies)
+            if size and used + size > self._limits.max_bytes - self._dead_bytes + PAGE_BYTES:
+                outcomes.append(LogFull("no room for a page", delay=FULL_DELAY))
+                continue
+            used += size
+            self.content.replays[page.replay.receiver] = page.replay
+            outcomes.append("stored")
+        return outcomes
 
     def _take_letters(self, taken: LettersTaken, group: Group, fresh: list[Batch]) -> PageOutcome:
         receivers = self.content.receivers

@@ -2536,12 +2536,34 @@ _ALL = [
     Mutant(
         name="a-newer-retained-message-expires-with-the-one-before",
         at="msgservice.node.retained:RetainedIndex._keep",
-        old="self._expires.pop(subject, None)",
-        new="pass",
+        old="self._expires.pop(subject, None)\n    if not size:\n",
+        new="if not size:\n        self._expires.pop(subject, None)\n",
         catcher=_test(
             "tests/unit/test_node_retained.py::"
             "test_48_a_newer_one_stays_when_the_one_before_expires",
             "test_48_a_newer_one_stays",
+        ),
+    ),
+    Mutant(
+        name="retained-and-history-too",
+        at="msgservice.log.staging:join_copies",
+        old="one.position < below and ",
+        new="",
+        catcher=_test(
+            "tests/contract/test_log_retained.py::"
+            "test_48_who_starts_and_gets_more_subjects_has_the_rest_as_history",
+            "test_48_who_starts_and_gets_more_subjects",
+        ),
+    ),
+    Mutant(
+        name="history-that-found-no-room-is-retained-as-well",
+        at="msgservice.log.staging:_history_from",
+        old="min(join.below, replay.next)",
+        new="join.below",
+        catcher=_test(
+            "tests/contract/test_log_retained.py::"
+            "test_48_who_starts_and_gets_more_subjects_has_the_rest_as_history",
+            "test_48_who_starts_and_gets_more_subjects",
         ),
     ),
     Mutant(

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import Clock
 
 from msgservice.core.copies import REPLAY_OF
@@ -17,7 +17,8 @@ from msgservice.errors import LimitReached
 from msgservice.identity.rules import Rules
 from msgservice.identity.users import User
 from msgservice.limits import Limits
-from msgservice.message import FLAG_REPLAY, decode_messages
+from msgservice.log.memory import MemoryLog
+from msgservice.message import FLAG_REPLAY, FLAG_RETAIN, decode_messages
 from msgservice.node.gate import Door
 from msgservice.records import LEFT_OUT, REWIND, START, Group, Replay, Resume, position_of
 from tests.kit.dict_log import Content, DictLog
@@ -350,6 +351,45 @@ def test_9_start_counts_only_when_a_receiver_is_first_made() -> None:
     again = taking(world, start="first")
     send(shop, (2,))
     assert [b"2"] == again.all
+
+
+@pytest.mark.parametrize("at_group", range(1, 18))
+@pytest.mark.parametrize("fails", [False, True])
+def test_48_who_starts_and_gets_more_subjects_has_each_message_once(
+    at_group: int, fails: bool
+) -> None:
+    """While any group of its history is written: as what is retained, or as history, not twice."""
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(SmallLimits(backlog_bytes=4096), log=log, clock=clock)
+    shop = world.peer("shop")
+    for number in range(1, 41):
+        subject = f"prices.{number}" if number % 2 else "orders.new"
+        flags = FLAG_RETAIN if number % 2 else 0
+        shop.transfer(number, subject, [b"%02d" % number * 200], flags=flags)
+        world.settle()
+    groups, append = 0, log.append
+
+    def counted(group: Group) -> Any:
+        nonlocal groups
+        groups += 1
+        if groups == at_group:
+            both = ["orders.>", "prices.>"]
+            change = world.node.parts.receivers.change
+            clock.callLater(0, ensureDeferred, change("billing", patterns=both))
+            log.fail_next = fails
+        return append(group)
+
+    log.append = counted  # type: ignore[method-assign]  # counts
+    billing = taking(world, start="first")
+    for _ in range(12):
+        world.settle(1)
+    assert groups >= at_group
+    shop.transfer(41, "prices.41", [b"end"])
+    world.settle()
+    assert [*range(1, 41)] == sorted(int(body[:2]) for body in billing.all[:-1])
+    assert b"end" == billing.all[-1]
+    assert [] == audit(world)
 
 
 @pytest.mark.parametrize(

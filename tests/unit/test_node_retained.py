@@ -270,6 +270,7 @@ def test_48_a_newer_one_stays_when_the_one_before_expires() -> None:
     kept = [("a", 5000), ("a", 9000), ("b", None), ("b", 7000), ("c", 5000), ("c", None)]
     for sequence, (subject, ttl) in enumerate(kept, 1):
         shop.transfer(sequence, subject, [b"%d" % sequence], flags=FLAG_RETAIN, ttl=ttl)
+        world.settle()
     world.settle(5.1)
     assert listed(shop) == ["a", "b", "c"]
     world.settle(2)
