@@ -31,9 +31,10 @@ from twisted.python.reflect import qual
 from twisted.spread import pb
 
 from msgservice.clock import timed
-from msgservice.core.subjects import check_name
+from msgservice.core.subjects import check_name, exact
 from msgservice.errors import (
     Ambiguous,
+    BadAddress,
     BadValue,
     InsecureListener,
     MalformedFrame,
@@ -94,10 +95,10 @@ class PbPeer:
         self.limits = Limits() if limits is None else limits
         self.instance = instance or secrets.token_hex(8)
         self.exposed: dict[str, Callable[..., Any]] = {}
+        self.security = jellied.security(*classes)
         self.also = frozenset(
             (jellied.REMOTE, jellied.CACHED, VIEW, *(qual(one).encode() for one in classes))
         )
-        self.security = jellied.security(*classes)
         self.security.allowTypes(jellied.CACHED)
         self.turn = Turn(self.reactor)
         transport = (transports or Transports()).find("pb:")
@@ -143,8 +144,10 @@ class PbPeer:
         """
         if function is None:
             return partial(self.expose, name)
-        if name in OWN or not name.isidentifier():
+        if name in OWN or not exact(name, "name").isidentifier():
             raise BadValue("name", f"{name!r} cannot be exposed")
+        if not callable(function):
+            raise TypeError(f"function must be callable, not {function!r}")
         check_runs(function, "exposed function")
         self.exposed[name] = function
         return function
@@ -176,8 +179,10 @@ class PbPeer:
     def dial(self, address: str, *, user: str = "", password: str = "") -> None:
         """Dial the other end, again and again, while there is no connection.
 
-        `user`, `password`: the login there; over TLS and on this machine only. Raises `BadAddress`.
+        `user`, `password`: the login there; over TLS and on this machine only. Raises `BadAddress`,
+        and `TypeError` for what is no text.
         """
+        user, password = exact(user, "user"), exact(password, "password")
         if self._connector is not None:
             raise BadValue("address", f"is {self._connector.address} already")
         self._connector = self._transport.connector_with(
@@ -201,16 +206,14 @@ class PbPeer:
         """Let the other end dial; fire with the port.
 
         `users`: who may log in, with their passwords; None: everybody on this machine. Fails with
-        `CannotListen`, `BadAddress`, or `InsecureListener` beyond loopback without users and TLS.
+        `CannotListen`, `BadAddress`, or `InsecureListener` beyond loopback without users and TLS;
+        and with `TypeError` where one of these is of another type.
         """
         try:
             check_listener(self._transport, address, insecure=insecure, asks=users is not None)
-        except (InsecureListener, BadValue) as error:
+            digests = None if users is None else _digests(users)
+        except (InsecureListener, BadAddress, BadValue, TypeError) as error:
             return fail(error)
-        digests = None if users is None else {
-            user: hashlib.md5(password.encode(), usedforsecurity=False).digest()
-            for user, password in users.items()
-        }  # fmt: skip
 
         def make_channel(
             *,
@@ -318,6 +321,18 @@ class PbPeer:
 
     def _fault(self, failure: Failure) -> None:
         self._logger.failure("{name} stops dialling", failure, name=self.name)
+
+
+def _digests(users: Mapping[str, str]) -> dict[str, bytes]:
+    """Digests by user, which their logins are checked by."""
+    if not isinstance(users, Mapping):
+        raise TypeError(f"users has passwords by name, and is not {type(users).__name__}")
+    return {
+        exact(user, "user"): hashlib.md5(
+            exact(password, f"password of {user!r}").encode(), usedforsecurity=False
+        ).digest()
+        for user, password in users.items()
+    }
 
 
 def _in_our_words(failure: Failure, name: str) -> Failure:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from msgservice.administration import DELAYED_CANCEL
 from msgservice.client.flow import Flow
@@ -30,10 +31,12 @@ from msgservice.clock import SteadyClock, monotonic_of, timed
 from msgservice.connection import Connection, Prover
 from msgservice.core.frames import Reply
 from msgservice.core.runs import Settled
-from msgservice.core.subjects import check_name, check_subject
+from msgservice.core.subjects import check_name, check_subject, exact
 from msgservice.errors import (
     ClientClosed,
     NotYetBuilt,
+    RequestFailed,
+    UnknownMessage,
 )
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits, messages_and_bytes
@@ -356,13 +359,25 @@ class Client:
         `message`: its receipt, the `id` that was given, or `SENDER/INCARNATION/SEQUENCE` as
         `msgservice status` shows it. From then on it has the state `cancelled` at `$delayed`, with
         this reason. Fails with `UnknownMessage` where it does not wait (any more), or is another's
-        and this client may not cancel those; and as `request` does.
+        and this client may not cancel those; with `TypeError` for what is no message; and as
+        `request` does.
         """
-        if isinstance(message, Receipt):
-            hashed = hash_of(self._hop.incarnation)
-            message = f"{self.name}/{hashed}/{message.sequence}"
-        asked = {"id": message, "reason": reason}
-        return self.request(f"$node.{DELAYED_CANCEL.name}", asked).addCallback(lambda _: None)
+        try:
+            if isinstance(message, Receipt):
+                message = f"{self.name}/{hash_of(self._hop.incarnation)}/{message.sequence}"
+            id_ = exact(message, "message")
+            asked = {"id": id_, "reason": exact(reason, "reason")}
+        except TypeError as error:
+            return fail(error)
+
+        def not_there(failure: Failure) -> None:
+            error = failure.value
+            if isinstance(error, RequestFailed) and error.code == UnknownMessage.refusal_code:
+                raise UnknownMessage(id_) from None
+            failure.raiseException()
+
+        asking = self.request(f"$node.{DELAYED_CANCEL.name}", asked)
+        return asking.addCallbacks(lambda _: None, not_there)
 
     def request(
         self, subject: str, content: Any, timeout: float = 30, *, headers: Headers | None = None

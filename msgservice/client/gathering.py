@@ -9,7 +9,7 @@ Called by `client`; calls nothing but values. Sequences are given later (`client
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from math import ceil
 from typing import Any, Literal, NamedTuple
 
@@ -336,9 +336,10 @@ class Gathering:
     ) -> list[Run]:
         """Return the runs of a `send_many`: one, unless that would be too large.
 
-        `TypeError` for one content in place of a list of them: its letters or keys would be sent.
+        `TypeError` for one content in place of a list of them, whose letters or keys would be sent,
+        and for what has no length.
         """
-        if isinstance(bodies, ONE_CONTENT):
+        if isinstance(bodies, ONE_CONTENT) or not isinstance(bodies, Sized):
             raise TypeError(f"bodies is a list of contents, not {type(bodies).__name__}")
         limit = self.limit_of(options)
         count_max = self._limits.batch_messages

@@ -457,10 +457,10 @@ def _start(start: str | int | datetime) -> str | int:
         if start.tzinfo is None:
             raise ValueError(f"start {start} has no time zone")
         return f"@{start.isoformat()}"
-    if isinstance(start, int):
+    if isinstance(start, int) and is_integer(start):
         if not 0 <= start <= INTEGER_MAX:
             raise ValueError(f"start must be from 0 to {INTEGER_MAX}, not {start}")
         return start
-    if start not in ("new", "first") and not start.startswith("@"):
+    if not isinstance(start, str) or (start not in ("new", "first") and not start.startswith("@")):
         raise ValueError(f'start must be "new", "first", a position or a time, not {start!r}')
     return start

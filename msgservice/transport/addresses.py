@@ -17,6 +17,7 @@ from ipaddress import ip_address
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
+from msgservice.core.subjects import exact
 from msgservice.errors import BadAddress, InsecureListener
 from msgservice.interfaces import ITransport
 
@@ -93,6 +94,7 @@ class Address:
 
 def parse_address(text: str) -> Address:
     """Return the address taken apart; `BadAddress` where that cannot be done."""
+    text = exact(text, "address")
     if "\0" in text:  # no path has one, and no host: what is made of it would fail in its own words
         raise BadAddress(text, "no address has a zero byte")
     if is_url(text):

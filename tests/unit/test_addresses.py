@@ -329,6 +329,12 @@ def test_a_scheme_that_nobody_knows_is_refused_with_those_that_are_known() -> No
         Transports().find("nosuch:h:1")
 
 
+@pytest.mark.parametrize("address", [7410, None, b"tcp:127.0.0.1:7410"])
+def test_an_address_is_text(address: Any) -> None:
+    with pytest.raises(TypeError, match=f"^address is a str, not {type(address).__name__}$"):
+        parse_address(address)
+
+
 def test_an_address_without_its_scheme_is_told_so() -> None:
     with pytest.raises(BadAddress, match=r"; did you mean 'tcp:localhost:7410'\?$"):
         Transports().find("localhost:7410")

@@ -235,6 +235,22 @@ def test_send_many_of_one_content_is_refused_and_not_taken_apart(bodies: Any) ->
     assert 0 == world.client.sequence
 
 
+def test_send_many_of_what_has_no_length_says_what_it_takes() -> None:
+    world = ClientWorld()
+    generator: Any = (b"%d" % number for number in range(3))
+    failed = error_of(world.client.send_many("a", generator), TypeError)
+    assert "bodies is a list of contents, not generator" == str(failed)
+    assert 0 == world.client.sequence
+
+
+@pytest.mark.parametrize("message", [5, None, b"mine"])
+def test_what_is_no_message_is_not_cancelled(message: Any) -> None:
+    world = ClientWorld()
+    failed = error_of(world.client.cancel(message), TypeError)
+    assert f"message is a str, not {type(message).__name__}" == str(failed)
+    assert not world.node.requests
+
+
 def test_an_id_stays_with_its_message() -> None:
     world = ClientWorld()
     plain = world.client.send("a", b"1")

@@ -15,6 +15,7 @@ from msgservice.core.frames import Ack, Nack, Transfer
 from msgservice.errors import Reject, Retry
 from msgservice.message import Action, Status, WireMessage
 from msgservice.receiver.received import ReceivedMessage
+from msgservice.receiver.receiver import Receiver
 from msgservice.records import Origin
 from tests.kit.receiver_world import Node, World, results_of
 
@@ -38,6 +39,16 @@ class Waiting:
 
     def fail(self, body: bytes, error: Exception) -> None:
         self.open.pop(body).errback(error)
+
+
+# --- where it begins
+
+
+@pytest.mark.parametrize("start", [5.5, None, True, "nww", b"first"])
+def test_a_start_that_is_none_is_refused_at_once(start: Any) -> None:
+    receiver = Receiver(Clock(), name="billing", handler=print)
+    with pytest.raises(ValueError, match=r'^start must be "new", "first", a position or a time'):
+        receiver.attach("tcp:127.0.0.1:1", start=start)
 
 
 # --- plain handlers

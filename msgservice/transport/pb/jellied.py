@@ -40,6 +40,9 @@ HIDDEN: Final = "the log of the other side says why"
 
 def security(*classes: type) -> SecurityOptions:
     """Return options of jelly's that allow basic values and instances of these classes alone."""
+    for one in classes:
+        if not isinstance(one, type):
+            raise TypeError(f"classes has {one!r}, which is no class")
     options = SecurityOptions()
     options.allowTypes("None", "boolean", "unicode", "list", "tuple", "dictionary", REMOTE, LOCAL)
     options.allowInstancesOf(*classes)

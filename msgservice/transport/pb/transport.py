@@ -186,4 +186,7 @@ def _server(reactor: Any, address: str, tls: Tls) -> IStreamServerEndpoint:
 
 
 def _below(address: str) -> str:
-    return _BELOW[parse_address(address).scheme]
+    below = _BELOW.get(parse_address(address).scheme)
+    if below is None:
+        raise BadAddress(address, "expected pb:... or pbs:..., as in pb:127.0.0.1:7411")
+    return below
