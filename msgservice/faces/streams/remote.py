@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.application.internet import ClientService
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, connectionDone
@@ -41,7 +41,7 @@ from msgservice.faces.streams.wire import (
     decode,
     line_of,
 )
-from msgservice.waiters import Waiters
+from msgservice.waiters import Waiters, followed
 
 DELAY_MIN, DELAY_MAX = 0.25, 30.0  # seconds between attempts to dial, doubling
 HEALTHY_SECONDS = 10.0
@@ -185,6 +185,8 @@ class RemoteStream:
         self._listening: list[_Listening] = []
         self._writing: _Writing | None = None
         self._is_closed = False
+        self._closing: Deferred[None] | None = None
+        self._ending: dict[Deferred[None], _Link | None] = {}  # connections that are to end
 
     def service(self, user: _LinkUser) -> tuple[ClientService, Backoff]:
         """Return what dials for one connection, and its memory of failures."""
@@ -262,17 +264,40 @@ class RemoteStream:
         """End a stream whose header stays, and raise as `put`; or close this `RemoteStream`.
 
         Without a stream it fires when all that was put has been written, and every connection has
-        ended. It fails with `Ambiguous` where that took more than `write_seconds`.
+        ended; to be asked again is fine. It fails with `Ambiguous` where writing took more than
+        `write_seconds`; a connection that takes longer to end is cut off.
         """
         if stream is not None:
             self._write(CLOSE, stream)
             return succeed(None)
-        self._is_closed = True
+        if self._closing is None:
+            self._is_closed = True
+            self._closing = Deferred.fromCoroutine(self._close())
+        return followed(self._closing)
+
+    async def _close(self) -> None:
         for one in tuple(self._listening):
             one.end()
-        if self._writing is None:
-            return succeed(None)
-        return self._writing.end()
+        try:
+            if self._writing is not None:
+                await self._writing.end()
+        finally:
+            timer = self._reactor.callLater(self.limits.write_seconds, self._cut_off)
+            await gatherResults(list(self._ending))
+            if timer.active():
+                timer.cancel()
+
+    def _cut_off(self) -> None:
+        for link in tuple(self._ending.values()):
+            if link is not None:
+                link.abort()
+
+    def end(self, service: ClientService, link: _Link | None) -> None:
+        """End a connection, and dial it no more."""
+        ended: Deferred[None] = service.stopService()
+        self._ending[ended] = link
+        ended.addErrback(lambda f: self._log.failure("end of a connection", f))
+        ended.addBoth(lambda _: self._ending.pop(ended, None))
 
     def _write(self, action: str, stream: str, **more: Any) -> None:
         self._check_open()
@@ -300,6 +325,7 @@ class _Listening:
         self._resumes = resumes
         self._token: str | None = None  # of the last message that came
         self._is_over = False
+        self._link: _Link | None = None
         self._service, self._backoff = remote.service(self)
         self._service.startService()
 
@@ -308,13 +334,12 @@ class _Listening:
         if not self._is_over:
             self._is_over = True
             self._remote.ended(self)
-            self._service.stopService().addErrback(
-                lambda f: self._log.failure("end of a listener", f)
-            )
+            self._remote.end(self._service, self._link)
 
     def link_opened(self, link: _Link) -> None:
         """See `_LinkUser`."""
         self._backoff.established(self._remote.now())
+        self._link = link
         more = {"from": self._token} if self._resumes else {}
         link.write(line_of(self._remote.codec, LISTEN, self.stream, **more))
 
@@ -344,6 +369,7 @@ class _Listening:
 
     def link_lost(self, reason: str) -> None:
         """See `_LinkUser`."""
+        self._link = None
         if self._is_over:
             return
         if not self._remote.reconnects:
@@ -411,19 +437,18 @@ class _Writing:
     def _took_too_long(self) -> None:
         self._timer = None
         self._lines.clear()
-        if self._link is not None:
-            self._link.abort()
+        link = self._link
         self._ended(Ambiguous("a RemoteStream was closed before all that it had put was written"))
+        if link is not None:
+            link.abort()
 
     def _ended(self, error: Exception | None = None) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._service.stopService().addErrback(
-            lambda f: self._log.failure("end of a RemoteStream", f)
-        )
-        ending = self._ending
+        ending, self._ending = self._ending, None
         assert ending is not None
+        self._remote.end(self._service, self._link)
         if error is None:
             ending.fire(None)
         else:
@@ -436,7 +461,20 @@ class _Writing:
         self._go_on()
 
     def link_lines(self, lines: list[bytes]) -> None:
-        """See `_LinkUser`."""
+        """See `_LinkUser`: nothing is told here but that a line is never taken."""
+        for line in lines:
+            try:
+                value = decode(self._remote.codec, line)
+                command = command_of(value)
+            except BadValue:
+                continue
+            if command.action == CLOSE:
+                self._log.warn(
+                    "what was put into {key!r} is not taken, nor is what was written behind it:"
+                    " {why}",
+                    key=command.stream,
+                    why=str(value.get("reason", "")),
+                )
 
     def link_writable(self) -> None:
         """See `_LinkUser`."""
