@@ -1,4 +1,7 @@
-"""A node with streams behind a port, in a process that is killed: FOLDER NODE_PORT STREAMS_PORT."""
+"""A node with streams behind a port, in a process that is killed: FOLDER NODE_PORT STREAMS_PORT.
+
+With MODULE CLASS METHOD SIDE VISITS behind these it kills itself at that point, see `soak.points`.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from twisted.internet import reactor
 
 from msgservice import Node
 from msgservice.faces.streams import NodeStreams, serve
+from tests.soak.points import arm
 
 
-def main(folder: str, node_port: str, streams_port: str) -> None:
+def main(folder: str, node_port: str, streams_port: str, *point: str) -> None:
     node = Node(
         reactor,
         folder,
@@ -19,6 +23,9 @@ def main(folder: str, node_port: str, streams_port: str) -> None:
     )
 
     def ready(_: Any) -> None:
+        if point:
+            module, owner, method, side, visits = point
+            arm((module, owner, method, side), int(visits))
         serve(int(streams_port), reactor, NodeStreams(reactor, node))
         print("listens", flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import stat
@@ -15,7 +16,8 @@ import pytest_twisted
 import trustme
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredQueue, gatherResults
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint, connectProtocol, wrapClientTLS
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.ssl import (
     Certificate,
     PrivateCertificate,
@@ -25,11 +27,13 @@ from twisted.internet.ssl import (
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessOutputAndValue
+from twisted.python.failure import Failure
 
 from msgservice import Limits, Node, connect
 from msgservice.faces.streams import Closed, NodeStreams, RemoteStream, serve
 from tests.integration.daemon import BIN, running
 from tests.kit.ports import free_port
+from tests.soak.points import NODE
 
 KILLS = 6
 EACH = 400
@@ -72,8 +76,9 @@ class Child:
         ]
         self.process: Any = None
 
-    async def start(self) -> None:
-        self.process = subprocess.Popen(self._words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    async def start(self, *point: str) -> None:
+        words = [*self._words, *point]
+        self.process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert await deferToThread(self.process.stdout.readline) == "listens\n"
 
     def kill(self) -> None:
@@ -163,6 +168,139 @@ async def test_rule_5_3_a_header_that_was_stored_survives_a_kill_and_is_never_ha
         await remote.close()
     finally:
         child.kill()
+
+
+DURABLE = "msgservice.faces.streams.durable"
+AT = {name: NODE[name] for name in (
+    "before the commit", "after the commit", "before the mark", "after the mark", "before the ACK",
+    "after the ACK", "in the fan-out", "when progress is taken",
+)} | {
+    "before it is handed on": (DURABLE, "NodeStreams", "_received", "before"),
+    "after it was handed on": (DURABLE, "NodeStreams", "_received", "after"),
+    "before its publisher knows": (DURABLE, "NodeStreams", "_settle", "before"),
+    "before one who joins is given the header": (DURABLE, "NodeStreams", "_joined", "before"),
+    "after one who joins was given the header": (DURABLE, "NodeStreams", "_joined", "after"),
+    "before one who resumes is given a page": (DURABLE, "NodeStreams", "_paged", "before"),
+    "after one who resumes was given a page": (DURABLE, "NodeStreams", "_paged", "after"),
+}  # fmt: skip
+ONCE_A_LISTENER = ("_joined", "_paged")
+ROUNDS_MAX = 300
+
+
+class Writer(Protocol):
+    """A publisher by plain lines, which asks after each round whether it is stored."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self.answers: DeferredQueue[bool] = DeferredQueue()
+
+    def dataReceived(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            assert line.startswith(b'{"action":"list"'), line
+            self.answers.put(True)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.answers.put(False)
+
+    def round(self, number: int) -> Deferred[bool]:
+        """Set the header and put its number; fires with whether both are known to be stored."""
+        for action in ("header", "put"):
+            line = {"action": action, "stream": "k", "message": number}
+            self.transport.write(json.dumps(line).encode() + b"\n")  # type: ignore[union-attr]
+        self.transport.write(b'{"action":"list"}\n')  # type: ignore[union-attr]
+        return self.answers.get()
+
+
+class Playing:
+    """Lives of a node that are ended at named points, and what must be so of each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.child = Child(folder)
+        self.attempted = 0
+        self.confirmed: list[int] = []
+        self.resumed = Kept()
+        self.joined: list[tuple[int, int, Kept]] = []  # confirmed and attempted then, what it had
+
+    def remote(self, *, reconnect: bool) -> RemoteStream:
+        return RemoteStream(
+            "127.0.0.1", self.child.streams, reactor, reconnect=reconnect, rng=lambda: 0.2
+        )
+
+    async def life(self, *point: str) -> None:
+        """Begin a life, and write until it has ended; without a point one round alone."""
+        await self.child.start(*point)
+        where = HostnameEndpoint(reactor, "127.0.0.1", self.child.streams)
+        writer = await connectProtocol(where, Writer())
+        joins = self.remote(reconnect=False)
+        joined = Kept()
+        joins.listen("k", joined)
+        known = self.confirmed[-1] if self.confirmed else 0
+        before = self.attempted
+        for _ in range(ROUNDS_MAX):
+            self.attempted += 1
+            if await writer.round(self.attempted):
+                self.confirmed.append(self.attempted)
+            else:
+                break
+            if not point:
+                break
+        else:
+            raise AssertionError(f"{point} is not passed")
+        if point:
+            assert await deferToThread(self.child.process.wait) == -signal.SIGKILL
+            self.child.process.stdout.close()
+        self.joined.append((known, self.attempted, joined))
+        await joins.close()
+        assert before < self.attempted
+
+    def check(self) -> None:
+        """Say that nobody missed or doubled anything."""
+        had = [one for one in self.resumed.had if isinstance(one, int)]
+        assert had == sorted(set(had))
+        assert set(self.confirmed) <= set(had) <= set(range(1, self.attempted + 1))
+        for known, attempted, joined in self.joined:
+            numbers = [one for one in joined.had if isinstance(one, int)]
+            if not numbers:
+                continue  # it came too late, or was cut off before
+            header, *puts = numbers
+            assert known <= header <= attempted
+            behind = [one for one in had if one >= header]
+            if puts[:1] != [header]:  # the header was read before its own put, or behind it
+                behind = [one for one in behind if one > header]
+            assert puts == behind[: len(puts)]
+
+
+@pytest.mark.timeout(300)
+@ensure
+async def test_rules_5_3_and_5_4_a_node_killed_at_named_points_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    rng = random.Random(11)
+    playing = Playing(tmp_path / "node")
+    await playing.child.start()
+    remote = playing.remote(reconnect=True)
+    remote.listen("k", playing.resumed, resume=True)
+    where = HostnameEndpoint(reactor, "127.0.0.1", playing.child.streams)
+    writer = await connectProtocol(where, Writer())
+    while not playing.resumed.had:  # it listens, and has a token from here on
+        playing.attempted += 1
+        assert await writer.round(playing.attempted)
+    playing.confirmed = list(playing.resumed.had)
+    playing.child.kill()
+    try:
+        for place in AT.values():
+            visits = 1 if place[2] in ONCE_A_LISTENER else rng.randint(3, 12)
+            await playing.life(*map(str, place), str(visits))
+        await playing.life()
+        while playing.attempted not in playing.resumed.had:
+            await playing.resumed.when(len(playing.resumed.had) + 1)
+        playing.check()
+        assert len(playing.confirmed) > 20
+        assert sum(len(one.had) > 1 for _, _, one in playing.joined) > 3
+    finally:
+        playing.child.kill()
+        await remote.close()
 
 
 @ensure
