@@ -415,6 +415,24 @@ class Whole(click.IntRange):
     name = "integer"
 
 
+def answer_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of every command that waits for answers."""
+    for option in (
+        click.option("--verbose", is_flag=True, help="Say on standard error what happens."),
+        click.option(
+            "--timeout",
+            type=Seconds(),
+            default=TIMEOUT,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long to wait for each answer.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs."),
+    ):
+        command = option(command)
+    return command
+
+
 def node_options(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
     """Add the options of a command that talks to a node; it gets them as a `Session`, first."""
 
@@ -442,16 +460,7 @@ def node_options(command: Callable[Concatenate[Session, P], None]) -> Callable[.
         metavar="FILE",
         help="Where node, user, and password or token stand.",
     )
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-    @click.option(
-        "--timeout",
-        type=Seconds(),
-        default=TIMEOUT,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long to wait for the node.",
-    )
-    @click.option("--verbose", is_flag=True, help="Say on standard error what happens.")
+    @answer_options
     @wraps(command)
     def with_session(
         node: str,

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from msgservice.cli.lines import LineReader
 from msgservice.cli.output import out
 from msgservice.cli.pages import JsonOfPages, TableOfPages
-from msgservice.cli.session import TIMEOUT, NoAnswer, Seconds, Session, Whole, is_utf8
+from msgservice.cli.session import NoAnswer, Session, Whole, answer_options, is_utf8
 from msgservice.clock import Reactor
 from msgservice.core.reasons import shown
 from msgservice.errors import Ambiguous, BadAddress, BadValue, Refused
@@ -98,8 +98,8 @@ class _Lines(Protocol):
         self.transport.abortConnection()  # type: ignore[union-attr]  # it was connected
 
 
-def _ask_line(after: str | None = None) -> bytes:
-    return JsonCodec.encode({"action": LIST, "after": after}) + b"\n"
+def _ask_line(after: str | None = None, stream: str | None = None) -> bytes:
+    return JsonCodec.encode({"action": LIST, "stream": stream, "after": after}) + b"\n"
 
 
 class _Streams:
@@ -169,16 +169,7 @@ def streams_options(command: Callable[Concatenate[Session, P], None]) -> Callabl
         metavar="ADDRESS",
         help="Where the streams are: tcp:HOST:PORT, tls:HOST:PORT or unix:PATH.",
     )
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-    @click.option(
-        "--timeout",
-        type=Seconds(),
-        default=TIMEOUT,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long to wait for each answer.",
-    )
-    @click.option("--verbose", is_flag=True, help="Say on standard error what happens.")
+    @answer_options
     @wraps(command)
     def with_session(
         address: str,
@@ -204,12 +195,21 @@ def streams() -> None:
 
 
 @streams.command("list")
+@click.argument("key", required=False)
 @streams_options
-def list_streams(session: Session) -> None:
-    """List the streams that somebody listens to: how many do, and how many of them are behind."""
+def list_streams(session: Session, key: str | None) -> None:
+    """List the streams that somebody listens to: how many do, and how many of them are behind.
+
+    With KEY those who listen to that stream, the 200 that are farthest behind: what waits for each
+    connection, in bytes, and for how many seconds it has not been sent all.
+    """
+    if key is not None:
+        _key(session, key)
+        _list_listeners(session, key)
+        return
 
     async def work(reactor: Reactor) -> None:
-        table = TableOfPages("stream", "listeners", "behind")
+        table = TableOfPages("stream", "listeners", "behind", "lag")
         json, printed = JsonOfPages("streams"), 0
         served = _Streams(session, reactor)
         after: str | None = None
@@ -223,7 +223,10 @@ def list_streams(session: Session) -> None:
                 else:
                     table.print(
                         [
-                            (shown(one["stream"]), str(one["listeners"]), str(one["behind"]))
+                            (
+                                shown(one["stream"]),
+                                *(str(one["listeners"]), str(one["behind"]), f"{one['lag']:g}"),
+                            )
                             for one in rows
                         ]
                     )
@@ -235,6 +238,27 @@ def list_streams(session: Session) -> None:
             json.end()
         elif not printed:
             out("nobody listens")
+
+    session.run(work)
+
+
+def _list_listeners(session: Session, key: str) -> None:
+    async def work(reactor: Reactor) -> None:
+        served = _Streams(session, reactor)
+        try:
+            page = await served.ask(_ask_line(stream=key))
+        finally:
+            served.end()
+        found = page["listeners"]
+        if session.as_json:
+            session.show({"stream": key, "count": page["count"], "listeners": found}, "")
+        elif not found:
+            out("nobody listens")
+        else:
+            table = TableOfPages("peer", "waiting", "lag")
+            table.print(
+                [(shown(one["peer"]), str(one["waiting"]), f"{one['lag']:g}") for one in found]
+            )
 
     session.run(work)
 

@@ -63,8 +63,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 def test_what_is_put_is_printed_by_who_listens_a_line_each(place: Place) -> None:
     process = place.listening("job", "--count", "4")
-    assert place.listed() == [{"stream": "job", "listeners": 1, "behind": 0}]
-    assert place("list").out.split() == ["stream", "listeners", "behind", "job", "1", "0"]
+    assert place.listed() == [{"stream": "job", "listeners": 1, "behind": 0, "lag": 0.0}]
+    assert place("list").out.splitlines()[1].split() == ["job", "1", "0", "0"]
+    (listener,) = place("list", "job", "--json").data["listeners"]
+    assert (listener["waiting"], listener["lag"]) == (0, 0.0)
+    assert place("list", "job").out.splitlines()[1].split() == [listener["peer"], "0", "0"]
+    assert place("list", "nobody's").out == "nobody listens\n"
     assert place("put", "job", '{"k": 3, "é": null}').out == "1 put into job\n"
     done = place("put", "job", "--json", stdin=b'[1, 2.5]\n\n"x"\n7\n')
     assert done.data == {"stream": "job", "put": 3}

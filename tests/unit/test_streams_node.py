@@ -255,11 +255,25 @@ def test_rule_5_9_streams_are_listed_with_listeners_and_how_many_are_behind() ->
     world.listener("l")
     slow.is_reading = False
     world.put(*["x" * 1_000] * 200)
-    assert sorted(world.server.streams()) == [("k", 2, 1), ("l", 1, 0)]
+    assert sorted(one[:3] for one in world.server.streams()) == [("k", 2, 1), ("l", 1, 0)]
     slow.is_reading = True
     slow.read()
     world.settle()
-    assert sorted(world.server.streams()) == [("k", 2, 0), ("l", 1, 0)]
+    assert sorted(one[:3] for one in world.server.streams()) == [("k", 2, 0), ("l", 1, 0)]
+
+
+def test_rule_5_9_who_listens_is_listed_with_how_long_it_is_behind() -> None:
+    world = World()
+    slow, _ = world.listener("k"), world.listener("k")
+    slow.is_reading = False
+    world.put(*["x" * 1_000] * 200)
+    world.settle(5)
+    first, second = world.server.listeners("k")
+    assert (first.peer, second.lag) == (slow.protocol.peer, 0.0)
+    assert 5 <= first.lag <= 10
+    assert first.waiting == slow.protocol.waiting_bytes > 0
+    read_all(world, slow)
+    assert [one.lag for one in world.server.listeners("k")] == [0.0, 0.0]
 
 
 # --- 5.2: one order, of lines of one connection too
@@ -411,7 +425,7 @@ def test_decision_11_to_listen_twice_is_to_listen_once_and_the_header_comes_once
     world.settle()
     world.put(1)
     assert peer.messages() == ["header", 1]
-    assert world.server.streams() == [("k", 1, 0)]
+    assert world.server.streams() == [("k", 1, 0, 0.0)]
 
 
 def test_rule_5_3_a_header_is_there_after_a_restart_and_delivered_to_nobody() -> None:
@@ -475,7 +489,7 @@ def test_rule_5_2_what_is_put_while_a_header_is_read_comes_once_and_behind_it(
     world.put("one", "two")
     asked[0].callback(None)
     world.settle()
-    assert world.server.streams() == [("k", 1, 0)]
+    assert world.server.streams() == [("k", 1, 0, 0.0)]
     world.put("three")
     assert listener.messages() == ["header", "one", "two", "three"]
 
@@ -527,6 +541,22 @@ def test_rule_5_3_a_header_that_has_expired_is_none() -> None:
     assert world.listener().messages() == [{"k": 3}]
     world.settle(20)
     assert world.listener().messages() == []
+
+
+def test_rule_5_9_a_header_with_a_ttl_is_none_when_that_is_over() -> None:
+    world = World()
+    world.peer().say("header", "k", message={"k": 3}, ttl=10)
+    world.peer().say("header", "k", ttl=10)
+    world.peer().say("header", "l", message={"l": 3}, ttl=10)
+    world.settle()
+    assert world.listener("l").messages() == [{"l": 3}]
+    world.settle(20)
+    assert world.listener("l").messages() == []
+    world.settle(60)
+    left: list[Any] = []
+    world.log.retained("", 10).addCallback(left.append)
+    world.settle()
+    assert left == [[]]
 
 
 # --- 5.4: tokens
@@ -671,7 +701,7 @@ def test_rule_5_5_who_is_a_little_behind_is_served_from_memory_that_all_share() 
     for peer in slow:
         peer.is_reading = False
     world.put(*[[number, "x" * 1_000] for number in range(1_000)])
-    assert [("k", 20, 0)] == world.server.streams()
+    assert world.server.streams() == [("k", 20, 0, 0.0)]
     assert 900_000 < world.server.held_bytes < 1_200_000
     for peer in slow:
         assert [line["message"][0] for line in read_all(world, peer)] == list(range(1_000))
@@ -967,6 +997,6 @@ def test_rule_5_9_a_list_comes_when_all_that_its_connection_has_put_is_stored() 
     assert peer.lines() == []
     world.log.release()
     world.settle()
-    state = {"stream": "k", "listeners": 1, "behind": 0}
+    state = {"stream": "k", "listeners": 1, "behind": 0, "lag": 0.0}
     assert peer.lines() == [{"action": "list", "streams": [state], "next": None, "ignored": 0}]
     assert listener.messages() == [1]

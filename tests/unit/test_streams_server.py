@@ -1153,10 +1153,105 @@ def test_rule_5_9_streams_are_listed_with_listeners_and_how_many_are_behind() ->
     slow.is_reading = False
     for _ in range(200):
         world.peer().say("put", "k", message="x" * 1_000)
-    assert sorted(world.server.streams()) == [("k", 2, 1), ("l", 1, 0)]
+    assert sorted(one[:3] for one in world.server.streams()) == [("k", 2, 1), ("l", 1, 0)]
     slow.is_reading = True
     slow.read()
-    assert sorted(world.server.streams()) == [("k", 2, 0), ("l", 1, 0)]
+    assert sorted(one[:3] for one in world.server.streams()) == [("k", 2, 0), ("l", 1, 0)]
+
+
+def test_rule_5_9_who_listens_is_listed_with_what_waits_and_since_when() -> None:
+    world = World()
+    slow, fast, asking = world.listener("k"), world.listener("k", "l"), world.peer()
+    slow.is_reading = False
+    for _ in range(100):
+        world.peer().say("put", "k", message="x" * 1_000)
+    world.reactor.advance(7)
+    world.peer().say("put", "k", message="x" * 1_000)
+    asking.send(b'{"action":"list","stream":"k"}\n{"action":"list","stream":"m"}\n')
+    world.turn()
+    found, nobody = asking.lines()
+    assert (found["action"], found["stream"], found["count"]) == ("list", "k", 2)
+    first, second = found["listeners"]
+    assert first["peer"] == slow.protocol.peer
+    assert first["waiting"] == slow.protocol.waiting_bytes > 20_000
+    assert first["lag"] == 7.0
+    assert second == {"peer": fast.protocol.peer, "waiting": 0, "lag": 0.0}
+    assert (nobody["stream"], nobody["listeners"], nobody["count"]) == ("m", [], 0)
+    (state,) = [one for one in world.server.streams() if one.key == "k"]
+    assert state == ("k", 2, 1, 7.0)
+    slow.messages()
+    assert [one.lag for one in world.server.listeners("k")] == [0.0, 0.0]
+
+
+def test_rule_5_9_a_list_of_listeners_has_those_farthest_behind() -> None:
+    world = World()
+    many = [world.listener("k") for _ in range(PAGE_STREAMS + 5)]
+    many[-1].is_reading = False
+    for _ in range(100):
+        world.stream.put("k", "x" * 1_000)
+    world.reactor.advance(3)
+    asking = world.peer()
+    asking.send(b'{"action":"list","stream":"k"}\n')
+    world.turn()
+    (found,) = asking.lines()
+    assert (len(found["listeners"]), found["count"]) == (PAGE_STREAMS, PAGE_STREAMS + 5)
+    assert found["listeners"][0]["peer"] == many[-1].protocol.peer
+
+
+# --- 5.9: headers with a ttl
+
+
+def test_rule_5_9_a_header_with_a_ttl_is_none_when_that_is_over() -> None:
+    world = World()
+    peer, listener = world.peer(), world.listener("k")
+    peer.say("header", "k", message="done", ttl=60)
+    world.reactor.advance(59)
+    assert world.listener("k").messages() == ["done"]
+    world.reactor.advance(2)
+    assert world.stream["k"] is None
+    assert world.live._header_bytes == 0
+    assert listener.lines() == []  # who listens is told nothing of headers
+    assert not world.reactor.getDelayedCalls()
+
+
+@pytest.mark.parametrize("how", ["line", "line with more", "here"])
+def test_rule_5_9_a_header_that_was_set_anew_has_the_time_of_that(how: str) -> None:
+    world = World()
+    peer = world.peer()
+    peer.say("header", "k", message="old", ttl=60)
+    world.reactor.advance(50)
+    if how == "here":
+        world.stream["k"] = "new"
+    else:
+        peer.say("header", "k", message="new", **({} if how == "line" else {"ttl": 60}))
+    world.reactor.advance(20)
+    assert world.stream["k"] == "new"
+    world.reactor.advance(1_000)
+    assert world.stream["k"] == (None if how == "line with more" else "new")
+    for number in range(1_000):
+        peer.say("header", "k", message=number, ttl=60)
+    assert len(world.reactor.getDelayedCalls()) == 1
+
+
+def test_rule_5_9_a_server_that_stops_leaves_no_timer_and_goes_on_with_ttls_later() -> None:
+    world = World()
+    peer = world.peer()
+    peer.say("header", "k", message="h", ttl=60)
+    peer.leave()
+    world.server.stopService()
+    assert not world.reactor.getDelayedCalls()
+    world.reactor.advance(61)
+    world.server.startService()
+    world.turn()
+    assert world.stream["k"] is None
+
+
+@pytest.mark.parametrize("ttl", [0, -1, True, "60", [], {}, 1e12])
+def test_a_ttl_that_is_none_makes_its_line_malformed(ttl: Any, logged: list[Any]) -> None:
+    world = World()
+    world.peer().say("header", "k", message="h", ttl=ttl)
+    assert world.stream["k"] is None
+    assert any("ttl must be" in event.get("reason", "") for event in logged)
 
 
 # --- the end of a server
@@ -1206,7 +1301,7 @@ def test_rule_5_9_a_line_lists_the_streams_in_pages_by_their_keys() -> None:
     world.turn()
     (first,) = asking.lines()
     assert [one["stream"] for one in first["streams"]] == keys[:-1]
-    assert first["streams"][0] == {"stream": "000", "listeners": 1, "behind": 0}
+    assert first["streams"][0] == {"stream": "000", "listeners": 1, "behind": 0, "lag": 0.0}
     assert first["next"] == keys[-2]
     assert first["ignored"] == 0
     asking.send(json.dumps({"action": "list", "after": first["next"]}).encode() + b"\n")

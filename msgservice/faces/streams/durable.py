@@ -38,8 +38,9 @@ from msgservice.errors import (
     NoReceiver,
 )
 from msgservice.faces.streams.limits import KIB, MIB
+from msgservice.faces.streams.live import LAG_MIN
 from msgservice.faces.streams.outbound import Chunk
-from msgservice.faces.streams.served import Host, Listener, StreamState
+from msgservice.faces.streams.served import Host, Listener, ListenerState
 from msgservice.faces.streams.wire import (
     ABSENT,
     CLOSE,
@@ -157,6 +158,7 @@ class _Put(NamedTuple):
     body: bytes
     headers: dict[str, str] | None = None
     retain: bool | Literal["only"] = False
+    ttl: float | None = None
 
     @property
     def size(self) -> int:
@@ -177,6 +179,7 @@ class _Cursor:
         "is_reading",
         "is_resumed",
         "listener",
+        "paging_since",
         "position",
         "wants",
     )
@@ -187,6 +190,7 @@ class _Cursor:
         self.wants = wants  # tokens
         self.is_resumed = is_resumed  # its token was not looked at yet
         self.is_paging = True
+        self.paging_since = 0.0
         self.is_joining = not is_resumed
         self.is_reading = self.is_over = False
 
@@ -314,7 +318,8 @@ class NodeStreams:
             self._flush(stream)
             for cursor in tuple(stream.cursors.values()):
                 if not cursor.is_joining:
-                    cursor.is_paging = True
+                    if not cursor.is_paging:
+                        cursor.is_paging, cursor.paging_since = True, self._host.now()
                     self._page(stream, cursor)
 
     def end(self) -> Deferred[None]:
@@ -337,10 +342,19 @@ class NodeStreams:
             if any(not cursor.is_joining for cursor in one.cursors.values())
         ]
 
-    def state_of(self, key: str) -> StreamState:
+    def listeners_of(self, key: str) -> list[ListenerState]:
         """See `Served`."""
-        found = [one for one in self._streams[key].cursors.values() if not one.is_joining]
-        return StreamState(key, len(found), sum(one.is_paging for one in found))
+        stream = self._streams.get(key)
+        cursors = () if stream is None else tuple(stream.cursors.values())
+        return [
+            ListenerState(
+                one.listener.peer,
+                one.listener.waiting_bytes,
+                max(self._host.now() - one.paging_since, LAG_MIN) if one.is_paging else 0.0,
+            )
+            for one in cursors
+            if not one.is_joining
+        ]
 
     def take(self, listener: Listener, command: Command) -> Deferred[None] | None:
         """See `Served`."""
@@ -372,7 +386,7 @@ class NodeStreams:
         if action == HEADER:
             is_none = message is ABSENT or message is None  # an empty body lets go of it
             body = b"" if is_none else encode(self._host.codec, message)
-            return _Put(key, body, retain="only")
+            return _Put(key, body, retain="only", ttl=None if is_none else command.ttl)
         # One message ends the stream and lets go of its header: nobody sees one without the other.
         return _Put(key, b"", {KIND: action}, retain=action == DELETE)
 
@@ -381,7 +395,7 @@ class NodeStreams:
         if listener.is_over:
             return None
         if command.action == LIST:
-            return self._host.tell_streams(listener, command.after)
+            return self._host.tell_streams(listener, key, command.after)
         if command.action == LISTEN:
             assert key is not None
             return self._listen(listener, key, command.token)
@@ -436,6 +450,7 @@ class NodeStreams:
             headers=put.headers,
             require=None if put.retain == "only" else True,
             retain=put.retain,
+            ttl=put.ttl,
         )
 
     def _send(self, listener: Listener, publisher: _Publisher, put: _Put) -> bool:
@@ -597,7 +612,7 @@ class NodeStreams:
             or self._host.held_bytes > limits.streams_bytes // 2
         ):
             cursor.position = max(cursor.position, position - 1)
-            cursor.is_paging = True
+            cursor.is_paging, cursor.paging_since = True, self._host.now()
             return False
         return True
 
@@ -673,6 +688,7 @@ class NodeStreams:
         if stream is None:
             stream = self._streams[key] = _Stream(key, self._handed_on)
         cursor = _Cursor(listener, position, wants=token is not ABSENT, is_resumed=is_resumed)
+        cursor.paging_since = self._host.now()
         stream.cursors[listener] = cursor
         listener.keys[key] = None
         if is_resumed:

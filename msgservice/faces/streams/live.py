@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from msgservice.errors import BadValue, LimitReached
 from msgservice.faces.streams.limits import KIB
 from msgservice.faces.streams.outbound import Chunk
-from msgservice.faces.streams.served import Host, Listener, StreamState
+from msgservice.faces.streams.served import Host, Listener, ListenerState
 from msgservice.faces.streams.stream import MessageStream
 from msgservice.faces.streams.wire import (
     ABSENT,
@@ -40,6 +40,12 @@ from msgservice.faces.streams.wire import (
 )
 
 CHUNK_BYTES = 64 * KIB  # lines that are gathered before they are written
+LAG_MIN = 0.001  # seconds; of what waits since just now
+
+
+def lag_of(listener: Listener) -> float:
+    """Return the seconds for which something waits for a listener; above 0 where something does."""
+    return max(listener.waiting_seconds, LAG_MIN) if listener.waiting_bytes else 0.0
 
 
 class LiveStreams:
@@ -59,6 +65,8 @@ class LiveStreams:
         self._from_threads_bytes = 0
         self._headers: dict[str, int] = {}  # of those that came over the wire, their bytes
         self._header_bytes = 0
+        self._ends: dict[str, float] = {}  # of headers with a ttl, when they are none any more
+        self._timers: dict[str, IDelayedCall] = {}  # of these, and of some that were replaced
         self.work = 0
 
     # --- for the server
@@ -68,8 +76,10 @@ class LiveStreams:
         self._host = host
 
     def begin(self) -> None:
-        """See `Served`."""
+        """See `Served`. Headers whose time came while nobody served them go now."""
         self._stream.follow(self)
+        for key in tuple(self._ends):
+            self._end_later(key, 0)
 
     def end(self) -> None:
         """See `Served`."""
@@ -80,15 +90,20 @@ class LiveStreams:
         if self._is_due is not None:
             self._is_due.cancel()
             self._is_due = None
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
 
     def keys(self) -> Iterable[str]:
         """See `Served`."""
         return self._subscribers
 
-    def state_of(self, key: str) -> StreamState:
+    def listeners_of(self, key: str) -> list[ListenerState]:
         """See `Served`."""
-        some = self._subscribers[key]
-        return StreamState(key, len(some), sum(one.waiting_bytes > 0 for one in some))
+        return [
+            ListenerState(one.peer, one.waiting_bytes, lag_of(one))
+            for one in self._subscribers.get(key, ())
+        ]
 
     def lost(self, listener: Listener) -> None:
         """See `Served`."""
@@ -101,7 +116,7 @@ class LiveStreams:
         """See `Served`."""
         action, key = command.action, command.stream
         if action == LIST:
-            return self._host.tell_streams(listener, command.after)
+            return self._host.tell_streams(listener, key, command.after)
         if key is None:
             if action == CLOSE:
                 self._flush_of(listener)
@@ -118,7 +133,8 @@ class LiveStreams:
             self._flush_key(key)
             self._hang_up(listener, key)
         elif action == HEADER:
-            self._set_header(key, None if command.message is ABSENT else command.message)
+            message = None if command.message is ABSENT else command.message
+            self._set_header(key, message, command.ttl)
         elif action == DELETE:
             del self._stream[key]
         else:
@@ -146,7 +162,7 @@ class LiveStreams:
         if line is not None:
             listener.write(Chunk(line))
 
-    def _set_header(self, key: str, header: Any) -> None:
+    def _set_header(self, key: str, header: Any, ttl: float | None) -> None:
         if header is None:
             self._stream[key] = None
             return
@@ -160,6 +176,28 @@ class LiveStreams:
             self._stream[key] = header
             self._headers[key] = size
             self._header_bytes += size
+            if ttl is not None:
+                self._ends[key] = self._host.now() + ttl
+                self._end_later(key, ttl)
+
+    def _end_later(self, key: str, seconds: float) -> None:
+        timer = self._timers.get(key)
+        if timer is None:
+            self._timers[key] = self._host.reactor.callLater(seconds, self._end_header, key)
+        else:
+            timer.reset(seconds)
+
+    def _end_header(self, key: str) -> None:
+        del self._timers[key]
+        with self._stream.lock:
+            end = self._ends.get(key)
+            if end is None:
+                return  # it is another, which does not end
+            left = end - self._host.now()
+            if left > 0:
+                self._end_later(key, left)
+            else:
+                self._stream[key] = None
 
     def _hang_up(self, listener: Listener, key: str) -> None:
         if key not in listener.keys:
@@ -206,6 +244,7 @@ class LiveStreams:
         """See `Feed`. It is none from the wire any more."""
         if isinstance(key, str):
             self._header_bytes -= self._headers.pop(key, 0)
+            self._ends.pop(key, None)
 
     def put(self, key: Hashable, prepared: bytes | None) -> None:
         """See `Feed`."""

@@ -26,6 +26,9 @@ class Chunk:
 class OutboundUser(Protocol):
     """The owner of many ways out, who knows what waits in all of them."""
 
+    def now(self) -> float:
+        """Return seconds of a clock that never jumps."""
+
     def held(self, size: int) -> None:
         """Count so many bytes more that wait somewhere; fewer, if negative."""
 
@@ -45,7 +48,7 @@ class Outbound:
         self._transport = transport
         self._user = user
         self._bytes_max = bytes_max
-        self._waiting: deque[Chunk] = deque()
+        self._waiting: deque[tuple[Chunk, float]] = deque()  # with the time since when
         self.waiting_bytes = 0
         self.is_full = False
         self.is_over = False
@@ -58,7 +61,7 @@ class Outbound:
         if not self.is_full:
             self._transport.write(chunk.data)
             return
-        self._waiting.append(chunk)
+        self._waiting.append((chunk, self._user.now()))
         size = len(chunk.data)
         self.waiting_bytes += size
         chunk.waiting += 1
@@ -67,10 +70,15 @@ class Outbound:
         if self.waiting_bytes > self._bytes_max:
             self._user.too_slow(self)
 
+    @property
+    def waiting_seconds(self) -> float:
+        """Seconds since when the first of what waits does; 0 where nothing does."""
+        return self._user.now() - self._waiting[0][1] if self._waiting else 0.0
+
     def drop(self) -> None:
         """Drop what waits: its connection ends."""
         while self._waiting:
-            self._taken(self._waiting.popleft())
+            self._taken(self._waiting.popleft()[0])
 
     def end(self, last: bytes = b"") -> None:
         """Close the connection when what was written has left, with `last` behind it.
@@ -81,7 +89,7 @@ class Outbound:
             return
         self.is_over = True
         while self._waiting:
-            chunk = self._waiting.popleft()
+            chunk, _ = self._waiting.popleft()
             self._taken(chunk)
             self._transport.write(chunk.data)
         if last:
@@ -110,7 +118,7 @@ class Outbound:
         """Write on."""
         self.is_full = False
         while self._waiting and not self.is_full:
-            chunk = self._waiting.popleft()
+            chunk, _ = self._waiting.popleft()
             self._taken(chunk)
             self._transport.write(chunk.data)
         if not self.is_full:

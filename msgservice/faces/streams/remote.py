@@ -248,11 +248,17 @@ class RemoteStream:
         """
         self._write(PUT, stream, message=message)
 
-    def header(self, stream: str, message: Any) -> None:
-        """Set the header, as `remote[stream] = message` does; None clears it. Raises as `put`."""
-        self._write(HEADER, stream, message=message)
+    def header(self, stream: str, message: Any, *, ttl: float | None = None) -> None:
+        """Set the header, as `remote[stream] = message` does; None clears it. Raises as `put`.
 
-    __setitem__ = header
+        `ttl`: seconds until it is none any more, unless it was set anew.
+        """
+        more = {} if ttl is None else {"ttl": ttl}
+        self._write(HEADER, stream, message=message, **more)
+
+    def __setitem__(self, stream: str, message: Any) -> None:
+        """Set the header, as `header` does."""
+        self.header(stream, message)
 
     def delete(self, stream: str) -> None:
         """End a stream and forget its header, as `del remote[stream]` does. Raises as `put`."""
@@ -303,6 +309,7 @@ class RemoteStream:
         self._check_open()
         check_key(stream, self.limits.key_bytes)
         line = line_of(self.codec, action, stream, **more)
+        command_of({"action": action, "stream": stream, **more})  # or the server would ignore it
         if len(line) - 1 > self.limits.line_bytes:  # the server would end the connection for it
             raise LimitReached("line_bytes", self.limits.line_bytes)
         if self._writing is None:

@@ -5,7 +5,7 @@ Interfaces alone: what a connection and its server offer to whom they serve, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
@@ -17,11 +17,29 @@ from msgservice.faces.streams.wire import Command
 
 
 class StreamState(NamedTuple):
-    """A stream that somebody listens to: `behind`: so many of them have not been sent all of it."""
+    """A stream that somebody listens to. `behind`: so many of them have not been sent all of it.
+
+    `lag`: for so many seconds the one that is farthest behind has not.
+    """
 
     key: str
     listeners: int
     behind: int
+    lag: float
+
+
+class ListenerState(NamedTuple):
+    """A listener of a stream, its `lag` as of that. `waiting`: bytes for its connection."""
+
+    peer: str
+    waiting: int
+    lag: float
+
+
+def state_of(key: str, listeners: Sequence[ListenerState]) -> StreamState:
+    """Return the state of a stream by those who listen to it."""
+    lags = [one.lag for one in listeners if one.lag > 0]
+    return StreamState(key, len(listeners), len(lags), max(lags, default=0.0))
 
 
 class Listener(Protocol):
@@ -38,6 +56,10 @@ class Listener(Protocol):
     @property
     def waiting_bytes(self) -> int:
         """Bytes that wait for it to read."""
+
+    @property
+    def waiting_seconds(self) -> float:
+        """Seconds since when the first of these does."""
 
     def write(self, chunk: Chunk) -> None:
         """Write lines, now or when there is room."""
@@ -63,8 +85,14 @@ class Host(Protocol):
     def hangs_up(self, key: str) -> None:
         """Count one listening less."""
 
-    def tell_streams(self, listener: Any, after: str | None) -> Deferred[None]:
-        """Write a listener a page of the streams behind a key; fires when more may be done."""
+    def now(self) -> float:
+        """Return seconds of a clock that never jumps."""
+
+    def tell_streams(self, listener: Any, key: str | None, after: str | None) -> Deferred[None]:
+        """Write a listener who listens to a key, or a page of the streams behind one.
+
+        Fires when more may be done.
+        """
 
 
 class Served(Protocol):
@@ -96,8 +124,8 @@ class Served(Protocol):
     def keys(self) -> Iterable[str]:
         """Return the keys of the streams that somebody listens to."""
 
-    def state_of(self, key: str) -> StreamState:
-        """Return the state of a stream that somebody listens to."""
+    def listeners_of(self, key: str) -> list[ListenerState]:
+        """Return who listens to a stream, with what waits for each."""
 
     def flush(self) -> None:
         """Write what was gathered for listeners."""

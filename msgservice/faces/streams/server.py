@@ -38,7 +38,7 @@ from msgservice.faces.streams.content import JsonCodec, StreamCodec
 from msgservice.faces.streams.limits import KIB, StreamLimits
 from msgservice.faces.streams.live import LiveStreams
 from msgservice.faces.streams.outbound import Chunk, Outbound
-from msgservice.faces.streams.served import Served, StreamState
+from msgservice.faces.streams.served import ListenerState, Served, StreamState, state_of
 from msgservice.faces.streams.stream import MessageStream
 from msgservice.faces.streams.wire import (
     CLOSE,
@@ -138,7 +138,8 @@ class StreamServer(ListeningService):
 
     def streams(self) -> list[StreamState]:
         """Return the streams that somebody listens to by it, with how many are behind."""
-        return [self._served.state_of(key) for key in self._served.keys()]  # noqa: SIM118  # no dict
+        keys = self._served.keys()
+        return [state_of(key, self._served.listeners_of(key)) for key in keys]
 
     def _begin(self) -> Deferred[Any]:
         Service.startService(self)
@@ -290,23 +291,41 @@ class StreamServer(ListeningService):
         """Tell a connection that it does not listen to a stream that it asked for."""
         connection.write(Chunk(line_of(self.codec, CLOSE, key, reason=REFUSED)))
 
-    def tell_streams(self, connection: _Connection, after: str | None) -> Deferred[None]:
+    def listeners(self, key: str) -> list[ListenerState]:
+        """Return who listens to a stream by it, those who are farthest behind first."""
+        return sorted(self._served.listeners_of(key), key=lambda one: one.lag, reverse=True)
+
+    def tell_streams(
+        self, connection: _Connection, key: str | None, after: str | None
+    ) -> Deferred[None]:
         """See `Host`: one page in a turn, whatever a connection asks for."""
+        line = self._page_of_streams(after) if key is None else self._page_of_listeners(key)
+        line = {"action": LIST, **line, "ignored": connection.ignored}
+        connection.write(Chunk(encode(self.codec, line) + b"\n"))
+        return deferLater(self.reactor, 0, lambda: None)
+
+    def _page_of_listeners(self, key: str) -> dict[str, Any]:
+        found = self.listeners(key)
+        told = [
+            {"peer": one.peer, "waiting": one.waiting, "lag": round(one.lag, 3)}
+            for one in found[:PAGE_STREAMS]
+        ]
+        return {"stream": key, "listeners": told, "count": len(found)}
+
+    def _page_of_streams(self, after: str | None) -> dict[str, Any]:
         keys = (key for key in self._served.keys() if after is None or key > after)  # noqa: SIM118
         page = heapq.nsmallest(PAGE_STREAMS + 1, keys)
         told: list[dict[str, Any]] = []
         characters = listeners = 0
         for key in page[:PAGE_STREAMS]:
-            state = self._served.state_of(key)
-            told.append({"stream": key, "listeners": state.listeners, "behind": state.behind})
+            _, count, behind, lag = state_of(key, self._served.listeners_of(key))
+            told.append({"stream": key, "listeners": count, "behind": behind, "lag": round(lag, 3)})
             characters += len(key)
-            listeners += state.listeners
+            listeners += count
             if characters > PAGE_KEYS or listeners > PAGE_LISTENERS:
                 break
         rest = told[-1]["stream"] if len(told) < len(page) else None
-        line = {"action": LIST, "streams": told, "next": rest, "ignored": connection.ignored}
-        connection.write(Chunk(encode(self.codec, line) + b"\n"))
-        return deferLater(self.reactor, 0, lambda: None)
+        return {"streams": told, "next": rest}
 
     def flush(self) -> None:
         """Write what was gathered."""
@@ -349,6 +368,11 @@ class _Connection(Protocol):
     def waiting_bytes(self) -> int:
         """Bytes that wait for it to read."""
         return 0 if self.outbound is None else self.outbound.waiting_bytes
+
+    @property
+    def waiting_seconds(self) -> float:
+        """Seconds since when the first of these does."""
+        return 0.0 if self.outbound is None else self.outbound.waiting_seconds
 
     def connectionMade(self) -> None:
         transport: Any = self.transport

@@ -23,6 +23,8 @@ LISTEN, HEADER, PUT, HANGUP, DELETE, CLOSE, LIST = (
 ACTIONS = frozenset((LISTEN, HEADER, PUT, HANGUP, DELETE, CLOSE, LIST))
 _FOR_ALL = frozenset((HANGUP, CLOSE))  # actions whose stream may be null
 
+TTL_SECONDS_MAX = 366 * 24 * 3600
+
 # Reasons of a `close` that is no end of the stream.
 GAP, SLOW, REFUSED = "gap", "slow", "refused"
 
@@ -38,7 +40,8 @@ ABSENT: Final = _Absent()
 class Command(NamedTuple):
     """A command: `message` and `token` are `ABSENT` where its line has none.
 
-    `after`: of `list`, the key behind which it goes on; None from the first.
+    `after`: of `list`, the key behind which it goes on; None from the first. `ttl`: of `header`, in
+    how many seconds it is none any more; None: never.
     """
 
     action: str
@@ -46,6 +49,7 @@ class Command(NamedTuple):
     message: Any = ABSENT
     token: Any = ABSENT
     after: str | None = None
+    ttl: float | None = None
 
 
 class LineSplitter:
@@ -101,7 +105,10 @@ def command_of(value: Any) -> Command:
         after = value.get("after")
         if not (after is None or isinstance(after, str)):
             raise BadValue("after", "must be a string or null")
-        return Command(action, None, after=after)
+        one = None if stream is ABSENT else stream
+        if not (one is None or isinstance(one, str)):
+            raise BadValue("stream", f"must be a string or null with {action}")
+        return Command(action, one, after=after)
     if stream is ABSENT and action == CLOSE:
         stream = None
     if stream is None and action in _FOR_ALL:
@@ -115,7 +122,17 @@ def command_of(value: Any) -> Command:
     token = value.get("from", ABSENT)
     if not (token is ABSENT or token is None or isinstance(token, str)):
         raise BadValue("from", "must be a string or null")
-    return Command(action, stream, message, token)
+    return Command(action, stream, message, token, ttl=_ttl_of(value) if action == HEADER else None)
+
+
+def _ttl_of(value: dict[str, Any]) -> float | None:
+    ttl = value.get("ttl")
+    if ttl is None:
+        return None
+    is_number = isinstance(ttl, int | float) and not isinstance(ttl, bool)
+    if not (is_number and 0 < ttl <= TTL_SECONDS_MAX):
+        raise BadValue("ttl", f"must be a number of seconds above 0, at most {TTL_SECONDS_MAX}")
+    return float(ttl)
 
 
 def check_key(key: str, key_bytes: int) -> str:
