@@ -429,6 +429,7 @@ class DelayedTold(msgspec.Struct, frozen=True, kw_only=True):
     to: list[str] | None  # receivers, where its sender named them
     size: int  # bytes
     accepted_at: int  # wall clock, ms
+    expires: int | None = None  # by the node's clock, ms; None: never
 
 
 class DelayedPage(msgspec.Struct, frozen=True, kw_only=True):

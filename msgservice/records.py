@@ -610,6 +610,7 @@ class Delayed(msgspec.Struct, frozen=True):
     size: int
     to: tuple[int, ...] | None  # receiver numbers, where its sender named them
     ids: tuple[tuple[int, str], ...] = ()  # (index, id) of the messages that have an id
+    expires_at: int | None = None  # ms of the node's clock; None: never
 
 
 @dataclass(slots=True, kw_only=True)

@@ -230,11 +230,12 @@ class Client:
         within the last day, by this user or name, it is not stored again, and its receipt is that
         of the message that was. `delay`: seconds from this call until it is delivered, 366 days at
         most; it fires when the node keeps it, and who gets it is decided when it is due. `ttl`:
-        seconds from now, at most 366 days; where it was not delivered by then it is `expired`.
+        seconds from now, at most 366 days, above `delay`; where it was not delivered by then it is
+        `expired`.
 
         Fails at once, with nothing sent, with `BadSubject`, `BadName`, `MessageTooLarge`,
         `TypeError` (content without a form), `BadValue` (`ttl`, `delay`), `LimitReached` (too much
-        is held), `NotYetBuilt` (`promise`, and a delay with `ttl`, `retain` or a key),
+        is held), `NotYetBuilt` (`promise`, and a delay with `retain` or a key),
         `NotSupported` (the node that was reached last does not offer `to`, `require`, `ttl`,
         `delay` or keys), `ClientClosed`; after the node's answer with `UnknownReceiver`,
         `NoReceiver`, `KeyReused` or `Refused`; with `Expired` when its ttl was over before the node

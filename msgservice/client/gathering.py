@@ -184,12 +184,10 @@ class Gathering:
             self.cut(found)
         until = due_at = None
         plain = options == self._default
-        if options.delay is not None:
-            due_at = self._now() + options.delay
-        if options.ttl is not None:
+        if options.ttl is not None or options.delay is not None:
+            until, due_at = self._times(options)
             is_plain = options.to is None and options.flags == self._default.flags
-            plain = is_plain and ttl is not None
-            until = self._now() + options.ttl
+            plain = is_plain and ttl is not None and due_at is None
         new = self.open[subject] = Gather(
             subject,
             options,
@@ -200,6 +198,14 @@ class Gathering:
             due_at=due_at,
         )
         return new
+
+    def _times(self, options: RunOptions) -> tuple[int | None, int | None]:
+        """Return when a run of now expires, and when it is due: both count from one moment."""
+        now = self._now()
+        return (
+            None if options.ttl is None else now + options.ttl,
+            None if options.delay is None else now + options.delay,
+        )
 
     def cut_expiring(self) -> None:
         """The turn is over: times are as of its turn, and no run that has one grows on."""
@@ -272,9 +278,13 @@ class Gathering:
         if ttl is not None:
             options = RunOptions(options.to, milliseconds("ttl", ttl), flags=options.flags)
         if delay is not None and (least := milliseconds("delay", delay)):
-            if ttl is not None or retain:
-                raise NotYetBuilt("delay with ttl" if ttl is not None else "delay with retain")
-            options = RunOptions(options.to, None, least, options.flags)
+            if retain:
+                raise NotYetBuilt("delay with retain")
+            if options.ttl is not None and options.ttl <= least:
+                raise BadValue(
+                    "ttl", f"is over when the delay of {delay} s is: it must be above it"
+                )
+            options = RunOptions(options.to, options.ttl, least, options.flags)
         missing = missing_for(options, self._features)
         if missing is not None:
             raise NotSupported(f"{missing!r} at this node")
@@ -365,12 +375,10 @@ class Gathering:
         return self._expiring(runs)
 
     def _expiring(self, runs: list[Run]) -> list[Run]:
-        """Say of runs with a ttl when they expire: it counts from now."""
+        """Say of runs with a ttl or a delay when that is over: it counts from now."""
         for run in runs:
-            if run.options.ttl is not None:
-                run.expires_at = self._now() + run.options.ttl
-            if run.options.delay is not None:
-                run.due_at = self._now() + run.options.delay
+            if run.options.ttl is not None or run.options.delay is not None:
+                run.expires_at, run.due_at = self._times(run.options)
         return runs
 
 

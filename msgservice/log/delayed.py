@@ -41,13 +41,13 @@ Operation = tuple[str, Any]
 
 COLUMNS = (
     "id, due_at, sender, sequence, count, size, subject, audience, accepted_at, after, flags, crc,"
-    " row_crc, ids, origin"
+    " row_crc, ids, origin, expires_at"
 )
 LOOKED_AT = 10_000  # messages with one id among which a sender's is looked for
 
 _PAGE = """
 select json_group_array(json_array(id, due_at, sender, sequence, count, size, subject, audience,
-        accepted_at, after, flags, crc, row_crc, ids, hex(origin))),
+        accepted_at, after, flags, crc, row_crc, ids, hex(origin), expires_at)),
     cast(group_concat(frame, '') as blob)
 from (select d.* from json_each(?1) as a cross join delayed as d where d.id = a.value)
 """
@@ -73,7 +73,7 @@ update head set delayed_count = ?, delayed_size = ?, delayed_crcs = ?, delayed_l
 
 _decode_heads = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_rows = msgspec.json.Decoder(
-    list[tuple[int, int, int, int, int, int, str, int, int, int, int, int, int, Any, str | None]]
+    list[tuple[int, int, int, int, int, int, str, int, int, int, int, int, int, Any, Any, Any]]
 ).decode
 _decode_ids = msgspec.json.Decoder(tuple[tuple[int, str], ...]).decode
 _decode_origin = msgspec.msgpack.Decoder(Origin).decode
@@ -98,6 +98,7 @@ class Row(NamedTuple):
     row_crc: int
     ids: str | None
     origin: bytes | None
+    expires_at: int | None = None
 
     @property
     def last(self) -> int:
@@ -107,7 +108,9 @@ class Row(NamedTuple):
     @property
     def own_crc(self) -> int:
         """The CRC that its values have."""
-        return crc32(_encode((*self[:12], *self[13:])))
+        # One that never expires has that of before there was this.
+        end = 15 if self.expires_at is None else 16
+        return crc32(_encode((*self[:12], *self[13:end])))
 
     def sealed(self) -> Row:
         """Return it with the CRC of its values."""
@@ -165,7 +168,7 @@ def _batches(db: apsw.Connection, state: State, numbers: Sequence[int]) -> list[
         return []
     text, frames = one(db, _PAGE, (as_json(numbers),))
     found = [
-        Row(*values[:14], bytes.fromhex(values[14]) if values[14] else None)
+        Row(*values[:14], bytes.fromhex(values[14]) if values[14] else None, values[15])
         for values in _decode_rows(text)
     ]
     keys = senders_of(db, state, {row.sender for row in found})
@@ -195,6 +198,7 @@ def _batches(db: apsw.Connection, state: State, numbers: Sequence[int]) -> list[
                 addressed=bool(row.flags & NAMED),
                 due_at=row.due_at,
                 delayed_id=row.id,
+                expires_at=row.expires_at,
             )
         )
     return batches
@@ -216,6 +220,7 @@ def _shown(db: apsw.Connection, state: State, row: Row, name: str, incarnation: 
         size=row.size,
         to=to,
         ids=row.named_ids,
+        expires_at=row.expires_at,
     )
 
 
@@ -462,6 +467,7 @@ class Change:
                 0,
                 named,
                 None if batch.origin is None else _encode(batch.origin),
+                batch.expires_at,
             )
             self._new[number] = (row.sealed(), batch.messages)
 
@@ -578,7 +584,7 @@ class Change:
                     (gone,),
                 ),
             ]
-        operations += insert_steps("into delayed", 16, flat)
+        operations += insert_steps(f"into delayed ({COLUMNS}, frame)", 17, flat)
         operations += insert_steps("or ignore into delayed_id", 3, named)
         operations += insert_steps("or replace into finished", 7, self._finished)
         now = staged.waiting

@@ -288,6 +288,11 @@ alter table receiver add column away_max integer not null default 0;
 alter table receiver add column away_since integer;
 """
 
+# When what waits expires, by the node's clock; never, where nothing is said.
+_VERSION_DELAYED_EXPIRES = """
+alter table delayed add column expires_at integer;
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -318,6 +323,7 @@ SCHEMA = Schema(
         _VERSION_RETAINED,
         _VERSION_EXPIRES,
         _VERSION_AWAY,
+        _VERSION_DELAYED_EXPIRES,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

@@ -345,15 +345,13 @@ class Acceptance:
 def _check_delay(transfer: Transfer) -> None:
     """Raise `Refused` for a delay that is too long, `NotYetBuilt` beside what goes by the moment.
 
-    A retained message is another's from then on; how long a ttl would be is not kept.
+    A retained message is another's from then on.
     """
     assert transfer.delay is not None
     if transfer.delay > TIME_DAYS_MAX * 24 * 3600 * 1000:
         raise Refused(f"a delay of {transfer.delay} ms, at most {TIME_DAYS_MAX} days allowed")
     if transfer.flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
         raise NotYetBuilt("delay with retain")
-    if transfer.ttl is not None:
-        raise NotYetBuilt("delay with ttl")
 
 
 def _path_of(transfer: Transfer, node_log: str) -> Sequence[str]:

@@ -472,6 +472,7 @@ class Admin:
                         to=to,
                         size=one.size,
                         accepted_at=one.accepted_at,
+                        expires=one.expires_at,
                     )
                     if not page.add(str(one.id), told):
                         break

@@ -13,7 +13,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 
 from msgservice import Client, Limits, Node, Receiver, connect
-from msgservice.errors import BadValue, NotDelivered, NotYetBuilt, UnknownMessage
+from msgservice.errors import BadValue, Expired, NotDelivered, NotYetBuilt, UnknownMessage
 from msgservice.limits import TIME_DAYS_MAX
 from msgservice.message import Status
 from tests.integration.command import Command
@@ -151,6 +151,55 @@ async def elapsed(reactor: Any, seconds: float) -> None:
 
 
 @run
+async def test_44_a_delay_with_a_ttl_by_every_way_in_and_over_a_restart(tmp_path: Path) -> None:
+    """One is due while a receiver is there, and expires at one that is away."""
+    from twisted.internet import reactor
+
+    tcp, udp = free_port(), free_port()
+    listen = (f"tcp:{tcp}:interface=127.0.0.1", f"udp:{udp}:interface=127.0.0.1")
+    addresses = (f"tcp:127.0.0.1:{tcp}", f"udp:127.0.0.1:{udp}")
+    outbox = tmp_path / "outbox.db"
+    early = await unconnected(reactor, addresses[0], outbox)
+    handed = time.time()
+    await early.send("orders.late", b"left", delay=4 * SOON, ttl=6 * SOON)
+    over = await early.send("orders.late", b"over", delay=0.1 * SOON, ttl=0.3 * SOON)
+    with pytest.raises(Expired):
+        await over.accepted
+    await early.close()
+    node = await node_on(reactor, tmp_path / "node", *listen)
+    await node.add_receiver("away", ["orders.>"])
+    handler = Handler()
+    receiver = Receiver(reactor, name="billing", handler=handler, limits=LIMITS)
+    receiver.attach(addresses[0], subjects=["orders.>"])
+    clients = [
+        *[await connect(reactor, where, name="shop", limits=LIMITS) for where in addresses],
+        await connect(reactor, addresses[0], name="shop", limits=LIMITS, outbox=outbox),
+        node.client("inside"),
+    ]
+    receipts = []
+    for number, client in enumerate(clients):
+        receipt = await client.send("orders.late", b"%d" % number, delay=4 * SOON, ttl=6 * SOON)
+        await receipt.accepted
+        assert receipt.due is not None
+        receipts.append(receipt)
+    await clients[3].close()
+    await node.stopService()
+    node = await node_on(reactor, tmp_path / "node", *listen)
+    for receipt in receipts[:3]:
+        settled = await receipt.settled()
+        assert settled == {"billing": Status.ACKNOWLEDGED, "away": Status.EXPIRED}
+    await handler.came(5)
+    assert sorted(body for body, _ in handler.got) == [b"0", b"1", b"2", b"3", b"left"]
+    (left,) = [at for body, at in handler.got if body == b"left"]
+    assert left >= handed + 4 * SOON - 0.01
+    assert await node.log.audit() == []
+    await receiver.stop()
+    for client in clients[:3]:
+        await client.close()
+    await node.stopService()
+
+
+@run
 async def test_49_what_is_cancelled_is_delivered_to_nobody(tmp_path: Path) -> None:
     from twisted.internet import reactor
 
@@ -195,6 +244,11 @@ async def test_44_delays_that_cannot_be_fail_before_anything_is_sent(tmp_path: P
         await client.send("orders.late", b"x", delay=1, idempotency_key="k")
     with pytest.raises(NotYetBuilt):
         await client.send("orders.late", b"x", delay=1, retain=True)
+    for ttl in (0, 0.5, 1):
+        with pytest.raises(BadValue, match="ttl is over when the delay of 1 s is"):
+            await client.send("orders.late", b"x", delay=1, ttl=ttl)
+        with pytest.raises(BadValue, match="ttl is over when the delay of 1 s is"):
+            await client.send_many("orders.late", [b"x"], delay=1, ttl=ttl)
     receipt = await client.send("orders.late", b"x", delay=0)
     assert receipt.position is not None
     latest = await client.send("orders.late", b"x", delay=DELAY_MAX)
@@ -213,7 +267,11 @@ def test_43_the_commands_and_kill_9(tmp_path: Path) -> None:
         assert (sent["position"], sent["receivers"]) == (None, {})
         assert sent["due"] > time.time() * 1000
         msgservice("send", "orders.soon", "two", "--delay", "0.001")
-        msgservice("send", "orders.late", "three", "--delay", "7200")
+        three = ("orders.late", "three", "--delay", "7200", "--ttl", "3h")
+        assert msgservice("send", *three).code == 0
+        for ttl in ("1h", "7200s"):
+            refused = msgservice("send", *three[:4], "--ttl", ttl)
+            assert (refused.code, "delay of 7200" in refused.err) == (2, True)
         node.send(signal.SIGKILL)
         node.ended()
     with running(*command, cwd=tmp_path) as node:
@@ -221,6 +279,9 @@ def test_43_the_commands_and_kill_9(tmp_path: Path) -> None:
         listed = msgservice.data("delayed", "list")["delayed"]
         assert [("orders.late", "mine"), ("orders.late", None)] == [
             (one["subject"], one["message_id"]) for one in listed
+        ]
+        assert [None, 3600_000] == [
+            one["expires"] and one["expires"] - one["due"] for one in listed
         ]
         status = msgservice.data("status", "mine")
         assert status["due"] == listed[0]["due"]

@@ -502,6 +502,7 @@ class DictLog:
                     size=batch.size,
                     to=batch.audience.members if batch.addressed else None,
                     ids=batch.ids,
+                    expires_at=batch.expires_at,
                 )
                 for batch in self._in_order(after)[:count_max]
             ]

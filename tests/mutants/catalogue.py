@@ -53,6 +53,10 @@ def _away(test: str) -> ByTest:
     return _test(f"tests/unit/test_node_away.py::{test}", test)
 
 
+def _delayed(test: str) -> ByTest:
+    return _test(f"tests/unit/test_node_delayed.py::{test}", test)
+
+
 AWAY = "msgservice.node.away:Away"
 
 _ALL = [
@@ -183,6 +187,24 @@ _ALL = [
         old="if not ranges:",
         new="if len(ranges) != 7:",
         catcher=_swarm("call_back", "a cancel does not find what waits", "a receipt never settles"),
+    ),
+    # --- what waits, and expires
+    Mutant(
+        name="a-delay-forgets-the-ttl",
+        at="msgservice.log.delayed:_batches",
+        old="expires_at=row.expires_at,",
+        new="",
+        catcher=_delayed("test_44_one_that_was_moved_expires_where_it_was_not_delivered"),
+    ),
+    Mutant(
+        name="what-is-delayed-grows-a-run-that-is-not",
+        at="msgservice.client.gathering:Gathering.gather",
+        old="plain = is_plain and ttl is not None and due_at is None",
+        new="plain = is_plain and ttl is not None",
+        catcher=_test(
+            "tests/unit/test_client_ttl.py",
+            "test_44_what_has_a_delay_as_well_shares_no_run_with_what_has_none",
+        ),
     ),
     # --- what is purged
     Mutant(

@@ -128,7 +128,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         "delayed.list",
         {},
         b'{"delayed":[{"id":65536,"due":60008,"sender":"shop/4cd9b7672d7fbee8/5","messages":1,'
-        b'"subject":"orders.late","message_id":null,"to":null,"size":11,"accepted_at":8}],'
+        b'"subject":"orders.late","message_id":null,"to":null,"size":11,"accepted_at":8,"expires":null}],'
         b'"next":null}',
     ),
     (

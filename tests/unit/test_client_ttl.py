@@ -113,6 +113,51 @@ def test_what_was_sent_and_not_answered_is_the_nodes_to_judge() -> None:
     assert [10_000, 0] == [t.ttl for t in transfers(world)]
 
 
+def test_44_what_has_a_delay_as_well_shares_no_run_with_what_has_none() -> None:
+    world = online()
+    times: list[tuple[bytes, int | None, int | None]] = [
+        (b"1", 5, 2),
+        (b"2", 5, None),
+        (b"3", 5, 2),
+        (b"4", 5, 2),
+        (b"5", None, 2),
+    ]
+    for body, ttl, delay in times:
+        world.client.send("s", body, ttl=ttl, delay=delay)
+    world.settle()
+    told = [(t.sequence, t.ttl, t.delay) for t in transfers(world)]
+    assert told == [(1, 5000, 2000), (2, 5000, None), (3, 5000, 2000), (5, None, 2000)]
+
+
+def test_44_of_both_what_is_left_is_said_and_what_expires_first_is_never_sent() -> None:
+    world = offline()
+    kept = outcome(world.client.send("s", b"1", ttl=60, delay=20))
+    many = outcome(world.client.send_many("s", [b"2"], ttl=60, delay=50))
+    gone = outcome(world.client.send("s", b"3", ttl=8, delay=5))
+    world.settle()
+    world.clock.advance(30)
+    failed(gone, Expired)
+    assert kept == many == []
+    world.start()
+    world.settle()
+    told = [(t.sequence, t.ttl, t.delay) for t in transfers(world)]
+    passed = 60_000 - told[0][1]
+    assert 30_000 <= passed < 31_000
+    assert told == [(1, 60_000 - passed, 0), (2, 60_000 - passed, 50_000 - passed)]
+
+
+def test_44_a_ttl_that_is_over_before_the_delay_is_refused() -> None:
+    world = online()
+    for ttl in (0, 1, 2):
+        for sent in (
+            world.client.send("s", b"1", ttl=ttl, delay=2),
+            world.client.send_many("s", [b"1"], ttl=ttl, delay=2),
+        ):
+            assert "delay of 2 s" in failed(outcome(sent), BadValue)
+    assert world.client.unanswered == 0
+    assert world.client.send("s", b"1", ttl=1, delay=0)
+
+
 def test_a_node_that_does_not_offer_it_is_sent_nothing() -> None:
     world = ClientWorld()  # of before there were features
     assert "'ttl'" in failed(outcome(world.client.send("s", b"1", ttl=1)), NotSupported)

@@ -151,7 +151,6 @@ def test_43_it_waits_on_over_a_restart() -> None:
     [
         ({"delay": DELAY_MAX * 1000 + 1}, "366 days"),
         ({"flags": FLAG_RETAIN}, "retain"),
-        ({"ttl": 1000}, "ttl"),
     ],
 )
 def test_44_what_cannot_be_is_refused_by_name_and_hurts_nobody(
@@ -165,6 +164,69 @@ def test_44_what_cannot_be_is_refused_by_name_and_hurts_nobody(
     send(shop, 2, delay=DELAY_MAX * 1000)
     assert shop.take(Ack)
     assert world.node.log.next_due() is not None
+
+
+def test_44_ttl_and_delay_count_from_one_moment_and_what_is_left_is_said_when_it_is_due() -> None:
+    world, billing, shop = world_with()
+    send(shop, 1, ttl=2 * MINUTE)
+    later(world, 60.1)
+    (came,) = billing.take(Transfer)
+    assert came.ttl is not None
+    assert MINUTE - 500 < came.ttl <= MINUTE
+    billing.ack(came)
+    world.settle()
+    assert {("billing", Status.ACKNOWLEDGED): [(1, 1)]} == shop.statuses()
+
+
+def test_44_one_that_was_moved_expires_where_it_was_not_delivered() -> None:
+    world, billing, shop = world_with()
+    billing.connection.abort()
+    world.settle(60)  # it is known to be away
+    send(shop, 1, ttl=2 * MINUTE)
+    later(world, 60.1)
+    (waits, told) = shop.take(Routed)
+    assert (waits.position, told.position > 0) == (0, True)
+    assert {} == shop.statuses()
+    later(world, 63)
+    assert {("billing", Status.EXPIRED): [(1, 1)]} == shop.statuses()
+    assert [] == got(world.peer("billing", receive={"subjects": ["orders.>"]}, resume=Resume()))
+
+
+def test_44_one_whose_time_is_over_when_it_is_due_expires_and_is_delivered_to_nobody() -> None:
+    world, billing, shop = world_with()
+    send(shop, 1, ttl=MINUTE // 2)
+    (listed,) = shop.request("$node.delayed.list", {})[1]["delayed"]
+    assert listed["expires"] == listed["due"] - MINUTE // 2
+    later(world, 62)
+    ((state, ranges),) = shop.statuses().items()
+    assert (("billing", Status.EXPIRED), {(1, 1)}) == (state, set(ranges))
+    assert [] == got(billing)
+
+
+def test_44_what_expires_while_the_node_is_down_is_expired_after_the_start() -> None:
+    world, billing, shop = world_with()
+    send(shop, 1, b"over", ttl=2 * MINUTE)
+    send(shop, 2, b"not over", ttl=100 * MINUTE)
+    down(world)
+    world.clock.advance(10 * 60)
+    world.start()
+    world.settle(1)
+    billing = world.peer("billing", receive={"subjects": ["orders.>"]}, resume=Resume())
+    assert [b"not over"] == got(billing)
+    shop = world.peer("shop", status_from=1)
+    assert {
+        ("billing", Status.EXPIRED): [(1, 1)],
+        ("billing", Status.ACKNOWLEDGED): [(2, 2)],
+    } == shop.statuses()
+
+
+def down(world: NodeWorld) -> None:
+    """Stop the node; its log stays."""
+    stopped: list[Any] = []
+    world.node.stopService().addCallback(stopped.append)
+    for _ in range(100):
+        world.clock.advance(0.1)
+    assert stopped
 
 
 def test_43_a_backlog_that_is_full_refuses_nothing_that_is_due_later() -> None:
