@@ -235,7 +235,7 @@ class Client:
 
         Fails at once, with nothing sent, with `BadSubject`, `BadName`, `MessageTooLarge`,
         `TypeError` (content without a form), `BadValue` (`ttl`, `delay`), `LimitReached` (too much
-        is held), `NotYetBuilt` (`promise`, and a delay with `retain` or a key),
+        is held), `NotYetBuilt` (`promise`, and a delay with `retain`),
         `NotSupported` (the node that was reached last does not offer `to`, `require`, `ttl`,
         `delay` or keys), `ClientClosed`; after the node's answer with `UnknownReceiver`,
         `NoReceiver`, `KeyReused` or `Refused`; with `Expired` when its ttl was over before the node
@@ -273,12 +273,8 @@ class Client:
                     if len(waiters) >= self._run_messages:
                         self._gathering.cut(gather)
                     return waiter
-        for option, value in (
-            ("delay with idempotency_key", idempotency_key if delay else None),
-            ("promise", promise),
-        ):
-            if value is not None:
-                return fail(NotYetBuilt(option))
+        if promise is not None:
+            return fail(NotYetBuilt("promise"))
         try:
             return self._send(
                 subject, content, to, headers, id, require, idempotency_key, ttl, retain, delay

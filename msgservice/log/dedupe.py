@@ -34,6 +34,7 @@ from msgservice.records import (
     NODE,
     Audience,
     Batch,
+    KeyUse,
     Known,
     Outcome,
     Piece,
@@ -196,6 +197,9 @@ def take_batches(
                 used_max -= item.size
                 if item.addressed:
                     staged.total(item.audience)
+                if item.key is not None and keyed is not None:
+                    whom = item.audience if item.addressed else NOBODY
+                    _use_key(staged, keyed, item.key, sender.id, item, whom)
                 continue
             if item.audience is not audience:
                 audience = item.audience
@@ -251,12 +255,7 @@ def take_batches(
                 expires_at,
             )
             if item.key is not None and keyed is not None:
-                of = KeyRow(
-                    item.key.content, sender.id, item.sequence, audience, position_of(number)
-                )
-                keyed.known[item.key.digest] = of
-                keyed.fresh.append((item.key, of))
-                staged.keys += 1
+                _use_key(staged, keyed, item.key, sender.id, item, audience, position_of(number))
             total.messages += count
             total.bytes += size
             total.last = number
@@ -298,7 +297,7 @@ def _take_by_key(
             return None
         if again.crc != batch.crc:
             return RefusedBatch(ContentChanged(sequence, last))
-        piece = Piece(sequence, last, again.of.audience, again.of.position)
+        piece = Piece(sequence, last, again.of.audience, again.of.position, again.of.due)
         return Known(pieces=(piece,), by_key=True)
     head, limit = held.get((key, batch.subject), (sequence, None))
     if full is not None or (limit is not None and sequence > head):
@@ -334,8 +333,25 @@ def _take_by_key(
     ids = tuple(name for index, name in batch.ids if not index)
     keyed.aliases[sender.id, sequence] = Alias(sender.id, sequence, batch.crc, ids, of)
     staged.aliases += 1
-    piece = Piece(sequence, last, of.audience, of.position)
+    piece = Piece(sequence, last, of.audience, of.position, of.due)
     return Known(pieces=(piece,), by_key=True)
+
+
+def _use_key(
+    staged: Staged,
+    keyed: Keyed,
+    use: KeyUse,
+    sender: int,
+    batch: Batch,
+    audience: Audience,
+    position: int = 0,
+) -> None:
+    """Note what a key is used for: a message that is stored now, or waits until it is due."""
+    due = 0 if position else batch.due_at
+    of = KeyRow(use.content, sender, batch.sequence, audience, position, due)
+    keyed.known[use.digest] = of
+    keyed.fresh.append((use, of))
+    staged.keys += 1
 
 
 def _has_no_range(sender: SenderState, first: int, last: int, ranges_max: int) -> bool:

@@ -59,12 +59,26 @@ select json_group_array(json_array(id, size)) from (
     order by due_at, id limit ?4)
 """
 
+# What was taken by its key as a message that waits is that.
+_OF_ALIAS = f"""
+select {", ".join(f"d.{column}" for column in COLUMNS.split(", "))}
+from alias as a cross join delayed as d on d.sender = a.of_sender and d.sequence = a.of_sequence
+where a.sender = ? and a.sequence = ?
+"""  # noqa: S608 - fixed names
+
 # Those of a sender that overlap its sequences.
 _OVERLAPPING = """
 select id, due_at, sequence, count, crc, audience, subject, flags from delayed
 where sender = ?1 and sequence <= ?3 and sequence + count > ?2 and sequence >= coalesce(
     (select max(sequence) from delayed where sender = ?1 and sequence <= ?2), 0)
 order by sequence
+"""
+
+# What was taken by its key as a message that was cancelled is so as well.
+_CANCEL_ALIASES = """
+insert or replace into finished
+select sender, ?1, sequence, sequence, ?2, ?3, ?4 from alias
+where of_sender = ?5 and of_sequence between ?6 and ?7
 """
 
 _SAVE_HEAD = """
@@ -264,6 +278,11 @@ def find(
                 (sender, sequence),
             ):
                 return _found(Row(*values), name, incarnation, sequence)
+            for values in rows(db, _OF_ALIAS, (sender, sequence)):
+                row = Row(*values)
+                key = sender_of(db, state, row.sender)
+                if key is not None:
+                    return _found(row, *key, row.sequence)
             cancelled = rows(
                 db,
                 "select status, reason, at from finished where sender = ?1 and receiver = ?2"
@@ -432,6 +451,7 @@ class Change:
         self._gone: dict[int, tuple[int, int]] = {}  # id -> bytes, CRC of what leaves
         self._new: dict[int, tuple[Row, bytes | memoryview | msgspec.Raw]] = {}
         self._finished: list[Any] = []
+        self._cancelled: list[tuple[int, int, int, str]] = []  # sender, first, last, why
 
     @property
     def leaving(self) -> Collection[int]:
@@ -499,6 +519,7 @@ class Change:
             first, last = max(row.sequence, wanted.first), min(row.last, wanted.last)
             ranges.append((first, last))
             self._cut(row, frame, first, last)
+            self._cancelled.append((known.id, first, last, wanted.reason))
             if last >= known.status_from:
                 state = (int(Status.CANCELLED), wanted.reason, staged.age)
                 self._finished += (known.id, NOT_YET, first, last, *state)
@@ -587,6 +608,10 @@ class Change:
         operations += insert_steps(f"into delayed ({COLUMNS}, frame)", 17, flat)
         operations += insert_steps("or ignore into delayed_id", 3, named)
         operations += insert_steps("or replace into finished", 7, self._finished)
+        if self._cancelled and (staged.aliases or staged.state.aliases):
+            for sender, first, last, reason in self._cancelled:
+                values = (NOT_YET, int(Status.CANCELLED), reason, staged.age, sender, first, last)
+                operations.append((_CANCEL_ALIASES, values))
         now = staged.waiting
         operations.append((_SAVE_HEAD, (now.count, now.size, now.crcs, now.last)))
         return bool(staged.delayed or any(staged.cancelled))

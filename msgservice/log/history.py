@@ -88,6 +88,14 @@ select json_group_array(json_array(sequence, 1, number, audience)) from (
     where a.sender = ?1 and a.sequence >= ?2 order by a.sequence limit ?3)
 """
 
+# … or waits until it is due.
+_BY_KEY_DELAYED = """
+select json_group_array(json_array(sequence, 1, 0, audience, due_at)) from (
+    select a.sequence, d.audience, d.due_at from alias as a
+    cross join delayed as d on d.sender = a.of_sender and d.sequence = a.of_sequence
+    where a.sender = ?1 and a.sequence >= ?2 order by a.sequence limit ?3)
+"""
+
 # Those that wait until they are due: number and audience 0, or that which their sender named.
 _OWN_DELAYED = """
 select json_group_array(json_array(sequence, count, 0, audience, due_at)) from (
@@ -318,6 +326,10 @@ def _pieces(
     found = [(*row, 0) for row in own]
     if one(db, "select delayed_count from head"):
         found += _decode_delayed(one(db, _OWN_DELAYED, (sender, first, pieces_max + 1)))
+        if state.aliases:
+            waits = _decode_delayed(one(db, _BY_KEY_DELAYED, (sender, first, pieces_max + 1)))
+            by_key += [row[0] for row in waits]
+            found += waits
         found.sort()
         del found[pieces_max + 1 :]
     pieces: list[Piece] = []

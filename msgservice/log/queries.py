@@ -399,41 +399,49 @@ def runs_of(
             mark = crc >> 32 or None if text is None else mark_of(text, named_of(flags))
             whom = audience_of(db, state, audience)
             found.append(TakenRun(number, sequence, count, crc & CRC_MASK, whom, None, mark))
-    for number, sequence, crc, audience, text, flags in rows(db, _ALIASES, (sender, first, last)):
-        whom = NOBODY if number is None else audience_of(db, state, audience)
+    by_key = rows(db, _ALIASES, (sender, first, last))
+    for number, sequence, crc, audience, text, flags, due in by_key:
+        whom = audience_of(db, state, audience) if audience else NOBODY
         mark = None if number is None else mark_of(text, named_of(flags))
-        found.append(TakenRun(number or 0, sequence, 1, crc, whom, None, mark))
+        found.append(TakenRun(number or 0, sequence, 1, crc, whom, None, mark, due))
     found.sort(key=lambda run: run.sequence)
     return found
 
 
-# What a sender handed in and was taken by its key, with the row of the message that is stored.
+# What a sender handed in and was taken by its key, with the row of the message that is stored, or
+# waits until it is due: its number is below 0 then.
 _ALIASES = """
-select b.number, a.sequence, a.crc, b.audience, b.subject, b.flags
+select coalesce(b.number, -d.id), a.sequence, a.crc, coalesce(b.audience, d.audience),
+    coalesce(b.subject, d.subject), coalesce(b.flags, d.flags), coalesce(d.due_at, 0)
 from alias as a left join batch as b on b.sender = a.of_sender and b.sequence = a.of_sequence
+left join delayed as d on b.number is null
+    and d.sender = a.of_sender and d.sequence = a.of_sequence
 where a.sender = ?1 and a.sequence between ?2 and ?3
 """
 
 _KEYS = """
 select json_group_array(json_array(
-    hex(k.digest), hex(k.content), k.sender, k.sequence, b.number, b.audience))
+    hex(k.digest), hex(k.content), k.sender, k.sequence, b.number,
+    coalesce(b.audience, d.audience), coalesce(d.due_at, 0)))
 from json_each(?1) as a cross join idempotency as k on k.digest = unhex(a.value)
 left join batch as b on b.sender = k.sender and b.sequence = k.sequence
+left join delayed as d on b.number is null and d.sender = k.sender and d.sequence = k.sequence
 """
 
-_decode_keys = msgspec.json.Decoder(list[tuple[str, str, int, int, int | None, int | None]]).decode
+_decode_keys = msgspec.json.Decoder(
+    list[tuple[str, str, int, int, int | None, int | None, int]]
+).decode
 
 
 def keys_of(db: apsw.Connection, state: State, digests: Sequence[bytes]) -> dict[bytes, KeyRow]:
     """Return what is known of these idempotency keys, in one step."""
     found: dict[bytes, KeyRow] = {}
     text = one(db, _KEYS, (as_json([digest.hex() for digest in digests]),))
-    for digest, content, sender, sequence, number, audience in _decode_keys(text):
-        whom, position = NOBODY, 0
-        if number is not None and audience is not None:
-            whom, position = audience_of(db, state, audience), position_of(number)
+    for digest, content, sender, sequence, number, audience, due in _decode_keys(text):
+        whom = audience_of(db, state, audience) if audience else NOBODY
+        position = 0 if number is None else position_of(number)
         found[bytes.fromhex(digest)] = KeyRow(
-            bytes.fromhex(content), sender, sequence, whom, position
+            bytes.fromhex(content), sender, sequence, whom, position, due
         )
     return found
 

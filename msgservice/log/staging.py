@@ -167,7 +167,7 @@ def stage_append(
         change.accept(entry.now)
     staged.cancelled = [change.cancel(wanted) for wanted in entry.cancel]
     stage_batches(staged, flat, operations)
-    stage_keys(staged, operations)
+    stage_keys(staged, entry.now, operations)
     stage_retained(staged, operations)
     stage_statuses_from(staged, entry, operations)
     is_changed = change.stage(operations)
@@ -498,15 +498,19 @@ def _history_from(db: apsw.Connection, staged: Staged, join: Join) -> int:
     return below
 
 
-def stage_keys(staged: Staged, operations: list[Operation]) -> None:
-    """Stage the keys of new batches, and what was taken by its key: no row of a batch says that."""
+def stage_keys(staged: Staged, now: int, operations: list[Operation]) -> None:
+    """Stage the keys of new batches, and what was taken by its key: no row of a batch says that.
+
+    That of one which waits is remembered from when it is due: until then it is always known.
+    """
     keyed = staged.keyed
     if keyed is None:
         return
     ids: list[Any] = []
     flat: list[Any] = []
     for use, row in keyed.fresh:
-        flat += (use.digest, use.content, row.sender, row.sequence, staged.age)
+        at = staged.age + (max(0, row.due - now) if row.due else 0)
+        flat += (use.digest, use.content, row.sender, row.sequence, at)
     operations += insert_steps("into idempotency", 5, flat)
     if not keyed.aliases:
         return

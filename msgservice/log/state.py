@@ -322,6 +322,7 @@ class KeyRow(msgspec.Struct, frozen=True):
     sequence: int
     audience: Audience  # NOBODY, at 0: its batch has gone, or has no place yet
     position: int
+    due: int = 0  # wall clock, ms: it waits until then; 0: it does not
 
 
 class Alias(msgspec.Struct, frozen=True):

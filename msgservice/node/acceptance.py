@@ -50,7 +50,6 @@ from msgservice.node.rights import Rights
 from msgservice.node.seldom import Seldom
 from msgservice.records import NOBODY, PATH_MAX, Audience, Batch, KeyUse, Origin
 
-KEY_AND_DELAY = "an idempotency key and a delay together are not supported by this version"
 _logger = Logger()
 
 # Sets that `to` has made, by number and sender -> the same names now, or why not: a set may have
@@ -136,7 +135,7 @@ class Acceptance:
         if flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
             self._check_retained(transfer, flags, messages, size)
         if not path and any([m.key is not None for m in messages]):  # noqa: C419 - faster
-            _check_keys(messages, transfer)
+            _check_keys(messages)
         if transfer.to is not None:
             if len(transfer.to) > limits.receivers:
                 raise Refused(
@@ -397,13 +396,11 @@ def _check_known(transfer: Transfer, known: bool) -> None:
         raise Refused("a message with more elements than this node knows")
 
 
-def _check_keys(messages: Sequence[WireMessage], transfer: Transfer) -> None:
+def _check_keys(messages: Sequence[WireMessage]) -> None:
     """Raise `Refused` for a key that is none, and for a run with one of which more is a part.
 
     So what is known of a key is known of all of its run.
     """
-    if transfer.delay:
-        raise Refused(KEY_AND_DELAY)
     for message in messages:
         if message.key is not None:
             check_key(message.key)

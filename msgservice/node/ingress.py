@@ -211,6 +211,8 @@ class Ingress:
             self.answers.take_over(begin, last)
         elif isinstance(outcome, Known):
             pieces = () if frames is None else outcome.pieces
+            if outcome.by_key and not (outcome.pieces[0].position or outcome.pieces[0].due):
+                pieces = ()  # it has gone, or was cancelled: the log says what became of it
             run = Untold(first, last, count, size, lane, pieces)
             if outcome.refused:
                 assert batch.refusal is not None

@@ -35,7 +35,7 @@ from msgservice.errors import (
 )
 from msgservice.limits import Limits
 from msgservice.message import FLAG_RETAIN, UNENCODABLE, Action, WireMessage, encode_messages
-from msgservice.node.acceptance import KEY_AND_DELAY, Acceptance
+from msgservice.node.acceptance import Acceptance
 from msgservice.node.commits import Commits, Source
 from msgservice.node.directory import BacklogFull
 from msgservice.node.retained import RetainedIndex
@@ -294,7 +294,7 @@ class LocalSender:
         decoded, known = intake.decode(transfer)
         intake.check_room()
         if key is not None and delay:
-            raise Refused(KEY_AND_DELAY)
+            raise Refused("a key and a delay together are not supported here by this version")
         batch = intake.batch(
             rights, self._sender, transfer, decoded, memoryview(raw), known=known, key=key
         )

@@ -91,6 +91,7 @@ class Watch:
         "sender",
         "status_from",
         "told",
+        "waits",
     )
 
     def __init__(self, told: Told, sender: str, incarnation: str, status_from: int) -> None:
@@ -102,6 +103,8 @@ class Watch:
         # What it handed in and was taken by its key, as far as that is open: by sequence, where the
         # message that is stored lies, and the receivers whose state there is not final.
         self.by_key: dict[int, tuple[int, set[str]]] = {}
+        # … and of these, what waits until it is due: by sequence, until when.
+        self.waits: dict[int, int] = {}
         self.is_telling = False  # its history is on its way
         self.missed: int | None = None  # from this sequence on it is told from the log
         self.removed: list[int] = []  # receivers whose states it is told from the log
@@ -121,6 +124,8 @@ class Tracker:
         self._touched: dict[Watch, None] = {}
         # Position of a message -> who else handed it in, by its key, with their sequences.
         self._by_key: dict[int, dict[Watch, set[int]]] = {}
+        # When a message is due -> who else handed it in, by its key, with their sequences.
+        self._waits: dict[int, dict[Watch, set[int]]] = {}
 
     def watch(self, told: Told, sender: str, incarnation: str, status_from: int) -> Watch:
         """A sender connected: tell it the present states, then the changes."""
@@ -137,6 +142,8 @@ class Tracker:
         self._touched.pop(watch, None)
         for sequence in list(watch.by_key):
             self._close_by_key(watch, sequence)
+        for sequence in list(watch.waits):
+            self._waits_no_more(watch, sequence)
         if watch.retry is not None:
             timer, waiter = watch.retry
             watch.retry = None
@@ -151,8 +158,35 @@ class Tracker:
         What became of that before is in the log.
         """
         if piece.last >= watch.status_from:
-            self._open_by_key(watch, piece, ())
+            if piece.due:
+                self._wait_by_key(watch, piece)
+            else:
+                self._open_by_key(watch, piece, ())
             self._tell_from(watch, piece.first)
+
+    def _wait_by_key(self, watch: Watch, piece: Piece) -> None:
+        """The other's message waits until it is due: then it is read what became of it."""
+        self._waits_no_more(watch, piece.first)
+        watch.waits[piece.first] = piece.due
+        self._waits.setdefault(piece.due, {}).setdefault(watch, set()).add(piece.first)
+
+    def _waits_no_more(self, watch: Watch, sequence: int) -> None:
+        due = watch.waits.pop(sequence, None)
+        if due is None:
+            return
+        watches = self._waits[due]
+        watches[watch].discard(sequence)
+        if not watches[watch]:
+            del watches[watch]
+            if not watches:
+                del self._waits[due]
+
+    def _due_by_key(self, due: int) -> None:
+        """Read anew what others had stored for these, which do not wait until then any more."""
+        for watch, sequences in self._waits.pop(due, {}).items():
+            for sequence in sequences:
+                del watch.waits[sequence]
+            self._tell_from(watch, min(sequences))
 
     def _open_by_key(self, watch: Watch, piece: Piece, final: Collection[str]) -> bool:
         """Tell its changes from now on; False where they are told already, or none will come."""
@@ -255,6 +289,9 @@ class Tracker:
                 last = batch.sequence + batch.count - 1
                 piece = Piece(batch.sequence, last, batch.audience, batch.first)
                 news.setdefault(watch, []).append(piece)
+        if self._waits:
+            for due in dict.fromkeys([batch.due_at for batch in batches]):
+                self._due_by_key(due)
         for watch, pieces in news.items():
             if any(self._is_gone(number) for one in pieces for number in one.audience.members):
                 self._tell_from(
@@ -269,6 +306,8 @@ class Tracker:
 
     def cancelled(self, wanted: Cancel, ranges: Sequence[Range]) -> None:
         """These do not wait any more: their sender is told that nobody will get them."""
+        for due in list(self._waits):  # whoever handed one in by its key is told from the log
+            self._due_by_key(due)
         watch = self._watches.get((wanted.sender, wanted.incarnation))
         if watch is None:
             return
@@ -415,6 +454,11 @@ class Tracker:
                         final[sequence].add(row.name)
         for piece in page.pieces:
             names = final.get(piece.first)
+            if names is not None and piece.due:
+                if watch.waits.get(piece.first) != piece.due:
+                    self._wait_by_key(watch, piece)
+                    watch.missed = min(watch.missed or piece.first, piece.first)
+                continue
             if names is not None and self._open_by_key(watch, piece, names):
                 seen = piece.first if watch.missed is None else min(watch.missed, piece.first)
                 watch.missed = seen

@@ -13,17 +13,22 @@ from msgservice.errors import Forbidden, KeyReused, LimitReached, LogFull, NoRec
 from msgservice.limits import Limits
 from msgservice.message import Status
 from msgservice.records import (
+    NOBODY,
+    NOT_YET,
     Audience,
     Batch,
+    Cancel,
     History,
     KeyUse,
     Known,
     Outcome,
+    Piece,
     Progress,
     RefusedBatch,
     StateRange,
+    hash_of,
 )
-from tests.kit.logs import ContractDriver, make_batch
+from tests.kit.logs import NOW, ContractDriver, make_batch
 
 SMALL = Limits(
     reserve_bytes=64 * 1024,
@@ -327,3 +332,126 @@ def test_45_what_its_sender_may_not_send_or_has_no_room_is_not_taken_by_its_key(
         assert isinstance(outcome, RefusedBatch)
         assert outcome.error is why
     assert log.resume("shop", "i2").floor == 1
+
+
+# --- of what waits until it is due
+
+
+LATER = NOW + 60_000
+
+
+def history(log: ContractDriver, sender: str) -> History:
+    incarnation = make_batch(NOBODY, 1, [b""]).incarnation
+    page: History = log.wait(log.log.history(sender, incarnation, 1, 100))
+    return page
+
+
+def waiting(log: ContractDriver, sequence: int = 1, **more: Any) -> Outcome:
+    (outcome,) = log.append(keyed(NOBODY, sequence, due_at=LATER, **more))
+    return outcome
+
+
+def move(log: ContractDriver, members: tuple[int, ...] = (1,)) -> None:
+    batches: list[Batch] = log.wait(log.log.due(LATER, (0, 0), 100))
+    for batch in batches:
+        batch.audience = log.log.audience(members)
+    log.appended(due=batches, now=LATER)
+
+
+def test_45_a_key_of_what_waits_answers_before_it_is_due_and_after(log: ContractDriver) -> None:
+    assert isinstance(waiting(log), Batch)
+    again = waiting(log, 7, sender="other")
+    assert again == Known(pieces=(Piece(7, 7, NOBODY, 0, LATER),), by_key=True)
+    repeat = waiting(log, 7, sender="other")
+    assert isinstance(repeat, Known)
+    assert again.pieces == repeat.pieces
+    assert 1 == len(log.wait(log.log.delayed((0, 0), 10)))
+    page = history(log, "other")
+    assert ((Piece(7, 7, NOBODY, 0, LATER),), (7,)) == (page.pieces, page.by_key)
+    (without,) = log.append(keyed(log.log.audience([1]), 3, sender="third"))
+    assert without == Known(pieces=(Piece(3, 3, NOBODY, 0, LATER),), by_key=True)
+    assert isinstance(waiting(log, 2, content="owed"), RefusedBatch)
+    move(log)
+    for sender, at in (("shop", 1), ("other", 7), ("third", 3)):
+        (piece,) = history(log, sender).pieces
+        assert (piece.first, piece.position, piece.due) == (at, 1 << 16, 0)
+    late = waiting(log, 9, sender="late")
+    assert isinstance(late, Known)
+    assert [(9, 1 << 16, 0)] == [(p.first, p.position, p.due) for p in late.pieces]
+    assert [] == log.wait(log.log.audit())
+
+
+def test_45_who_came_second_finds_what_waits_by_its_own_name(log: ContractDriver) -> None:
+    waiting(log)
+    waiting(log, 7, sender="other")
+    incarnation = make_batch(NOBODY, 1, [b""]).incarnation
+    for name, sequence in (("shop", 1), ("other", 7)):
+        identity = f"{name}/{hash_of(incarnation)}/{sequence}"
+        found = log.wait(log.log.find_delayed(identity))
+        assert found is not None
+        assert (found.sender, found.sequence, found.due) == ("shop", 1, LATER)
+    assert log.wait(log.log.find_delayed(f"other/{hash_of(incarnation)}/8")) is None
+
+
+def test_45_in_one_group_a_key_of_what_waits_is_used_once(log: ContractDriver) -> None:
+    first, second = log.append(
+        keyed(NOBODY, 1, due_at=LATER), keyed(NOBODY, 1, sender="other", due_at=LATER)
+    )
+    assert isinstance(first, Batch)
+    assert second == Known(pieces=(Piece(1, 1, NOBODY, 0, LATER),), by_key=True)
+    assert 1 == len(log.wait(log.log.delayed((0, 0), 10)))
+
+
+def test_45_who_came_second_hears_that_it_was_cancelled_and_so_does_who_comes_then(
+    log: ContractDriver,
+) -> None:
+    waiting(log)
+    waiting(log, 7, sender="other")
+    batch = keyed(NOBODY, 5, sender="third", due_at=LATER)
+    wanted = Cancel("shop", batch.incarnation, 1, 1, "no longer")
+    assert [((1, 1),)] == log.appended(batch, cancel=[wanted]).cancelled
+    late = waiting(log, 9, sender="late")
+    assert late == Known(pieces=(Piece(9, 9, NOBODY, 0),), by_key=True)
+    for sender, at in (("shop", 1), ("other", 7), ("third", 5), ("late", 9)):
+        page = history(log, sender)
+        assert page.pieces == (), sender
+        assert page.states == (StateRange(NOT_YET, Status.CANCELLED, at, at, "no longer"),), sender
+    assert [] == log.wait(log.log.delayed((0, 0), 10))
+    assert [] == log.wait(log.log.audit())
+
+
+def test_45_keys_of_what_waits_are_known_after_a_restart(log: ContractDriver) -> None:
+    waiting(log)
+    waiting(log, 7, sender="other")
+    log.reopen()
+    assert isinstance(waiting(log, 2, sender="late"), Known)
+    (piece,) = history(log, "other").pieces
+    assert (piece.first, piece.due) == (7, LATER)
+    assert isinstance(waiting(log, 7, sender="other"), Known)
+    move(log)
+    log.reopen()
+    (piece,) = history(log, "other").pieces
+    assert (piece.position, piece.due) == (1 << 16, 0)
+    assert isinstance(waiting(log, 3, sender="late"), Known)
+
+
+def test_45_whom_it_names_is_told_with_it(log: ContractDriver) -> None:
+    both = log.log.audience([1, 2])
+    (first,) = log.append(keyed(both, 1, due_at=LATER, addressed=True))
+    assert isinstance(first, Batch)
+    (second,) = log.append(keyed(both, 4, sender="other", due_at=LATER, addressed=True))
+    assert second == Known(pieces=(Piece(4, 4, both, 0, LATER),), by_key=True)
+
+
+def test_45_a_key_of_what_waits_is_remembered_from_when_it_is_due(log: ContractDriver) -> None:
+    """For a hundred seconds then; it waits for two hours."""
+    (first,) = log.append(keyed(NOBODY, 1, due_at=NOW + 2 * HOUR))
+    assert isinstance(first, Batch)
+    log.wait(log.log.retain(0))
+    for elapsed in (101_000, 2 * HOUR):
+        while log.wait(log.log.retain(elapsed)):
+            pass
+        assert isinstance(log.append(keyed(NOBODY, 2, due_at=NOW + 2 * HOUR))[0], Known)
+    while log.wait(log.log.retain(2 * HOUR + 101_000)):
+        pass
+    assert isinstance(log.append(keyed(NOBODY, 3, due_at=NOW + 9 * HOUR))[0], Batch)

@@ -240,8 +240,6 @@ async def test_44_delays_that_cannot_be_fail_before_anything_is_sent(tmp_path: P
             await client.send("orders.late", b"x", delay=delay)
         with pytest.raises(BadValue, match="delay"):
             await client.send_many("orders.late", [b"x"], delay=delay)
-    with pytest.raises(NotYetBuilt, match="delay"):
-        await client.send("orders.late", b"x", delay=1, idempotency_key="k")
     with pytest.raises(NotYetBuilt):
         await client.send("orders.late", b"x", delay=1, retain=True)
     for ttl in (0, 0.5, 1):

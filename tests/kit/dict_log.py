@@ -464,9 +464,14 @@ class DictLog:
                     content.accepted_at[piece.delayed_id] = content.accepted_at[batch.delayed_id]
             sender = content.senders[key]
             states = sender.states.setdefault(NOT_YET, {})
+            cancelled = (Status.CANCELLED, wanted.reason, content.age)
             for sequence in range(low, high + 1):
                 if high >= sender.status_from:
-                    states[sequence] = (Status.CANCELLED, wanted.reason, content.age)
+                    states[sequence] = cancelled
+            for (who, at), taken in list(content.by_key.items()):
+                if taken.of.sender == key and low <= taken.of.sequence <= high:
+                    content.senders[who].states.setdefault(NOT_YET, {})[at] = cancelled
+                    del content.by_key[who, at]
         return tuple(found)
 
     def _waiting_of(self, key: Key) -> list[Batch]:
@@ -525,6 +530,10 @@ class DictLog:
             ids = dict(batch.ids)
             for sequence in range(batch.sequence, batch.sequence + batch.count):
                 names = [f"{batch.sender}/{hashed}/{sequence}"]
+                for ((name, incarnation), at), taken in self.content.by_key.items():
+                    if self._original(taken.of) is batch:
+                        hidden = sha256(incarnation.encode()).hexdigest()[:16]
+                        names.append(f"{name}/{hidden}/{at}")
                 if senders is None or any(matches(one, batch.sender) for one in senders):
                     names.append(ids.get(sequence - batch.sequence, ""))
                 if identity in names:
@@ -753,8 +762,9 @@ class DictLog:
             outcome = self._take_by_key(batch, why) if keyed else None
             if outcome is None:
                 outcome = self._take(batch, now, why, fresh)
-                if keyed and batch.key is not None and outcome is batch and batch.number:
-                    of = KeyOf(batch.key.content, lane[0], batch.sequence, self.content.age)
+                if keyed and batch.key is not None and outcome is batch:
+                    at = self.content.age + max(0, batch.due_at - now) * bool(batch.due_at)
+                    of = KeyOf(batch.key.content, lane[0], batch.sequence, at)
                     self.content.keys[batch.key.digest] = of
             yield outcome
             if isinstance(outcome, RefusedBatch) and outcome.error is not batch.refusal:
@@ -800,12 +810,14 @@ class DictLog:
         ids = tuple(name for index, name in batch.ids if not index)
         content.by_key[key, sequence] = ByKey(batch.crc, ids, of)
         piece = Piece(sequence, last, original.audience, original.first)
+        if not original.number:
+            piece = Piece(sequence, last, original.audience, 0, original.due_at)
         return Known(pieces=(piece,), by_key=True)
 
     def _original(self, of: KeyOf) -> Batch | None:
         """Return the message that a key was used for, while it is in the log."""
-        here = (b for b in self._batches_of(of.sender) if b.sequence == of.sequence)
-        return next(here, None)
+        found = [*self._batches_of(of.sender), *self._waiting_of(of.sender)]
+        return next((batch for batch in found if batch.sequence == of.sequence), None)
 
     def _taken_by_key(self, key: Key) -> list[Batch]:
         """Return what a sender handed in and others had stored, as runs of its own."""

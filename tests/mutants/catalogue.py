@@ -57,6 +57,10 @@ def _delayed(test: str) -> ByTest:
     return _test(f"tests/unit/test_node_delayed.py::{test}", test)
 
 
+def _keyed(test: str) -> ByTest:
+    return _test(f"tests/unit/test_node_keys.py::{test}", test)
+
+
 AWAY = "msgservice.node.away:Away"
 
 _ALL = [
@@ -187,6 +191,42 @@ _ALL = [
         old="if not ranges:",
         new="if len(ranges) != 7:",
         catcher=_swarm("call_back", "a cancel does not find what waits", "a receipt never settles"),
+    ),
+    # --- keys of what waits
+    Mutant(
+        name="who-came-second-is-not-told-that-it-is-due",
+        at="msgservice.node.tracker:Tracker.routed",
+        old="if self._waits:",
+        new="if False:",
+        catcher=_keyed("test_45_a_key_with_a_delay_is_one_message_and_each_is_told_when_it_is_due"),
+    ),
+    Mutant(
+        name="who-came-second-is-not-told-that-it-was-cancelled",
+        at="msgservice.node.tracker:Tracker.cancelled",
+        old="self._due_by_key(due)",
+        new="pass",
+        catcher=_keyed(
+            "test_45_a_cancelled_message_is_cancelled_for_each_who_sent_its_key_and_who_comes_then"
+        ),
+    ),
+    Mutant(
+        name="the-log-forgets-who-came-second-to-what-is-cancelled",
+        at="msgservice.log.delayed:Change.stage",
+        old="if self._cancelled and (staged.aliases or staged.state.aliases):",
+        new="if False:",
+        catcher=_keyed(
+            "test_45_a_cancelled_message_is_cancelled_for_each_who_sent_its_key_and_who_comes_then"
+        ),
+    ),
+    Mutant(
+        name="a-key-is-over-before-it-is-due",
+        at="msgservice.log.staging:stage_keys",
+        old="max(0, row.due - now) if row.due else 0",
+        new="0",
+        catcher=_test(
+            "tests/contract/test_log_keys.py::test_45_a_key_of_what_waits_is_remembered_from_when_it_is_due",
+            "test_45_a_key_of_what_waits_is_remembered_from_when_it_is_due",
+        ),
     ),
     # --- what waits, and expires
     Mutant(

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
-from msgservice.core.frames import Ack, Nack, Routed, Transfer
+from msgservice.core.frames import Ack, AudienceFrame, Nack, Routed, Transfer
 from msgservice.errors import KeyReused, LimitReached
 from msgservice.identity.rules import Rules
 from msgservice.identity.users import User, Users
@@ -27,9 +27,10 @@ def hand_in(
     subject: str = "orders.paid",
     headers: dict[str, str] | None = None,
     to: tuple[str, ...] | None = None,
+    delay: int | None = None,
 ) -> None:
     messages = encode_messages([WireMessage(body, headers, None, key)])
-    peer.connection.send(Transfer(sequence, subject, msgspec.Raw(messages), to=to))
+    peer.connection.send(Transfer(sequence, subject, msgspec.Raw(messages), to=to, delay=delay))
     peer.world.settle()
 
 
@@ -178,3 +179,88 @@ def test_45_a_key_in_a_run_of_several_is_refused_and_the_connection_goes_on() ->
     (nack,) = shop.take(Nack)
     assert (nack.first, nack.last, nack.action) == (1, 2, Action.REFUSED)
     assert [b"paid"] == billing.bodies()
+
+
+# --- of what waits until it is due
+
+
+MINUTE = 60_000
+
+
+def dues(peer: ScriptedPeer) -> list[tuple[int, int, bool]]:
+    """(sequence, position, whether it waits) of what was told, taken out."""
+    return [(one.first, one.position, bool(one.due)) for one in peer.take(Routed)]
+
+
+def test_45_a_key_with_a_delay_is_one_message_and_each_is_told_when_it_is_due() -> None:
+    world, billing, shop = world_with()
+    other = world.peer("shop", incarnation="i2", status_from=1)
+    third = world.peer("shop", incarnation="i3", status_from=1)
+    hand_in(shop, delay=MINUTE)
+    hand_in(other, 3, delay=2 * MINUTE)  # it waits until the first was to be due
+    hand_in(third, 4)
+    for peer, sequence in ((shop, 1), (other, 3), (third, 4)):
+        assert {(sequence, 0, True)} == set(dues(peer))
+        assert peer.take(Ack)
+    assert [] == billing.take(Transfer)
+    world.settle(60.5)
+    (transfer,) = billing.take(Transfer)
+    for peer, sequence in ((shop, 1), (other, 3), (third, 4)):
+        ((first, position, waits),) = set(dues(peer))
+        assert (sequence, True, False) == (first, position > 0, waits)
+    billing.ack(transfer)
+    world.settle()
+    for peer, sequence in ((shop, 1), (other, 3), (third, 4)):
+        assert {("billing", Status.ACKNOWLEDGED): [(sequence, sequence)]} == peer.statuses()
+    world.settle(120)
+    assert [] == billing.take(Transfer)
+    tracker = world.node.parts.tracker
+    assert (tracker._by_key, tracker._waits) == ({}, {})
+
+
+def test_45_who_comes_back_hears_what_became_of_what_waited() -> None:
+    world, billing, shop = world_with()
+    hand_in(shop, delay=MINUTE)
+    other = world.peer("shop", incarnation="i2", status_from=1)
+    hand_in(other, 3, delay=MINUTE)
+    other.connection.close()
+    world.settle()
+    assert not world.node.parts.tracker._waits
+    again = world.peer("shop", incarnation="i2", status_from=1)
+    assert {(3, 0, True)} == set(dues(again))
+    world.settle(60.5)
+    ((first, position, waits),) = set(dues(again))
+    assert (3, True, False) == (first, position > 0, waits)
+    billing.ack(*billing.take(Transfer))
+    world.settle()
+    assert {("billing", Status.ACKNOWLEDGED): [(3, 3)]} == again.statuses()
+
+
+def test_45_a_cancelled_message_is_cancelled_for_each_who_sent_its_key_and_who_comes_then() -> None:
+    world, billing, shop = world_with()
+    other = world.peer("shop", incarnation="i2", status_from=1)
+    hand_in(shop, delay=MINUTE)
+    hand_in(other, 3, delay=MINUTE)
+    (listed,) = shop.request("$node.delayed.list", {})[1]["delayed"]
+    ok, told = shop.request("$node.delayed.cancel", {"id": listed["sender"], "reason": "paid"})
+    assert (ok, told["cancelled"]) == (True, 1)
+    late = world.peer("shop", incarnation="i3", status_from=1)
+    hand_in(late, 8, delay=MINUTE)
+    assert late.take(Ack)
+    (audience,) = [one.receivers for one in late.take(AudienceFrame) if one.receivers]
+    assert ("$delayed",) == tuple(audience)
+    assert [8] == [one.first for one in late.take(Routed)], "never that it was for nobody"
+    for peer, sequence in ((shop, 1), (other, 3), (late, 8)):
+        assert {("$delayed", Status.CANCELLED): [(sequence, sequence)]} == peer.statuses()
+    world.settle(200)
+    assert [] == billing.take(Transfer)
+    assert [] == shop.request("$node.delayed.list", {})[1]["delayed"]
+    assert not world.node.parts.tracker._waits
+
+
+def test_45_another_content_is_refused_while_it_waits() -> None:
+    _, _, shop = world_with()
+    hand_in(shop, delay=MINUTE)
+    hand_in(shop, 2, body=b"owed", delay=MINUTE)
+    (nack,) = shop.take(Nack)
+    assert (nack.action, nack.code, nack.about) == (Action.REFUSED, KeyReused.refusal_code, "k")
