@@ -1,11 +1,12 @@
-"""Streams, measured: `python -m bench.streams [fanout] [crowd] [idle]`.
+"""Streams, measured: `python -m bench.streams [fanout] [crowd] [crowd_node] [idle]`.
 
 Fanout: one publisher, 100 listeners, 200-byte messages: lines a second until every listener has all
 of them, at a server of streams, at one of a node's (on disk first), and at two bare Twisted
 servers, in turns in the same run: `bare` splits what comes into lines and writes each to 100
 connections, `relay` writes what it has read, as it came. Crowd: 1,000
 listeners that join and leave at random meanwhile; each counts on from the header, so that gaps and
-duplicates show. Idle: memory of the server for each connection that listens and gets nothing.
+duplicates show; `crowd_node` at a node's. Idle: memory of the server for each connection that
+listens and gets nothing.
 Servers, publisher and listeners are processes of their own. The last line is JSON.
 """
 
@@ -21,6 +22,7 @@ import socket
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -248,10 +250,10 @@ class Listener:
             self.seen += 1
 
 
-def crowd() -> dict[str, float]:
+def crowd(serve: Callable[[Connection], None] = serve_streams) -> dict[str, float]:
     rng = random.Random(1)
     seen = wrong = joins = 0
-    with Server(serve_streams) as server:
+    with Server(serve) as server:
         process, pipe = publisher(server.port, CROWD_MESSAGES, with_header=True)
         selector = selectors.DefaultSelector()
         there: list[Listener] = []
@@ -285,6 +287,10 @@ def crowd() -> dict[str, float]:
     return {"joins": joins, "lines": seen, "gaps_and_duplicates": wrong}
 
 
+def crowd_node() -> dict[str, float]:
+    return crowd(serve_node)
+
+
 def idle() -> dict[str, float]:
     with Server(serve_streams) as server:
         warm = [connect(server.port) for _ in range(100)]
@@ -298,7 +304,7 @@ def idle() -> dict[str, float]:
     return {"bytes_per_idle_listener": round((after - before) / IDLE)}
 
 
-PARTS = {"fanout": fanout, "crowd": crowd, "idle": idle}
+PARTS = {"fanout": fanout, "crowd": crowd, "crowd_node": crowd_node, "idle": idle}
 
 
 def measure(*wanted: str) -> dict[str, float]:

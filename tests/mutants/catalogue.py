@@ -45,6 +45,13 @@ def _stream(test: str) -> ByTest:
     return _test(f"tests/unit/test_streams_node.py::{test}", test)
 
 
+LIVE = "msgservice.faces.streams.live:LiveStreams"
+
+
+def _live(test: str) -> ByTest:
+    return _test(f"tests/unit/test_streams_server.py::{test}", test)
+
+
 def _purge(test: str) -> ByTest:
     return _test(f"tests/unit/test_node_purge.py::{test}", test)
 
@@ -3164,6 +3171,78 @@ _ALL = [
         new="flags & 2",
         catcher=_test(
             "tests/contract/test_log_streams.py", "test_rule_5_3_headers_and_their_copies"
+        ),
+    ),
+    Mutant(
+        name="any-header-named-stream-ends-it",
+        at="msgservice.faces.streams.durable:_is_end",
+        old="headers.get(KIND) in (CLOSE, DELETE)",
+        new="KIND in headers",
+        catcher=_stream("test_a_client_ends_a_stream_by_a_header_that_says_so_and_by_no_other"),
+    ),
+    Mutant(
+        name="pages-of-many-streams-at-once",
+        at=f"{STREAMS}._paged",
+        old="if cursor.listener.is_full:",
+        new="if False:",
+        catcher=_stream(
+            "test_rule_5_5_one_that_resumes_many_streams_is_given_them_one_after_the_other"
+        ),
+    ),
+    Mutant(
+        name="what-came-while-the-receiver-was-removed-is-missed",
+        at=f"{STREAMS}._look",
+        old="self._page_all()",
+        new="pass",
+        catcher=_stream(
+            "test_rule_5_1_a_receiver_that_somebody_removes_is_made_again_and_nothing_is_missed"
+        ),
+    ),
+    Mutant(
+        name="who-may-not-receive-any-more-waits",
+        at=f"{STREAMS}._look",
+        old="self._end(stream, cursor, REFUSED)",
+        new="pass",
+        catcher=_stream(
+            "test_decision_21_whose_right_is_taken_away_is_told_and_not_left_to_wait[less]"
+        ),
+    ),
+    Mutant(
+        name="what-threads-put-is-not-sent-at-the-end",
+        at=f"{LIVE}.end",
+        old="self._take_from_threads()",
+        new="pass",
+        catcher=_live("test_a_server_that_stops_sends_what_other_threads_had_put"),
+    ),
+    Mutant(
+        name="lines-that-grew-have-no-limit",
+        at=f"{LIVE}._line",
+        old="if len(line) - 1 > limits.line_bytes:",
+        new="if False:",
+        catcher=_live("test_decision_19_nothing_longer_is_sent_though_it_grew_when_it_was_encoded"),
+    ),
+    Mutant(
+        name="a-header-has-the-time-of-the-one-before",
+        at=f"{LIVE}._end_header",
+        old="if end is None:",
+        new="if False:",
+        catcher=_live("test_rule_5_9_a_header_that_was_set_anew_has_the_time_of_that[here]"),
+    ),
+    Mutant(
+        name="nesting-is-counted-from-the-second-pass",
+        at="msgservice.faces.streams.content:_check_nesting",
+        old="depth += 1",
+        new="pass",
+        catcher=_live("test_decision_18_what_is_nested_is_counted_exactly[3]"),
+    ),
+    Mutant(
+        name="a-remote-stream-is-closed-before-its-connections",
+        at="msgservice.faces.streams.remote:RemoteStream._close",
+        old="await gatherResults(list(self._ending))",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_streams_remote.py",
+            "test_closing_is_over_when_every_connection_has_ended_and_may_be_asked_again",
         ),
     ),
     Mutant(
