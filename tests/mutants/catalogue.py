@@ -71,6 +71,63 @@ def _keyed(test: str) -> ByTest:
 AWAY = "msgservice.node.away:Away"
 
 _ALL = [
+    # --- dead letters and retained messages, found by the swarm
+    Mutant(
+        name="a-letter-goes-without-its-copy",
+        at="msgservice.node.letters:Letters.page",
+        old="copies_of_letters(chosen, self._limits.max_batch)",
+        new="copies_of_letters(chosen[1:], self._limits.max_batch)",
+        catcher=_swarm("requeue", "letters are not sent again", "a dead letter is lost"),
+    ),
+    Mutant(
+        name="a-letter-stays-behind-its-copy",
+        at="msgservice.log.staging:take_letters",
+        old="        operations.append((_DELETE_LETTERS, where))\n",
+        new="",
+        catcher=_swarm("requeue", "dealt with, and still a letter", "sent again too often"),
+    ),
+    Mutant(
+        name="a-letter-that-is-dropped-comes",
+        at="msgservice.node.letters:Letters.page",
+        old="if act == REQUEUE:",
+        new="if act:",
+        catcher=_swarm("drop", "dropped, and sent again", "sent again too often"),
+    ),
+    Mutant(
+        name="what-was-cleared-is-retained",
+        at="msgservice.records:Retained.of",
+        old="if not last.body:",
+        new="if False:",
+        catcher=_swarm("join", "nothing is retained", "a wrong message is retained"),
+    ),
+    Mutant(
+        name="the-first-of-a-subject-is-retained",
+        at="msgservice.log.staging:stage_retained",
+        old='"or replace into retained"',
+        new='"or ignore into retained"',
+        catcher=_swarm("join", "a wrong message is retained"),
+    ),
+    Mutant(
+        name="who-joins-has-nothing-first",
+        at="msgservice.log.staging:stage_append",
+        old="if entry.joins:",
+        new="if False:",
+        catcher=_swarm("join", "a retained message is missing"),
+    ),
+    Mutant(
+        name="who-joins-misses-what-came-with-it",
+        at="msgservice.node.commits:Commits._start",
+        old="if version != self._decided:",
+        new="if False:",
+        catcher=_swarm("join", "a gap behind what is retained"),
+    ),
+    Mutant(
+        name="what-is-kept-for-later-comes-at-once",
+        at="msgservice.node.acceptance:Acceptance._matching",
+        old="flags & FLAG_RETAIN_ONLY",
+        new="flags & 0",
+        catcher=_swarm("keep", "kept for later, and delivered"),
+    ),
     # --- who is away for too long
     Mutant(
         name="removes-who-has-dead-letters",

@@ -108,6 +108,7 @@ class Check:
             )
             and not (sent.accepted_at is not None and name not in sent.audience and not sent.delay)
         )
+        waiting += sum(family.waiting_besides(name) for family in world.families)
         if waiting * 4 < world.limits.backlog_bytes_max:
             self.witness.note(
                 "refused for a backlog that is none",
@@ -238,6 +239,8 @@ class Check:
         """
         world = self.world
         witness = self.witness
+        if sent.retain == "only":
+            return ()
         over = witness.accepted_over.get(sent.body)
         is_moved_untold = (
             sent.delay is not None
@@ -368,6 +371,8 @@ class Check:
         world = self.world
         world.run(5.0)
         self._check_taken_in_again()
+        for family in world.families:
+            family.finish(self)
         self.now()
         for receiver in world.receivers.values():
             if hasattr(receiver, "look"):
@@ -478,7 +483,7 @@ class Check:
     def _check_audience(self, sent: Sent) -> None:
         """SEMANTICS 8: the audience is one that the patterns in force allowed."""
         world = self.world
-        if sent.accepted_at is None or sent.calls:
+        if sent.accepted_at is None or sent.calls or sent.retain == "only":
             return
         assert sent.receipt is not None
         if sent.key is not None and sent.receipt.position is None:
@@ -516,7 +521,7 @@ class Check:
                 self._check_order(who, receiver, history)
         strange = {
             body for body in receiver.ever if not body.startswith((b"stray", b"wolf", b"xstray"))
-        } - {sent.body for sent in world.messages}
+        } - {b"", *(sent.body for sent in world.messages)}
         if strange:
             self.fail("never sent", f"{receiver.name} handled {strange}")
 
@@ -544,6 +549,8 @@ class Check:
             sent = self.world.sent.get(body)
             if sent is None or sent.delay is not None or self._may_repeat(body):
                 continue
+            if (receiver.name, body) in self.witness.copies:
+                continue  # sent again, late
             if (receiver.name, body) in self.witness.rejected:
                 continue  # dead, unless that was not heard: then it comes once more, late
             if self._may_be_refused(sent):

@@ -36,6 +36,13 @@ class Family:
         """How much longer it may take until all is through."""
         return 0.0
 
+    def waiting_besides(self, name: str) -> int:
+        """How many bytes may wait for a receiver that nobody handed over for it."""
+        return 0
+
+    def finish(self, check: Check) -> None:
+        """Do what is left to do when all is through."""
+
     def check(self, check: Check) -> None:
         """Raise a `Violation` where a rule was broken; all is through."""
 

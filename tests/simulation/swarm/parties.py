@@ -341,6 +341,7 @@ class Sent:
     ttl: float | None = None
     delay: float | None = None
     key: str | None = None
+    retain: str = ""  # keep, only, clear
     handed_at: float = 0.0  # of one with a key, of which `at` is that of the first
     calls: list[Any] = field(default_factory=list)  # to have it cancelled
 

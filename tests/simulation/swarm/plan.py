@@ -7,6 +7,7 @@ faults and of the small limits: what all seeds do, no seed shows alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, NamedTuple
@@ -540,43 +541,70 @@ FAMILY = 0.25  # of the seeds have each
 MISHAPS = ("kill", "kill", "cut", "stop")
 
 
-def _say_more(random: Random, plan: Plan) -> Plan:
-    """Messages with idempotency keys, lifetimes and delays."""
-    limits, ops = dict(plan.limits), list(plan.ops)
-    span = max(plan.end, 5.0)
-    producers = [part.name for part in plan.cast if part.kind == "producer"]
-    receivers = [part.name for part in plan.cast if part.kind != "producer"]
-    for draw_one in (_keys, _lifetimes, _delays):
-        if producers and random.random() < FAMILY:
-            some = draw_one(random, span, producers, receivers, limits)
-            for op in random.sample(some, min(len(some), random.choice((0, 1, 1, 3)))):
-                seconds = round(random.choice((0.05, 1.0, 5.0, 35.0)) * random.uniform(0.7, 1.3), 3)
-                who = random.choice(("node", "node", op.who, *receivers))
-                kind = random.choice(MISHAPS)
-                at = round(op.at + random.uniform(0.0, 0.1), 3)
+LATE = ("late0", "late1", "late2")  # who joins late
+
+
+@dataclass
+class Drawing:
+    """What options are drawn into: `cast` and `limits` may be changed."""
+
+    random: Random
+    span: float
+    cast: list[Part]
+    limits: dict[str, Any]
+
+    @property
+    def producers(self) -> list[str]:
+        """The names of the producers."""
+        return [part.name for part in self.cast if part.kind == "producer"]
+
+    @property
+    def receivers(self) -> list[str]:
+        """The names of the receivers."""
+        return [part.name for part in self.cast if part.kind != "producer"]
+
+    def at(self) -> float:
+        """Return any moment."""
+        return round(self.random.uniform(0, self.span), 3)
+
+
+def _say_more(
+    random: Random, plan: Plan, families: tuple[Callable[[Drawing], list[Op]], ...]
+) -> Plan:
+    """Messages with options, of some of these families."""
+    drawing = Drawing(random, max(plan.end, 5.0), list(plan.cast), dict(plan.limits))
+    ops = list(plan.ops)
+    if not drawing.producers:
+        return plan
+    for family in families:
+        if random.random() >= FAMILY:
+            continue
+        some = family(drawing)
+        for op in random.sample(some, min(len(some), random.choice((0, 1, 1, 3)))):
+            seconds = round(random.choice((0.05, 1.0, 5.0, 35.0)) * random.uniform(0.7, 1.3), 3)
+            who = random.choice(("node", "node", op.who, *drawing.receivers))
+            kind = random.choice(MISHAPS)
+            at = round(op.at + random.uniform(0.0, 0.1), 3)
+            if who not in LATE:
                 some.append(Op(at, kind, who, () if kind == "cut" else (seconds,)))
-            ops += some
-    return replace(plan, limits=limits, ops=tuple(sorted(ops, key=lambda op: op.at)))
+        ops += some
+    ops.sort(key=lambda op: op.at)
+    return replace(plan, limits=drawing.limits, cast=tuple(drawing.cast), ops=tuple(ops))
 
 
-def _keys(
-    random: Random,
-    span: float,
-    producers: list[str],
-    receivers: list[str],
-    limits: dict[str, Any],
-) -> list[Op]:
+def _keys(drawing: Drawing) -> list[Op]:
     """Each key comes again and again: at once, after what went wrong, and much later."""
+    random, producers = drawing.random, drawing.producers
     ops: list[Op] = []
     for slot in range(random.randint(1, 4)):
-        at, who = random.uniform(0, span), random.choice(producers)
+        at, who = random.uniform(0, drawing.span), random.choice(producers)
         for _ in range(random.randint(2, 6)):
             variant = int(random.random() < 0.1)
             ops.append(Op(round(at, 3), "keyed", who, (slot, variant)))
             at += random.choice((0.0, 0.0, 0.05, 1.0, 8.0, 60.0)) * random.uniform(0.5, 1.5)
     if random.random() < 0.3:
         # What was taken by a key counts as long as its message is in the log.
-        limits |= {
+        drawing.limits |= {
             "idempotency_keys": random.choice((1, 2, 4)),
             "idempotency_key_seconds": random.choice((10.0, 30.0)),
             "keep_seconds": 0.0,
@@ -585,17 +613,12 @@ def _keys(
     return ops
 
 
-def _lifetimes(
-    random: Random,
-    span: float,
-    producers: list[str],
-    receivers: list[str],
-    limits: dict[str, Any],
-) -> list[Op]:
+def _lifetimes(drawing: Drawing) -> list[Op]:
+    random, producers, receivers = drawing.random, drawing.producers, drawing.receivers
     pick = random.choice
     ops: list[Op] = []
     for _ in range(random.randint(2, 12)):
-        at, size = round(random.uniform(0, span), 3), pick((0, 0, 300, 3_000))
+        at, size = drawing.at(), pick((0, 0, 300, 3_000))
         ttl = round(pick((0.0, 0.05, 0.5, 3.0, 20.0, 200.0)) * random.uniform(0.7, 1.3), 3)
         args = (pick(SUBJECTS[:3]), pick((1, 1, 3, 10)), size, ttl)
         ops.append(Op(at, "short", pick(producers), args))
@@ -608,17 +631,12 @@ def _lifetimes(
     return ops
 
 
-def _delays(
-    random: Random,
-    span: float,
-    producers: list[str],
-    receivers: list[str],
-    limits: dict[str, Any],
-) -> list[Op]:
+def _delays(drawing: Drawing) -> list[Op]:
+    random, producers, receivers = drawing.random, drawing.producers, drawing.receivers
     pick = random.choice
     ops: list[Op] = []
     for _ in range(random.randint(2, 12)):
-        at, who = round(random.uniform(0, span), 3), pick(producers)
+        at, who = drawing.at(), pick(producers)
         delay = round(
             pick((0.01, 0.5, 3.0, 3.0, 20.0, 100.0)) * pick((1.0, 1.0, random.random())), 3
         )
@@ -634,6 +652,55 @@ def _delays(
             ops.append(
                 Op(round(at + delay, 3), "kill", "node", (round(random.uniform(0.05, 3), 3),))
             )
+    return ops
+
+
+def _letters(drawing: Drawing) -> list[Op]:
+    """Receivers fail, and an operator sends again what is dead, or drops it."""
+    random, receivers = drawing.random, drawing.receivers
+    pick = random.choice
+    for place, part in enumerate(drawing.cast):
+        if part.kind == "receiver" and random.random() < 0.7:
+            drawing.cast[place] = replace(part, options=part.options | {"fails": 0.4})
+        elif part.kind == "scripted" and random.random() < 0.7:
+            fails = {"nacks": 0.4, "actions": pick([(2,), (2, 3), (1, 2)])}
+            drawing.cast[place] = replace(part, options=part.options | fails)
+    if random.random() < 0.5:
+        drawing.limits["max_attempts"] = pick((2, 4))
+    ops: list[Op] = []
+    for _ in range(random.randint(1, 6)):
+        to = pick(receivers) if random.random() < 0.2 else None
+        drops = random.random() < 0.2
+        ops.append(
+            Op(drawing.at(), "drop", pick(receivers))
+            if drops
+            else Op(drawing.at(), "requeue", pick(receivers), (to,))
+        )
+    for op in list(ops):
+        for _ in range(random.randint(0, 3)):
+            at = max(0.0, round(op.at - random.uniform(0.0, 5.0), 3))
+            args = (pick(SUBJECTS[:3]), pick((1, 5)), pick((0, 300)), None, False)
+            ops.append(Op(at, "send", pick(drawing.producers), args))
+    return ops
+
+
+def _retained(drawing: Drawing) -> list[Op]:
+    """Subjects of which a message is retained, replaced and cleared; and who joins meanwhile."""
+    random, producers = drawing.random, drawing.producers
+    pick = random.choice
+    ops: list[Op] = []
+    for _ in range(random.randint(2, 10)):
+        how = pick(("keep", "keep", "keep", "only", "clear"))
+        ops.append(Op(drawing.at(), "keep", pick(producers), (pick(SUBJECTS[:3]), how)))
+    for name in LATE[: random.randint(1, 3)]:
+        patterns = pick([(">",), ("a.*",), ("a.1", "b.1"), ("b.>",)])
+        at = drawing.at()
+        ops.append(Op(at, "join", name, (patterns,)))
+        for _ in range(random.choice((0, 2, 6))):  # much comes in that moment
+            near = max(0.0, round(at + random.uniform(-0.05, 0.05), 3))
+            subject, how = pick(SUBJECTS[:3]), pick(("keep", "keep", "clear", "send"))
+            args = (subject, 1, 0, None, False) if how == "send" else (subject, how)
+            ops.append(Op(near, "send" if how == "send" else "keep", pick(producers), args))
     return ops
 
 
@@ -661,4 +728,8 @@ def draw(seed: int, *, options: bool = True) -> Plan:
     plan = _log_in(Random(f"users {seed}"), plan)
     if not options:
         return plan
-    return _say_more(Random(f"options {seed}"), plan)
+    plan = _say_more(Random(f"options {seed}"), plan, (_keys, _lifetimes, _delays))
+    if any(op.kind in ("restore", "power") and op.who in ("node", "") for op in plan.ops):
+        # A log that went back, or may: what was dead or retained then is not told apart.
+        return plan
+    return _say_more(Random(f"more options {seed}"), plan, (_letters, _retained))

@@ -60,6 +60,10 @@ class Delivered:
             insort(self._sequences, sequence)
         self._bodies[sequence] = body
 
+    def all(self) -> dict[int, bytes]:
+        """Return all that came."""
+        return dict(self._bodies)
+
     def between(self, first: int, last: int) -> list[bytes]:
         """Return what came of these."""
         return [self._bodies[sequence] for sequence in self.sequences(first, last)]
@@ -196,7 +200,9 @@ class Witness:
     # --- of the node
 
     def node_said(self, tap: TapUser, frame: list[Any]) -> None:
-        """The node sent messages."""
+        """The node sent messages; a copy of one that was over before it was dead is another."""
+        if len(frame) > 10 and frame[10] & COPY:
+            return
         for message in frame[3]:
             self.fed_at[tap.peer, message[0]] = self._seconds()
 

@@ -42,6 +42,7 @@ from tests.simulation.swarm.accounts import FORBIDDEN, Accounts, Thief
 from tests.simulation.swarm.checkers import Check
 from tests.simulation.swarm.family import Family
 from tests.simulation.swarm.keys import Keys
+from tests.simulation.swarm.letters import Letters
 from tests.simulation.swarm.meter import Meter
 from tests.simulation.swarm.parties import (
     LibraryParty,
@@ -51,7 +52,8 @@ from tests.simulation.swarm.parties import (
     ReceiverParty,
     Sent,
 )
-from tests.simulation.swarm.plan import Plan, limits_of
+from tests.simulation.swarm.plan import LATE, Part, Plan, limits_of
+from tests.simulation.swarm.retained import Retained
 from tests.simulation.swarm.scripted import Intruder, ScriptedParty, Stray, Wolf
 from tests.simulation.swarm.times import Delays, Lifetimes
 from tests.simulation.swarm.witness import Violation, Witness
@@ -134,10 +136,16 @@ class World:
         self.suspends: set[str] = set()  # receivers with on_full = "suspend"
         self.accounts: Accounts | None = None
         if plan.world.get("users"):
-            names = [*(part.name for part in plan.cast), "wolf", "stray", "thief"]
+            names = [*(part.name for part in plan.cast), *LATE, "wolf", "stray", "thief"]
             self.accounts = Accounts(self, names)
             self.witness.is_barred = self.accounts.is_barred
-        self.families: tuple[Family, ...] = (Keys(self), Lifetimes(self), Delays(self))
+        self.families: tuple[Family, ...] = (
+            Keys(self),
+            Lifetimes(self),
+            Delays(self),
+            Letters(self),
+            Retained(self),
+        )
         self.witness.watches_times = any(op.kind == "short" for op in plan.ops)
         self.node = NodeParty(self, folder)
         self.producers: dict[str, ProducerParty] = {}
@@ -198,7 +206,7 @@ class World:
     def add_dialled(self, receiver: ReceiverParty) -> None:
         """Tell the node of a receiver that it is to dial, unless it knows it."""
         node = self.node
-        if not (node.is_up and node.service.is_running) or self._row(receiver.name) is not None:
+        if not (node.is_up and node.service.is_running) or self.row_of(receiver.name) is not None:
             return
         self._admin(
             lambda: node.service.add_receiver(
@@ -225,6 +233,16 @@ class World:
         """All that was handed over."""
         others = [sent for family in self.families for sent in family.handed_over()]
         return [*self.sent.values(), *others]
+
+    def join(self, part: Part) -> None:
+        """Somebody joins who was never there; from when on it is in audiences is not known."""
+        receiver = ScriptedParty(self, part)
+        self.receivers[part.name] = self.parties[part.name] = receiver
+        patterns = self.patterns[part.name] = Patterns()
+        patterns.may(receiver.patterns, self.now)
+        patterns.is_certain = False
+        self.removed[part.name] = []
+        receiver.start()
 
     def next_number(self) -> int:
         """Number the messages of all."""
@@ -421,14 +439,14 @@ class World:
             party.start()
         self.run(0.5)
         for name, receiver in self.receivers.items():
-            row = self._row(name)
+            row = self.row_of(name)
             if row is not None and row.options.paused:
                 self._admin(self.node.service.pause_receiver, name, False)
             if isinstance(receiver, ScriptedParty):
                 receiver.hurry()
                 if receiver.part.options.get("max_batch"):
                     receiver.cut()
-        if self.wolf is not None and self._row("wolf") is not None:
+        if self.wolf is not None and self.row_of("wolf") is not None:
             self._admin(self.node.service.remove_receiver, "wolf")
         self.run(0.5)
         for receiver in self.receivers.values():
@@ -445,16 +463,18 @@ class World:
 
     # --- operations
 
-    def _row(self, name: str) -> Any:
+    def row_of(self, name: str) -> Any:
+        """The node's row of a receiver that is there, or None."""
         service = self.node.service
         return service.parts.directory.get(name) if self.node.is_up and service.is_running else None
 
     def _admin(self, call: Callable[..., Any], *args: Any) -> Deferred[Any]:
         done: Deferred[Any] = Deferred.fromCoroutine(call(*args))
-        done.addErrback(self._admin_failed)
+        done.addErrback(self.admin_failed)
         return done
 
-    def _admin_failed(self, failure: Failure) -> None:
+    def admin_failed(self, failure: Failure) -> None:
+        """An act of the operator's failed: with what it may fail with, or not."""
         failure.trap(ValueError, Exception)
         if failure.check(AssertionError, KeyError, AttributeError, IndexError, TypeError):
             self.witness.note("administration fails", failure.getTraceback()[-600:])
@@ -518,17 +538,17 @@ class World:
 
     def do_pause(self, who: str) -> None:
         """Pause a receiver."""
-        if self._row(who) is not None:
+        if self.row_of(who) is not None:
             self._admin(self.node.service.pause_receiver, who, True)
 
     def do_unpause(self, who: str) -> None:
         """Resume a receiver."""
-        if self._row(who) is not None:
+        if self.row_of(who) is not None:
             self._admin(self.node.service.pause_receiver, who, False)
 
     def do_remove(self, who: str, seconds: float) -> None:
         """Remove a receiver; it attaches again after a while."""
-        row = self._row(who)
+        row = self.row_of(who)
         receiver = self.receivers[who]
         if row is not None:
             self.removed[who].append(self.now)
@@ -545,7 +565,7 @@ class World:
 
     def do_change(self, who: str, patterns: tuple[str, ...]) -> None:
         """Change a receiver's patterns; it says them itself from then on."""
-        if self._row(who) is None:
+        if self.row_of(who) is None:
             return
         receiver = self.receivers[who]
         self.patterns[who].is_certain = False
@@ -556,7 +576,7 @@ class World:
     def do_reorder(self, who: str, order: str) -> None:
         """An operator changes a receiver's order; its program says that one from then on."""
         receiver = self.receivers[who]
-        if self._row(who) is not None:
+        if self.row_of(who) is not None:
             receiver.order_changed |= receiver.order != order
             receiver.order = order
             self._admin(lambda: self.node.service.change_receiver(who, order=order))
@@ -714,7 +734,7 @@ class World:
 
     def do_suspend(self, who: str, size: int) -> None:
         """From now on a receiver is left out of audiences while so many bytes wait for it."""
-        if self._row(who) is None:
+        if self.row_of(who) is None:
             return
         self.suspends.add(who)
         self.patterns[who].is_certain = False
@@ -725,7 +745,7 @@ class World:
         """The hostile receiver does something."""
         assert self.wolf is not None
         if who == "remove":
-            if self._row("wolf") is not None:
+            if self.row_of("wolf") is not None:
                 self._admin(self.node.service.remove_receiver, "wolf")
             return
         self._meter_for(3.0)
