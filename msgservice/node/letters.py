@@ -178,10 +178,14 @@ class Letters:
 
     async def _all(self, act: str, receiver: str, wanted: Wanted, to: str | None) -> int:
         count, after = 0, 0
+        # What is sent again may be a letter again at once, behind those that there were: each is
+        # meant once.
+        end = INTEGER_MAX
         while True:
-            page = await self.page(act, receiver, wanted, after, to=to)
+            page, copied_from = await self._page(act, receiver, wanted, after, to=to, end=end)
             count += page.count
-            if page.next is None:
+            end = min(end, copied_from - 1)
+            if page.next is None or page.next >= end:
                 break
             after = page.next
         if not count and wanted.of is not None:
@@ -203,12 +207,31 @@ class Letters:
         `act`: `DROP` or `REQUEUE`. `dry_run`: only say which these are. Raises as `requeue`; then
         none of this page was touched.
         """
+        page, _ = await self._page(act, receiver, wanted, after, to=to, dry_run=dry_run)
+        return page
+
+    async def _page(
+        self,
+        act: str,
+        receiver: str,
+        wanted: Wanted,
+        after: int,
+        *,
+        to: str | None = None,
+        dry_run: bool = False,
+        end: int = INTEGER_MAX,
+    ) -> tuple[Touched, int]:
+        """Act as `page`, on none behind `end`; return also the position of the first copy.
+
+        Where there is none, that is `INTEGER_MAX`.
+        """
         while True:
             row = self._directory.named(receiver)
             target = row if to is None else self._directory.named(to)
             if self._directory.is_retired(target):
                 raise UnknownReceiver(target.name)
-            chosen, following = await self.list(receiver, after, wanted=wanted)
+            found, following = await self.list(receiver, after, wanted=wanted)
+            chosen = [letter for letter in found if letter.position <= end]
             touched = Touched(
                 count=len(chosen),
                 size=sum(letter.size for letter in chosen),
@@ -216,7 +239,7 @@ class Letters:
                 next=following,
             )
             if dry_run or not chosen:
-                return touched
+                return touched, INTEGER_MAX
             taken = LettersTaken(row.number, [letter.position for letter in chosen])
             if act == REQUEUE:
                 audience = self._directory.alone(target)
@@ -229,7 +252,7 @@ class Letters:
             outcome = await self._commits.letters(taken)
             if outcome == "stored":
                 self._room.gone(row, touched.size, len(chosen), again=act == REQUEUE)
-                return touched
+                return touched, min([batch.first for batch in taken.copies], default=INTEGER_MAX)
             if outcome != "void":
                 raise outcome
             # Some have gone meanwhile, or who was to get them: that shows when it is begun anew.

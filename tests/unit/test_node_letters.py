@@ -125,6 +125,43 @@ def test_46_a_letter_that_is_sent_again_and_rejected_is_one_again_of_the_same_or
     assert f"log:{second}" == message.headers[REPLAY_OF]
 
 
+def test_46_letters_that_are_letters_again_meanwhile_are_sent_again_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who rejects at once makes new letters while the next page is looked for."""
+    world = World()
+    first, second = world.dead(2)
+    billing, left = world.billing, [6]
+
+    def turn_ended(connection: Any) -> None:
+        for transfer in billing.take(Transfer):
+            count = len(decode_messages(transfer.messages))
+            if left[0] > 0:
+                left[0] -= count
+                billing.nack(transfer.sequence, transfer.sequence + count - 1, Action.DEAD, 0, "no")
+
+    billing.turn_ended = turn_ended  # type: ignore[method-assign]  # as soon as one comes
+    log = world.node.log
+    read = log.dead_letters
+
+    def slow(*args: Any) -> Deferred[Any]:
+        waiter: Deferred[Any] = Deferred()
+        world.clock.callLater(0.2, lambda: read(*args).chainDeferred(waiter))
+        return waiter
+
+    monkeypatch.setattr(log, "dead_letters", slow)
+    done: list[Any] = []
+    Deferred.fromCoroutine(world.node.parts.letters.requeue("billing", Wanted())).addBoth(
+        done.append
+    )
+    world.settle(3.0)
+    assert [2] == done
+    monkeypatch.undo()
+    again = world.letters()
+    assert 2 == len(again)
+    assert min(again) > second > first
+
+
 def test_46_letters_are_sent_in_the_order_of_their_positions() -> None:
     world = World()
     for number in range(3):
