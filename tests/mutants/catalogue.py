@@ -74,10 +74,19 @@ _ALL = [
     # --- dead letters and retained messages, found by the swarm
     Mutant(
         name="a-letter-goes-without-its-copy",
-        at="msgservice.node.letters:Letters.page",
+        at="msgservice.node.letters:Letters._page",
         old="copies_of_letters(chosen, self._limits.max_batch)",
         new="copies_of_letters(chosen[1:], self._limits.max_batch)",
         catcher=_swarm("requeue", "letters are not sent again", "a dead letter is lost"),
+    ),
+    Mutant(
+        name="letters-are-sent-again-as-often-as-they-come",
+        at="msgservice.node.letters:Letters._all",
+        old="end = min(end, copied_from - 1)",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_node_letters.py -k meanwhile_are", "meanwhile_are_sent_again"
+        ),
     ),
     Mutant(
         name="a-letter-stays-behind-its-copy",
@@ -88,7 +97,7 @@ _ALL = [
     ),
     Mutant(
         name="a-letter-that-is-dropped-comes",
-        at="msgservice.node.letters:Letters.page",
+        at="msgservice.node.letters:Letters._page",
         old="if act == REQUEUE:",
         new="if act:",
         catcher=_swarm("drop", "dropped, and sent again", "sent again too often"),
@@ -2850,7 +2859,7 @@ _ALL = [
     # --- dead letters, at the node
     Mutant(
         name="letters-are-sent-again-to-everybody",
-        at="msgservice.node.letters:Letters.page",
+        at="msgservice.node.letters:Letters._page",
         old="audience = self._directory.alone(target)",
         new="audience = self._directory.audience(chosen[0].subject)",
         catcher=_test(
@@ -2860,7 +2869,7 @@ _ALL = [
     ),
     Mutant(
         name="letters-that-have-gone-are-still-counted",
-        at="msgservice.node.letters:Letters.page",
+        at="msgservice.node.letters:Letters._page",
         old="self._room.gone(row, touched.size, len(chosen), again=act == REQUEUE)",
         new="pass",
         catcher=_test(
@@ -2870,7 +2879,7 @@ _ALL = [
     ),
     Mutant(
         name="a-letter-that-finds-no-room-is-told-as-sent",
-        at="msgservice.node.letters:Letters.page",
+        at="msgservice.node.letters:Letters._page",
         old='if outcome == "stored":',
         new='if outcome != "void":',
         catcher=_test(

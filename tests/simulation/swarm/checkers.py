@@ -584,8 +584,9 @@ class Check:
             if receipt is None or receipt.position is None or sent.accepted_at is None:
                 continue
             over = self.witness.accepted_over.get(sent.body, -1.0)
-            if min(over, sent.accepted_at) < world.log_restored_at:
-                continue  # of a log that is no more
+            came = self.witness.places.get(sent.body, {})
+            if min([over, sent.accepted_at, *came.values()]) < world.log_restored_at:
+                continue  # of a log that is no more, or was delivered and perhaps told by one
             found: list[Any] = []
             log.find(f"log:{receipt.position}").addCallbacks(found.append, found.append)
             world.run(0.1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -43,8 +43,6 @@ class Act:
     size: int = 0
     done_at: float = math.inf
     outcome: str = ""  # done, failed; empty: it is not known
-    error: str = ""
-    others: list[Act] = field(default_factory=list)  # that were under way
 
 
 class Letters(Family):
@@ -79,7 +77,6 @@ class Letters(Family):
             act.done_at = world.now
             act.outcome = "failed" if isinstance(result, Failure) else "done"
             if isinstance(result, Failure):
-                act.error = result.getErrorMessage()
                 world.admin_failed(result)
 
         Deferred.fromCoroutine(doing).addBoth(done)
@@ -175,15 +172,17 @@ class Letters(Family):
 
     def _check_dropped(self, check: Check, act: Act) -> None:
         """What was dropped comes to nobody."""
-        meanwhile = [
-            one
-            for one in self.acts
-            if one.who == act.who and one.what == "requeue"
-            if one.at <= act.done_at and one.done_at >= act.at
-        ]
-        if meanwhile:
+        again = [one for one in self.acts if one.what == "requeue"]
+        if any(
+            one.who == act.who and one.at <= act.done_at and one.done_at >= act.at for one in again
+        ):
             return
+        # A message may be a letter of several receivers, by the same position.
+        sent = {(one.target, position) for one in again for position in one.letters}
         for (name, body), copies in self.witness.copies.items():
-            for place, (flags, of) in copies.items():
-                if flags & REPLAY and of in {f"log:{position}" for position in act.letters}:
-                    check.fail("dropped, and sent again", f"{body[:40]!r} to {name} at {place}")
+            for flags, of in copies.values():
+                if not flags & REPLAY or not of.startswith("log:"):
+                    continue
+                position = int(of.removeprefix("log:"))
+                if position in act.letters and (name, position) not in sent:
+                    check.fail("dropped, and sent again", f"{body[:40]!r} to {name}: {act}")

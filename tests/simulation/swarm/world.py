@@ -185,7 +185,8 @@ class World:
         """Where the receiver `name` listens; how that is dialled."""
         if name not in self.over_udp:
             return f"faulty:{name}"
-        port = 7420 + sorted(self.receivers).index(name)
+        # Of those that were there from the first: who joins later moves nobody.
+        port = 7420 + sorted(part.name for part in self.plan.cast).index(name)
         return f"udp:127.0.0.1:{port}" if dialled else f"udp:{port}"
 
     @property
