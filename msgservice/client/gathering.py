@@ -126,7 +126,8 @@ class Gather:
         cost = self.size - ARRAY_HEADER_MAX
         handed = HandedRun(self.subject, len(items), self.waiters, self.ids, cost=cost)
         run = producer_run(0, len(items), self.subject, messages, self.options, handed)
-        run.expires_at, run.due_at = self.until, self.due_at
+        if self.until is not None or self.due_at is not None:
+            run.expires_at, run.due_at = self.until, self.due_at
         return run
 
 
@@ -182,6 +183,9 @@ class Gathering:
             if found.options == options:
                 return found
             self.cut(found)
+        if options is self._default:
+            new = self.open[subject] = Gather(subject, options, self._run_bytes, plain=True)
+            return new
         until = due_at = None
         plain = options == self._default
         if options.ttl is not None or options.delay is not None:

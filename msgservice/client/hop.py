@@ -111,6 +111,46 @@ class NodeHop:
     read as the node takes it. `prover`: the login at the node, or None.
     """
 
+    __slots__ = (
+        "_acked",
+        "_audience_parts",
+        "_behind",
+        "_clock",
+        "_disk",
+        "_early",
+        "_expiring",
+        "_expiring_at",
+        "_has_sent_enough",
+        "_hello_due",
+        "_is_reading",
+        "_is_renewing",
+        "_is_stopped",
+        "_left_to",
+        "_limits",
+        "_new_incarnation",
+        "_now",
+        "_prover",
+        "_receivers",
+        "_renewal",
+        "_renewing_failed",
+        "_steady",
+        "_timer",
+        "_user",
+        "_window",
+        "backlog",
+        "batch_max",
+        "connection",
+        "flight",
+        "incarnation",
+        "last_code",
+        "last_error",
+        "name",
+        "peer_name",
+        "refusal",
+        "runs",
+        "sequence",
+    )
+
     _logger = Logger()
 
     def __init__(
@@ -225,14 +265,15 @@ class NodeHop:
     def _offer(self, runs: Sequence[Run]) -> None:
         until: int | None = None
         for run in runs:
-            at, ttl = run.expires_at, run.options.ttl
-            if at is not None and ttl is not None:
-                # Of another process it was by a wall clock that may have been ahead.
-                at = run.expires_at = min(at, self._steady.now() + ttl)
-            if run.due_at is not None and run.options.delay is not None:
-                run.due_at = min(run.due_at, self._steady.now() + run.options.delay)
-            if at is not None and (until is None or at < until):
-                until = at
+            at, options = run.expires_at, run.options
+            if at is not None:
+                if options.ttl is not None:
+                    # Of another process it was by a wall clock that may have been ahead.
+                    at = run.expires_at = min(at, self._steady.now() + options.ttl)
+                if until is None or at < until:
+                    until = at
+            if options.delay is not None and run.due_at is not None:
+                run.due_at = min(run.due_at, self._steady.now() + options.delay)
             run.after = self.backlog.loaded_to  # what lies between was never kept, or is settled
             self.backlog.offer(run)
         if until is not None:

@@ -71,6 +71,39 @@ class Backlog:
     that is loaded and not settled is open; below `cursor` all are settled.
     """
 
+    __slots__ = (
+        "_failed_tries",
+        "_gives_up_sent",
+        "_grounded",
+        "_held",
+        "_keeps_letters",
+        "_letters_room",
+        "_open",
+        "_resumed",
+        "_retries",
+        "_retry_delay",
+        "_settled",
+        "_stuck",
+        "_tallies",
+        "_tried",
+        "above",
+        "behind",
+        "behind_bytes_max",
+        "behind_max",
+        "committed",
+        "in_flight",
+        "landed_to",
+        "limit",
+        "loaded_to",
+        "max_attempts",
+        "ordered",
+        "pieces",
+        "ready",
+        "ready_queue",
+        "stored_before",
+        "waiting",
+    )
+
     def __init__(
         self,
         *,
@@ -595,7 +628,9 @@ class Backlog:
     def settle(self, run: Run, status: Status, refusal: Refusal | None = None) -> None:
         """An open run is final, and its lane goes on if this was the head of a stuck one."""
         was_behind = run.state == BEHIND
-        if status is Status.DEAD and self._keeps_letters and run.lane is not None:
+        # Of what was acknowledged there is no refusal, and no more is asked.
+        is_dead = refusal is not None and status is Status.DEAD
+        if is_dead and self._keeps_letters and run.lane is not None:
             self._stuck.block(run)
         limit = self.limit
         if limit.most is not None:

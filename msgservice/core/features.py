@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from msgservice.message import FLAG_REQUIRE, FLAG_RETAIN, FLAG_RETAIN_ONLY, RunOptions
+from msgservice.message import FLAG_REQUIRE, FLAG_RETAIN, FLAG_RETAIN_ONLY, PLAIN, RunOptions
 
 TO: Final = "to"  # a node takes the names of receivers with a TRANSFER
 REQUIRE: Final = "require"  # a node refuses what is for nobody, where the flag 4 asks for that
@@ -35,6 +35,8 @@ def features_of(said: Collection[str] | None) -> frozenset[str]:
 
 def missing_for(options: RunOptions, features: Collection[str]) -> str | None:
     """The first feature that runs with these options need and a node does not have, or None."""
+    if options is PLAIN:
+        return None
     if options.to is not None and TO not in features:
         return TO
     if options.flags & FLAG_REQUIRE and REQUIRE not in features:

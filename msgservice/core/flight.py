@@ -337,11 +337,10 @@ class Flight:
         self._sent.add(after + 1, first + run.count - 1)
         messages = run.messages
         options = run.options
-        ttl = options.ttl
+        ttl, delay = options.ttl, options.delay
         if run.expires_at is not None and self._due is not None:
             ttl = max(0, run.expires_at - self._due.now())  # what is left of it (DELIVERY 44)
-        delay = options.delay
-        if run.due_at is not None and self._due is not None:
+        if delay is not None and run.due_at is not None and self._due is not None:
             delay = max(0, run.due_at - self._due.now())
         transfers.append(
             Transfer(  # by position, once a run: by name 145 ns become 195

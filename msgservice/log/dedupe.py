@@ -254,7 +254,7 @@ def take_batches(
                 item.messages,
                 expires_at,
             )
-            if item.key is not None and keyed is not None:
+            if keyed is not None and item.key is not None:
                 _use_key(staged, keyed, item.key, sender.id, item, audience, position_of(number))
             total.messages += count
             total.bytes += size

@@ -52,6 +52,8 @@ from msgservice.records import NOBODY, PATH_MAX, Audience, Batch, KeyUse, Origin
 
 _logger = Logger()
 
+_NO_PATH: Sequence[str] = ()
+
 # Sets that `to` has made, by number and sender -> the same names now, or why not: a set may have
 # thousands of names, and very many runs wait for it.
 _Addressed = dict[tuple[int, str], Audience | UnknownReceiver | LimitReached | LogFull]
@@ -118,8 +120,11 @@ class Acceptance:
         later. A name in `to` that `rights` do not allow is unknown, as one that nobody has: a
         sender does not learn which.
         """
-        _check_known(transfer, known)
-        path = _path_of(transfer, node_log)
+        flags, path = transfer.flags, _NO_PATH
+        # One look at all that most runs have nothing of: it is asked once for each run.
+        if flags or not known or node_log or transfer.origin is not None:
+            _check_known(transfer, known)
+            path = _path_of(transfer, node_log)
         subject = transfer.subject
         directory, limits = self._directory, self._limits
         directory.check(subject)
@@ -131,8 +136,9 @@ class Acceptance:
             raise Refused(f"a ttl of {transfer.ttl} ms, at most {TIME_DAYS_MAX} days allowed")
         if transfer.delay:
             _check_delay(transfer)
-        flags = self._flags_of(transfer, path) if path else transfer.flags
-        if flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
+        if path:
+            flags = self._flags_of(transfer, path)
+        if flags and flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
             self._check_retained(transfer, flags, messages, size)
         if not path and any([m.key is not None for m in messages]):  # noqa: C419 - faster
             _check_keys(messages)
@@ -145,6 +151,8 @@ class Acceptance:
                 if not rights.allows("to", name):
                     raise UnknownReceiver(name)
             return directory.audience_of(transfer.to, sender)
+        if not flags and not path and not transfer.delay:
+            return directory.audience(subject)
         if path and not self._own_ids.isdisjoint(path):
             self._looped(sender, subject, len(messages))
             return directory.nobody()
@@ -310,10 +318,15 @@ class Acceptance:
         `refusal`: why it is not, unless it was stored before. `scope`: within which its key counts.
         `key`: of the run as a whole, where none of its messages has one.
         """
-        first, came = transfer.sequence, transfer.origin
+        first, came, flags = transfer.sequence, transfer.origin, transfer.flags
         own = (self._log_id,)
+        if came is None:
+            origin = Origin(sender, first, incarnation_hash, own)
+        else:
+            origin = Origin(came.sender, came.sequence, came.incarnation, came.path + own)
+            flags = self._flags_of(transfer, came.path)
         tagged = [m for m in messages if m.id is not None]
-        return Batch(  # by position, once a run: by name 180 ns become 260
+        batch = Batch(  # by position, once a run: by name 180 ns become 260
             sender,
             incarnation,
             first,
@@ -324,21 +337,22 @@ class Acceptance:
             raw.nbytes,
             zlib.crc32(raw),
             first - 1 if transfer.after is None else transfer.after,
-            options_of(transfer.flags if came is None else self._flags_of(transfer, came.path)),
+            options_of(flags),
             _ids(messages) if tagged else (),
-            Origin(sender, first, incarnation_hash, own)
-            if came is None
-            else Origin(came.sender, came.sequence, came.incarnation, came.path + own),
+            origin,
             floor=transfer.floor,
             addressed=transfer.to is not None,
             refusal=refusal,
-            # Of a node's none counts: across a chain those of two producers would collide.
-            key=None
-            if came is not None or (messages[0].key or key) is None
-            else _key_use(scope, transfer, messages, messages[0].key or key),
-            due_at=self._due.now() + transfer.delay if transfer.delay else 0,
-            expires_at=None if transfer.ttl is None else self._due.now() + transfer.ttl,
         )
+        # Of a node's no key counts: across a chain those of two producers would collide.
+        used = messages[0].key or key
+        if used is not None and came is None:
+            batch.key = _key_use(scope, transfer, messages, used)
+        if transfer.delay:
+            batch.due_at = self._due.now() + transfer.delay
+        if transfer.ttl is not None:
+            batch.expires_at = self._due.now() + transfer.ttl
+        return batch
 
 
 def _check_delay(transfer: Transfer) -> None:

@@ -131,6 +131,39 @@ class Commits:
     `letters_told`: the batches that tell of the dead letters of a progress; it never raises.
     """
 
+    __slots__ = (
+        "_after_group",
+        "_audiences",
+        "_awaited",
+        "_cancelling",
+        "_decided",
+        "_due",
+        "_fatal",
+        "_held",
+        "_idle",
+        "_kept_back",
+        "_letters_told",
+        "_log",
+        "_moving",
+        "_next",
+        "_pages",
+        "_places",
+        "_progressing",
+        "_quiet",
+        "_refused",
+        "_refused_because",
+        "_retained",
+        "_routed",
+        "_running",
+        "_sources",
+        "_statuses_from",
+        "_stopped",
+        "_taken",
+        "_time",
+        "_waiters",
+        "uncommitted_bytes",
+    )
+
     _logger = Logger()
 
     def __init__(

@@ -112,7 +112,10 @@ class Ingress:
         messages, known = intake.decode(transfer)
         count = len(messages)
         raw = memoryview(transfer.messages)
-        first, lane = transfer.sequence, self._lane(transfer.origin, transfer.subject)
+        first = transfer.sequence
+        lane: Hashable = transfer.subject
+        if self._sender.node_log:
+            lane = self._lane(transfer.origin, transfer.subject)
         last = first + count - 1
         if not self.answers.receive(transfer, last, lane):
             return  # its lane is being discarded
@@ -195,15 +198,15 @@ class Ingress:
         """See `commits.Source`. What is owed leaves with `flush`."""
         count, size = batch.count, batch.size
         first, last = batch.sequence, batch.sequence + count - 1
-        frames, lane = self.status_frames, self._lane(batch.origin, batch.subject)
+        frames = self.status_frames
         if outcome is batch:
             self.accepted += count
             begin = min(batch.after + 1, first)
             if frames is not None:
-                named = frames.named
                 audience = NOBODY if batch.due_at else batch.audience
-                if audience.number not in named and not self._names(audience):
+                if audience.number not in frames.named and not self._names(audience):
                     piece = Piece(first, last, audience, batch.first, batch.due_at)
+                    lane = self._lane(batch.origin, batch.subject)
                     self._untold.append(Untold(begin, last, count, size, lane, (piece,)))
                     return
                 self._out += frames.routed(batch)
@@ -213,6 +216,7 @@ class Ingress:
             pieces = () if frames is None else outcome.pieces
             if outcome.by_key and not (outcome.pieces[0].position or outcome.pieces[0].due):
                 pieces = ()  # it has gone, or was cancelled: the log says what became of it
+            lane = self._lane(batch.origin, batch.subject)
             run = Untold(first, last, count, size, lane, pieces)
             if outcome.refused:
                 assert batch.refusal is not None

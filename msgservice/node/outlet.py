@@ -57,6 +57,39 @@ UNLOAD_AFTER = 30.0  # seconds without a connection before what is loaded is let
 class Outlet:
     """The delivery to one receiver. There is one for each receiver that the directory knows."""
 
+    __slots__ = (
+        "_acked_to",
+        "_answered",
+        "_commits",
+        "_due",
+        "_going_on",
+        "_has_more",
+        "_heard",
+        "_is_hearing",
+        "_knows_from",
+        "_last_nack",
+        "_limits",
+        "_retry_delay",
+        "_tail_number",
+        "_time",
+        "_timer",
+        "_timer_due",
+        "_tracker",
+        "_unread",
+        "audiences",
+        "backlog",
+        "connection",
+        "flight",
+        "is_going",
+        "last_error",
+        "notes",
+        "pace",
+        "progress",
+        "row",
+        "since",
+        "supply",
+    )
+
     _logger = Logger()
 
     def __init__(

@@ -157,6 +157,43 @@ class Peer:
     `dialled`: the outlet that was dialled, or None.
     """
 
+    __slots__ = (
+        "_abort",
+        "_answering",
+        "_calls",
+        "_clock",
+        "_commits",
+        "_dialled",
+        "_directory",
+        "_dispatch",
+        "_gate",
+        "_greeter",
+        "_guest",
+        "_intake",
+        "_limits",
+        "_login",
+        "_look",
+        "_paused",
+        "_register",
+        "_requests",
+        "_room",
+        "_seat",
+        "_sent_any",
+        "_tracker",
+        "_watch",
+        "connection",
+        "door",
+        "ended_by_us",
+        "goodbye",
+        "has_settled",
+        "ingress",
+        "name",
+        "number",
+        "outlet",
+        "principal",
+        "stage",
+    )
+
     _logger = Logger()
 
     def __init__(

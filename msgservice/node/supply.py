@@ -332,7 +332,8 @@ class Supply:
             options,
             origin,
         )
-        run.expires_at = batch.expires_at
+        if batch.expires_at is not None:
+            run.expires_at = batch.expires_at
         if first <= loaded_to:  # the cursor stands inside this batch
             backlog.offer_rest(run)
         else:

@@ -228,14 +228,14 @@ class Tracker:
     def settled(self, receiver: str, settled: list[Settled]) -> None:
         """Messages were settled, and that is stored; `flush` sends their statuses."""
         watches = self._watches
-        touched = self._touched
+        touched, by_key = self._touched, self._by_key
         key: tuple[str, str] | None = None
         ranges: RangeSet | None = None
         last_status: Status | None = None
         watch: Watch | None = None
         for one in settled:
             batch: Batch = one.run.source
-            if self._by_key and batch.first in self._by_key:
+            if by_key and batch.first in by_key:
                 self._settled_by_key(receiver, batch.first, one)
             if key is None or batch.incarnation != key[1] or batch.sender != key[0]:
                 key = (batch.sender, batch.incarnation)

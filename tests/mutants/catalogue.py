@@ -205,8 +205,8 @@ _ALL = [
     Mutant(
         name="what-expires-does-so-too-early",
         at="msgservice.node.acceptance:Acceptance.batch",
-        old="self._due.now() + transfer.ttl,",
-        new="self._due.now() + transfer.ttl * 3 // 4,",
+        old="self._due.now() + transfer.ttl",
+        new="self._due.now() + transfer.ttl * 3 // 4",
         catcher=_swarm("short", "expired before its time"),
     ),
     Mutant(
@@ -482,7 +482,7 @@ _ALL = [
     Mutant(
         name="lane-goes-on-before-its-dead-letter-is-stored",
         at=f"{BACKLOG}.settle",
-        old="status is Status.DEAD and self._keeps_letters",
+        old="is_dead and self._keeps_letters",
         new="False",
         catcher=_by("outbox", "sent behind a dead letter that is not stored"),
     ),
@@ -952,7 +952,7 @@ _ALL = [
     Mutant(
         name="names-of-who-came-meanwhile-are-not-counted",
         at="msgservice.node.ingress:Ingress.stored",
-        old="if audience.number not in named and not self._names(audience):",
+        old="if audience.number not in frames.named and not self._names(audience):",
         new="if False:",
         catcher=_test(
             "tests/unit/test_connection_reading.py -k while_they_wait", "while_they_wait"

@@ -336,7 +336,7 @@ def test_12_what_was_dead_before_the_removal_stays_dead_in_however_many_groups(t
 
 
 def test_9_a_receiver_that_could_not_be_removed_is_as_it_was(
-    logged_failures: list[LogEvent],
+    logged_failures: list[LogEvent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error of ours before anything was decided: who asked is told, and it is delivered to."""
     world, shop = world_with_backlog()
@@ -344,13 +344,13 @@ def test_9_a_receiver_that_could_not_be_removed_is_as_it_was(
     world.settle()
     billing.take(Transfer)
     outlet = next(iter(world.node.parts.dispatch))
-    stored = outlet.all_stored
 
-    async def broken() -> None:
+    async def broken(_: Any) -> None:
         raise ValueError("a fault of ours")
 
-    setattr(outlet, "all_stored", broken)  # noqa: B010 - mypy knows it as a method
-    (failed,) = removed_now(world)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(outlet), "all_stored", broken)
+        (failed,) = removed_now(world)
     assert isinstance(failed.value, ValueError)
     assert [failed.value] == [event["log_failure"].value for event in logged_failures]
     logged_failures.clear()
@@ -362,7 +362,6 @@ def test_9_a_receiver_that_could_not_be_removed_is_as_it_was(
     again.ack(transfer)
     world.settle(1)
     assert shop.statuses() == {("billing", Status.ACKNOWLEDGED): [(1, 1)]}
-    setattr(outlet, "all_stored", stored)  # noqa: B010
     assert [0] == removed_now(world)
 
 
@@ -469,7 +468,9 @@ def test_10_a_removal_tells_a_producer_what_became_of_its_messages_there_and_not
     assert shop.statuses() == {("billing", Status.REMOVED): ranges}
 
 
-def test_10_a_producer_that_does_not_read_is_told_of_removals_once_it_does() -> None:
+def test_10_a_producer_that_does_not_read_is_told_of_removals_once_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     world, shop = world_with_backlog()
     world.peer("more", receive=ORDERS).connection.abort()
     shop.transfer(2, "orders.new", [b"two"])
@@ -477,14 +478,13 @@ def test_10_a_producer_that_does_not_read_is_told_of_removals_once_it_does() -> 
     shop.frames.clear()
     far = next(p for p in world.node.parts.connections.peers if p.name == "shop")
     waiting: Deferred[None] = Deferred()
-    told: Any = far  # as one whose pipe is full
-    told.room, told.tell, kept = (lambda: waiting), (lambda news: False), told.tell
-    for name in ("billing", "more"):
-        Deferred.fromCoroutine(world.node.remove_receiver(name))
-        world.settle()
+    with monkeypatch.context() as patched:  # as one whose pipe is full
+        patched.setattr(type(far), "room", lambda peer: waiting)
+        patched.setattr(type(far), "tell", lambda peer, news: False)
+        for name in ("billing", "more"):
+            Deferred.fromCoroutine(world.node.remove_receiver(name))
+            world.settle()
     assert shop.frames == []
-    del told.room
-    told.tell = kept
     waiting.callback(None)
     world.settle()
     assert shop.statuses() == {

@@ -277,12 +277,12 @@ def test_who_is_given_a_receiver_that_is_being_removed_is_told_what_came_of_it(
     adding = Deferred.fromCoroutine(world.node.add_receiver("audit", ["orders.>"], owner=owner))
     world.settle()
     assert adding.called
-    commits, owning = world.node.parts.commits, world.node.parts.receivers.own
+    commits, owning = type(world.node.parts.commits), world.node.parts.receivers.own
     remove = commits.removal
     told: list[Any] = []
 
-    def removal(number: int) -> Deferred[None]:
-        stored = remove(number)
+    def removal(self: Any, number: int) -> Deferred[None]:
+        stored = remove(self, number)
         Deferred.fromCoroutine(owning("audit", "shop")).addBoth(told.append)
         return stored
 
