@@ -72,6 +72,7 @@ class Backlog:
     """
 
     __slots__ = (
+        "_deadlines",
         "_failed_tries",
         "_gives_up_sent",
         "_grounded",
@@ -142,6 +143,8 @@ class Backlog:
         self.ready_queue = ReadyQueue(self._open)  # but for what has a queue of its lane
         self._stuck = StuckLanes(self._open, self.ready, self.behind)
         self._retries: list[tuple[float, int]] = []  # due, first; void where that does not wait
+        # When it expires, first; void where no run with that time begins there. Of runs with a ttl.
+        self._deadlines: list[tuple[int, int]] = []
         self._held: list[int] = []  # first of those that wait for a side that takes larger ones
         self._grounded: RangeSet | None = None  # refused since a run was sent: none of it flies
 
@@ -351,6 +354,7 @@ class Backlog:
             tally.runs = tally.messages = tally.size = 0
         self._stuck.unload()
         self._retries = []
+        self._deadlines = []
         self._held = []
 
     def _load(self, run: Run) -> None:
@@ -359,6 +363,8 @@ class Backlog:
             # Each is placed before the next is open: a lane that gets stuck takes what is there.
             self.pieces += 1
             self._open.add(piece)
+            if piece.expires_at is not None:
+                self._note_deadlines((piece,))
             self._place(piece)
         resumed = self._resumed
         if resumed:
@@ -708,18 +714,44 @@ class Backlog:
 
     def expire_all(self, now: int) -> None:
         """Settle all that is loaded and not in flight, and whose time is over."""
-        for run in self._open:
-            if run.expires_at is not None and run.state != FLIGHT and self.is_over(run, now):
-                self.expire(run)
+        deadlines = self._deadlines
+        over: list[int] = []
+        flying: list[tuple[int, int]] = []
+        while (at := self.next_expiry()) is not None and at <= now:
+            deadline = heapq.heappop(deadlines)
+            if self._open.by_first[deadline[1]].state == FLIGHT:
+                flying.append(deadline)
+            else:
+                over.append(deadline[1])
+        for deadline in flying:
+            heapq.heappush(deadlines, deadline)
+        for first in sorted(set(over)):
+            self.expire(self._open.by_first[first])
 
     def next_expiry(self) -> int | None:
         """When the first expires of what is loaded and may be given up, or None."""
-        times = [
-            run.expires_at
-            for run in self._open
-            if run.expires_at is not None and (self._gives_up_sent or run.first > self.landed_to)
-        ]
-        return min(times, default=None)
+        deadlines, by_first = self._deadlines, self._open.by_first
+        while deadlines:
+            at, first = deadlines[0]
+            run = by_first.get(first)
+            # What may have been handled once is not given up later either.
+            may_be = self._gives_up_sent or first > self.landed_to
+            if run is not None and run.expires_at == at and may_be:
+                return at
+            heapq.heappop(deadlines)
+        return None
+
+    def _note_deadlines(self, runs: Iterable[Run]) -> None:
+        """Runs are open from now on: of those with a ttl it is noted when that is over."""
+        deadlines = self._deadlines
+        for run in runs:
+            if run.expires_at is not None:
+                heapq.heappush(deadlines, (run.expires_at, run.first))
+        if len(deadlines) > STALE_MAX + 2 * len(self._open):
+            self._deadlines = [
+                (run.expires_at, run.first) for run in self._open if run.expires_at is not None
+            ]
+            heapq.heapify(self._deadlines)
 
     def doubt(self, sequence: int) -> str:
         """Return what a reason says beside that a message was never answered: it may be wrong."""
@@ -746,6 +778,8 @@ class Backlog:
         trim_run(run, at - 1)
         self._shrunk(run, rest.count, size - run.size)
         self._open.add(rest)
+        if rest.expires_at is not None:
+            self._note_deadlines((rest,))
         if rest.attempts:  # those of all of it were noted where it begins: no longer for this
             self._failed_tries.append(rest)
         self._place_rest(run, rest)
@@ -796,6 +830,8 @@ class Backlog:
                 self._failed_tries += pieces
             self._shrunk(run, count - run.count, size - run.size)
         self._open.add_all([piece for _, piece in cut])
+        if self._deadlines:
+            self._note_deadlines([piece for _, piece in cut])
         for run, piece in cut:
             self._place_rest(run, piece)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from msgservice.errors import LogUnavailable, UnknownMessage
 from msgservice.interfaces import ILog
@@ -16,10 +17,12 @@ from msgservice.node.commits import Commits
 from msgservice.node.due import Due
 from msgservice.node.seldom import Seldom
 from msgservice.node.tracker import Tracker
-from msgservice.records import Cancel, Delayed, Found
+from msgservice.records import Batch, Cancel, Delayed, Found
 
 PAGE = 500  # runs of one group: what is known of each is looked up, and handed on, in one turn
+READ_AGAIN = 1000  # ms after which a page that was read ahead is not used any more
 BEGIN = (0, 0)
+NOTHING_READ: tuple[int, list[Batch]] = (0, [])
 
 
 class DelayedMessages:
@@ -36,6 +39,7 @@ class DelayedMessages:
         self._due = due
         self._seldom = seldom
         self._after = BEGIN  # behind what found no place, in this pass
+        self._following = NOTHING_READ  # the page that was read ahead, and when
         self._looked_at: int | None = None  # the earliest that `due` knows of
 
     # --- due.Source
@@ -50,21 +54,32 @@ class DelayedMessages:
         return Deferred.fromCoroutine(self._move(now))
 
     async def _move(self, now: int) -> bool:
-        page = await self._log.due(now, self._after, PAGE)
+        (read_at, page), self._following = self._following, NOTHING_READ
+        if not page or now - read_at > READ_AGAIN:
+            page = await self._log.due(now, self._after, PAGE)
         if not page:
             self._after = BEGIN
             return False
+        moving = self._commits.due(page)
+        end = (page[-1].due_at, page[-1].delayed_id)
+        # While this page is written the next is read. Nothing comes before it any more: what is
+        # accepted from now on is due later than this moment.
+        reading = self._log.due(now, end, PAGE).addErrback(self._not_read)
         try:
-            moved = await self._commits.due(page)
+            moved = await moving
         except LogUnavailable:
             return False  # the commits have said so; they are tried again
         gone = {batch.delayed_id for batch in moved}
         left = [batch for batch in page if batch.delayed_id not in gone]
         if left:
             # It may have been cancelled meanwhile; what is still there is found in the next pass.
-            self._after = (page[-1].due_at, page[-1].delayed_id)
+            self._after = end
             self._tell_left(len(left), left[0].subject)
+        self._following = (now, await reading)
         return True
+
+    def _not_read(self, _: Failure) -> list[Batch]:
+        return []  # it is read again, and said then
 
     def _tell_left(self, count: int, subject: str) -> None:
         def tell(more: int) -> None:

@@ -323,8 +323,9 @@ class Tracker:
             return
         left = iter(news)
         try:
-            if not watch.is_telling and watch.told.is_writable and watch.told.tell(left):
-                return
+            while not watch.is_telling and watch.told.is_writable:
+                if watch.told.tell(left):
+                    return
             firsts = [one.ranges[0][0] if isinstance(one, States) else one.first for one in news]
             self._tell_from(watch, min(firsts))
         except Exception:
@@ -383,6 +384,10 @@ class Tracker:
             await watch.told.room()
             if watch.told.is_gone:
                 return
+            if removed is None and watch.missed is not None and watch.missed >= first:
+                watch.missed = (
+                    None  # this page, and those behind it, are read after that was stored
+                )
             try:
                 page: History = await self._log.history(
                     watch.sender,

@@ -487,6 +487,20 @@ _ALL = [
         catcher=_by("outbox", "sent behind a dead letter that is not stored"),
     ),
     Mutant(
+        name="what-is-cut-off-has-no-deadline",
+        at=f"{BACKLOG}.split",
+        old="rest.expires_at is not None",
+        new="False",
+        catcher=_test("tests/unit/test_deadlines.py -k walk", "walk"),
+    ),
+    Mutant(
+        name="what-was-moved-is-told-from-the-log-page-by-page",
+        at="msgservice.node.tracker:Tracker._history",
+        old="watch.missed >= first",
+        new="False",
+        catcher=_test("tests/unit/test_node_delayed.py -k without_room", "without_room"),
+    ),
+    Mutant(
         name="node-keeps-no-lane-behind-a-dead-letter",
         at="msgservice.node.outlet:Outlet._make_backlog",
         old="keeps_letters=True",

@@ -16,6 +16,7 @@ from msgservice.identity.users import User, Users
 from msgservice.limits import TIME_DAYS_MAX
 from msgservice.log.memory import MemoryLog
 from msgservice.message import FLAG_RETAIN, Action, Status, decode_messages
+from msgservice.node import delayed
 from msgservice.node.gate import Door
 from msgservice.records import Resume, hash_of
 from tests.kit.limits import Limits
@@ -399,3 +400,43 @@ def test_many_runs_due_at_once_are_moved_in_pages_and_in_order() -> None:
     assert [b"%d" % n for n in range(1, 1201)] == got(billing)
     assert 500 == max(groups)
     assert world.node.log.next_due() is None
+    # Its sender is told of each once, however many make a page.
+    routed = [frame for frame in shop.take(Routed) if frame.position]
+    assert list(range(1, 1201)) == [frame.first for frame in routed]
+
+
+def test_a_sender_without_room_is_told_of_each_run_that_was_moved_in_one_pass_of_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not from the first on for each page that was moved meanwhile: that would be a square."""
+    monkeypatch.setattr(delayed, "PAGE", 100)
+    world, billing, shop = world_with()
+    for sequence in range(1, 1201):
+        shop.transfer(sequence, "orders.new", [b"%d" % sequence], delay=MINUTE)
+        if sequence % 100 == 0:
+            world.settle()
+            shop.frames.clear()
+    world.settle()
+    far = next(p for p in world.node.parts.connections.peers if p.name == "shop")
+    waiting: Deferred[None] = Deferred()
+    asked: list[int] = []
+    history = world.node.log.history
+
+    def counted(*args: Any) -> Any:
+        asked.append(args[2])
+        return history(*args)
+
+    monkeypatch.setattr(world.node.log, "history", counted)
+    with monkeypatch.context() as patched:  # as one whose pipe is full
+        patched.setattr(type(far), "room", lambda peer: waiting)
+        patched.setattr(type(far), "is_writable", False)
+        later(world, 61)
+        later(world, 1)
+        assert world.node.log.next_due() is None
+        assert [] == [frame for frame in shop.take(Routed) if frame.position]
+    waiting.callback(None)
+    later(world, 1)
+    routed = [frame for frame in shop.take(Routed) if frame.position]
+    assert list(range(1, 1201)) == [frame.first for frame in routed]
+    assert sorted(set(asked)) == asked  # of none on twice
+    assert len(got(billing)) == 1200
