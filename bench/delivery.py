@@ -1,12 +1,24 @@
 """What may be said of a message before it is delivered, and what that costs.
 
-    python -m bench.delivery send [COUNT]
+    python -m bench.delivery ttl [COUNT]
+    python -m bench.delivery delay [COUNT]
     python -m bench.delivery expire [COUNT] [--receivers N] [--run N]
+    python -m bench.delivery rewind [COUNT]
+    python -m bench.delivery purge [COUNT]
+    python -m bench.delivery keys [COUNT]
 
-`send`: the rate of `send` with a ttl against that without, over TCP to a node in this process, in
-pairs that take turns. `expire`: so many messages for receivers that are all away expire at once;
-`gap_ms` is the longest time in which the node's reactor did nothing else, from then until all of
-them are settled on disk, and every cursor has passed them.
+Node, producer and receivers are processes of their own; the log is on disk. `gap_ms` is the longest
+time in which the node's reactor did nothing else, `idle_gap_ms` the same while nothing was to be
+done: this machine's own. `turn_cpu_ms`: what of such a time it has worked itself, at most;
+`node_cpu_s`: what all threads of the node have.
+
+`ttl`: the rate of `send` with a ttl against that without, in pairs that take turns. `delay`: so
+many runs that are due in the same second: from then until the receiver has the last of them.
+`expire`: so many messages for receivers that are all away are over at once: from then until no
+receiver has anything left. `rewind`: `bench.replay`. `purge`: so many messages that wait for a
+receiver are cancelled while another gets what a producer sends. `keys`: `send` with a key each
+against without, each waited for and many at a time, when there are few keys and when there are so
+many; and what these take in memory.
 """
 
 from __future__ import annotations
@@ -14,151 +26,209 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.task import deferLater, react
-
-from msgservice import Limits, Node, Receiver, connect
-from msgservice.core.runs import EXPIRED_REASON
-from msgservice.message import Status
-from tests.kit.ports import free_port
+from bench import replay
+from bench.processes import Role, Stage, finish, stage
 
 PAIRS = 7
-BODY = b"x" * 200
-TICK = 0.002  # seconds between two looks at the clock
 
 
-class Gaps:
-    """The longest time between two turns of a reactor, beyond what was asked for."""
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        self.longest = 0.0
-        self._last = time.monotonic()
-        self._call = reactor.callLater(TICK, self._tick)
-
-    def _tick(self) -> None:
-        now = time.monotonic()
-        self.longest = max(self.longest, now - self._last - TICK)
-        self._last = now
-        self._call = self._reactor.callLater(TICK, self._tick)
-
-    def stop(self) -> float:
-        self._call.cancel()
-        return round(self.longest * 1000, 1)
+def told(role: Role, **wanted: Any) -> dict[str, Any]:
+    return role.ask(json.dumps(wanted))
 
 
-async def _send(reactor: Any, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    port = free_port()
-    node = Node(reactor, folder, listen=[f"tcp:{port}:interface=127.0.0.1"])
-    node.startService()
-    await node.when_ready()
-    client = await connect(reactor, f"tcp:127.0.0.1:{port}", name="shop")
-    receiver = Receiver(reactor, name="billing", handler=lambda message: None)
-    receiver.attach(f"tcp:127.0.0.1:{port}", subjects=["orders.>"])
-    while node.parts.directory.get("billing") is None:
-        await deferLater(reactor, 0.01)
-
-    async def rate(**more: Any) -> float:
-        begin = time.monotonic()
-        last: Deferred[Any] | None = None
-        for number in range(options.count):
-            last = client.send("orders.new", BODY, **more)
-            if number % 5000 == 4999:
-                await last
-        assert last is not None
-        await (await last).settled()
-        return options.count / (time.monotonic() - begin)
-
-    await rate()
-    rates: dict[str, list[float]] = {"plain": [], "ttl": []}
-    for _ in range(PAIRS):
-        rates["plain"].append(await rate())
-        rates["ttl"].append(await rate(ttl=3600))
-    ratios = [ttl / plain for plain, ttl in zip(rates["plain"], rates["ttl"], strict=True)]
-    await receiver.stopService()
-    await client.close()
-    await node.stopService()
-    return {
-        "plain_s": round(statistics.median(rates["plain"])),
-        "ttl_s": round(statistics.median(rates["ttl"])),
-        "ratio": round(statistics.median(ratios), 3),
-    }
-
-
-async def _expire(reactor: Any, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    node = Node(reactor, folder, limits=Limits(link_delay_min=0.1, link_delay_max=0.1))
-    node.startService()
-    await node.when_ready()
-    names = [f"r{number}" for number in range(options.receivers)]
-    for name in names:
-        await node.add_receiver(name, ["orders.>"])
-    client = node.client("shop")
-    await client.when_connected()
-    begin = time.monotonic()
-    ttl = 5 + options.count / 20_000
-    for _ in range(options.count // options.run):
-        left = max(0.0, begin + ttl - time.monotonic())
-        await client.send_many("orders.new", [BODY] * options.run, ttl=left)
-    stored = time.monotonic() - begin
-    await client.close()
-    idle = Gaps(reactor)
-    await deferLater(reactor, max(1.0, begin + ttl - 0.2 - time.monotonic()))
-    idle_gap = idle.stop()
-    gaps = Gaps(reactor)
-    due = time.monotonic()
-    while True:
-        rows = [node.parts.directory.named(name) for name in names]
-        if all(row.cursor >> 16 >= options.count // options.run for row in rows):
-            break
-        await deferLater(reactor, 0.02)
-    seconds = time.monotonic() - due
-    gap = gaps.stop()
-    accounts = await node.log.accounts()
-    assert all(one.settled == {int(Status.EXPIRED): options.count} for one in accounts), (
-        EXPIRED_REASON,
-        accounts[0],
+def command(address: str, *words: str) -> dict[str, Any]:
+    """Run a command of `msgservice`; return what it says as JSON."""
+    ran = subprocess.run(
+        [Path(sys.executable).with_name("msgservice"), *words, "--json", "--node", address],
+        check=True,
+        capture_output=True,
+        text=True,
     )
-    assert await node.log.audit() == []
-    await node.stopService()
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return found
+
+
+def sender(made: Stage, address: str, **options: Any) -> Role:
+    role = made.start("sender", address=address, **options)
+    role.line()
+    return role
+
+
+def idle(node: Role, seconds: float = 1.0) -> float:
+    """Return the longest gap while nothing is to be done."""
+    node.ask("gap")
+    time.sleep(seconds)
+    gap: float = node.ask("gap")["gap_ms"]
+    return gap
+
+
+def gaps(found: dict[str, Any], idle_gap: float, before: dict[str, Any]) -> dict[str, float]:
     return {
-        "messages": options.count,
-        "receivers": options.receivers,
-        "stored_s": round(options.count / stored),
-        "expired_seconds": round(seconds, 2),
-        "gap_ms": gap,
-        "idle_gap_ms": idle_gap,  # of this machine, beside whatever else it does
+        "gap_ms": found["gap_ms"],
+        "idle_gap_ms": idle_gap,
+        "turn_cpu_ms": found["turn_cpu_ms"],
+        "node_cpu_s": round(found["cpu_s"] - before["cpu_s"], 2),
     }
 
 
-PLAYS: dict[str, Callable[..., Coroutine[Any, Any, dict[str, Any]]]] = {
-    "send": _send,
-    "expire": _expire,
+def ttl(options: argparse.Namespace) -> dict[str, Any]:
+    with stage() as made:
+        _, address = made.node()
+        made.start("receiver", address=address, name="billing").line()
+        shop = sender(made, address)
+        rates: dict[str, list[float]] = {"plain": [], "ttl": []}
+        for number in range(PAIRS + 1):
+            for kind, more in (("plain", {}), ("ttl", {"ttl": 3600})):
+                took = told(shop, count=options.count, settled=True, subjects=5000, **more)
+                if number:  # the first is to get warm
+                    rates[kind].append(options.count / took["seconds"])
+        ratios = [one / other for one, other in zip(rates["ttl"], rates["plain"], strict=True)]
+        return {
+            "plain_s": round(statistics.median(rates["plain"])),
+            "ttl_s": round(statistics.median(rates["ttl"])),
+            "ratio": round(statistics.median(ratios), 3),
+        }
+
+
+def delay(options: argparse.Namespace) -> dict[str, Any]:
+    with stage() as made:
+        node, address = made.node()
+        billing = made.start("receiver", address=address, name="billing", count=options.count)
+        billing.line()
+        shop = sender(made, address)
+        after = 4 + options.count / 1000
+        took = told(shop, count=options.count, delay=after)
+        due = took["begin"] + after
+        if took["seconds"] > after - 2:
+            raise RuntimeError("this machine was too slow to have all of them accepted before")
+        idle_gap = idle(node)
+        time.sleep(max(0.0, due - time.monotonic() - 0.1))
+        before = node.ask("gap")
+        end = billing.line()["end"]
+        return {
+            "runs": options.count,
+            "accepted_s": round(options.count / took["seconds"]),
+            "seconds": round(end - due, 2),
+            **gaps(node.ask("gap"), idle_gap, before),
+        }
+
+
+def expire(options: argparse.Namespace) -> dict[str, Any]:
+    with stage() as made:
+        node, address = made.node()
+        made.start("admin", address=address, receivers=options.receivers).line()
+        shop = sender(made, address)
+        after = 5 + options.count / 20_000
+        took = told(shop, count=options.count, run=options.run, ttl=after)
+        shop.stop()
+        idle_gap = idle(node)
+        due = took["begin"] + after
+        time.sleep(max(0.0, due - time.monotonic() - 0.1))
+        before = node.ask("gap")
+        longest = {"gap_ms": 0.0, "turn_cpu_ms": 0.0, "cpu_s": 0.0}
+        is_over = False
+        while not is_over:
+            time.sleep(0.5)
+            rows = command(address, "receivers", "list")["receivers"]
+            is_over = not any(row["queued"] for row in rows)
+            found = node.ask("gap")
+            longest = {name: max(value, found[name]) for name, value in longest.items()}
+        return {
+            "messages": options.count,
+            "receivers": options.receivers,
+            "stored_s": round(options.count / took["seconds"]),
+            "seconds": round(time.monotonic() - due, 2),
+            **gaps(longest, idle_gap, before),
+        }
+
+
+def rewind(options: argparse.Namespace) -> dict[str, Any]:
+    return replay.measure(options.count)
+
+
+def purge(options: argparse.Namespace) -> dict[str, Any]:
+    with stage() as made:
+        node, address = made.node()
+        away = made.start("receiver", address=address, name="away", subjects="orders.>")
+        away.line()
+        away.stop()
+        shop = sender(made, address)
+        told(shop, count=options.count, run=200)
+        for i in range(2):
+            made.start("receiver", address=address, name=f"o{i}", subjects="others.>").line()
+        probe = made.start("latency", address=address, subject="others.new")
+        probe.line()
+        probe.ask("closed 200")
+        before = probe.ask("open 1000 4")["p99_ms"]
+        idle_gap = idle(node)
+        begun = node.ask("gap")
+        probe.say("open 1000 4")
+        begin = time.monotonic()
+        purged = command(address, "purge", "away", "--yes", "--timeout", "60")
+        seconds = time.monotonic() - begin
+        during = probe.line()["p99_ms"]
+        return {
+            "messages": options.count,
+            "purged": purged["done"]["count"],
+            "seconds": round(seconds, 2),
+            **gaps(node.ask("gap"), idle_gap, begun),
+            "others_before_p99_ms": before,
+            "others_during_p99_ms": during,
+        }
+
+
+def keys(options: argparse.Namespace) -> dict[str, Any]:
+    with stage() as made:
+        node, address = made.node()
+        shop = sender(made, address)
+        for keyed in (False, True):
+            told(shop, count=min(2000, options.count), keyed=keyed)
+        alone = {"alone": True, "count": min(1000, options.count)}
+        many = {"count": min(5000, options.count)}
+        figures: dict[str, Any] = {"keys": options.count}
+        for place in ("first", "last"):
+            for name, more in (("alone", alone), ("many", many)):
+                ratios = []
+                for _ in range(PAIRS):
+                    plain = told(shop, **more)["seconds"]
+                    ratios.append(plain / told(shop, keyed=True, **more)["seconds"])
+                figures[f"{place}_{name}_ratio"] = round(statistics.median(ratios), 2)
+            if place == "first":
+                before = node.ask("rss")["rss_mib"]
+                took = told(shop, count=options.count, keyed=True, subjects=2000)
+                figures["keyed_s"] = round(options.count / took["seconds"])
+                figures["rss_growth_mib"] = round(node.ask("rss")["rss_mib"] - before, 1)
+        return figures
+
+
+PLAYS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], int]] = {
+    "ttl": (ttl, 50_000),
+    "delay": (delay, 100_000),
+    "expire": (expire, 1_000_000),
+    "rewind": (rewind, 1_000_000),
+    "purge": (purge, 1_000_000),
+    "keys": (keys, 1_000_000),
 }
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="bench.delivery")
+def measure(arguments: list[str]) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(prog="bench.delivery", description=__doc__)
     parser.add_argument("what", choices=PLAYS)
     parser.add_argument("count", type=int, nargs="?", default=0)
     parser.add_argument("--receivers", type=int, default=100)
     parser.add_argument("--run", type=int, default=200)
     options = parser.parse_args(arguments)
-    options.count = options.count or {"send": 50_000, "expire": 1_000_000}[options.what]
-
-    async def play(reactor: Any) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            found = await PLAYS[options.what](reactor, Path(folder), options)
-        print(json.dumps(found))
-
-    react(lambda reactor: ensureDeferred(play(reactor)))
+    play, count = PLAYS[options.what]
+    options.count = options.count or count
+    return play(options)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    finish(measure(sys.argv[1:]))

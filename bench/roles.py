@@ -86,7 +86,8 @@ def node(args: argparse.Namespace) -> None:
 
     def act(line: str) -> None:
         if line == "gap":
-            say(gap_ms=round(gap.take() * 1000, 1))
+            longest, busiest = gap.take()
+            say(gap_ms=round(longest * 1000, 1), turn_cpu_ms=round(busiest * 1000, 1))
         else:
             say(rss_mib=rss_mib())
 
@@ -99,24 +100,31 @@ def node(args: argparse.Namespace) -> None:
 
 
 class Gap:
-    """The longest time between two turns of the reactor, since it was last asked for."""
+    """The longest time between two turns of the reactor, since it was last asked for.
+
+    And the longest that its thread has worked in between: what of the time was its own, and not of
+    others on a busy machine.
+    """
 
     def __init__(self) -> None:
-        self._longest = 0.0
-        self._before: float | None = None  # None: nobody has asked yet, and nothing is measured
+        self._longest = self._busiest = 0.0
+        # None: nobody has asked yet, and nothing is measured.
+        self._before: tuple[float, float] | None = None
 
-    def take(self) -> float:
-        longest, self._longest = self._longest, 0.0
+    def take(self) -> tuple[float, float]:
+        found = self._longest, self._busiest
+        self._longest = self._busiest = 0.0
         if self._before is None:
-            self._before = time.monotonic()
+            self._before = time.monotonic(), time.thread_time()
             self._turn()
-        return longest
+        return found
 
     def _turn(self) -> None:
-        now = time.monotonic()
+        now, worked = time.monotonic(), time.thread_time()
         assert self._before is not None
-        self._longest = max(self._longest, now - self._before)
-        self._before = now
+        self._longest = max(self._longest, now - self._before[0])
+        self._busiest = max(self._busiest, worked - self._before[1])
+        self._before = now, worked
         reactor.callLater(0.001, self._turn)
 
 
@@ -291,6 +299,55 @@ async def produce(args: argparse.Namespace) -> None:
 
 def producer(args: argparse.Namespace) -> None:
     react(lambda _: Deferred.fromCoroutine(produce(args)))
+
+
+# --- one that sends as it is told
+
+
+async def send_as_told(args: argparse.Namespace) -> None:
+    """Each line is JSON: `count` messages, in runs of `run` (1: with `send`, a subject each).
+
+    `ttl`, `delay`: of all alike seconds from now, so that they are over together. `keyed`: each has
+    a key of its own. `alone`: each is waited for before the next. Says how long it took.
+    """
+    client = await connect(reactor, args.address, name=args.name)
+    asked: DeferredQueue[str] = DeferredQueue()
+    listen_to(asked.put)
+    say(connected=True)
+    body, keys = b"x" * args.body, 0
+    while True:
+        wanted = json.loads(await asked.get())
+        count, run = wanted["count"], wanted.get("run", 1)
+        turn = 1 if wanted.get("alone") else wanted.get("subjects", 500)
+        subjects = [f"{args.subject}{n}" for n in range(turn)]
+        begin = time.monotonic()
+        sent = 0
+        while sent < count:
+            options: dict[str, Any] = {}
+            for name in ("ttl", "delay"):
+                if name in wanted:
+                    options[name] = max(0.001, begin + wanted[name] - time.monotonic())
+            waiting = []
+            if run > 1:
+                for _ in range(min(20, (count - sent) // run)):
+                    waiting.append(client.send_many(subjects[0], [body] * run, **options))
+                    sent += run
+            else:
+                for subject in subjects[: count - sent]:
+                    if wanted.get("keyed"):
+                        options["idempotency_key"] = f"order-{keys}-paid"
+                        keys += 1
+                    waiting.append(client.send(subject, body, **options))
+                    sent += 1
+            for each in waiting:
+                last = await each
+        if wanted.get("settled"):
+            await last.settled()
+        say(begin=begin, seconds=time.monotonic() - begin)
+
+
+def sender(args: argparse.Namespace) -> None:
+    react(lambda _: Deferred.fromCoroutine(send_as_told(args)))
 
 
 # --- logins
@@ -537,6 +594,11 @@ def main() -> None:
     of_receiver.add_argument("--subjects", default="orders.>")
     of_receiver.add_argument("--window", type=int, default=0)
     of_receiver.add_argument("--start", default="new")
+    of_sender = roles.add_parser("sender")
+    of_sender.add_argument("--address", required=True)
+    of_sender.add_argument("--name", default="shop")
+    of_sender.add_argument("--subject", default="orders.n")
+    of_sender.add_argument("--body", type=int, default=100)
     of_producer = roles.add_parser("producer")
     of_producer.add_argument("--address", required=True)
     of_producer.add_argument("--count", type=int, required=True)
@@ -573,6 +635,7 @@ ROLES = {
     "node": node,
     "receiver": receiver,
     "producer": producer,
+    "sender": sender,
     "latency": latency,
     "through": through,
     "logins": logins,
