@@ -61,6 +61,11 @@ class Start(click.ParamType[Any]):
     default="new",
     help="Where a receiver that is new begins: new, first, a position or a time. Default: new.",
 )
+@click.option(
+    "--no-retained",
+    is_flag=True,
+    help="Of a NAME that is new: not what is retained of these SUBJECTs, only what is sent.",
+)
 @click.option("--forget", is_flag=True, help="Remove the receiver at the end.")
 @node_options
 def listen(
@@ -69,6 +74,7 @@ def listen(
     subjects: tuple[str, ...],
     count: int | None,
     start: str | int | datetime,
+    no_retained: bool,
     forget: bool,
 ) -> None:
     """Attach to the node as the receiver NAME, and print what it gets for these SUBJECTs.
@@ -98,7 +104,9 @@ def listen(
             receiver = Receiver(reactor, name=name, handler=printer.handle)
             watch = Watch(reactor, printer.done)
             try:
-                watch.start(session.attach(receiver, subjects or None, start))
+                watch.start(
+                    session.attach(receiver, subjects or None, start, retained=not no_retained)
+                )
                 await printer.done
             finally:
                 watch.stop()

@@ -57,6 +57,7 @@ RUNS_IN_FLIGHT = 8
 @click.option("--id", "message_id", help="Your own name for it, for `status`.")
 @click.option("--key", help="Idempotency key: stored once, however often it is sent in a day.")
 @click.option("--retain", is_flag=True, help="Keep it for receivers that are made later.")
+@click.option("--retain-only", is_flag=True, help="Keep it so, and deliver it to nobody now.")
 @click.option(
     "--delay",
     type=float,
@@ -82,6 +83,7 @@ def send(
     message_id: str | None,
     key: str | None,
     retain: bool,
+    retain_only: bool,
     delay: float | None,
     require: bool,
     ttl: str | None,
@@ -114,15 +116,16 @@ def send(
         headers=options.get("headers"),
         own_id=message_id,
         key=key,
-        retain=retain,
+        retain="only" if retain_only else retain,
         delay=delay,
         limits=Limits(),
         ttl=options.get("ttl"),
     )
     if body is None and file is None:
-        if message_id is not None or key is not None or retain or wait:
+        if message_id is not None or key is not None or retain or retain_only or wait:
             raise click.UsageError(
-                "--id, --key, --retain and --wait are for one message: give BODY or --file"
+                "--id, --key, --retain, --retain-only and --wait are for one message: give BODY or"
+                " --file"
             )
         source = lines or sys.stdin.buffer
         checked(b"")
@@ -139,8 +142,8 @@ def send(
         options["id"] = message_id
     if key is not None:
         options["idempotency_key"] = key
-    if retain:
-        options["retain"] = True
+    if retain or retain_only:
+        options["retain"] = "only" if retain_only else True
     session.run(lambda reactor: _send_one(session, reactor, name, subject, content, options, wait))
 
 

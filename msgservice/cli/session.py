@@ -299,15 +299,18 @@ class Session:
         receiver: Receiver,
         subjects: Sequence[str] | None,
         start: str | int | datetime = "new",
+        *,
+        retained: bool = True,
     ) -> Attachment:
         """Attach a receiver to the node, as who this command is."""
         said = self.login
         if said is None:
-            return receiver.attach(self.node, subjects=subjects, start=start)
+            return receiver.attach(self.node, subjects=subjects, start=start, retained=retained)
         return receiver.attach(
             self.node,
             subjects=subjects,
             start=start,
+            retained=retained,
             user=said.user or None,
             password=said.password,
             token=said.token,

@@ -404,7 +404,7 @@ def check_message(
     headers: Headers | None,
     own_id: str | None,
     key: str | None = None,
-    retain: bool = False,
+    retain: bool | Literal["only"] = False,
     delay: float | None = None,
     limits: Limits,
     ttl: float | None = None,

@@ -13,6 +13,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from msgservice.clock import wall_of
 from msgservice.connection import Connection
 from msgservice.core.frames import (
     BYE_CLOSING,
@@ -98,6 +99,7 @@ class NodeConnection:
         self.when_lost: Deferred[None] = Deferred()
         self._reception = way.reception
         self._handling = way.reception.handling
+        self._wall = wall_of(way.reception.reactor)
         self._node: NodeIncarnation | None = None
         self._quiet = 0  # turns since the last run
         most = way.reception.limits.subjects
@@ -217,6 +219,8 @@ class NodeConnection:
                 frame.flags,
                 self._reception.decode,
             )
+            if frame.ttl is not None:
+                facts.ttl, facts.expires_at = frame.ttl, self._wall() + frame.ttl
             messages = decode_received(raw, facts)
             arrival = node.inbox.receive_transfer(frame, count)
             if arrival is not None:

@@ -28,10 +28,21 @@ class RunFacts:
     """The facts that the messages of one run have in common.
 
     `sequence`: of its first message, as the node counts towards this receiver. `base`: the
-    `number` of its first message.
+    `number` of its first message. `ttl`: ms that were left of its time when it came, or None;
+    `expires_at`: when that is over, ms by the wall clock of this machine.
     """
 
-    __slots__ = ("base", "decode", "flags", "node", "origin", "sequence", "subject")
+    __slots__ = (
+        "base",
+        "decode",
+        "expires_at",
+        "flags",
+        "node",
+        "origin",
+        "sequence",
+        "subject",
+        "ttl",
+    )
 
     def __init__(
         self,
@@ -41,7 +52,10 @@ class RunFacts:
         origin: Origin | None,
         flags: int,
         decode: Decode,
+        ttl: int | None = None,
+        expires_at: int | None = None,
     ) -> None:
+        self.ttl, self.expires_at = ttl, expires_at
         self.sequence, self.subject, self.node = sequence, subject, node
         self.origin, self.flags, self.decode = origin, flags, decode
         self.base = 0
@@ -144,6 +158,22 @@ class ReceivedMessage(msgspec.Struct, array_like=True, gc=False, eq=False):
     def retained(self) -> bool:
         """Whether it is what was retained of its subject when this receiver joined."""
         return bool(self.run.flags & FLAG_RETAINED)
+
+    @property
+    def ttl(self) -> float | None:
+        """The seconds that were left of its `ttl` when it came here; None: it never expires."""
+        left = self.run.ttl
+        return None if left is None else left / 1000
+
+    @property
+    def expires_at(self) -> float | None:
+        """The time when its `ttl` is over, in seconds since the epoch; None: it never is.
+
+        By the wall clock of this machine as it was when the message came: `ttl` behind that. So no
+        clocks have to agree; what the message was under way is not counted.
+        """
+        at = self.run.expires_at
+        return None if at is None else at / 1000
 
     @property
     def identity(self) -> str:

@@ -3,11 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest_twisted
+from twisted.internet import reactor as installed_reactor
+
+from msgservice import Node, Receiver, Reject
 from tests.docs.test_code_blocks import blocks
 from tests.integration.command import Command
 from tests.integration.daemon import PATIENCE
 
+reactor: Any = installed_reactor
 PROGRAMS = [program for page, program in blocks("python") if page == "docs/client.md"]
 NODE = "tcp:127.0.0.1:7410"
 IN_THREAD = """
@@ -109,3 +115,31 @@ def test_a_thread_sends_as_the_page_says(msgservice: Command) -> None:
     (program,) = (each for each in PROGRAMS if "blockingCallFromThread" in each)
     indented = "".join(f"    {line}\n" for line in program.splitlines())
     assert position_printed(IN_THREAD.format(program=indented, node=msgservice.node)) > 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_program_does_with_a_node_of_its_own(tmp_path: Path) -> None:
+    (program,) = [one for one in PROGRAMS if "dead_letters" in one]
+    names: dict[str, Any] = {}
+    exec(program, names)
+    node = Node(reactor, tmp_path / "node", listen=[])
+    node.startService()
+    await node.when_ready()
+
+    def handle(message: Any) -> None:
+        raise Reject("no such customer" if message.subject == "orders.new" else "a test")
+
+    receiver = Receiver(reactor, name="billing", handler=handle)
+    node.attach(receiver, subjects=["orders.>"])
+    client = node.client("shop")
+    await node.add_receiver("report-42", ["reports.>"])
+    for subject in ("orders.new", "orders.test.a", "orders.test.b"):
+        receipt = await client.send(subject, b"x")
+        await receipt.settled()
+    await receiver.stop()
+    await client.send("reports.a", b"x")
+    assert (1, 2, 1) == await names["tidy"](node)
+    rows = {account.receiver: account.queued for account in await node.log.accounts()}
+    assert sorted(rows.values()) == [0, 1]  # one is sent again; nothing waits for the report
+    await client.close()
+    await node.stopService()

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 
 from msgservice import Limits, Node, Receiver, connect
 from tests.integration.command import Command
-from tests.integration.daemon import running
+from tests.integration.daemon import Daemon, running
 from tests.kit.ports import free_port
 
 LIMITS = Limits(link_delay_min=0.05, stop_timeout=5)
@@ -107,6 +107,37 @@ def test_48_a_command_retains_and_another_ends_it_also_over_a_kill(tmp_path: Pat
         rows = msgservice.data("retained", "list")["retained"]
         assert [row["subject"] for row in rows] == ["prices.b"]
         assert msgservice("retained", "show", "prices.b", "--body").out == "two"
+        was = msgservice.receiver("late")["routed"]
+        only = msgservice.data("send", "prices.c", "three", "--retain-only")
+        assert only["receivers"] == {}
+        assert msgservice.receiver("late")["routed"] == was
+        assert msgservice("retained", "show", "prices.c", "--body").out == "three"
+        assert msgservice("send", "prices.c", "x", "--retain-only", "--to", "late").code != 0
+        assert msgservice("send", "prices.c", "--retain-only", stdin=b"one\n").code == 2
+        assert msgservice("send", "prices.c", "", "--retain").code == 0
+        late = Daemon(
+            "msgservice",
+            "listen",
+            "without",
+            "prices.>",
+            "--no-retained",
+            "--count",
+            "1",
+            cwd=tmp_path,
+            environment={"MSGSERVICE_NODE": msgservice.node},
+        )
+        try:
+            while not any(
+                row["name"] == "without"
+                for row in msgservice.data("receivers", "list")["receivers"]
+            ):
+                pass  # it attaches
+            assert msgservice("send", "prices.z", "sent since").code == 0
+            late.wait_for("^sent since$")
+            assert late.output == ["sent since\n"]
+            assert late.ended() == 0
+        finally:
+            late.close()
         assert "two" in msgservice("retained", "show", "prices.b").out
         assert msgservice("retained", "show", "prices.a").code == 1
         would = msgservice.data("retained", "clear", "prices.>", "--dry-run")
