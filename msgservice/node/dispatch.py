@@ -182,9 +182,14 @@ class Dispatch:
         return row.options.backlog_bytes or self._limits.backlog_bytes_max
 
     def begin(self, accounts: Iterable[Account]) -> None:
-        """Begin with the backlogs that the log's accounts say."""
+        """Begin with the backlogs that the log's accounts say: all that was stored up to now.
+
+        Copies of what is retained, for who has more subjects by the configuration, were counted
+        when they were stored, too.
+        """
         for account in accounts:
-            self.outlets[account.receiver].progress.queued.add(account.queued_bytes)
+            queued = self.outlets[account.receiver].progress.queued
+            queued.add(account.queued_bytes - queued.look())
         self.judge(starting=True)
 
     def judge(self, *, starting: bool = False) -> None:

@@ -24,7 +24,7 @@ from msgservice.message import (
 )
 from msgservice.node.gate import Door
 from msgservice.node.retained import SPARE, RetainedIndex
-from msgservice.records import NODE, Group
+from msgservice.records import NODE, Group, ReceiverRow
 from tests.kit.limits import Limits
 from tests.kit.logs import make_batch
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
@@ -188,6 +188,22 @@ def test_48_it_is_there_after_a_start() -> None:
     keep(world.peer("shop"), 1, "a", b"1")
     world.start()
     assert got(receiver(world, "late", ">")) == [("a", b"1", True)]
+
+
+def test_48_a_copy_that_the_configuration_brings_waits_once_for_its_receiver() -> None:
+    world = NodeWorld()
+    keep(world.peer("shop"), 1, "a", b"1")
+    world.configured = [ReceiverRow(number=0, name="late", patterns=("b",))]
+    world.start()
+    world.configured = [ReceiverRow(number=0, name="late", patterns=("a", "b"))]
+    world.start()
+    queued = world.node.parts.dispatch.outlets[1].progress.queued
+    late = receiver(world, "late", "a", "b")
+    (transfer,) = late.take(Transfer)
+    assert len(transfer.messages) == queued.look()
+    late.ack(transfer)
+    world.settle(1.0)
+    assert 0 == queued.look()
 
 
 def test_the_index_knows_what_is_on_its_way_until_two_groups_have_ended() -> None:
