@@ -131,6 +131,15 @@ _ALL = [
         catcher=_swarm("join", "a gap behind what is retained"),
     ),
     Mutant(
+        name="what-waits-at-a-start-is-counted-besides-its-copies",
+        at="msgservice.node.dispatch:Dispatch.begin",
+        old="account.queued_bytes - queued.look()",
+        new="account.queued_bytes",
+        catcher=_test(
+            "tests/unit/test_node_retained.py -k configuration_brings", "configuration_brings"
+        ),
+    ),
+    Mutant(
         name="what-is-kept-for-later-comes-at-once",
         at="msgservice.node.acceptance:Acceptance._matching",
         old="flags & FLAG_RETAIN_ONLY",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from twisted.logger import LogEvent
 
-from tests.simulation.swarm.plan import Op, Part, Plan
+from tests.simulation.swarm.plan import Op, Part, Plan, draw
 from tests.simulation.swarm.shrink import fails
 from tests.simulation.system import HandlerFault
 
@@ -465,3 +465,13 @@ def test_a_refusal_that_was_lost_may_be_taken_back_behind_what_followed() -> Non
         world={"disk_delay": 0.05},
     )
     assert fails(plan) is None
+
+
+# Seeds that found something, of which a test of its own stands where its kind lives: a letter that
+# was sent again as often as it came, and what waits for a receiver counted twice.
+FOUND = (5188, 5553)
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_a_seed_that_has_found_something_finds_nothing(seed: int) -> None:
+    assert fails(draw(seed)) is None

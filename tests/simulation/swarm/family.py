@@ -49,5 +49,6 @@ class Family:
     # --- for those
 
     def is_judged(self, sent: Sent) -> bool:
-        """Whether the log has known a message ever since: none from before it was put in place."""
-        return sent.at > self.world.log_restored_at
+        """Whether a message is known ever since: neither log nor outbox was put back later."""
+        restored_at = self.world.producers[sent.producer].restored_at
+        return sent.at > max(self.world.log_restored_at, restored_at)

@@ -71,7 +71,7 @@ class Keys(Family):
     def check(self, check: Check) -> None:
         """See `Family`."""
         for (who, slot), uses in self.uses.items():
-            if all(self.is_judged(one) for one in uses):
+            if uses and uses[0].at > self.world.log_restored_at:
                 self._check_stored_once(check, f"key {slot} of {who}", uses)
                 self._check_handled(check, uses)
 

@@ -588,6 +588,9 @@ def _say_more(
             if who not in LATE:
                 some.append(Op(at, kind, who, () if kind == "cut" else (seconds,)))
         ops += some
+    if any(op.kind in ("short", "later") for op in ops):
+        # By a clock that was set back for days, what is due then is due in days.
+        ops = [op for op in ops if op.kind != "jump"]
     ops.sort(key=lambda op: op.at)
     return replace(plan, limits=drawing.limits, cast=tuple(drawing.cast), ops=tuple(ops))
 

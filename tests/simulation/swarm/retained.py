@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from msgservice.errors import ClientClosed
 from tests.simulation.swarm.checkers import matches
 from tests.simulation.swarm.family import Family
 from tests.simulation.swarm.parties import Sent
@@ -114,7 +115,12 @@ class Retained(Family):
         what: str,
     ) -> None:
         """The copy of a subject is what was retained last before it, where all that is known."""
-        put = [one for one in self.put.get(subject, ()) if one.error is None]
+        put = [
+            one
+            for one in self.put.get(subject, ())
+            # What a program had not been told when it ended may be stored.
+            if one.error is None or isinstance(one.error, ClientClosed)
+        ]
         known = {position: one for one in put if (position := self._position(one)) is not None}
         if len(known) < len(put):
             return  # of some it is not known whether they were stored, or when
