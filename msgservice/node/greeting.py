@@ -132,8 +132,11 @@ class Attaching(Protocol):
     def begin_anew(self, row: ReceiverRow) -> None:
         """Take another incarnation towards a receiver."""
 
-    def forgotten(self, row: ReceiverRow, first: int, last: int) -> None:
-        """A node has lost what it had taken between these positions: it is sent again."""
+    async def forgotten(self, row: ReceiverRow, first: int, last: int) -> None:
+        """A node does not have what it may have taken between these positions: that is sent again.
+
+        Returns once that is stored.
+        """
 
 
 class Places(Protocol):
@@ -421,6 +424,8 @@ class Greeter:
         outlet: Outlet,
         resume: Resume,
         error: ProtocolError | None,
+        *,
+        has_all: bool = False,
     ) -> None:
         if connection.is_gone or visitor.is_leaving:
             return
@@ -447,10 +452,20 @@ class Greeter:
             self._begin_anew(outlet, str(error))
             connection.fail(error)
         else:
-            forgotten = outlet.forgotten(resume, guest.node_log) if outlet.is_node else None
-            if forgotten is not None:
-                self._receivers.forgotten(outlet.row, *forgotten)
-            visitor.seated(outlet, resume)
+            forgotten = None
+            if outlet.is_node and not has_all:
+                forgotten = outlet.forgotten(resume, guest.node_log)
+            if forgotten is None:
+                visitor.seated(outlet, resume)
+                return
+            # First it is stored that this is sent again: what is taken next would hide the loss.
+            sending = Deferred.fromCoroutine(self._receivers.forgotten(outlet.row, *forgotten))
+            sending.addCallback(
+                lambda _: self._compared(
+                    visitor, connection, guest, outlet, resume, None, has_all=True
+                )
+            )
+            sending.addErrback(self._not_greeted, connection, guest)
 
     def contradicted(self, guest: Guest, outlet: Outlet, reason: str) -> None:
         """A seated receiver has ended its connection: a run came to it before with other content.

@@ -25,6 +25,7 @@ from msgservice.interfaces import ILog
 from msgservice.limits import (
     INTEGER_MAX,
     RESUME_RANGES_TOTAL_MAX,
+    SENDER_KNOWN_SECONDS,
     WINDOW_MESSAGES_MAX,
     Limits,
 )
@@ -76,6 +77,7 @@ class Outlet:
         "_timer_due",
         "_tracker",
         "_unread",
+        "_was_seated",
         "audiences",
         "backlog",
         "connection",
@@ -133,6 +135,7 @@ class Outlet:
         self._going_on: IDelayedCall | None = None  # with a RESUME, or an answer, of a turn before
         self._answered = 0  # runs that the answers of this turn were about
         self._acked_to = 0  # the highest position acknowledged since the start
+        self._was_seated = False  # since the start
         self._is_hearing = False  # what a RESUME names is loaded, without a connection
         self._heard: Waiters[None] = Waiters()
         self._knows_from = time.now() + limits.link_delay_max + limits.hello_timeout
@@ -281,6 +284,7 @@ class Outlet:
         self._cancel_timer()
         self._check_memory(resume, inbox)
         self._end_hearing()
+        self._was_seated = True
         self.connection = connection
         self.since = self._time.now()
         self.last_error = ""
@@ -358,15 +362,23 @@ class Outlet:
         await self.progress.all_stored()
 
     def forgotten(self, resume: Resume, log_id: str) -> tuple[int, int] | None:
-        """Return the first and last position of what a node had taken, and has lost; or None.
+        """Return the first and last position of what a node may have taken, and has lost; or None.
 
         Its log went back, or is another one (`log_id`): then what lies up to the cursor is looked
-        at. A log that is the same, and knows nothing of this sender, has forgotten who was away.
+        at, as it is at the first connection since the start. A log that is the same, and knows
+        nothing of this sender, has forgotten who was away, if that was for long.
         """
         before, highest = self.row.inbox, _highest(resume)
-        if not before or (before == log_id and not highest):
+        if not before:
             return None
-        last = self._acked_to if before == log_id else max(self._acked_to, self.row.cursor)
+        was_long_away = not self._was_seated or (
+            self._time.now() - self.since >= SENDER_KNOWN_SECONDS
+        )
+        if before == log_id and not highest and was_long_away:
+            return None
+        last = self._acked_to
+        if before != log_id or not self._was_seated:
+            last = max(last, self.row.cursor)
         return (highest + 1, last) if highest < last else None
 
     # --- the end of a connection

@@ -706,11 +706,18 @@ class Receivers:
         await self._replayer.begin(row, replay)
         return replay
 
-    def forgotten(self, row: ReceiverRow, first: int, last: int) -> None:
-        """A node has lost what it had taken between these positions: it is sent again.
+    async def forgotten(self, row: ReceiverRow, first: int, last: int) -> None:
+        """A node does not have what it may have taken between these positions: that is sent again.
 
-        As copies at the end of the log: no cursor goes back.
+        As copies at the end of the log: no cursor goes back. Returns once that is stored, or where
+        it had taken nothing of it.
         """
+        replay = Replay(row.number, REWIND, first, first, last)
+        looked = replay
+        while not (looked.is_over or looked.copied):
+            looked = await self._replayer.count(row, looked, 1)
+        if not looked.copied or row.removed:
+            return
         self._logger.error(
             "node {name} has lost positions {first} to {last}, which it had acknowledged: its log"
             " went back, or is another one; what is kept of them is sent again",
@@ -719,15 +726,13 @@ class Receivers:
             last=last,
         )
         try:
-            begun = self._replayer.begin(row, Replay(row.number, REWIND, first, first, last))
+            await self._replayer.begin(row, replay)
         except ReplayRuns as error:
             self._logger.error(
                 "{error}; send {name} what it lost when that is over (msgservice rewind)",
                 error=str(error),
                 name=row.name,
             )
-            return
-        begun.addErrback(lambda failure: self._logger.failure("sending again", failure))
 
     async def rewind_left_out(self, name: str) -> Replay:
         """Send a receiver what it was left out of while it was suspended.

@@ -3131,6 +3131,13 @@ _ALL = [
         catcher=_test("tests/integration/test_pb_peers.py", "test_what_cannot_cross_is_an_error"),
     ),
     Mutant(
+        name="a-loss-is-not-seen-after-a-restart",
+        at="msgservice.node.outlet:Outlet.forgotten",
+        old="if before != log_id or not self._was_seated:",
+        new="if before != log_id:",
+        catcher=_test("tests/simulation/test_chains.py", "test_a_log_that_is_put_back"),
+    ),
+    Mutant(
         name="what-comes-back-is-retained-again",
         at="msgservice.node.acceptance:Acceptance._flags_of",
         old="if not self._own_ids.isdisjoint(path):",

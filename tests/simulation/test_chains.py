@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
+from twisted.internet.defer import Deferred
 
 from tests.kit.faulty import CALM, Faults
-from tests.simulation.chains import Chain
+from tests.simulation.chains import FOR_EVER, Chain, NodeOfChain
 
 LINE = {"edge": ["mid"], "mid": ["centre"], "centre": []}
 PAIR = {"left": ["right"], "right": ["left"]}
 RING = {"a": ["b"], "b": ["c"], "c": ["a"]}
 BOTH_WAYS = {"a": ["b", "c"], "b": ["c", "a"], "c": ["a", "b"]}
+PUT_BACK = {"line": "mid", "pair": "right", "ring": "b", "both ways": "b"}
 SHAPES = {"line": LINE, "pair": PAIR, "ring": RING, "both ways": BOTH_WAYS}
 
 
@@ -31,6 +35,70 @@ def test_nodes_that_are_killed_lose_and_double_nothing(shape: str, seed: int) ->
     chain = Chain(200 + seed, SHAPES[shape], faults=Faults())
     chain.play(80, kills=True)
     assert sum(node.kills for node in chain.nodes.values()) > 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", range(2))
+def test_some_expire_on_the_way_and_no_other_is_lost(shape: str, seed: int) -> None:
+    chain = Chain(300 + seed, SHAPES[shape], faults=Faults())
+    chain.play(80, kills=True, ttl=(1.0, 5.0, FOR_EVER))
+    handled = {body for node in chain.nodes.values() for body in node.handled}
+    assert handled & chain.may_expire
+
+
+@pytest.mark.parametrize("new_id", ["", "f" * 32], ids=["the id that it had", "a new id"])
+@pytest.mark.parametrize("shape", ["line", "pair", "ring", "both ways"])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_log_that_is_put_back_loses_nothing_that_others_have_sent(
+    shape: str, seed: int, new_id: str
+) -> None:
+    """Its receiver is away when that is taken, so the log is where it was last.
+
+    The node before it may have been started anew since, and does not know what was taken.
+    """
+    chain = Chain(400 + seed, SHAPES[shape], faults=Faults())
+    gone, *others = sorted(SHAPES[shape], key=lambda name: name != PUT_BACK[shape])
+    chain.send_some(30, others)
+    chain.world.run(5)
+    snapshot = chain.nodes[gone].snapshot()
+    chain.nodes[gone].leave()
+    chain.send_some(30, others)
+    chain.world.run(30)  # most of it has come there, and is on its disk
+    chain.nodes[gone].put_back(snapshot, log_id=new_id)
+    if seed:
+        for name in others:
+            chain.nodes[name].kill()
+    chain.nodes[gone].come()
+    chain.send_some(30, others)
+    chain.world.run(20)
+    chain.settle()
+    chain.check_put_back(gone)
+
+
+@pytest.mark.parametrize("shape", ["pair", "ring", "both ways"])
+def test_what_is_sent_again_on_purpose_goes_round_no_more_often_than_at_first(shape: str) -> None:
+    chain = Chain(500, SHAPES[shape], faults=Faults())
+    first, *_ = SHAPES[shape]
+    far = SHAPES[shape][first][0]
+    chain.play(40)
+    before = {name: len(node.handled) for name, node in chain.nodes.items()}
+    node = chain.nodes[first].service
+    end = node.parts.tail.next_number << 16
+    rewinding = Deferred.fromCoroutine(node.parts.receivers.rewind(far, 0, end - 1))
+    rewinding.addErrback(chain.failures.append)
+    chain.world.run(20)
+    chain.settle()
+    assert not chain.failures, chain.failures
+    for end_at, other in chain.nodes.items():
+        came = len(other.handled) - before[end_at]
+        # Behind the far node each goes on by all ways that do not pass where it has been.
+        assert came == other.replayed
+        assert (came > 0) == (end_at != first), (end_at, came)
+        assert max(Counter(_paths(other)).values()) <= 2
+
+
+def _paths(node: NodeOfChain) -> list[tuple[bytes, tuple[str, ...]]]:
+    return [(body, path) for body, paths in node.paths.items() for path in paths]
 
 
 def test_a_ring_of_three_both_ways_brings_each_message_once_for_each_path() -> None:

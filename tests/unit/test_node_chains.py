@@ -560,8 +560,19 @@ def test_a_node_whose_log_is_another_one_gets_all_that_is_kept() -> None:
 
 def test_a_node_that_has_forgotten_who_was_away_gets_nothing_twice() -> None:
     dialling = with_three_taken()
+    dialling.hello = None  # nobody answers
+    dialling.far[-1].connection.abort()
+    for _ in range(64):
+        dialling.net.run(60)
+        dialling.world.settle()
     comes_back(dialling, FAR, Resume())
     assert [] == passed_on(dialling)
+
+
+def test_a_node_that_was_here_a_moment_ago_and_knows_nothing_has_lost_it() -> None:
+    dialling = with_three_taken()
+    comes_back(dialling, FAR, Resume())
+    assert [b"1", b"2", b"3"] == [body for body, _ in passed_on(dialling)]
 
 
 def test_a_copy_of_a_nodes_log_that_has_all_gets_nothing_twice() -> None:
