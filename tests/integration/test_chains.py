@@ -25,8 +25,8 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from msgservice import Limits, Receiver, Status, connect
-from tests.integration.command import Command
 from tests.integration.daemon import Daemon
+from tests.integration.nest import Nest, NestedCommand, Process
 from tests.kit.certificates import Authority
 from tests.kit.ports import free_port
 
@@ -49,14 +49,15 @@ class Site:
     `door`: where the two come in.
     """
 
-    def __init__(self, folder: Path, name: str, configuration: str = "") -> None:
+    def __init__(self, nest: Nest, folder: Path, name: str, configuration: str = "") -> None:
+        self._nest = nest
         self.folder = folder / name
         self.folder.mkdir()
         self.name = name
         self.port = free_port()
         self.door = f"tcp:127.0.0.1:{self.port}"
         self.configuration = configuration or f'[listen]\ntcp = "tcp:{self.port}"\n'
-        self.daemon: Daemon | None = None
+        self.process: Process | None = None
         self.handled: list[bytes] = []
         self.paths: list[tuple[bytes, tuple[str, ...]]] = []
         self.sent: list[tuple[bytes, Any]] = []  # with the receipt
@@ -77,12 +78,12 @@ class Site:
             "[limits]\nlink_delay_min = 0.05\nlink_delay_max = 0.2\n" + self.configuration
         )
         command = ("twist", "--log-format=text", "msgservice", "--config", "node.toml")
-        self.daemon = Daemon(*command, cwd=self.folder, environment={"PYTHONPATH": str(ROOT)})
+        self.process = self._nest.start(*command, cwd=self.folder)
 
     def end(self) -> None:
         """End it as kill -9 does."""
-        assert self.daemon is not None
-        self.daemon.close()
+        assert self.process is not None
+        self.process.kill()
 
     def kill(self) -> None:
         """End it as kill -9 does, and let it come back."""
@@ -132,8 +133,8 @@ class Site:
             await self.client.close()
         if hasattr(self, "receiver"):
             await self.receiver.stop()
-        if self.daemon is not None:
-            self.daemon.close()
+        if self.process is not None:
+            self.process.kill()
 
     def of(self, other: Site) -> list[bytes]:
         """Return what was handled here of what was handed in at another, in its order."""
@@ -144,12 +145,13 @@ class Site:
 class Sites:
     """The nodes of one test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, nest: Nest, folder: Path) -> None:
+        self.nest = nest
         self.folder = folder
         self.all: list[Site] = []
 
     def add(self, name: str, configuration: str = "") -> Site:
-        self.all.append(Site(self.folder, name, configuration))
+        self.all.append(Site(self.nest, self.folder, name, configuration))
         return self.all[-1]
 
     async def begin(self) -> None:
@@ -177,9 +179,15 @@ class Sites:
         assert [] == [failure for site in senders for failure in site.failed]
 
 
+@pytest.fixture(scope="module")
+def nest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nest]:
+    with Nest(tmp_path_factory.mktemp("nest")) as nest:
+        yield nest
+
+
 @pytest_twisted.async_yield_fixture
-async def sites(tmp_path: Path) -> AsyncIterator[Sites]:
-    sites = Sites(tmp_path)
+async def sites(nest: Nest, tmp_path: Path) -> AsyncIterator[Sites]:
+    sites = Sites(nest, tmp_path)
     yield sites
     for site in sites.all:
         await site.leave()
@@ -320,7 +328,7 @@ async def test_a_ring_in_which_each_passes_on_to_both_brings_each_message_once_f
 class Tac:
     """`twistd -ny` of a file of tac/, with other ports, in a folder of its own."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, nest: Nest, folder: Path, name: str) -> None:
         self.ports = {"7410": str(free_port()), "7411": str(free_port())}
         shutil.copytree(ROOT / "tac", folder / "tac")
         for file in (folder / "tac").glob("*.toml"):
@@ -329,8 +337,8 @@ class Tac:
                 text = text.replace(written, port)
             file.write_text(text)
         first, second = self.ports.values()
-        self.first = Command(f"tcp:127.0.0.1:{first}", folder)
-        self.second = Command(f"tcp:127.0.0.1:{second}", folder)
+        self.first = NestedCommand(nest, f"tcp:127.0.0.1:{first}", folder)
+        self.second = NestedCommand(nest, f"tcp:127.0.0.1:{second}", folder)
         self.daemon = Daemon(
             *("twistd", "-ny", "tac/" + name, "--pidfile="),
             cwd=folder,
@@ -341,8 +349,8 @@ class Tac:
 
 
 @pytest.fixture
-def tac(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Tac]:
-    made = Tac(tmp_path, request.param)
+def tac(nest: Nest, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Tac]:
+    made = Tac(nest, tmp_path, request.param)
     yield made
     made.daemon.close()
 
@@ -378,7 +386,7 @@ async def test_a_node_to_pass_on_to_is_added_by_the_page_s_command(
 ) -> None:
     centre, edge = sites.add("centre"), sites.add("edge")
     await sites.begin()
-    command = Command(edge.door, tmp_path)
+    command = NestedCommand(sites.nest, edge.door, tmp_path)
     added = await deferToThread(
         command, "receivers", "add", "centre", "load.>", "--address", f"node:{centre.door}"
     )

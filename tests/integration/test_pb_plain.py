@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import socket
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet import ssl
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 from twisted.logger import LogEvent
 from twisted.spread import pb
 from twisted.spread.jelly import unjellyableRegistry
@@ -23,6 +27,8 @@ from msgservice.identity.rules import Rules
 from msgservice.identity.users import User, Users
 from msgservice.limits import Limits
 from msgservice.node.node import Node
+from msgservice.transport.pb.channel import PbChannel
+from msgservice.transport.pb.expressions import encode
 from tests.kit.certificates import Authority
 
 reactor: Any = installed_reactor
@@ -227,6 +233,61 @@ async def test_a_key_is_its_users_by_every_door(house: House) -> None:
 @pytest.mark.parametrize(
     ("name", "password"), [("shop", "wrong"), ("nobody", "x"), ("keyless", "")]
 )
+def unfinished(item: Callable[[int], bytes], count: int) -> bytes:
+    """Return the beginning of a list of so many items, without the last."""
+    return encode([0] * count)[: -2 * count] + b"".join(map(item, range(1, count)))
+
+
+# As much of each as a stranger may say; one more than a few, and the connection ends.
+UNFINISHED = {
+    "numbers": unfinished(lambda n: encode(2**440 + n), 500),
+    "short strings": unfinished(lambda n: encode(b"%d" % n), 950),
+    "empty lists": unfinished(lambda _: encode([]), 330),
+    "lists in lists": unfinished(lambda n: encode([[[b"%d" % n]]]), 95),
+    "one string": encode(bytes(64_000))[:-1],
+}
+
+
+@pytest.mark.parametrize("kind", UNFINISHED)
+@pytest_twisted.ensureDeferred
+async def test_strangers_take_no_more_memory_than_is_said(house: House, kind: str) -> None:
+    """Measured at live connections: beside what a connection takes that says nothing."""
+    await house.start()
+    count = 16
+
+    def channels() -> list[PbChannel]:
+        gc.collect()
+        return [one for one in gc.get_objects() if isinstance(one, PbChannel)]
+
+    async def until(condition: Callable[[], bool]) -> None:
+        while not condition():
+            await deferLater(reactor, 0.01)
+
+    opened = [socket.create_connection(("127.0.0.1", house.port)) for _ in range(count)]
+    try:
+        for one in opened:
+            one.sendall(encode(b"pb") + encode([b"version", 6]))
+        await until(lambda: len([one for one in channels() if one._expressions.completed]) == count)
+        tracemalloc.start()
+        for one in opened:
+            await deferToThread(one.sendall, UNFINISHED[kind])
+        want = len(UNFINISHED[kind])
+        await until(lambda: all(one._expressions.partial == want for one in channels()))
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+        assert 16 * 1024 < taken / count < 64 * 1024
+        for one in opened:
+            await deferToThread(one.sendall, encode([bytes(500)] * 10) * 2)
+        for one in opened:
+            one.settimeout(10)
+            while await deferToThread(one.recv, 65536):
+                pass  # until it is closed
+    finally:
+        tracemalloc.stop()
+        for one in opened:
+            one.close()
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_wrong_login_fails_after_a_while_in_the_same_words(
     house: House, name: str, password: str
