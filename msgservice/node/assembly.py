@@ -239,7 +239,7 @@ def assemble(
         seldom=seldom,
     )
     events = Events(directory, limits)
-    tracker = Tracker(log, directory, time.clock)
+    tracker = Tracker(log, directory, time.clock, time.now)
     commits = Commits(
         log,
         audiences=acceptance,

@@ -172,8 +172,12 @@ class Expiry:
             if outlets.get(outlet.row.number) is outlet:
                 await outlet.progress.all_stored()
         untold, self._untold = self._untold, {}
+        until = self._time.now() + SLICE
         for (sender, incarnation), first in untold.items():
             self._tracker.tell_from(sender, incarnation, first)
+            if self._time.now() >= until:
+                await self._turn()
+                until = self._time.now() + SLICE
         away, self._away = self._away, {}
         looked_at: dict[int, Outlet] = {}
         for outlet in away:
@@ -188,9 +192,13 @@ class Expiry:
         if looked_at:
             end = position_of(self._tail.next_number) - 1
             for account in await self._log.accounts(list(looked_at)):
-                oldest = account.oldest
-                # Nothing waits for it: then all that was stored before it was asked is behind it.
-                looked_at[account.receiver].pass_to(end if oldest is None else oldest.position - 1)
+                oldest, outlet = account.oldest, looked_at[account.receiver]
+                if outlets.get(account.receiver) is outlet:
+                    # Where nothing waits for it, all that was stored before it was asked is behind.
+                    outlet.pass_to(end if oldest is None else oldest.position - 1)
+                if self._time.now() >= until:
+                    await self._turn()
+                    until = self._time.now() + SLICE
 
 
 class _Stretches:

@@ -619,6 +619,7 @@ class Node(Service):
             parts.dead_letters.stop()
             parts.seldom.stop()
             parts.gate.stop()
+            parts.tracker.stop()
         await self.log.close()
         self._logger.info("stopped")
 

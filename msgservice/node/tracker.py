@@ -4,16 +4,20 @@ Statuses are states, told as ranges: what a receiver settled in one group is one
 sender and state. A sender that connects says from which sequence on it wants to know
 (`status_from`): it gets the present states from the log first, and changes as they are stored.
 What is told is always durable. The frames that say it are made by who is told (`status_frames`).
+
+What is read from the log is told in slices of the reactor's turns, and is little at a time, however
+many producers are told their histories at once.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -25,10 +29,13 @@ from msgservice.core.runs import Settled
 from msgservice.interfaces import ILog
 from msgservice.message import Status
 from msgservice.node.directory import Directory
+from msgservice.node.slices import Slices
 from msgservice.records import DELAYED, NOBODY, NOT_YET, Batch, Cancel, History, Piece
 
 HISTORY_PAGE = 1000  # pieces asked of the log at once
 REMOVED_PAGE = 8192  # … where nothing but the states at removed receivers is told of them
+PAGES = 16  # of all producers, that are read or wait for their turn
+SLICE = 0.01  # seconds of a turn in which pages are asked for and told
 RETRY_DELAY_MIN = 1.0  # seconds until a page of the log that could not be read is read again …
 RETRY_DELAY_MAX = 60.0  # … doubling up to this
 
@@ -116,10 +123,14 @@ class Tracker:
 
     _logger = Logger()
 
-    def __init__(self, log: ILog, directory: Directory, clock: IReactorTime) -> None:
+    def __init__(
+        self, log: ILog, directory: Directory, clock: IReactorTime, now: Callable[[], float]
+    ) -> None:
         self._log = log
         self._directory = directory
         self._clock = clock
+        self._slices = Slices(clock, now, SLICE)
+        self._pages = DeferredSemaphore(PAGES)
         self._watches: dict[tuple[str, str], Watch] = {}
         self._touched: dict[Watch, None] = {}
         # Position of a message -> who else handed it in, by its key, with their sequences.
@@ -358,8 +369,16 @@ class Tracker:
     def _tell(self, watch: Watch) -> None:
         if not watch.is_telling:
             watch.is_telling = True
-            done = Deferred.fromCoroutine(self._tell_missed(watch))
-            done.addErrback(watch.told.fault)
+            done = self._slices.run(lambda: Deferred.fromCoroutine(self._tell_missed(watch)))
+            done.addErrback(self._failed, watch)
+
+    def _failed(self, failure: Failure, watch: Watch) -> None:
+        if not failure.check(CancelledError):  # the node stops
+            watch.told.fault(failure)
+
+    def stop(self) -> None:
+        """Tell nothing any more that is not under way: the connections are gone."""
+        self._slices.stop()
 
     async def _tell_missed(self, watch: Watch) -> None:
         try:
@@ -380,15 +399,16 @@ class Tracker:
     ) -> None:
         failures = 0
         while True:
-            # One page at a time is in memory, however long the history and slow its reader.
+            # One page at a time is in memory, however long the history and slow its reader; and
+            # of all readers not very many, for each page waits for its turn.
             await watch.told.room()
-            if watch.told.is_gone:
-                return
-            if removed is None and watch.missed is not None and watch.missed >= first:
-                watch.missed = (
-                    None  # this page, and those behind it, are read after that was stored
-                )
+            await self._pages.acquire()
+            is_all, following, failure = True, None, None
             try:
+                if watch.told.is_gone:
+                    return
+                if removed is None and watch.missed is not None and watch.missed >= first:
+                    watch.missed = None  # this page, and those behind it, are read after that
                 page: History = await self._log.history(
                     watch.sender,
                     watch.incarnation,
@@ -396,21 +416,28 @@ class Tracker:
                     HISTORY_PAGE if removed is None else REMOVED_PAGE,
                     removed,
                 )
+                following = page.next
+                news = self._news(watch, page) if removed is None else self._states(watch, page)
             except Exception:
+                failure = Failure()
+            else:
+                is_all = await self._slices.run(partial(watch.told.tell, news))
+            finally:
+                self._pages.release()
+            if failure is not None:
                 if watch.told.is_gone:
                     return
                 failures += 1
-                self._logger.failure("states of {sender}", sender=watch.sender)
+                self._logger.failure("states of {sender}", failure, sender=watch.sender)
                 await self._pause(watch, failures)
                 continue
             failures = 0
-            await self._tell_news(
-                watch, self._news(watch, page) if removed is None else self._states(watch, page)
-            )
-            if page.next is None:
+            if not is_all:
+                await self._tell_rest(watch, news)
+            if following is None:
                 return
-            assert page.next > first, "a page that does not move on"
-            first = page.next
+            assert following > first, "a page that does not move on"
+            first = following
 
     def _pause(self, watch: Watch, failures: int) -> Deferred[None]:
         """Fire when a page that failed is to be read again, or the connection has gone."""
@@ -426,11 +453,11 @@ class Tracker:
         watch.retry = None
         waiter.callback(None)
 
-    async def _tell_news(self, watch: Watch, news: Iterator[News]) -> None:
-        """Tell one page, with a look at the room in between."""
-        while not watch.told.tell(news):
+    async def _tell_rest(self, watch: Watch, news: Iterator[News]) -> None:
+        """Tell the rest of a page, with a look at the room in between."""
+        while True:
             await watch.told.room()
-            if watch.told.is_gone:
+            if watch.told.is_gone or await self._slices.run(partial(watch.told.tell, news)):
                 return
 
     def _news(self, watch: Watch, page: History) -> Iterator[News]:

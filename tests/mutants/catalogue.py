@@ -2725,6 +2725,27 @@ _ALL = [
         ),
     ),
     Mutant(
+        name="histories-of-all-in-one-turn",
+        at="msgservice.node.tracker:Tracker._history",
+        old="await self._slices.run(partial(watch.told.tell, news))",
+        new="watch.told.tell(news)",
+        catcher=_test(
+            "tests/unit/test_tracker_turns.py::"
+            "test_histories_of_very_many_producers_take_no_long_turn_and_are_whole",
+            "test_histories_of_very_many_producers",
+        ),
+    ),
+    Mutant(
+        name="who-does-not-read-holds-up-others",
+        at="msgservice.node.tracker:Tracker._history",
+        old="await watch.told.room()\n        await self._pages.acquire()\n",
+        new="await self._pages.acquire()\n        await watch.told.room()\n",
+        catcher=_test(
+            "tests/unit/test_tracker_turns.py::test_producers_that_do_not_read_hold_up_no_others",
+            "test_producers_that_do_not_read",
+        ),
+    ),
+    Mutant(
         name="history-has-copies-that-others-got",
         at="msgservice.log.replaying:copies",
         old="copies_of_others |= FLAG_RETAINED",

@@ -911,7 +911,8 @@ class TellsProducers:
         self.history = History(pieces=(), states=(), next=None)
         log = double(history=lambda *asked: succeed(self.history))
         directory = double(numbered=lambda number: ReceiverRow(number=number, name="billing"))
-        self.tracker = Tracker(log, directory, Clock())
+        clock = Clock()
+        self.tracker = Tracker(log, directory, clock, clock.seconds)
         self.told = ToldProducer()
         self.watch = self.tracker.watch(self.told, "shop", "i1", 1)
 
