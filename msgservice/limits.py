@@ -303,6 +303,9 @@ class Limits:
     # --- HTTP
     http_body_bytes: int = 16 * 1024 * 1024  # of one request
     http_bytes: int = 64 * 1024 * 1024  # of the bodies of all requests that are not answered
+    http_waits: int = 1_000  # posts that wait until their messages are acknowledged
+    http_readers: int = 100  # of events
+    http_events: int = 10_000  # that are kept for readers that come back
     http_idle: float = 60.0  # seconds that a connection may be kept between two requests
     # --- what the node says on standard output and error
     output_bytes: int = 1024 * 1024  # that wait for their reader; more is dropped

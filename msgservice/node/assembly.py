@@ -49,7 +49,7 @@ from msgservice.node.intake import Intake
 from msgservice.node.letters import Events, Letters
 from msgservice.node.loaded_bytes import LoadedBytes
 from msgservice.node.observe import Observer
-from msgservice.node.operations import Operations
+from msgservice.node.operations import Operations, installed_version
 from msgservice.node.outlet import Outlet
 from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer
@@ -66,10 +66,13 @@ from msgservice.node.upkeep import Upkeep
 from msgservice.node.view import ReceiversView
 from msgservice.node.visits import Visits
 from msgservice.node.web.access import Access
+from msgservice.node.web.events import Events as WebEvents
 from msgservice.node.web.health import health_paths
 from msgservice.node.web.listener import Web
 from msgservice.node.web.messages import Posts
+from msgservice.node.web.openapi import openapi_path
 from msgservice.node.web.operations import operation_paths
+from msgservice.node.web.xmlrpc import XmlRpc
 from msgservice.records import Batch, ExceptionRow, ReceiverRow, Reread, Snapshot
 from msgservice.transport.registry import Transports
 
@@ -105,6 +108,7 @@ class Parts:
     admin: Admin
     perspectives: Perspectives
     web: Web
+    web_events: WebEvents
     upkeep: Upkeep
     seldom: Seldom
     dead_letters: DeadLetters
@@ -391,6 +395,15 @@ def assemble(
     perspectives = Perspectives(
         view=view, instance=facts.log_id, gate=gate, intake=intake, requests=admin, limits=limits
     )
+    posts = Posts(intake, requests=admin, tracker=tracker, time=time, limits=limits)
+    web_events = WebEvents(
+        observer=observer,
+        tracker=tracker,
+        requests=admin,
+        holds=gate.holds,
+        time=time,
+        limits=limits,
+    )
     web = Web(access=Access(gate), time=time, limits=limits, hosts=web_hosts)
     web.paths.add(
         *health_paths(
@@ -398,9 +411,14 @@ def assemble(
             failed=lambda: commits.is_stopped,
             full=lambda: bool(log.room().full or upkeep.refused),
         ),
-        *Posts(intake, limits).paths(),
+        *posts.paths(),
         *operation_paths(admin),
+        *web_events.paths(web),
+        *XmlRpc(posts, admin, limits).paths(),
+        openapi_path(web.paths, installed_version()),
     )
+    web.ends_with(posts.stop)
+    web.ends_with(web_events.stop)
     retained.load(snapshot.retained)
     receivers.load(snapshot)
     directory.load(snapshot.receivers, snapshot.audiences)
@@ -423,6 +441,7 @@ def assemble(
         admin=admin,
         perspectives=perspectives,
         web=web,
+        web_events=web_events,
         upkeep=upkeep,
         seldom=seldom,
         dead_letters=dead_letters,

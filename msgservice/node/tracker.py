@@ -33,6 +33,7 @@ from msgservice.node.slices import Slices
 from msgservice.records import DELAYED, NOBODY, NOT_YET, Batch, Cancel, History, Piece
 
 HISTORY_PAGE = 1000  # pieces asked of the log at once
+WAITING = 0  # in place of a position: of what waits until it is due
 REMOVED_PAGE = 8192  # … where nothing but the states at removed receivers is told of them
 PAGES = 16  # of all producers, that are read or wait for their turn
 SLICE = 0.01  # seconds of a turn in which pages are asked for and told
@@ -137,6 +138,35 @@ class Tracker:
         self._by_key: dict[int, dict[Watch, set[int]]] = {}
         # When a message is due -> who else handed it in, by its key, with their sequences.
         self._waits: dict[int, dict[Watch, set[int]]] = {}
+        # First position of a batch -> who wants to know when anything of it was settled.
+        self._followers: dict[int, dict[Callable[[], None], None]] = {}
+
+    # --- who looks at single messages
+
+    def follow(self, first: int, told: Callable[[], None]) -> None:
+        """Call `told` whenever something of a batch was settled, by its first position.
+
+        Also where that may be so. `WAITING`: of all that waits until it is due. It must not raise.
+        """
+        self._followers.setdefault(first, {})[told] = None
+
+    def unfollow(self, first: int, told: Callable[[], None]) -> None:
+        """Call it no more."""
+        followers = self._followers.get(first)
+        if followers is not None:
+            followers.pop(told, None)
+            if not followers:
+                del self._followers[first]
+
+    def _tell_followers(self, first: int) -> None:
+        for told in list(self._followers.get(first, ())):
+            told()
+
+    def _tell_all_followers(self) -> None:
+        for first in list(self._followers):
+            self._tell_followers(first)
+
+    # --- producers
 
     def watch(self, told: Told, sender: str, incarnation: str, status_from: int) -> Watch:
         """A sender connected: tell it the present states, then the changes."""
@@ -248,6 +278,8 @@ class Tracker:
             batch: Batch = one.run.source
             if by_key and batch.first in by_key:
                 self._settled_by_key(receiver, batch.first, one)
+            if self._followers and batch.first in self._followers:
+                self._tell_followers(batch.first)
             if key is None or batch.incarnation != key[1] or batch.sender != key[0]:
                 key = (batch.sender, batch.incarnation)
                 watch = watches.get(key)
@@ -293,6 +325,7 @@ class Tracker:
 
     def routed(self, batches: Sequence[Batch]) -> None:
         """Runs that had waited are stored: their senders are told where, and for whom."""
+        self._tell_followers(WAITING)
         news: dict[Watch, list[Piece]] = {}
         for batch in batches:
             watch = self._watches.get((batch.sender, batch.incarnation))
@@ -319,6 +352,7 @@ class Tracker:
         """These do not wait any more: their sender is told that nobody will get them."""
         for due in list(self._waits):  # whoever handed one in by its key is told from the log
             self._due_by_key(due)
+        self._tell_followers(WAITING)
         watch = self._watches.get((wanted.sender, wanted.incarnation))
         if watch is None:
             return
@@ -346,17 +380,20 @@ class Tracker:
 
     def tell_all_again(self) -> None:
         """Senders may have missed anything: each gets its present states anew."""
+        self._tell_all_followers()
         for watch in list(self._watches.values()):
             self._tell_from(watch, watch.status_from)
 
     def tell_from(self, sender: str, incarnation: str, first: int) -> None:
         """States of one sender's messages have changed in the log, from a sequence on."""
+        self._tell_all_followers()
         watch = self._watches.get((sender, incarnation))
         if watch is not None:
             self._tell_from(watch, max(first, watch.status_from))
 
     def receiver_removed(self, number: int) -> None:
         """A receiver was removed: every sender gets its states there, and nothing else, anew."""
+        self._tell_all_followers()
         for watch in list(self._watches.values()):
             watch.removed.append(number)
             self._tell(watch)

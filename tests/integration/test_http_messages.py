@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class World:
         self._wanted = 0
         self._waiter: Deferred[None] | None = None
         self.receiver = Receiver(reactor, name="billing", handler=self._handle)
+
+    def handle_by(self, handler: Callable[[Any], None]) -> None:
+        """Have messages handled by another; before the start."""
+        self.receiver = Receiver(reactor, name="billing", handler=handler)
 
     def _handle(self, message: Any) -> None:
         self.got.append(message)

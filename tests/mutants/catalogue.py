@@ -38,6 +38,7 @@ def _expiry(test: str) -> ByTest:
 
 
 HTTP = "tests/integration/test_http_listener.py"
+EVENTS = "tests/integration/test_http_events.py"
 STREAMS = "msgservice.faces.streams.durable:NodeStreams"
 
 
@@ -822,6 +823,41 @@ _ALL = [
         old="sender.take(begin, last)",
         new="sender.take(begin, sequence)",
         catcher=_test("tests/contract/test_log_keys.py -k as_a_whole", "as_a_whole"),
+    ),
+    Mutant(
+        name="a-wait-misses-what-is-settled",
+        at="msgservice.node.tracker:Tracker.settled",
+        old="self._tell_followers(batch.first)",
+        new="pass",
+        catcher=_test(f"{EVENTS} -k what_becomes", "what_becomes"),
+    ),
+    Mutant(
+        name="what-is-due-is-not-followed-on",
+        at="msgservice.node.tracker:Tracker.routed",
+        old="self._tell_followers(WAITING)",
+        new="",
+        catcher=_test(f"{EVENTS} -k that_is_delayed", "that_is_delayed"),
+    ),
+    Mutant(
+        name="entities-are-taken",
+        at="msgservice.node.web.xmlrpc:_declared",
+        old="raise Declared",
+        new="return",
+        catcher=_test(f"{EVENTS} -k bombs", "bombs"),
+    ),
+    Mutant(
+        name="an-overtaken-reader-is-not-told",
+        at="msgservice.node.web.events:_ViewReader.read",
+        old="events.number - place > len(events.ring)",
+        new="False",
+        catcher=_test(f"{EVENTS} -k overtaken", "overtaken"),
+    ),
+    Mutant(
+        name="any-number-of-waits",
+        at="msgservice.node.web.messages:Posts._seconds_to_wait",
+        old="if len(self._waits) >= self._limits.http_waits:",
+        new="if False:",
+        catcher=_test(f"{EVENTS} -k waits_are_bounded", "waits_are_bounded"),
     ),
     Mutant(
         name="everybody-logs-in-with-any-password",

@@ -88,6 +88,8 @@ class Web:
             visitor: Visitor | None = channel.state
             if visitor is not None and not self._access.holds(visitor.given):
                 channel.close()
+                if channel.is_in_pieces:
+                    channel.abort()
 
     def refuse_new(self) -> None:
         """Take nothing any more: connections end when what they have asked is answered."""

@@ -4,6 +4,7 @@ They go through the intake, as by every door. What is refused is said at once: n
 to be tried again. Whoever must not store a message twice says a key: then a post that is made again
 finds what the first has stored.
 
+    ?wait=acknowledged   answered when nothing of it will change, or after `timeout` seconds
     POST /v1/messages    one message; or lines, of which those that follow each other on one subject
                          with the same options are one run
     Idempotency-Key      of the post as a whole: one run then, of one subject, whole or not at all
@@ -20,10 +21,13 @@ from typing import Annotated, NamedTuple, Protocol, cast
 import msgspec
 from twisted.internet.defer import Deferred, gatherResults
 
+from msgservice.administration import StatusTold
+from msgservice.clock import Time
 from msgservice.codecs import CONTENT_TYPE, DEPTH_MAX, JsonCodec, TextCodec
 from msgservice.core.subjects import check_key, check_name, check_subject
 from msgservice.errors import (
     BadValue,
+    LimitReached,
     MessageTooLarge,
     MsgServiceError,
     UnknownReceiver,
@@ -39,13 +43,19 @@ from msgservice.message import (
 )
 from msgservice.node.gate import Pass, web_sender
 from msgservice.node.intake import LocalSender
+from msgservice.node.slices import Slices
 from msgservice.node.web.answers import Answer, Ask, as_json
+from msgservice.node.web.following import Following, Tracker
+from msgservice.node.web.operations import Requests
 from msgservice.node.web.paths import PathAt
 from msgservice.node.web.problems import Problem, answer_of, problem_of
 from msgservice.records import Batch, Outcome, RefusedBatch
 
 JSON, LINES = "application/json", "application/x-ndjson"
 UNPROCESSABLE = 422
+SECONDS = 0.01  # of each turn for lines of all posts; so many of one are looked at in a row:
+LINES_AT_ONCE = 100
+WAIT_SECONDS, WAIT_SECONDS_MAX = 30.0, 600.0
 LINE_OVERHEAD = 64  # bytes that a message may take in a run beside its body and headers
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=TIME_DAYS_MAX * 86400)]
 
@@ -82,6 +92,13 @@ class Accepted(msgspec.Struct, frozen=True, omit_defaults=True):
     position: int | None = None
     due: int | None = None
     by_key: bool = False
+
+
+class Settled(Accepted, frozen=True, omit_defaults=False, kw_only=True):
+    """A message that was waited for. `final`: nothing of it will change any more."""
+
+    receivers: dict[str, StatusTold]
+    final: bool
 
 
 class AcceptedRun(Accepted, frozen=True, omit_defaults=False):
@@ -140,9 +157,16 @@ _TYPE_OF_TEXT = {CONTENT_TYPE: TextCodec.content_type}
 class Posts:
     """The posts of a node. Each user has one sender, from the first post to the end of the node."""
 
-    def __init__(self, intake: Intake, limits: Limits) -> None:
+    def __init__(
+        self, intake: Intake, *, requests: Requests, tracker: Tracker, time: Time, limits: Limits
+    ) -> None:
         self._intake = intake
+        self._requests = requests
+        self._tracker = tracker
+        self._time = time
         self._limits = limits
+        self._waits: dict[Following, None] = {}
+        self._slices = Slices(time.clock, time.now, SECONDS)
         self._senders: dict[str, LocalSender] = {}
 
     def paths(self) -> list[PathAt]:
@@ -154,6 +178,10 @@ class Posts:
                 answer=self._post,
                 sentence="Hands in a message, or lines of messages; answers when they are on disk.",
                 takes=(JSON, LINES),
+                query={
+                    "wait": "acknowledged: answer when nothing of it will change (of one message).",
+                    "timeout": "Seconds to wait at most; then it is 202 with the states so far.",
+                },
                 asks=Post,
                 answers=Accepted,
                 status=201,
@@ -175,11 +203,13 @@ class Posts:
             return answer_of(error, status=UNPROCESSABLE)
 
     async def _handed_in(self, ask: Ask) -> Answer:
-        ask.only()
+        seconds = self._seconds_to_wait(ask)
         key = ask.request.header("idempotency-key")
         if key is not None:
             key = check_key(key)
         if ask.media_type == LINES:
+            if seconds is not None:
+                raise BadValue("wait", "is for one message")
             return await self._lines(ask, key)
         try:
             run = self._run(ask.body, 1)
@@ -187,8 +217,69 @@ class Posts:
             raise BadValue("the body", "is nested too deeply") from None
         sender = self.sender_of(ask.who)
         batch = self._checked(sender, ask.who, run, key)
-        accepted = await self.store(sender, batch)
-        return as_json(accepted, 201)
+        if seconds is None:
+            return as_json(await self.store(sender, batch), 201)
+        waiting = Following(self._requests, self._tracker, ask.who)
+        self._waits[waiting] = None
+        try:
+            return await self._settled(ask, await self.store(sender, batch), waiting, seconds)
+        finally:
+            del self._waits[waiting]
+            waiting.stop()
+
+    # --- until it is acknowledged
+
+    def _seconds_to_wait(self, ask: Ask) -> float | None:
+        query = ask.only("wait", "timeout")
+        said, wait = query.get("timeout"), query.get("wait")
+        if wait is None:
+            if said is not None:
+                raise BadValue("timeout", "is for wait=acknowledged")
+            return None
+        if wait != "acknowledged":
+            raise BadValue("wait", f"is acknowledged, not {wait[:64]!r}")
+        try:
+            seconds = WAIT_SECONDS if said is None else float(said)
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds <= WAIT_SECONDS_MAX:
+            raise BadValue("timeout", f"must be from 0 to {WAIT_SECONDS_MAX:g} seconds")
+        if len(self._waits) >= self._limits.http_waits:
+            raise LimitReached("http_waits", self._limits.http_waits)
+        return seconds
+
+    async def _settled(
+        self, ask: Ask, accepted: Accepted, waiting: Following, seconds: float
+    ) -> Answer:
+        """Return the states of a message when they are final, or time is over."""
+        if accepted.id is None:  # it has gone long ago, with all that was known of it
+            return as_json(Settled(None, by_key=True, receivers={}, final=True), 200)
+        ask.request.notifyFinish().addBoth(lambda _: waiting.stop())
+        timer = self._time.clock.callLater(seconds, waiting.stop)
+        try:
+            states = await waiting.first(accepted.id)
+            while not states.is_final and await waiting.news():
+                states = await waiting.again()
+        finally:
+            if timer.active():
+                timer.cancel()
+        told = Settled(
+            accepted.id,
+            accepted.position,
+            accepted.due,
+            accepted.by_key,
+            receivers=states.receivers,
+            final=states.is_final,
+        )
+        return as_json(told, 200 if states.is_final else 202)
+
+    def stop(self) -> None:
+        """Wait for nothing any more: who waits is told the states so far."""
+        for waiting in list(self._waits):
+            waiting.stop()
+        self._slices.stop()
+
+    # --- storing it
 
     async def store(self, sender: LocalSender, batch: Batch) -> Accepted:
         """Return where a batch is, when it is on disk. Raises what it is refused for."""
@@ -198,9 +289,10 @@ class Posts:
 
     async def _lines(self, ask: Ask, key: str | None) -> Answer:
         sender, who = self.sender_of(ask.who), ask.who
-        runs = self._runs(ask.body, key)
+        runs = await self._runs(ask.body, key)
         batches: list[Batch] = []
         for run in runs:
+            await self._slices.run(_nothing)
             try:
                 batches.append(self._checked(sender, who, run, key))
             except MsgServiceError as error:
@@ -224,11 +316,13 @@ class Posts:
             return _partly(*failed, stored)
         return as_json(AcceptedRuns(sum(run.count for run in stored), stored), 201)
 
-    def _runs(self, body: bytes, key: str | None) -> list[_Run]:
+    async def _runs(self, body: bytes, key: str | None) -> list[_Run]:
         """Return the runs that lines become. Raises for a line that is wrong, and says which."""
         runs: list[_Run] = []
         size, last = 0, None
         for line, text in enumerate(body.split(b"\n"), 1):
+            if not line % LINES_AT_ONCE:
+                await self._slices.run(_nothing)
             if not text.strip():
                 continue
             try:
@@ -365,6 +459,10 @@ def _options(post: Post) -> _Options:
             raise BadValue("to", "names nobody")
         to = tuple([check_name(name) for name in to])
     return _Options(to, _ms(post.ttl), _ms(post.delay) or None, flags)
+
+
+def _nothing() -> None:
+    """Stand for work that was done."""
 
 
 def _ms(seconds: float | None) -> int | None:

@@ -256,6 +256,11 @@ class HttpChannel(HTTPChannel):
         """Whether a request is here that is not answered."""
         return bool(self.requests)
 
+    @property
+    def is_in_pieces(self) -> bool:
+        """Whether an answer has begun that has no end yet."""
+        return any(request.startedWriting for request in self.requests)
+
     def identified(self) -> None:
         """Somebody was let in: the connection makes no room for others any more."""
         if not self._is_identified:
