@@ -14,7 +14,19 @@ import apsw
 from rich.console import Console
 from rich.table import Table
 
-from bench import backlog, chain, fanout, latency, pb, receivers, replay, security, udp, udp_flood
+from bench import (
+    backlog,
+    chain,
+    fanout,
+    http,
+    latency,
+    pb,
+    receivers,
+    replay,
+    security,
+    udp,
+    udp_flood,
+)
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -39,6 +51,7 @@ MEASUREMENTS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("security", security.measure),
     ("pb", pb.measure),
     ("chain", chain.measure),
+    ("http", http.measure),
 ]
 
 
