@@ -178,8 +178,7 @@ async def test_posts_of_one_turn_are_one_group(world: World) -> None:
         ({"subject": "a", "to": []}, 400, "BadValue"),
         ({"subject": "a", "to": ["nobody"]}, 422, "UnknownReceiver"),
         ({"subject": "a", "require": True}, 422, "NoReceiver"),
-        ({"subject": "a", "delay": 1, "ttl": 1}, 501, "NotYetBuilt"),
-        ({"subject": "a", "delay": 1, "key": "k"}, 422, "Refused"),
+        ({"subject": "a", "delay": 1, "retain": True}, 501, "NotYetBuilt"),
         ({"subject": "a", "text": "x" * 70_000}, 413, "MessageTooLarge"),
     ],
     ids=repr,
@@ -313,6 +312,20 @@ async def test_a_post_that_is_made_again_with_its_key_is_stored_once(world: Worl
     assert (422, "KeyReused") == (other.status, other.json["error"])
     await world.post({"subject": "orders.end"})
     assert 2 == len(await world.until(2))
+
+
+@ensure
+async def test_a_delayed_post_that_is_made_again_with_its_key_waits_once(world: World) -> None:
+    said = {"subject": "orders.later", "delay": 3600}
+    first = await world.post(said, Idempotency_Key="later")
+    again = await world.post(said, Idempotency_Key="later")
+    assert (201, first.json["due"]) == (again.status, again.json["due"])
+    assert again.json["by_key"]
+    assert 1 == len((await world.peer.ask("GET", "/v1/delayed")).json["delayed"])
+    for answer in (first, again):
+        name = answer.json["id"].replace("/", "%2F")
+        shown = await world.peer.ask("GET", f"/v1/messages/{name}")
+        assert (200, first.json["due"]) == (shown.status, shown.json["due"])
 
 
 @ensure

@@ -404,14 +404,15 @@ def accepted_of(sender: LocalSender, batch: Batch, outcome: Outcome) -> Accepted
     """Return where a batch is. Raises what it was refused for when it was to be stored."""
     if isinstance(outcome, RefusedBatch):
         raise outcome.error
-    if batch.due_at:
-        return Accepted(f"{sender.name}/{sender.hash}/{batch.sequence}", due=batch.due_at)
-    if isinstance(outcome, Batch):
-        return Accepted(f"log:{outcome.first}", outcome.first)
-    position = outcome.pieces[0].position
+    by_key = not isinstance(outcome, Batch)
+    piece = None if isinstance(outcome, Batch) else outcome.pieces[0]
+    due = batch.due_at if piece is None else piece.due
+    if due:  # it has no position yet, and is asked about by what was handed in
+        return Accepted(f"{sender.name}/{sender.hash}/{batch.sequence}", due=due, by_key=by_key)
+    position = batch.first if piece is None else piece.position
     if not position:
-        return Accepted(None, by_key=outcome.by_key)
-    return Accepted(f"log:{position}", position, by_key=outcome.by_key)
+        return Accepted(None, by_key=by_key)
+    return Accepted(f"log:{position}", position, by_key=by_key)
 
 
 def _content(post: Post) -> tuple[bytes, Headers | None]:
