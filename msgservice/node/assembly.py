@@ -109,6 +109,7 @@ class Parts:
     perspectives: Perspectives
     web: Web
     web_events: WebEvents
+    posts: Posts
     upkeep: Upkeep
     seldom: Seldom
     dead_letters: DeadLetters
@@ -412,7 +413,7 @@ def assemble(
             full=lambda: bool(log.room().full or upkeep.refused),
         ),
         *posts.paths(),
-        *operation_paths(admin),
+        *operation_paths(admin, limits.max_batch),
         *web_events.paths(web),
         *XmlRpc(posts, admin, limits).paths(),
         openapi_path(web.paths, installed_version()),
@@ -442,6 +443,7 @@ def assemble(
         perspectives=perspectives,
         web=web,
         web_events=web_events,
+        posts=posts,
         upkeep=upkeep,
         seldom=seldom,
         dead_letters=dead_letters,

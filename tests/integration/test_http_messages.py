@@ -12,6 +12,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
 
 from msgservice import Limits, Node, Receiver
 from msgservice.administration import OPERATIONS
@@ -295,6 +296,27 @@ async def test_lines_of_which_some_found_no_room_say_which_are_stored(world: Wor
     answer = await world.lines({"subject": "orders.a"}, {"subject": "orders.b"})
     assert (503, 1, 2) == (answer.status, answer.json["accepted"], answer.json["line"])
     assert [1] == [run["line"] for run in answer.json["runs"]]
+
+
+@ensure
+async def test_a_post_of_very_many_lines_leaves_others_their_turns(world: World) -> None:
+    other = await world.dial()
+    body = b'{"subject": "else"}\n' * 40_000
+    world.peer.say_request("POST", "/v1/messages", body, LINES)
+    slices = world.node.parts.posts._slices
+    while not slices._waiting:
+        await deferLater(reactor, 0, int)
+    for _ in range(3):
+        assert 200 == (await other.ask("GET", "/healthz")).status
+    assert not world.peer.data, "the others were answered first"
+    assert 40_000 == (await world.peer.answer()).json["accepted"]
+
+
+@ensure
+async def test_arguments_of_an_operation_are_bounded_as_requests_are(world: World) -> None:
+    said = b'{"subjects": [' + b'"a",' * 20_000 + b'"a"]}'
+    answer = await world.peer.ask("POST", "/v1/retained/clear", said)
+    assert 413 == answer.status
 
 
 # --- keys

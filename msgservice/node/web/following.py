@@ -1,4 +1,4 @@
-"""What becomes of one message, for who waits for it over HTTP, or wants to be told as it happens.
+"""`Following`: the states of one message, for who waits for it over HTTP, or is told as it happens.
 
 The log is asked, by `$node.status` and with the rights of who asks; the tracker says when to ask
 again. So what is told is always stored, and no final state is missed.

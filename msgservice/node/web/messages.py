@@ -366,13 +366,11 @@ class Posts:
         """Return what a text of JSON hands in."""
         post = _decode(text)
         subject = check_subject(post.subject)
-        body, headers = _content(post)
+        body, headers = _content(post, self._limits.body_bytes)
         if post.id is not None:
             check_name(post.id)
         if post.key is not None:
             check_key(post.key)
-        if len(body) > self._limits.body_bytes:
-            raise MessageTooLarge(len(body), self._limits.body_bytes)
         message = WireMessage(body, headers, post.id, post.key)
         return _Run(subject, _options(post), [message], line)
 
@@ -415,21 +413,31 @@ def accepted_of(sender: LocalSender, batch: Batch, outcome: Outcome) -> Accepted
     return Accepted(f"log:{position}", position, by_key=by_key)
 
 
-def _content(post: Post) -> tuple[bytes, Headers | None]:
-    """Return the body of a message, and its headers with the type of that. Raises `BadValue`."""
-    headers = post.headers
-    said = [name for name in ("body", "text", "base64") if getattr(post, name) is not msgspec.UNSET]
-    if len(said) > 1:
-        raise BadValue("a message", f"has one of body, text and base64, not {' and '.join(said)}")
+def _content(post: Post, size_max: int) -> tuple[bytes, Headers | None]:
+    """Return the body of a message, and its headers with the type of that.
+
+    Raises `BadValue`, and `MessageTooLarge`, before a body is looked into.
+    """
+    body, headers = _body(post)
+    if len(body) > size_max:
+        raise MessageTooLarge(len(body), size_max)
     if isinstance(post.body, msgspec.Raw):
-        body = bytes(post.body)
         body.decode()  # JSON is UTF-8, and what is kept raw was not looked at
         if body.count(b"[") + body.count(b"{") > DEPTH_MAX:
             try:
                 _json.decode(body)
             except ValueError as error:
                 raise BadValue("body", str(error)) from None
-        return body, _with_type(headers, _TYPE_OF_JSON)
+    return body, headers
+
+
+def _body(post: Post) -> tuple[bytes, Headers | None]:
+    headers = post.headers
+    said = [name for name in ("body", "text", "base64") if getattr(post, name) is not msgspec.UNSET]
+    if len(said) > 1:
+        raise BadValue("a message", f"has one of body, text and base64, not {' and '.join(said)}")
+    if isinstance(post.body, msgspec.Raw):
+        return bytes(post.body), _with_type(headers, _TYPE_OF_JSON)
     if isinstance(post.text, str):
         return post.text.encode(), _with_type(headers, _TYPE_OF_TEXT)
     if isinstance(post.base64, str):

@@ -101,12 +101,12 @@ def place_of(operation: Operation[Any, Any]) -> tuple[str, str]:
     return PLACES.get(operation) or ("POST" if operation.changes else "GET", named)
 
 
-def operation_paths(requests: Requests) -> list[PathAt]:
-    """Return the path of each operation."""
-    return [_path(operation, requests) for operation in OPERATIONS]
+def operation_paths(requests: Requests, body_max: int) -> list[PathAt]:
+    """Return the path of each operation. `body_max`: bytes of its arguments."""
+    return [_path(operation, requests, body_max) for operation in OPERATIONS]
 
 
-def _path(operation: Operation[Any, Any], requests: Requests) -> PathAt:
+def _path(operation: Operation[Any, Any], requests: Requests, body_max: int) -> PathAt:
     method, path = place_of(operation)
     kinds = {field.encode_name: field.type for field in msgspec.structs.fields(operation.asks)}
     named = [part[1:-1] for part in path.split("/") if part.startswith("{")]
@@ -119,6 +119,7 @@ def _path(operation: Operation[Any, Any], requests: Requests) -> PathAt:
         sentence=operation.sentence,
         takes=JSON_BODY if has_body else (),
         operation=operation.name,
+        body_max=body_max,
         query={} if has_body else dict.fromkeys(beside, ""),
         asks=operation.asks,
         answers=operation.answers,
