@@ -179,6 +179,7 @@ async def test_posts_of_one_turn_are_one_group(world: World) -> None:
         ({"subject": "a", "to": []}, 400, "BadValue"),
         ({"subject": "a", "to": ["nobody"]}, 422, "UnknownReceiver"),
         ({"subject": "a", "require": True}, 422, "NoReceiver"),
+        ({"subject": "a", "delay": 1, "ttl": 1}, 400, "BadValue"),
         ({"subject": "a", "delay": 1, "retain": True}, 501, "NotYetBuilt"),
         ({"subject": "a", "text": "x" * 70_000}, 413, "MessageTooLarge"),
     ],
@@ -193,6 +194,15 @@ async def test_what_is_refused_says_why_and_stores_nothing(
     assert (status, error) == (answer.status, answer.json.get("error", ""))
     assert before == world.node.parts.tail.next_number
     assert 201 == (await world.post({"subject": "orders.new"})).status
+
+
+@ensure
+async def test_a_key_with_a_delay_is_one_message_that_waits(world: World) -> None:
+    keyed = {"subject": "orders.later", "body": 4, "delay": 3600, "ttl": 7200, "key": "k"}
+    first, second = await world.post(keyed), await world.post(keyed)
+    assert (201, None) == (first.status, first.json.get("position"))
+    assert first.json["due"] == second.json["due"], "it waits until the first is due"
+    assert second.json["by_key"]
 
 
 @ensure

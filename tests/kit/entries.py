@@ -103,7 +103,12 @@ def tables(db: apsw.Connection) -> dict[str, list[Any]]:
     """Return every row of every table, but for the log's id: also the node's own incarnation."""
     found = {
         table: sorted(
-            (row for row in rows(db, f"select * from {table}") if row[0] != "log_id"), key=repr
+            (
+                row
+                for row in rows(db, f"select * from {table}")
+                if table != "meta" or row[0] != "log_id"
+            ),
+            key=repr,
         )
         for table in TABLES
     }

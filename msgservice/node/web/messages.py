@@ -467,7 +467,10 @@ def _options(post: Post) -> _Options:
         if not to:
             raise BadValue("to", "names nobody")
         to = tuple([check_name(name) for name in to])
-    return _Options(to, _ms(post.ttl), _ms(post.delay) or None, flags)
+    ttl, delay = _ms(post.ttl), _ms(post.delay) or None
+    if ttl is not None and delay is not None and ttl <= delay:
+        raise BadValue("ttl", "is over when the delay is: it must be above it")
+    return _Options(to, ttl, delay, flags)
 
 
 def _nothing() -> None:
