@@ -427,7 +427,11 @@ def check_page(
 
 
 def take_due(db: apsw.Connection, batches: Sequence[Batch]) -> list[Batch]:
-    """Return those of these that still wait, as they were read: none is moved twice."""
+    """Return those of these that still wait, as they were read: none is moved twice.
+
+    Of one a part was cancelled since: what is left of it goes before what is behind it, when it has
+    been read anew.
+    """
     found = dict(
         rows(
             db,
@@ -437,8 +441,11 @@ def take_due(db: apsw.Connection, batches: Sequence[Batch]) -> list[Batch]:
     )
     taken: dict[int, Batch] = {}
     for batch in batches:
-        if found.get(batch.delayed_id) == batch.count:
+        count = found.get(batch.delayed_id)
+        if count == batch.count:
             taken.setdefault(batch.delayed_id, batch)
+        elif count is not None:
+            break
     return list(taken.values())
 
 

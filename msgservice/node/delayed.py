@@ -39,6 +39,7 @@ class DelayedMessages:
         self._due = due
         self._seldom = seldom
         self._after = BEGIN  # behind what found no place, in this pass
+        self._was_cut = False  # something was cancelled since the last page was moved
         self._following = NOTHING_READ  # the page that was read ahead, and when
         self._looked_at: int | None = None  # the earliest that `due` knows of
 
@@ -69,10 +70,15 @@ class DelayedMessages:
             moved = await moving
         except LogUnavailable:
             return False  # the commits have said so; they are tried again
+        if self._was_cut:
+            # What is left of a run goes before what was behind it: all is looked at from the first.
+            self._was_cut = False
+            await reading
+            self._after, self._following = BEGIN, NOTHING_READ
+            return True
         gone = {batch.delayed_id for batch in moved}
         left = [batch for batch in page if batch.delayed_id not in gone]
         if left:
-            # It may have been cancelled meanwhile; what is still there is found in the next pass.
             self._after = end
             self._tell_left(len(left), left[0].subject)
         self._following = (now, await reading)
@@ -112,7 +118,9 @@ class DelayedMessages:
         """
         last = found.sequence + count - 1
         wanted = Cancel(found.sender, found.incarnation, found.sequence, last, reason)
+        # What was read before says of no run that a part of it is cancelled.
         ranges = await self._commits.cancel(wanted)
+        self._was_cut = True
         if not ranges:
             raise UnknownMessage(f"{found.sender}/{found.sequence}")
         self._tracker.cancelled(wanted, ranges)

@@ -276,6 +276,20 @@ def test_a_run_of_which_a_part_was_cancelled_is_not_moved_as_it_was(open_log: Op
     assert [1, 3] == [batch.sequence for batch in move(log)]
 
 
+def test_43_behind_a_run_of_which_a_part_was_cancelled_nothing_goes_before_what_is_left(
+    open_log: Open,
+) -> None:
+    log = open_log()
+    log.receivers(1)
+    log.append(delayed(1), delayed(2, b"2", b"3", b"4"), delayed(5))
+    batches = due(log)
+    log.append(cancel=[Cancel("shop", "i1", 3, 3)])
+    for batch in batches:
+        batch.audience = log.log.audience([1])
+    assert [1] == [batch.sequence for batch in log.appended(due=batches).stored]
+    assert [2, 4, 5] == [batch.sequence for batch in move(log)]
+
+
 def test_nothing_of_others_or_of_what_was_moved_is_cancelled(open_log: Open) -> None:
     log = open_log()
     log.receivers(1)

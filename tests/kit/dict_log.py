@@ -400,7 +400,9 @@ class DictLog:
             full = own[-1].error
         for batch in group.due:
             known = content.waiting.get(batch.delayed_id)
-            if known is not None and known.count == batch.count:
+            if known is not None and known.count != batch.count:
+                break  # what is left of it goes first, read anew
+            if known is not None:
                 del content.waiting[batch.delayed_id]
                 self._store(batch, group.now)
                 fresh.append(batch)

@@ -248,11 +248,18 @@ _ALL = [
         catcher=_swarm("later", "delivered before it is due"),
     ),
     Mutant(
-        name="what-waits-is-accepted-again-after-a-crash",
-        at="msgservice.log.staging:stage_append",
-        old="    if staged.delayed:  # of which",
-        new="    if False:  # of which",
-        catcher=_swarm("later", "stored twice", seeds=300),
+        name="what-waits-is-not-known-to-be-taken",
+        at="msgservice.log.dedupe:take_batches",
+        old="            sender.floor = last + 1\n",
+        new="            sender.floor = sequence if batch.due_at else last + 1\n",
+        catcher=_swarm("later", "stored twice"),
+    ),
+    Mutant(
+        name="what-is-behind-a-run-that-is-cut-goes-first",
+        at="msgservice.log.delayed:take_due",
+        old="            break",
+        new="            continue",
+        catcher=_test("tests/contract/test_log_delayed.py -k behind_a_run", "behind_a_run"),
     ),
     Mutant(
         name="what-is-due-goes-in-any-order-in-a-swarm",

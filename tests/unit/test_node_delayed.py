@@ -327,6 +327,33 @@ def test_what_does_not_wait_is_not_cancelled(id_: str) -> None:
     assert not ok
 
 
+def test_16_what_is_left_of_a_run_that_is_cancelled_in_part_when_it_is_due_keeps_its_order() -> (
+    None
+):
+    """The page with it was read before the cancel, and is moved behind it."""
+    clock = Clock()
+    world, billing, shop = world_with(SlowPages(reactor=clock, limits=Limits()), clock=clock)
+    send(shop, 1, b"1", b"2", b"3", b"4")
+    send(shop, 5, b"5")
+    hashed = hash_of(shop.hello.incarnation)
+    later(world, 60.05)
+    assert cancel(shop, f"shop/{hashed}/3")[0]
+    later(world, 3.0)
+    assert [b"1", b"2", b"4", b"5"] == got(billing)
+
+
+class SlowPages(MemoryLog):
+    """A log whose pages of what is due come a while after they were read."""
+
+    def due(self, to: int, after: tuple[int, int], count_max: int) -> Deferred[Any]:
+        waiter: Deferred[Any] = Deferred()
+        reading = super().due(to, after, count_max)
+        reading.addCallback(
+            lambda page: self._reactor.callLater(0.2 if page else 0.0, waiter.callback, page)
+        )
+        return waiter
+
+
 def test_what_was_moved_or_cancelled_is_not_cancelled() -> None:
     world, _, shop = world_with()
     send(shop, 1)
