@@ -3093,8 +3093,8 @@ _ALL = [
     Mutant(
         name="another-log-is-not-looked-at",
         at="msgservice.node.outlet:Outlet.forgotten",
-        old="self._acked_to if before == log_id else max(self._acked_to, self.row.cursor)",
-        new="0 if before != log_id else self._acked_to",
+        old="return (highest + 1, last) if highest < last else None",
+        new="return (highest + 1, last) if highest < last and before == log_id else None",
         catcher=_test("tests/unit/test_node_chains.py", "test_what_a_node_has_lost_is_sent_again"),
     ),
     Mutant(
