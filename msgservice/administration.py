@@ -333,7 +333,8 @@ class ReceiverState(
     last_error: str
     next_try_s: float | None  # until it is dialled, or something is tried again
     oldest_s: float | None  # that the oldest of what is queued has waited
-    dead_bytes: int  # that its dead letters take
+    dead: int  # dead letters that it has; and the bytes that they take
+    dead_bytes: int
     queued: int  # messages; and their bytes
     queued_bytes: int
     oldest: Oldest | None
@@ -602,6 +603,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     oldest: Oldest | None  # of what is queued
     rate: float  # messages settled a second, between the last two looks
     settled: dict[str, int]  # messages by their final status
+    dead: int  # dead letters that it has; and the bytes that they take
     dead_bytes: int
     attempts: int  # the most of what waits to be tried again
     last_error: str

@@ -255,6 +255,9 @@ class ILog(Interface):
         After a crash it may be less by what had passed since something was written last.
         """
 
+    def dead_count(receiver: int) -> int:
+        """Return *now* how many dead letters a receiver number has."""
+
     def dead_bytes(receiver: int) -> int:
         """Return *now* the bytes that the dead letters of a receiver number take."""
 

@@ -289,7 +289,7 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
         _state(row),
         f"{row['queued']:,}",
         "" if row["oldest_s"] is None else lasting(row["oldest_s"]),
-        f"{row['settled'].get('dead', 0):,}",
+        f"{row['dead']:,}",
         row["address"] or "attaches",
         _trouble(row),
     )

@@ -145,5 +145,5 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['queued_bytes']:,}",
         "" if oldest is None else lasting(time.time() - oldest["at"] / 1000),
         f"{row['rate']:,.1f}",
-        f"{row['settled'].get('dead', 0):,}",
+        f"{row['dead']:,}",
     )

@@ -22,6 +22,7 @@ from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.log import accounts, audit, delayed, history, queries, replaying
 from msgservice.log.retention import Retention
+from msgservice.log.state import NO_LETTERS
 from msgservice.log.store import Store
 from msgservice.records import (
     Account,
@@ -425,7 +426,11 @@ class StoreLog:
 
     def dead_bytes(self, receiver: int) -> int:
         """See `ILog.dead_bytes`."""
-        return self._store.state.dead_bytes.get(receiver, 0)
+        return self._store.state.letters.get(receiver, NO_LETTERS).size
+
+    def dead_count(self, receiver: int) -> int:
+        """See `ILog.dead_count`."""
+        return self._store.state.letters.get(receiver, NO_LETTERS).count
 
     def room(self) -> Room:
         """See `ILog.room`."""

@@ -25,7 +25,7 @@ from msgservice.log.staging import (
     SINCE,
     WALL,
 )
-from msgservice.log.state import ReceiverProgress, State, Totals
+from msgservice.log.state import Letters, ReceiverProgress, State, Totals
 from msgservice.log.wholeness import replay
 from msgservice.records import (
     RETAINED_OVERHEAD,
@@ -174,11 +174,11 @@ def _load_receivers(db: apsw.Connection, state: State) -> None:
         at.settled = settled
         at.bytes, at.collected, at.inbox = size, collected, inbox
         state.receivers[row.number], state.rows[row.number] = at, row
-    state.set_dead_bytes(
-        dict(
-            rows(db, f"select receiver, sum({DEAD_SIZE}) from dead group by receiver")  # noqa: S608
-        )
+    letters = rows(
+        db,
+        f"select receiver, count(*), sum({DEAD_SIZE}) from dead group by receiver",  # noqa: S608
     )
+    state.set_letters({receiver: Letters(count, size) for receiver, count, size in letters})
     open_rows = rows(
         db,
         "select receiver, max(last) from exception where status in (?, ?) group by receiver",

@@ -13,7 +13,7 @@ from typing import Any
 import apsw
 import msgspec
 
-from msgservice.disk.database import as_json, insert_steps, one
+from msgservice.disk.database import as_json, insert_steps, one, rows
 from msgservice.limits import RUNS_REMEMBERED
 from msgservice.log import history, queries
 from msgservice.log.dedupe import mark_of, named_of
@@ -296,15 +296,14 @@ def _drop_letters(
     operations: list[Operation],
 ) -> None:
     where = (entry.receiver, entry.last)
-    size = one(
+    ((count, size),) = rows(
         db,
-        f"select total({DEAD_SIZE}) from dead where receiver = ? and position <= ?",  # noqa: S608 - fixed text
+        f"select count(*), coalesce(sum({DEAD_SIZE}), 0) from dead"  # noqa: S608 - fixed text
+        " where receiver = ? and position <= ?",
         where,
     )
-    left = one(db, "select exists(select 1 from dead where receiver = ? and position > ?)", where)
-    before = staged.state.dead_bytes.get(entry.receiver, 0)
-    staged.dead_bytes[entry.receiver] = before - int(size) if left else 0
-    staged.written = int(size)
+    staged.add_letters(entry.receiver, -count, -size)
+    staged.written = size
     operations.append(("delete from dead where receiver = ? and position <= ?", where))
 
 

@@ -390,7 +390,7 @@ class Retention:
             if size >= BYTES_MAX:
                 break
         store.apply(store.entry(DropLetters, receiver=number, last=last))
-        return number in store.state.dead_bytes or len(ready) > 1
+        return number in store.state.letters or len(ready) > 1
 
     def _spent_letters(self) -> list[int]:
         """Return the removed receivers whose dead letters may go now."""
@@ -400,7 +400,7 @@ class Retention:
         needed = self.to_give_way > 0
         return [
             number
-            for number in store.state.dead_bytes
+            for number in store.state.letters
             if (at := receivers.get(number)) is not None
             and at.removed_at is not None
             and (needed or at.removed_at <= since)

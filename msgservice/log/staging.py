@@ -278,8 +278,7 @@ def take_letters(
         freed += size
         gone |= wanted
         copies += taken.copies
-        known = staged.dead_bytes.get(number, staged.state.dead_bytes.get(number, 0))
-        staged.dead_bytes[number] = known - size
+        staged.add_letters(number, -count, -size)
         operations.append((_DELETE_LETTERS, where))
         outcomes.append("stored")
     return outcomes, copies
@@ -568,10 +567,8 @@ def stage_progress(
             if at.cursor >= at.open_to:
                 at.open_to = 0
         if step.dead:
-            known = staged.dead_bytes.get(step.receiver)
-            if known is None:
-                known = staged.state.dead_bytes.get(step.receiver, 0)
-            staged.dead_bytes[step.receiver] = known + sum(letter.size for letter in step.dead)
+            taken = sum(letter.size for letter in step.dead)
+            staged.add_letters(step.receiver, len(step.dead), taken)
         for letter in step.dead:
             dead += (
                 step.receiver,

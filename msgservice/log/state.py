@@ -145,6 +145,17 @@ class Asleep:
         self._count -= 1
 
 
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """The dead letters that a receiver has: how many, and the bytes that they take."""
+
+    count: int = 0
+    size: int = 0
+
+
+NO_LETTERS = Letters()
+
+
 @dataclass(slots=True)
 class State:
     """The committed state of a log."""
@@ -172,7 +183,7 @@ class State:
     aliases: int = 0  # messages that were taken by one
     stored_at: int = 0  # of the newest row that is kept: no later one says an earlier time
     waiting: Waiting = Waiting()
-    dead_bytes: dict[int, int] = field(default_factory=dict)  # by receiver number
+    letters: dict[int, Letters] = field(default_factory=dict)  # by receiver number
     dead_total: int = 0  # of all receivers: asked for with every run that comes in
     # How long the log was open so far, ms, by a clock that never jumps, when its last entry was
     # decided: ages are measured by it.
@@ -216,10 +227,10 @@ class State:
         self.asleep.add(key)
         del self.senders_by_id[self.senders.pop(key).id]
 
-    def set_dead_bytes(self, by_receiver: dict[int, int]) -> None:
-        """Take the bytes of receivers' dead letters; they are not changed in place from then on."""
-        self.dead_bytes = by_receiver
-        self.dead_total = sum(by_receiver.values())
+    def set_letters(self, by_receiver: dict[int, Letters]) -> None:
+        """Take what there is of receivers' dead letters; not changed in place from then on."""
+        self.letters = by_receiver
+        self.dead_total = sum(letters.size for letters in by_receiver.values())
 
     def adopt(self, staged: Staged) -> None:
         """Make what an entry did the committed state."""
@@ -245,10 +256,10 @@ class State:
             self.replays = {number: one for number, one in replays.items() if one is not None}
         if staged.fresh:
             self.stored_at = staged.fresh[-1].stored_at
-        if staged.dead_bytes:
+        if staged.letters:
             # Never changed in place: `ILog.room` looks at it on the reactor's thread.
-            dead_bytes = self.dead_bytes | staged.dead_bytes
-            self.set_dead_bytes({number: size for number, size in dead_bytes.items() if size})
+            letters = self.letters | staged.letters
+            self.set_letters({number: those for number, those in letters.items() if those.count})
         for total in staged.new_audiences:
             total.audience.stored = True
         self.age, self.ages, self.wall = staged.age, staged.ages, staged.wall
@@ -352,12 +363,12 @@ class Staged:
         "cancelled",
         "chain",
         "commits",
-        "dead_bytes",
         "delayed",
         "fresh",
         "gone",
         "keyed",
         "keys",
+        "letters",
         "new_audiences",
         "new_senders",
         "next_sender",
@@ -391,7 +402,7 @@ class Staged:
         self.receivers: dict[int, ReceiverProgress] = {}
         self.rows: dict[int, ReceiverRow] = {}
         self.replays: dict[int, Replay | None] = {}
-        self.dead_bytes: dict[int, int] = {}
+        self.letters: dict[int, Letters] = {}
         self.new_senders: list[SenderState] = []
         self.new_audiences: list[Totals] = []
         self.fresh: list[Batch] = []  # what this group stores, rising
@@ -444,6 +455,11 @@ class Staged:
         if begin and known[begin - 1].sequence + known[begin - 1].count > first:
             begin -= 1  # no two of them overlap
         return known[begin : bisect_right(known, last, begin, key=_sequence_of)]
+
+    def add_letters(self, receiver: int, count: int, size: int) -> None:
+        """Count dead letters of a receiver that come; that go, where these are below 0."""
+        known = self.letters.get(receiver) or self.state.letters.get(receiver, NO_LETTERS)
+        self.letters[receiver] = Letters(known.count + count, known.size + size)
 
     def delay(self, batch: Batch) -> None:
         """Give a run that is due later its number; its row is staged with the group."""

@@ -105,7 +105,7 @@ from msgservice.errors import (
     UnknownReceiver,
 )
 from msgservice.limits import BATCH_MESSAGES_MAX, Limits
-from msgservice.message import Status, WireMessage, decode_messages
+from msgservice.message import WireMessage, decode_messages
 from msgservice.node.admin_pages import Page, message_part
 from msgservice.node.gate import Pass
 from msgservice.node.letters import DROP, REQUEUE, Touched, Wanted
@@ -376,7 +376,7 @@ class Admin:
 
     async def _remove(self, asked: RemoveReceiver, who: Pass) -> Removal:
         account = await self._operations.account(asked.name)
-        dead = account.settled.get(Status.DEAD, 0)
+        dead = self._operations.dead_count(account.receiver)
         if asked.confirm is None:
             return Removal(queued=account.queued, dead=dead)
         removed = await self._operations.remove(asked.name, asked.confirm)

@@ -315,6 +315,7 @@ def _observed(state: ReceiverState, before: Observed | None, rate: float, wall: 
         oldest=state.oldest,
         rate=rate,
         settled=state.settled,
+        dead=state.dead,
         dead_bytes=state.dead_bytes,
         attempts=state.attempts,
         last_error=state.last_error,

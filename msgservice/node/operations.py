@@ -157,7 +157,7 @@ class Operations:
         self.owner_of, self.known = directory.owner_of, directory.get
         self.delayed, self.cancel = delayed.page, delayed.cancel
         self.letters_full = dead_letters.full
-        self.letters, self.purge = letters, purge.page
+        self.letters, self.purge, self.dead_count = letters, purge.page, log.dead_count
         self._dead_letters = dead_letters
         self._away = away
         self.peek = Peek(log=log, directory=directory, dispatch=dispatch, tail=tail)
@@ -240,6 +240,7 @@ class Operations:
             if outlet.connection is None
             else min([max(0.0, run.due - self._time.now()) for run in waiting], default=None),
             oldest_s=None if oldest is None else max(0, self._time.wall() - oldest.at) / 1000,
+            dead=self._log.dead_count(row.number),
             dead_bytes=self._log.dead_bytes(row.number),
             queued=account.queued,
             queued_bytes=account.queued_bytes,

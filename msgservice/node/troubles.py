@@ -125,13 +125,12 @@ def _delivery(state: ReceiverState, since: int) -> Trouble | None:
 
 
 def _letters(state: ReceiverState) -> Trouble | None:
-    if not state.dead_bytes:
+    if not state.dead:
         return None
-    count = state.settled.get("dead", 0)
+    letters = "a dead letter" if state.dead == 1 else f"{state.dead:,} dead letters"
     return Trouble(
         kind="dead_letters",
-        sentence=f"{state.name} has dead letters: {count:,} messages became one so far, and those"
-        f" that are left take {state.dead_bytes:,} bytes.",
+        sentence=f"{state.name} has {letters}, of {state.dead_bytes:,} bytes.",
         help="Look at them; send them again when their cause is mended, or drop them.",
         command=_command("dead", "list", state.name),
         is_severe=False,

@@ -104,11 +104,15 @@ def test_46_letters_that_are_dropped_go_with_their_bytes(log: ContractDriver) ->
     assert (["stored"], []) == (appended.letters, appended.stored)
     assert letters[2:] == there(log)
     assert letters[2].size == log.log.dead_bytes(1)
+    assert 1 == log.log.dead_count(1)
     assert used - letters[0].size - letters[1].size == log.log.room().used
     log.reopen()
     assert letters[2].size == log.log.dead_bytes(1)
+    assert 1 == log.log.dead_count(1)
     assert ["stored"] == take(log, drop(letters[2:])).letters
-    assert 0 == log.log.dead_bytes(1)
+    assert (0, 0) == (log.log.dead_bytes(1), log.log.dead_count(1))
+    log.reopen()
+    assert (0, 0) == (log.log.dead_bytes(1), log.log.dead_count(1))
 
 
 def test_46_what_is_sent_again_is_appended_as_its_letter_goes(log: ContractDriver) -> None:

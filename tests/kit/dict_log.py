@@ -1005,6 +1005,10 @@ class DictLog:
         at = self.content.receivers.get(receiver)
         return 0 if at is None else at.dead_bytes
 
+    def dead_count(self, receiver: int) -> int:
+        at = self.content.receivers.get(receiver)
+        return 0 if at is None else len(at.dead)
+
     def room(self) -> Room:
         used, maximum = self._taken, self._limits.max_bytes
         full = f"{used} bytes are used, at most {maximum}" if used >= maximum else None

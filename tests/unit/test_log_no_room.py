@@ -28,7 +28,7 @@ from msgservice.errors import DataFolderUnusable, LogUnavailable
 from msgservice.limits import Limits
 from msgservice.log.copying import copy_log
 from msgservice.log.schema import SCHEMA
-from msgservice.log.state import State
+from msgservice.log.state import Letters, State
 from msgservice.message import Status
 from msgservice.receiver.inbox.file import InboxFile
 from msgservice.records import Batch, RefusedBatch
@@ -314,15 +314,15 @@ def test_a_backup_ends_however_much_is_written_meanwhile(
 def test_the_room_is_known_without_a_look_at_the_dead_letters_of_each_receiver() -> None:
     """It is asked for with every run that comes in."""
 
-    class Letters(dict[int, int]):
+    class ByReceiver(dict[int, Letters]):
         looks = 0
 
         def values(self) -> Any:
-            Letters.looks += 1
+            ByReceiver.looks += 1
             return super().values()
 
     state = State(used=5)
-    state.set_dead_bytes(Letters(dict.fromkeys(range(100), 10)))
+    state.set_letters(ByReceiver(dict.fromkeys(range(100), Letters(1, 10))))
     taken = [state.taken for _ in range(100)]
     assert taken == [5 + 100 * 10] * 100
-    assert Letters.looks == 1
+    assert ByReceiver.looks == 1

@@ -122,6 +122,7 @@ def a_log(**more: Any) -> Any:
         "room": lambda: Room(used=0, maximum=1000, free=1000, full=None),
         "resume": lambda sender, incarnation: Resume(),
         "dead_bytes": lambda number: 0,
+        "dead_count": lambda number: 2 * number,
         "take_forgotten": list,
     }
     return double(**(methods | more))
@@ -1172,7 +1173,7 @@ def some_operations(**more: Any) -> Operations:
             remove=None,
             own=None,
             account=lambda name: succeed(
-                Account(receiver=1, routed=5, queued=3, settled={Status.DEAD: 2})
+                Account(receiver=1, routed=5, queued=3, settled={Status.DEAD: 4})
             ),
         ),
         "replayer": double(of=lambda number: None),
