@@ -41,5 +41,5 @@ setup(
         "msgservice.webhooks",
         "twisted.plugins",
     ],
-    package_data={"msgservice": ["py.typed"]},
+    package_data={"msgservice": ["py.typed"], "msgservice.node.web": ["page/*"]},
 )

@@ -73,6 +73,7 @@ from msgservice.node.web.messages import Posts
 from msgservice.node.web.openapi import openapi_path
 from msgservice.node.web.operations import operation_paths
 from msgservice.node.web.xmlrpc import XmlRpc
+from msgservice.node.web.showing import metrics_paths, page_paths
 from msgservice.records import Batch, ExceptionRow, ReceiverRow, Reread, Snapshot
 from msgservice.transport.registry import Transports
 
@@ -407,6 +408,8 @@ def assemble(
     )
     web = Web(access=Access(gate), time=time, limits=limits, hosts=web_hosts)
     web.paths.add(
+        *page_paths(),
+        *metrics_paths(observer, wall=time.wall, clock=time.clock, limits=limits),
         *health_paths(
             listens=facts.listens,
             failed=lambda: commits.is_stopped,

@@ -1,0 +1,120 @@
+// Acts: what each would touch is shown first, with the same on the command line; then it is asked.
+
+import { ask, path } from "./api.js";
+import { $, bytes, number, say } from "./dom.js";
+
+const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
+export const command = (...words) => ["msgservice", ...words].map(quoted).join(" ");
+
+// Show what an act would touch; fulfilled with whether it was done.
+export async function confirm({ heading, touches, words, act, done }) {
+  const dialog = $("act");
+  say($("act-heading"), heading);
+  say($("act-command"), command(...words));
+  say($("act-touches"), "Counting …");
+  say($("act-error"), "");
+  const yes = $("act-yes");
+  yes.disabled = true;
+  dialog.returnValue = "no";
+  dialog.showModal();
+  try {
+    const told = await touches();
+    say($("act-touches"), told.text);
+    yes.disabled = told.nothing === true;
+  } catch (problem) {
+    say($("act-touches"), "");
+    say($("act-error"), problem.message);
+  }
+  if (!dialog.open) return false;
+  await new Promise((closed) => dialog.addEventListener("close", closed, { once: true }));
+  if (dialog.returnValue !== "yes") return false;
+  try {
+    const told = await act();
+    say($("connection"), done(told));
+    return true;
+  } catch (problem) {
+    say($("act-error"), problem.message);
+    say($("act-touches"), "");
+    yes.disabled = true;
+    dialog.returnValue = "no";
+    dialog.showModal();
+    return false;
+  }
+}
+
+export const pause = (name) =>
+  confirm({
+    heading: `Pause ${name}`,
+    words: ["receivers", "pause", name],
+    touches: async () => ({ text: "Nothing is sent to it until it is resumed. What waits is kept." }),
+    act: () => ask("POST", path(["v1", "receivers", name, "pause"]), {}),
+    done: () => `${name} is paused.`,
+  });
+
+export const resume = (name) =>
+  confirm({
+    heading: `Resume ${name}`,
+    words: ["receivers", "resume", name],
+    touches: async () => ({ text: "What waits for it is sent again, in its order." }),
+    act: () => ask("POST", path(["v1", "receivers", name, "resume"]), {}),
+    done: () => `${name} is resumed.`,
+  });
+
+async function allPages(method, pieces, body) {
+  const total = { count: 0, size: 0 };
+  let after = 0;
+  let more = {};
+  while (after !== null) {
+    const page = await ask(method, path(pieces), { ...body, ...more, after });
+    total.count += page.count;
+    total.size += page.size;
+    after = page.next;
+    if (page.end !== undefined) more = { end: page.end };
+  }
+  return total;
+}
+
+const letters = (name, what, words, heading, said, only = {}) =>
+  confirm({
+    heading,
+    words: ["dead", what, name, ...words],
+    touches: async () => {
+      const told = await allPages("POST", ["v1", "receivers", name, "dead", what], { ...only, dry_run: true });
+      return { text: `${number(told.count)} dead letters, ${bytes(told.size)}.`, nothing: told.count === 0 };
+    },
+    act: () => allPages("POST", ["v1", "receivers", name, "dead", what], only),
+    done: (told) => `${number(told.count)} dead letters of ${name} ${said}.`,
+  });
+
+const oneOf = (position) => (position === undefined ? ["--all"] : [`log:${position}`]);
+const only = (position) => (position === undefined ? {} : { of: `log:${position}` });
+
+export const requeue = (name, position) =>
+  letters(name, "requeue", oneOf(position), `Send dead letters of ${name} again`, "were sent again", only(position));
+
+export const drop = (name, position) =>
+  letters(name, "drop", oneOf(position), `Drop dead letters of ${name}`, "were dropped", only(position));
+
+export const purge = (name) =>
+  confirm({
+    heading: `Cancel what waits for ${name}`,
+    words: ["purge", name],
+    touches: async () => {
+      const told = await allPages("POST", ["v1", "receivers", name, "purge"], { dry_run: true });
+      return {
+        text: `${number(told.count)} messages, ${bytes(told.size)}, will never be delivered to it.`,
+        nothing: told.count === 0,
+      };
+    },
+    act: () => allPages("POST", ["v1", "receivers", name, "purge"], {}),
+    done: (told) => `${number(told.count)} messages for ${name} were cancelled.`,
+  });
+
+export const cancelDelayed = (id, count) =>
+  confirm({
+    heading: `Cancel ${id}`,
+    words: ["delayed", "cancel", id, ...(count > 1 ? ["--count", String(count)] : [])],
+    touches: async () => ({ text: `${number(count)} messages will be delivered to nobody.` }),
+    act: () => ask("POST", path(["v1", "delayed", id, "cancel"]), { count }),
+    done: (told) => `${number(told.cancelled)} messages were cancelled.`,
+  });

@@ -1,0 +1,293 @@
+// The page: trouble first, then the node, its receivers, a message's way, what is delayed. It asks
+// again by itself; what it shows is what `msgservice top` shows.
+
+import { cancelDelayed, resume } from "./acts.js";
+import { ask, logIn, path } from "./api.js";
+import { $, bytes, drawn, el, lasting, moment, number, plot, say } from "./dom.js";
+import { show } from "./receiver.js";
+
+const EVERY = 2000; // ms between two looks
+const HISTORY = 60; // values of a plot
+const SHOWN = 200; // rows that are drawn at first; the rest on demand
+
+const state = { node: null, receivers: new Map(), shown: SHOWN, history: new Map() };
+const rows = new Map(); // name -> what its row is made of
+
+// --- looking
+
+async function look() {
+  let delay = EVERY;
+  try {
+    await lookOnce();
+    say($("connection"), "");
+    $("connection").className = "";
+  } catch (problem) {
+    if (problem.status === 401 || problem.status === 403) {
+      await askLogin(problem.message);
+      delay = 0;
+    } else {
+      $("connection").className = "lost";
+      say($("connection"), `${problem.message} Trying again.`);
+    }
+  }
+  setTimeout(look, document.hidden ? 5 * EVERY : delay);
+}
+
+async function lookOnce() {
+  const found = new Map();
+  let after = "";
+  let node = null;
+  while (after !== null) {
+    const page = await ask("GET", path(["v1", "observe"], { after }));
+    node = page.node;
+    for (const row of page.receivers) found.set(row.name, row);
+    after = page.next;
+  }
+  state.node = node;
+  state.receivers = found;
+  for (const name of state.history.keys()) if (!found.has(name)) state.history.delete(name);
+  for (const [name, row] of found) {
+    const values = state.history.get(name) ?? [];
+    values.push(row.rate);
+    if (values.length > HISTORY) values.shift();
+    state.history.set(name, values);
+  }
+  draw();
+}
+
+function askLogin(why) {
+  const dialog = $("login");
+  say($("login-error"), $("login-form").dataset.tried ? why : "");
+  return new Promise((resolve) => {
+    if (!dialog.open) dialog.showModal();
+    $("login-form").onsubmit = (event) => {
+      event.preventDefault();
+      logIn({ user: $("user").value, password: $("password").value, token: $("token").value });
+      $("login-form").dataset.tried = "yes";
+      dialog.close();
+      resolve();
+    };
+    dialog.oncancel = (event) => event.preventDefault();
+  });
+}
+
+// --- drawing
+
+function draw() {
+  const { node } = state;
+  document.title = `${node.name}: ${severe().length ? `${severe().length} in trouble` : "well"}`;
+  say($("name"), node.name);
+  say($("facts"), `msgservice ${node.version}, up ${lasting(node.at - node.started_at)}, ${node.listeners.join(", ")}`);
+  drawTroubles();
+  drawNumbers(node);
+  drawReceivers();
+}
+
+const all = () => [...state.receivers.values()];
+
+function troubles() {
+  const found = state.node.troubles.map((trouble) => ({ trouble, row: null }));
+  for (const row of all()) for (const trouble of row.troubles) found.push({ trouble, row });
+  return found.sort((a, b) => Number(b.trouble.is_severe) - Number(a.trouble.is_severe));
+}
+
+const severe = () => troubles().filter(({ trouble }) => trouble.is_severe);
+
+let drawnTroubles = "";
+
+function drawTroubles() {
+  const found = troubles();
+  const count = severe().length;
+  say($("trouble-count"), found.length ? `${number(count)} severe, ${number(found.length - count)} mild.` : "None: every message gets where it is meant to.");
+  const shown = found.slice(0, 50);
+  const same = JSON.stringify(shown.map(({ trouble, row }) => [trouble, row?.name]));
+  if (same === drawnTroubles) return; // else focus would be lost
+  drawnTroubles = same;
+  $("troubles").replaceChildren(
+    ...shown.map(({ trouble, row }) =>
+      el(
+        "li",
+        { class: trouble.is_severe ? "severe" : "mild" },
+        el("p", { class: "sentence" }, trouble.sentence),
+        el("p", {}, trouble.help, trouble.since ? ` Since ${moment(trouble.since)}.` : ""),
+        el(
+          "p",
+          { class: "buttons" },
+          row ? el("button", { type: "button", on: { click: () => show(state.receivers.get(row.name) ?? row) } }, `Look at ${row.name}`) : null,
+          row && trouble.kind === "paused"
+            ? el("button", { type: "button", on: { click: () => resume(row.name) } }, `Resume ${row.name}`)
+            : null,
+          trouble.command ? el("code", {}, trouble.command) : null,
+        ),
+      ),
+    ),
+  );
+}
+
+function drawNumbers(node) {
+  const numbers = [
+    ["Messages in, a second", number(node.stored_rate, 1)],
+    ["Settled at receivers, a second", number(node.settled_rate, 1)],
+    ["Stored since the start", number(node.stored)],
+    ["Connections", number(node.connections)],
+    ["Receivers", number(node.receivers)],
+    ["Loaded for receivers", bytes(node.loaded_bytes)],
+    ["Dead letters since the start", number(node.dead_letters?.new ?? 0)],
+    ["Refused for want of room", number(node.refused)],
+  ];
+  const list = $("numbers");
+  if (list.children.length !== numbers.length) {
+    list.replaceChildren(...numbers.map(([term]) => el("div", {}, el("dt", {}, term), el("dd", {}, ""))));
+  }
+  numbers.forEach(([, text], at) => say(list.children[at].lastChild, text));
+  const { used, maximum, free } = node.room;
+  $("space").value = used / maximum;
+  say($("space-told"), `${bytes(used)} of ${bytes(maximum)} used, ${bytes(free)} free on the disk`);
+}
+
+const ORDERS = {
+  trouble: (a, b) => worst(b) - worst(a) || b.queued - a.queued || a.name.localeCompare(b.name),
+  queued: (a, b) => b.queued - a.queued || a.name.localeCompare(b.name),
+  rate: (a, b) => b.rate - a.rate || a.name.localeCompare(b.name),
+  name: (a, b) => a.name.localeCompare(b.name),
+};
+
+const worst = (row) => (row.troubles.some((one) => one.is_severe) ? 2 : row.troubles.length ? 1 : 0);
+
+function drawReceivers() {
+  const wanted = $("filter").value;
+  const found = all().filter((row) => row.name.includes(wanted)).sort(ORDERS[$("sort").value]);
+  const shown = found.slice(0, state.shown);
+  say($("shown"), `${number(shown.length)} of ${number(state.receivers.size)}`);
+  $("more").hidden = shown.length === found.length;
+  for (const name of rows.keys()) if (!state.receivers.has(name)) rows.delete(name);
+  const body = $("rows");
+  shown.forEach((row, at) => {
+    const made = rowOf(row);
+    if (body.children[at] !== made) body.insertBefore(made, body.children[at] ?? null);
+  });
+  while (body.children.length > shown.length) body.lastChild.remove();
+}
+
+function rowOf(row) {
+  let made = rows.get(row.name);
+  if (made === undefined) {
+    const cell = (label, more = "") => el("td", { "data-label": label, class: more });
+    const open = () => show(state.receivers.get(row.name) ?? row);
+    const name = el("button", { type: "button", class: "name", on: { click: open } }, row.name);
+    made = {
+      health: cell("Health"),
+      queued: cell("Waiting", "number"),
+      bytes: cell("Bytes", "number"),
+      oldest: cell("Oldest", "number"),
+      rate: cell("A second", "number"),
+      plot: plot(""),
+      dead: cell("Dead", "number"),
+    };
+    const first = el("td", { "data-label": "Receiver" }, name);
+    const drawnIn = el("td", { "data-label": "Last minutes" }, made.plot);
+    made.row = el("tr", {}, first, made.health, made.queued, made.bytes, made.oldest, made.rate, drawnIn, made.dead);
+    rows.set(row.name, made);
+  }
+  made.health.className = row.health;
+  const since = row.connected || row.health !== "away" ? "" : ` ${lasting(Date.now() - row.since)}`;
+  say(made.health, `${row.health}${since}`);
+  say(made.queued, number(row.queued));
+  say(made.bytes, bytes(row.queued_bytes));
+  say(made.oldest, row.oldest ? lasting(Date.now() - row.oldest.at) : "–");
+  say(made.rate, number(row.rate, 1));
+  say(made.dead, number(row.settled.dead ?? 0));
+  const values = state.history.get(row.name) ?? [];
+  const most = Math.max(0, ...values);
+  drawn(made.plot, values, `rate of ${row.name}: now ${number(row.rate, 1)}, at most ${number(most, 1)} messages a second`);
+  return made.row;
+}
+
+// --- a message's way
+
+async function find(event) {
+  event.preventDefault();
+  const id = $("message-id").value.trim();
+  const place = $("way");
+  place.replaceChildren("Looking …");
+  try {
+    const receivers = {};
+    let after = 0;
+    let page = null;
+    while (after !== null) {
+      page = await ask("GET", path(["v1", "messages", id], { after }));
+      Object.assign(receivers, page.receivers);
+      after = page.next;
+    }
+    place.replaceChildren(way(page, receivers));
+  } catch (problem) {
+    place.replaceChildren(problem.message);
+  }
+}
+
+function way(page, receivers) {
+  const list = el("ol", { class: "way" });
+  const where = page.due ? `delayed until ${moment(page.due)}` : `on disk as log:${page.position}`;
+  list.append(
+    el("li", { class: "acknowledged" }, el("strong", {}, page.subject), ` from ${page.sender}, ${where}, ${moment(page.stored_at)}`),
+  );
+  for (const [name, at] of Object.entries(receivers)) {
+    const tries = at.attempts ? `, ${number(at.attempts)} attempts` : "";
+    list.append(
+      el("li", { class: at.status }, el("strong", {}, name), `: ${at.status}${tries}`, at.reason ? `. ${at.reason.split("\n")[0]}` : ""),
+    );
+  }
+  if (!Object.keys(receivers).length && !page.due) list.append(el("li", {}, "It was for no receiver."));
+  return list;
+}
+
+// --- what is delayed
+
+async function lookDelayed() {
+  const place = $("delayed");
+  try {
+    const page = await ask("GET", path(["v1", "delayed"], { limit: 100 }));
+    if (!page.delayed.length) {
+      place.replaceChildren(el("p", { class: "soft" }, "Nothing."));
+      return;
+    }
+    place.replaceChildren(
+      el(
+        "ol",
+        {},
+        ...page.delayed.map((run) =>
+          el(
+            "li",
+            {},
+            el("strong", {}, run.subject),
+            ` ${number(run.messages)} messages from ${run.sender}, due ${moment(run.due)} `,
+            el(
+              "button",
+              {
+                type: "button",
+                on: {
+                  click: async () => {
+                    if (await cancelDelayed(run.message_id ?? run.sender, run.messages)) await lookDelayed();
+                  },
+                },
+              },
+              "Cancel",
+            ),
+          ),
+        ),
+      ),
+    );
+  } catch (problem) {
+    place.replaceChildren(problem.message);
+  }
+}
+
+$("filter").addEventListener("input", () => state.node && drawReceivers());
+$("sort").addEventListener("change", () => state.node && drawReceivers());
+$("more").addEventListener("click", () => {
+  state.shown += SHOWN;
+  drawReceivers();
+});
+$("find").addEventListener("submit", find);
+$("look-delayed").addEventListener("click", lookDelayed);
+look();
