@@ -12,7 +12,7 @@ DAMAGES ?= 2000
 SEEDS ?= 300
 FIRST ?= 0
 
-.PHONY: run test lint demo bench docs news fuzz soak powerloss damage machines mutants simulate clean
+.PHONY: browser screenshots run test lint demo bench docs news fuzz soak powerloss damage machines mutants simulate clean
 .DELETE_ON_ERROR:
 
 .venv: .venv/.made
@@ -23,6 +23,18 @@ FIRST ?= 0
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+# The browser of the tests of the page: installed by root alone, on Debian and its like; else they say
+# that they were left out.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -q && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium; } \
+		|| echo "no Chromium here: the tests of the page are left out (apt-get install chromium)"
+
+# The pictures of the page in docs/images, light, dark and on a phone.
+screenshots: .venv/.made browser
+	$(BIN)/python -m docs.screenshots
+
 # A node in the foreground; make run CONFIG=node.toml for other than the defaults.
 run: .venv/.made
 	$(BIN)/twist --log-format=text msgservice $(if $(CONFIG),--config $(CONFIG))
@@ -30,7 +42,7 @@ run: .venv/.made
 # WORKERS processes, a file of tests at a time, in order of names: the short ones of tests/unit come
 # last. One more than there are cores, for tests of real processes and sockets wait half of the time.
 # They start hundreds of programs, and each would compile the product again where that is not kept.
-test: .venv/.made
+test: .venv/.made browser
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -bb -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
 
 lint: .venv/.made

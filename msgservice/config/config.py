@@ -44,7 +44,7 @@ from msgservice.identity.rules import Patterns
 from msgservice.identity.users import User
 from msgservice.limits import ORDERED, PARTS, Limits, Rate, contradictions, wrong_with
 from msgservice.receiver_options import CONFIGURED, DEFAULTS, ReceiverOptions
-from msgservice.transport.addresses import PLAIN_NEEDS, is_plain
+from msgservice.transport.addresses import PLAIN_NEEDS, is_plain, parse_address
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import VERSIONS, WARN_DAYS, TlsProfile, TlsProfiles
 from msgservice.transport.tcp.tls import check_profile
@@ -142,7 +142,10 @@ class ListenConfig:
     user: str | None = None  # whom everybody is who comes there; None: a login is asked for
 
 
-LISTEN_DEFAULT = (ListenConfig(transport="tcp", address="tcp:7410:interface=127.0.0.1"),)
+LISTEN_DEFAULT = (
+    ListenConfig(transport="tcp", address="tcp:7410:interface=127.0.0.1"),
+    ListenConfig(transport=WEB, address="tcp:7480:interface=127.0.0.1"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -444,7 +447,8 @@ def _listen(
                     _check_streams_user(reader, (*path[:-1], "user"), one)
         if transport == STREAMS and transport in [other.transport for other in found]:
             reader.problem(path, f"{transport} may be served at one address only")
-        if listener.address in [other.address for other in found]:
+        is_chosen = parse_address(listener.address).parts[:1] == ("0",)  # the port, by the system
+        if listener.address in [other.address for other in found] and not is_chosen:
             reader.problem(path, f"{text!r} is there twice")
         found.append(listener)
     return tuple(found)

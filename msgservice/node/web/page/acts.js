@@ -1,7 +1,7 @@
 // Acts: what each would touch is shown first, with the same on the command line; then it is asked.
 
 import { ask, path } from "./api.js";
-import { $, bytes, number, say } from "./dom.js";
+import { $, bytes, counted, say } from "./dom.js";
 
 const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
 export const command = (...words) => ["msgservice", ...words].map(quoted).join(" ");
@@ -80,20 +80,20 @@ const letters = (name, what, words, heading, said, only = {}) =>
     words: ["dead", what, name, ...words],
     touches: async () => {
       const told = await allPages("POST", ["v1", "receivers", name, "dead", what], { ...only, dry_run: true });
-      return { text: `${number(told.count)} dead letters, ${bytes(told.size)}.`, nothing: told.count === 0 };
+      return { text: `${counted(told.count, "dead letter")}, ${bytes(told.size)}.`, nothing: told.count === 0 };
     },
     act: () => allPages("POST", ["v1", "receivers", name, "dead", what], only),
-    done: (told) => `${number(told.count)} dead letters of ${name} ${said}.`,
+    done: (told) => `${counted(told.count, "dead letter")} of ${name} ${said}.`,
   });
 
 const oneOf = (position) => (position === undefined ? ["--all"] : [`log:${position}`]);
 const only = (position) => (position === undefined ? {} : { of: `log:${position}` });
 
 export const requeue = (name, position) =>
-  letters(name, "requeue", oneOf(position), `Send dead letters of ${name} again`, "were sent again", only(position));
+  letters(name, "requeue", oneOf(position), `Send dead letters of ${name} again`, "sent again", only(position));
 
 export const drop = (name, position) =>
-  letters(name, "drop", oneOf(position), `Drop dead letters of ${name}`, "were dropped", only(position));
+  letters(name, "drop", oneOf(position), `Drop dead letters of ${name}`, "dropped", only(position));
 
 export const purge = (name) =>
   confirm({
@@ -102,19 +102,19 @@ export const purge = (name) =>
     touches: async () => {
       const told = await allPages("POST", ["v1", "receivers", name, "purge"], { dry_run: true });
       return {
-        text: `${number(told.count)} messages, ${bytes(told.size)}, will never be delivered to it.`,
+        text: `${counted(told.count, "message")}, ${bytes(told.size)}, will never be delivered to it.`,
         nothing: told.count === 0,
       };
     },
     act: () => allPages("POST", ["v1", "receivers", name, "purge"], {}),
-    done: (told) => `${number(told.count)} messages for ${name} were cancelled.`,
+    done: (told) => `${counted(told.count, "message")} for ${name} cancelled.`,
   });
 
 export const cancelDelayed = (id, count) =>
   confirm({
     heading: `Cancel ${id}`,
     words: ["delayed", "cancel", id, ...(count > 1 ? ["--count", String(count)] : [])],
-    touches: async () => ({ text: `${number(count)} messages will be delivered to nobody.` }),
+    touches: async () => ({ text: `${counted(count, "message")} will be delivered to nobody.` }),
     act: () => ask("POST", path(["v1", "delayed", id, "cancel"]), { count }),
-    done: (told) => `${number(told.cancelled)} messages were cancelled.`,
+    done: (told) => `${counted(told.cancelled, "message")} cancelled.`,
   });

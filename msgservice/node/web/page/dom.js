@@ -24,6 +24,9 @@ export function say(element, text) {
 export const number = (value, digits = 0) =>
   value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 
+// "1 message", "2 messages": a number with its noun.
+export const counted = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
+
 const UNITS = ["bytes", "KiB", "MiB", "GiB", "TiB"];
 
 export function bytes(value) {

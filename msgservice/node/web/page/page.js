@@ -3,7 +3,7 @@
 
 import { cancelDelayed, resume } from "./acts.js";
 import { ask, logIn, path } from "./api.js";
-import { $, bytes, drawn, el, lasting, moment, number, plot, say } from "./dom.js";
+import { $, bytes, counted, drawn, el, lasting, moment, number, plot, say } from "./dom.js";
 import { show } from "./receiver.js";
 
 const EVERY = 2000; // ms between two looks
@@ -232,7 +232,7 @@ function way(page, receivers) {
     el("li", { class: "acknowledged" }, el("strong", {}, page.subject), ` from ${page.sender}, ${where}, ${moment(page.stored_at)}`),
   );
   for (const [name, at] of Object.entries(receivers)) {
-    const tries = at.attempts ? `, ${number(at.attempts)} attempts` : "";
+    const tries = at.attempts ? `, ${counted(at.attempts, "attempt")}` : "";
     list.append(
       el("li", { class: at.status }, el("strong", {}, name), `: ${at.status}${tries}`, at.reason ? `. ${at.reason.split("\n")[0]}` : ""),
     );
@@ -260,7 +260,7 @@ async function lookDelayed() {
             "li",
             {},
             el("strong", {}, run.subject),
-            ` ${number(run.messages)} messages from ${run.sender}, due ${moment(run.due)} `,
+            ` ${counted(run.messages, "message")} from ${run.sender}, due ${moment(run.due)} `,
             el(
               "button",
               {

@@ -2,7 +2,7 @@
 
 import { drop, pause, purge, requeue, resume } from "./acts.js";
 import { ask, path } from "./api.js";
-import { $, bytes, el, lasting, moment, number, say } from "./dom.js";
+import { $, bytes, counted, el, lasting, moment, number, say } from "./dom.js";
 
 const LETTERS = 50;
 
@@ -21,7 +21,7 @@ function facts(row) {
   add("Subjects", row.subjects.join(" ") || "only what names it");
   add("Address", row.address ?? "it attaches by itself");
   add("Health", `${row.health}, ${row.connected ? "connected" : "away"} since ${moment(row.since)}`);
-  add("Waiting", `${number(row.queued)} messages, ${bytes(row.queued_bytes)}`);
+  add("Waiting", `${counted(row.queued, "message")}, ${bytes(row.queued_bytes)}`);
   if (row.oldest) add("Oldest", `${row.oldest.subject}, for ${lasting(Date.now() - row.oldest.at)}`);
   if (row.last_error) add("Why", row.last_error);
   if (row.next_try_at) add("Tried again", moment(row.next_try_at));
@@ -39,7 +39,7 @@ function buttons(row) {
     "p",
     { class: "buttons" },
     el("button", { type: "button", on: { click: again(() => (paused ? resume : pause)(row.name)) } }, paused ? "Resume" : "Pause"),
-    el("button", { type: "button", disabled: !row.queued, on: { click: again(() => purge(row.name)) } }, "Cancel what waits"),
+    el("button", { type: "button", on: { click: again(() => purge(row.name)) } }, "Cancel what waits"),
   );
 }
 

@@ -1,0 +1,313 @@
+"""The page of a real node in a real Chromium: what is shown, clicked, read aloud, and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.command import Command
+from tests.integration.daemon import PATIENCE, running
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.skipif(
+        CHROMIUM is None and not os.environ.get("CI"),
+        reason="no Chromium: apt-get install chromium, or make browser as root",
+    ),
+    pytest.mark.timeout(600),
+]
+MS = PATIENCE * 1000
+
+REJECTING = """
+import sys
+from twisted.internet import reactor
+from msgservice import Receiver, Reject
+
+def handle(message):
+    if not message.replay:
+        raise Reject("no such customer")
+
+receiver = Receiver(reactor, name="billing", handler=handle)
+receiver.attach(sys.argv[1], subjects=["orders.>"])
+print("attached", flush=True)
+reactor.run()
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A node, its command line, and its page."""
+
+    url: str
+    msgservice: Command
+    page: Any
+
+    def sees(self, text: str) -> None:
+        """Wait until this text is to be seen."""
+        self.page.get_by_text(text).first.wait_for(timeout=MS)
+
+    def row(self, name: str) -> Any:
+        return self.page.locator("#rows tr", has_text=name)
+
+    def click(self, name: str) -> None:
+        self.page.get_by_role("button", name=name, exact=True).click(timeout=MS)
+
+
+@contextmanager
+def browser_of() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def node_of(folder: Path, more: str = "") -> Iterator[tuple[str, Command]]:
+    (folder / "node.toml").write_text(
+        '[node]\ndata = "data"\n[listen]\ntcp = "tcp:0"\nweb = "tcp:0:interface=127.0.0.1"\n' + more
+    )
+    words = ("twist", "--log-format=text", "msgservice", "--config", "node.toml")
+    with running(*words, cwd=folder) as daemon:
+        port = daemon.ports()[0]
+        url = daemon.wait_for(r"listening on (http://\S+)")[1]
+        yield url, Command(f"tcp:127.0.0.1:{port}", folder)
+
+
+@contextmanager
+def shown_of(folder: Path, **how: Any) -> Iterator[Shown]:
+    with node_of(folder) as (url, msgservice), browser_of() as browser:
+        page = browser.new_page(**how)
+        wrong: list[str] = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda told: wrong.append(told.text) if told.type == "error" else None)
+        page.goto(url)
+        yield Shown(url, msgservice, page)
+        assert wrong == []
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Iterator[Shown]:
+    with shown_of(tmp_path) as found:
+        yield found
+
+
+def test_what_happens_while_the_page_is_open_shows_up(shown: Shown, tmp_path: Path) -> None:
+    shown.sees("None: every message gets where it is meant to.")
+    assert shown.msgservice("receivers", "add", "billing", "orders.>").code == 0
+    shown.row("billing").wait_for(timeout=MS)
+    assert shown.msgservice("send", "orders.new", "x", "--id", "o-1").code == 0
+    shown.sees("billing is away. 1 message waits for it.")
+    (tmp_path / "rejecting.py").write_text(REJECTING)
+    words = ("python", "rejecting.py", shown.msgservice.node)
+    with running(*words, cwd=tmp_path) as receiver:
+        receiver.wait_for("attached")
+        shown.page.locator("#rows .up").wait_for(timeout=MS)
+        shown.sees("billing has dead letters")
+    shown.page.locator("#rows .away").wait_for(timeout=MS)  # it was killed
+    shown.page.fill("#message-id", "o-1")
+    shown.page.press("#message-id", "Enter")
+    shown.page.locator("ol.way li.dead", has_text="no such customer").wait_for(timeout=MS)
+
+
+def test_a_dead_letter_is_sent_again_by_clicking(shown: Shown, tmp_path: Path) -> None:
+    (tmp_path / "rejecting.py").write_text(REJECTING)
+    words = ("python", "rejecting.py", shown.msgservice.node)
+    with running(*words, cwd=tmp_path) as receiver:
+        receiver.wait_for("attached")
+        shown.row("billing").wait_for(timeout=MS)
+        assert shown.msgservice("send", "orders.new", "x", "--wait").code == 1
+        shown.click("Look at billing")
+        shown.sees("no such customer")
+        shown.click("Send all again")
+        shown.sees("1 dead letter, ")
+        assert shown.page.locator("#act-command").inner_text() == (
+            "msgservice dead requeue billing --all"
+        )
+        assert len(shown.msgservice.data("dead", "list", "billing")["dead"]) == 1  # only shown
+        shown.click("Do it")
+        shown.sees("1 dead letter of billing sent again.")
+        shown.sees("None: every message gets where it is meant to.")
+    assert shown.msgservice.data("dead", "list", "billing")["dead"] == []
+
+
+def test_what_is_left_is_left(shown: Shown) -> None:
+    shown.msgservice("receivers", "add", "billing", "orders.>")
+    shown.msgservice("send", "orders.new", "x")
+    shown.row("billing").get_by_role("button").click(timeout=MS)
+    shown.click("Cancel what waits")
+    shown.sees("1 message, ")
+    shown.click("Leave it")
+    assert shown.msgservice.receiver("billing")["queued"] == 1
+    shown.click("Pause")
+    shown.sees("Nothing is sent to it until it is resumed.")
+    shown.click("Do it")
+    shown.sees("billing is paused.")
+    assert shown.msgservice.receiver("billing")["paused"]
+
+
+def test_names_are_text(shown: Shown) -> None:
+    name = "<script>document.title='x'</script>"
+    assert shown.msgservice("receivers", "add", "<img>", "a.>").code == 0
+    assert shown.msgservice("send", f"a.{name}", "x", "--id", "<b>1</b>").code == 0
+    shown.row("<img>").wait_for(timeout=MS)
+    shown.page.fill("#message-id", "<b>1</b>")
+    shown.page.press("#message-id", "Enter")
+    shown.page.locator("ol.way").wait_for(timeout=MS)
+    assert name in shown.page.locator("ol.way").inner_text()
+    assert shown.page.locator("main img, main script, main b").count() == 0
+
+
+def test_a_delayed_message_is_cancelled(shown: Shown) -> None:
+    assert shown.msgservice("send", "orders.new", "x", "--delay", "3600", "--id", "o-9").code == 0
+    shown.click("Look what waits until it is due")
+    shown.page.locator("#delayed").get_by_role("button", name="Cancel").click(timeout=MS)
+    shown.click("Do it")
+    shown.sees("1 message cancelled.")
+    assert shown.msgservice.data("delayed", "list")["delayed"] == []
+
+
+def test_a_keyboard_alone_is_enough(shown: Shown) -> None:
+    shown.msgservice("receivers", "add", "billing", "orders.>")
+    shown.row("billing").wait_for(timeout=MS)
+    keyboard = shown.page.keyboard
+    for _ in range(20):
+        keyboard.press("Tab")
+        if shown.page.evaluate("document.activeElement.textContent") == "billing":
+            break
+    keyboard.press("Enter")
+    shown.page.locator("#receiver[open]").wait_for(timeout=MS)
+    for _ in range(10):
+        keyboard.press("Tab")
+        if shown.page.evaluate("document.activeElement.textContent") == "Pause":
+            break
+    keyboard.press("Enter")
+    shown.page.locator("#act-yes:enabled").wait_for(timeout=MS)
+    for _ in range(10):
+        keyboard.press("Tab")
+        if shown.page.evaluate("document.activeElement.id") == "act-yes":
+            break
+    keyboard.press("Enter")
+    shown.sees("billing is paused.")
+    shown.page.locator("#receiver:not([open])").wait_for(state="attached", timeout=MS)
+    shown.sees("billing gets nothing")
+
+
+SIZES = {
+    "light": {"color_scheme": "light"},
+    "dark": {"color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 844}},
+}
+
+
+@pytest.mark.parametrize("how", SIZES.values(), ids=SIZES)
+def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_page(
+    tmp_path: Path, how: dict[str, Any]
+) -> None:
+    axe = (resources.files("axe_playwright_python") / "axe.min.js").read_text()
+    with shown_of(tmp_path, **how) as shown:
+        shown.msgservice("receivers", "add", "billing-" + "x" * 60, "orders.>")
+        shown.msgservice("send", "orders.new", "x")
+        shown.sees("is away")
+        for text_size in (16, 32):  # 200 % text
+            shown.page.evaluate(f"document.documentElement.style.fontSize = '{text_size}px'")
+            assert shown.page.evaluate(
+                "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+            )
+        shown.page.evaluate("document.documentElement.style.fontSize = ''")
+        serious = []
+        for opened in ("page", "receiver"):
+            if opened == "receiver":
+                shown.row("billing").get_by_role("button").click(timeout=MS)
+                shown.sees("Next for it")
+            shown.page.evaluate(axe)  # by the browser's tools: the page's own policy forbids it
+            found = shown.page.evaluate("axe.run(document)")
+            serious += [
+                (opened, one["id"], [node["html"] for node in one["nodes"]])
+                for one in found["violations"]
+                if one["impact"] in ("serious", "critical")
+            ]
+        assert serious == [], json.dumps(serious, indent=1)
+
+
+def test_a_node_that_goes_away_is_told_and_comes_back(tmp_path: Path) -> None:
+    with browser_of() as browser:
+        page = browser.new_page()
+        with node_of(tmp_path) as (url, _):
+            page.goto(url)
+            page.get_by_text("None: every message").wait_for(timeout=MS)
+        page.get_by_text("The node does not answer. Trying again.").wait_for(timeout=MS)
+        port = url.rstrip("/").rpartition(":")[2]
+        text = (tmp_path / "node.toml").read_text().replace('web = "tcp:0:', f'web = "tcp:{port}:')
+        (tmp_path / "node.toml").write_text(text)
+        words = ("twist", "--log-format=text", "msgservice", "--config", "node.toml")
+        with running(*words, cwd=tmp_path) as daemon:
+            daemon.wait_for(r"listening on http://")
+            page.locator("#connection:empty").wait_for(state="attached", timeout=MS)
+
+
+def test_users_log_in_on_the_page_and_see_what_they_may(tmp_path: Path) -> None:
+    users = tmp_path / "users.toml"
+    more = """
+[[user]]
+name = "ops"
+names = ["ops", "ops.>"]
+request = ["$node.>"]
+"""
+    config = (
+        '[node]\ndata = "data"\nusers = "users.toml"\n[listen]\ntcp = "tcp:0"\n'
+        'web = "tcp:0:interface=127.0.0.1"\n' + more
+    )
+    (tmp_path / "node.toml").write_text(config)
+    asked = ("passwd", "ops", "--users", str(users))
+    made = Command("tcp:127.0.0.1:1", tmp_path)(*asked, stdin=b"correct horse battery\n")
+    assert made.code == 0, made
+    words = ("twist", "--log-format=text", "msgservice", "--config", "node.toml")
+    with running(*words, cwd=tmp_path) as daemon, browser_of() as browser:
+        url = daemon.wait_for(r"listening on (http://\S+)")[1]
+        page = browser.new_page()
+        page.goto(url)
+        page.locator("#login[open]").wait_for(timeout=MS)
+        page.fill("#user", "ops")
+        page.fill("#password", "wrong")
+        page.get_by_role("button", name="Log in").click()
+        page.locator("#login-error:not(:empty)").wait_for(timeout=MS)
+        page.fill("#password", "correct horse battery")
+        page.get_by_role("button", name="Log in").click()
+        page.get_by_text("None: every message").wait_for(timeout=MS)
+        assert (
+            page.evaluate("Object.keys(localStorage).length + Object.keys(sessionStorage).length")
+            == 0
+        )
+
+
+def test_metrics_are_what_a_monitor_reads(tmp_path: Path) -> None:
+    import urllib.request
+
+    from prometheus_client.parser import text_string_to_metric_families
+
+    with node_of(tmp_path) as (url, msgservice):
+        msgservice("receivers", "add", "billing", "orders.>")
+        msgservice("send", "orders.new", "x")
+        with urllib.request.urlopen(f"{url}metrics") as answer:
+            assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+            text = answer.read().decode()
+    found = {
+        (sample.name, sample.labels.get("receiver")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert found["msgservice_receiver_queued_messages", "billing"] == 1
+    assert found["msgservice_stored_messages_total", None] == 1
