@@ -17,11 +17,13 @@ from msgservice.transport.addresses import (
     check_listener,
     check_web_listener,
     is_node,
+    is_url,
     parse_address,
     quote,
     way_to,
 )
 from msgservice.transport.registry import Transports
+from msgservice.webhooks.urls import check_url
 
 # Keys of [listen] that are always there. A plugin's transport has its scheme as its key.
 LISTENERS = ("tcp", "unix", "udp", "pb")
@@ -110,9 +112,17 @@ def check_web_address(address: str, *, insecure: bool, asks: bool, transports: T
     check_web_listener(transports.tcp, address, insecure=insecure, asks=asks)
 
 
-def check_receiver_address(address: str, transports: Transports | None = None) -> None:
-    """Raise where the node could not dial `address`. `transports`: those of the node, if known."""
+def check_receiver_address(
+    address: str, transports: Transports | None = None, *, plain: bool = False
+) -> None:
+    """Raise where the node could not dial `address`. `transports`: those of the node, if known.
+
+    `plain`: it may speak where others read along.
+    """
     address = way_to(address)
+    if is_url(address):
+        check_url(address, plain=plain)
+        return
     (transports or _transports()).find(address).check_dial(address)
 
 

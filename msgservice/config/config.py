@@ -59,7 +59,6 @@ from msgservice.webhooks.options import (
 )
 from msgservice.webhooks.reach import Network, networks_of
 from msgservice.webhooks.signing import SECRETS_MAX
-from msgservice.webhooks.transport import WebhookTransport
 
 DATA_DEFAULT = "var/msgservice"
 
@@ -260,7 +259,7 @@ def _read(reader: Reader, folder: Path) -> Config:
     users, users_file = _users(reader, folder, limits)
     tls = _tls(reader, folder)
     webhooks = _webhooks(reader, folder, insecure)
-    transports = Transports([WebhookTransport(webhooks)], tls=tls)
+    transports = Transports(tls=tls)
     return Config(
         name=name,
         data=absolute_path(folder / data),
@@ -543,7 +542,7 @@ def _receivers(
     named: dict[str, KeyPath] = {}
     for index in range(len(tables)):
         path = ("receiver", index)
-        receiver = _receiver(reader, path, folder, limits, transports)
+        receiver = _receiver(reader, path, folder, limits, transports, insecure)
         if receiver is None:
             continue
         _check_rights(reader, path, receiver, users, insecure)
@@ -556,7 +555,12 @@ def _receivers(
 
 
 def _receiver(
-    reader: Reader, path: KeyPath, folder: Path, limits: Limits, transports: Transports
+    reader: Reader,
+    path: KeyPath,
+    folder: Path,
+    limits: Limits,
+    transports: Transports,
+    insecure: bool,
 ) -> ReceiverConfig | None:
     """Return the receiver at `path`; None where it has no usable name."""
     reader.table(path, RECEIVER_KEYS)
@@ -565,7 +569,7 @@ def _receiver(
     address = reader.value((*path, "address"), str, None)
     if address is not None:
         address = absolute_address(address, folder)
-        check = partial(check_receiver_address, transports=transports)
+        check = partial(check_receiver_address, transports=transports, plain=insecure)
         reader.check((*path, "address"), check, address)
     receiver = ReceiverConfig(
         name=name or "",

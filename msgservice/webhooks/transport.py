@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-from urllib.parse import urlsplit
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail
@@ -25,7 +24,7 @@ from msgservice.limits import Limits
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
 from msgservice.records import Reread
-from msgservice.transport.addresses import URL_SCHEMES, is_local_host
+from msgservice.transport.addresses import URL_SCHEMES
 from msgservice.transport.local import local_connector
 from msgservice.waiters import Waiters
 from msgservice.webhooks.calls import Call, call_of
@@ -33,37 +32,10 @@ from msgservice.webhooks.endpoint import Endpoint
 from msgservice.webhooks.options import WebhookOptions, WebhooksOptions
 from msgservice.webhooks.posting import Poster
 from msgservice.webhooks.reach import Reach
+from msgservice.webhooks.urls import check_url, url_of
 
-URL_MAX = 2000  # characters
-XMLRPC = "xmlrpc+"
 # A call that is under way when the node stops has so long to be answered; then it is made again.
 STOP_SECONDS = 5.0
-
-
-def url_of(address: str) -> tuple[str, bool]:
-    """Return the URL that is posted to, and whether that is by XML-RPC; `BadAddress`."""
-    scheme, _, rest = address.partition(":")
-    scheme = scheme.lower()
-    is_xmlrpc = scheme.startswith(XMLRPC)
-    url = f"{scheme.removeprefix(XMLRPC)}:{rest}"
-    if len(url) > URL_MAX:
-        raise BadAddress(address[:100], f"has {len(url)} characters, allowed are {URL_MAX}")
-    if not (url.isascii() and url.isprintable()) or " " in url:
-        raise BadAddress(address, "a URL has no spaces, and other characters than ASCII as %XX")
-    try:
-        parts = urlsplit(url)
-        host, _port = parts.hostname, parts.port
-    except ValueError as error:
-        raise BadAddress(address, f"is no URL: {error}") from None
-    if not host or not rest.startswith("//"):
-        raise BadAddress(address, f"expected {scheme}://HOST/PATH")
-    if parts.username is not None or parts.password is not None:
-        raise BadAddress(
-            address, "a URL with a user or password is shown to people: put it in headers"
-        )
-    if parts.fragment:
-        raise BadAddress(address, "a URL that is posted to has no #fragment")
-    return url, is_xmlrpc
 
 
 @implementer(INamingTransport)
@@ -89,13 +61,7 @@ class WebhookTransport:
 
     def check_dial(self, address: str) -> None:
         """See `ITransport`."""
-        url, _ = url_of(address)
-        parts = urlsplit(url)
-        is_near = is_local_host(parts.hostname or "")
-        if parts.scheme == "http" and not self.options.plain and not is_near:
-            raise BadAddress(
-                address, "plain http: beyond this machine needs insecure = true; or use https:"
-            )
+        check_url(address, plain=self.options.plain)
 
     def check_listen(self, address: str) -> str | None:
         """See `ITransport`: nothing listens at a URL."""

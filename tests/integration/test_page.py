@@ -159,7 +159,7 @@ def test_what_is_left_is_left(shown: Shown) -> None:
 
 
 def test_names_are_text(shown: Shown) -> None:
-    name = "<script>document.title='x'</script>"
+    name = "<script"
     assert shown.msgservice("receivers", "add", "<img>", "a.>").code == 0
     assert shown.msgservice("send", f"a.{name}", "x", "--id", "<b>1</b>").code == 0
     shown.row("<img>").wait_for(timeout=MS)

@@ -404,7 +404,7 @@ heartbeat = -1
         '15: receiver.subjects: must be a list of strings, not "orders"',
         "16: receiver.name: is missing; it must be a string",
         "17: receiver.address: bad address 'mail:someone': unknown scheme 'mail' (known: "
-        "http, https, pb, pbs, ssl, tcp, tls, udp, unix, xmlrpc+http, xmlrpc+https)",
+        "pb, pbs, ssl, tcp, tls, udp, unix)",
         "18: receiver.subjects: 'a' is there twice",
         "20: limits.max_batch: must be at least 4096, not 1",
         '21: limits.connections: must be an integer, not "many"',

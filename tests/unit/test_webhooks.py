@@ -26,7 +26,7 @@ from msgservice.webhooks.endpoint import DELAY_MAX, Answer, Endpoint, seconds_as
 from msgservice.webhooks.options import check_headers
 from msgservice.webhooks.reach import Reach, networks_of
 from msgservice.webhooks.signing import message_id, secret_of, text_of
-from msgservice.webhooks.transport import url_of
+from msgservice.webhooks.urls import url_of
 
 SECRET = b"s" * 32
 

@@ -1,4 +1,4 @@
-"""What shows the node to people and monitors: the page at `/`, its files, and `/metrics`.
+"""The page at `/` and `/metrics`: the node as people and monitors are shown it.
 
 The files are those of the folder `page`, as they are: there is no build step. They show nothing by
 themselves, so they are open to all; what they ask for, they ask as who is at the browser.

@@ -1,0 +1,48 @@
+"""URLs of webhooks: which can be a receiver's address."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from msgservice.errors import BadAddress
+from msgservice.transport.addresses import is_local_host
+
+URL_MAX = 2000  # characters
+XMLRPC = "xmlrpc+"
+
+
+def url_of(address: str) -> tuple[str, bool]:
+    """Return the URL that is posted to, and whether that is by XML-RPC; `BadAddress`."""
+    scheme, _, rest = address.partition(":")
+    scheme = scheme.lower()
+    is_xmlrpc = scheme.startswith(XMLRPC)
+    url = f"{scheme.removeprefix(XMLRPC)}:{rest}"
+    if len(url) > URL_MAX:
+        raise BadAddress(address[:100], f"has {len(url)} characters, allowed are {URL_MAX}")
+    if not (url.isascii() and url.isprintable()) or " " in url:
+        raise BadAddress(address, "a URL has no spaces, and other characters than ASCII as %XX")
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError as error:
+        raise BadAddress(address, f"is no URL: {error}") from None
+    if not host or not rest.startswith("//"):
+        raise BadAddress(address, f"expected {scheme}://HOST/PATH")
+    if parts.username is not None or parts.password is not None:
+        raise BadAddress(
+            address, "a URL with a user or password is shown to people: put it in headers"
+        )
+    if parts.fragment:
+        raise BadAddress(address, "a URL that is posted to has no #fragment")
+    return url, is_xmlrpc
+
+
+def check_url(address: str, *, plain: bool) -> None:
+    """Raise `BadAddress` for a URL that no receiver can have. `plain`: whether others may read."""
+    url, _ = url_of(address)
+    parts = urlsplit(url)
+    is_near = is_local_host(parts.hostname or "")
+    if parts.scheme == "http" and not plain and not is_near:
+        raise BadAddress(
+            address, "plain http: beyond this machine needs insecure = true; or use https:"
+        )
