@@ -72,8 +72,8 @@ from msgservice.node.web.listener import Web
 from msgservice.node.web.messages import Posts
 from msgservice.node.web.openapi import openapi_path
 from msgservice.node.web.operations import operation_paths
-from msgservice.node.web.xmlrpc import XmlRpc
 from msgservice.node.web.showing import metrics_paths, page_paths
+from msgservice.node.web.xmlrpc import XmlRpc
 from msgservice.records import Batch, ExceptionRow, ReceiverRow, Reread, Snapshot
 from msgservice.transport.registry import Transports
 

@@ -196,7 +196,7 @@ function rowOf(row) {
   say(made.bytes, bytes(row.queued_bytes));
   say(made.oldest, row.oldest ? lasting(Date.now() - row.oldest.at) : "–");
   say(made.rate, number(row.rate, 1));
-  say(made.dead, number(row.settled.dead ?? 0));
+  say(made.dead, number(row.dead));
   const values = state.history.get(row.name) ?? [];
   const most = Math.max(0, ...values);
   drawn(made.plot, values, `rate of ${row.name}: now ${number(row.rate, 1)}, at most ${number(most, 1)} messages a second`);
