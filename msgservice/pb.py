@@ -22,6 +22,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
+from weakref import ref
 
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.interfaces import IDelayedCall, IListeningPort, IReactorTime
@@ -111,6 +112,7 @@ class PbPeer:
         self._dials = 0
         self._seen: tuple[str, int] | None = None  # who has dialled last, and its number of that
         self._openings: Waiters[None] = Waiters()
+        self._views: list[ref[ReceiversView]] = []  # of the connection that is live
         self._is_stopped = False
         self.throttle = Throttle(
             pair_max=self.limits.login_failures,
@@ -173,8 +175,20 @@ class PbPeer:
         return self.call("send", subject, body, options)
 
     def watch(self) -> Deferred[Any]:
-        """Fire with a view of the receivers of the node at the other end, which updates itself."""
-        return self.call("watch")
+        """Fire with a view of the receivers of the node at the other end, which updates itself.
+
+        Until its connection ends: it is over then (`ReceiversView.is_over`), and the next one is
+        watched for once there is another connection.
+        """
+        return self.call("watch").addCallback(self._watching, self._live)
+
+    def _watching(self, view: Any, live: PeerBroker | None) -> Any:
+        if isinstance(view, ReceiversView):
+            if live is self._live:
+                self._views.append(ref(view))
+            else:
+                view.over()
+        return view
 
     def dial(self, address: str, *, user: str = "", password: str = "") -> None:
         """Dial the other end, again and again, while there is no connection.
@@ -243,6 +257,7 @@ class PbPeer:
             stops.append(self._connector.stopService())
         stops += [port.stopListening() or succeed(None) for port in self._ports]
         live, self._live = self._live, None
+        self._views_over()
         if live is not None and not live.is_dialled:
             stops.append(live.when_gone())
             live.close()
@@ -294,6 +309,8 @@ class PbPeer:
 
     def _take(self, live: PeerBroker) -> None:
         before, self._live = self._live, live
+        if before is not live:
+            self._views_over()
         if before is not None and before is not live:
             before.close()
         if not live.is_dialled and self._connector is not None and self._connector.running:
@@ -316,8 +333,16 @@ class PbPeer:
             self._dialling = None
         if self._live is broker:
             self._live = None
+            self._views_over()
             if self._connector is not None and not self._is_stopped:
                 self._connector.startService()
+
+    def _views_over(self) -> None:
+        views, self._views = self._views, []
+        for known in views:
+            view = known()
+            if view is not None:
+                view.over()
 
     def _fault(self, failure: Failure) -> None:
         self._logger.failure("{name} stops dialling", failure, name=self.name)
@@ -348,8 +373,11 @@ class ReceiversView(pb.RemoteCache):
 
     `connected`, `paused`, `suspended`, `refuses`, and `cursor`, the position up to which all is
     settled. It updates itself while the connection stands and somebody keeps it; `is_complete`: all
-    were told. `changed(names)` is called after each update, if it is set.
+    were told, and it is not over. `changed(names)`, if it is set, is called after each update, and
+    when it is over.
     """
+
+    is_over = False  # its connection has ended: `rows` are what was told before that
 
     rows: dict[str, dict[str, Any]]
     is_complete: bool
@@ -370,6 +398,13 @@ class ReceiversView(pb.RemoteCache):
         self.is_complete = bool(is_complete)
         if self.changed is not None:
             self.changed([*rows, *gone])
+
+    def over(self) -> None:
+        """Its connection has ended: nothing more is told."""
+        if not self.is_over:
+            self.is_over, self.is_complete = True, False
+            if self.changed is not None:
+                self.changed([])
 
 
 pb.setUnjellyableForClass(VIEW.decode(), ReceiversView)

@@ -350,3 +350,33 @@ async def test_a_peer_watches_the_receivers_of_a_node(pair: Pair, tmp_path: Path
     await east.stop()
     await until(lambda: node.parts.perspectives.view.watchers == 0)
     await node.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_view_says_when_its_connection_has_ended(pair: Pair, tmp_path: Path) -> None:
+    port = free_port()
+    node = Node(reactor, tmp_path / "data", listen=[f"pb:{port}"], limits=LIMITS)
+    node.startService()
+    await node.when_ready()
+    await node.add_receiver("billing", ["orders.>"])
+    east = pair.peer("east")
+    east.dial(f"pb:127.0.0.1:{port}")
+    await east.when_connected()
+    view = await east.watch()
+    await until(lambda: bool(view.is_complete))
+    told: list[list[str]] = []
+    view.changed = told.append
+    await node.stopService()
+    await until(lambda: bool(view.is_over))
+    assert (False, [[]], ["billing"]) == (view.is_complete, told, list(view.rows))
+    node.startService()
+    await node.when_ready()
+    await node.add_receiver("audit", ["orders.>"])
+    await east.when_connected()
+    again = await east.watch()
+    await until(lambda: bool(again.is_complete))
+    assert {"audit", "billing"} == set(again.rows)
+    assert (False, True) == (again.is_over, view.is_over)
+    await east.stop()
+    assert again.is_over
+    await node.stopService()
