@@ -60,9 +60,8 @@ RUNS_IN_FLIGHT = 8
 @click.option("--retain-only", is_flag=True, help="Keep it so, and deliver it to nobody now.")
 @click.option(
     "--delay",
-    type=float,
-    metavar="SECONDS",
-    help="Deliver it so much later, 366 days at most; see `delayed`.",
+    metavar="TIME",
+    help="Deliver it so much later, 30s, 5m, 2h, 7d, 366 days at most; see `delayed`.",
 )
 @click.option("--require", is_flag=True, help="Refuse it if nobody would get it.")
 @click.option("--ttl", metavar="TIME", help="Not delivered by then, it expires: 30s, 5m, 2h, 7d.")
@@ -84,7 +83,7 @@ def send(
     key: str | None,
     retain: bool,
     retain_only: bool,
-    delay: float | None,
+    delay: str | None,
     require: bool,
     ttl: str | None,
     wait: bool,
@@ -107,7 +106,7 @@ def send(
     if ttl is not None:
         options["ttl"] = seconds_of(ttl, "--ttl")
     if delay is not None:
-        options["delay"] = delay
+        options["delay"] = seconds_of(delay, "--delay")
     checked = partial(
         session.check,
         check_message,
@@ -117,7 +116,7 @@ def send(
         own_id=message_id,
         key=key,
         retain="only" if retain_only else retain,
-        delay=delay,
+        delay=options.get("delay"),
         limits=Limits(),
         ttl=options.get("ttl"),
     )

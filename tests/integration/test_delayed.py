@@ -265,7 +265,7 @@ def test_43_the_commands_and_kill_9(tmp_path: Path) -> None:
         assert (sent["position"], sent["receivers"]) == (None, {})
         assert sent["due"] > time.time() * 1000
         msgservice("send", "orders.soon", "two", "--delay", "0.001")
-        three = ("orders.late", "three", "--delay", "7200", "--ttl", "3h")
+        three = ("orders.late", "three", "--delay", "2h", "--ttl", "3h")
         assert msgservice("send", *three).code == 0
         for ttl in ("1h", "7200s"):
             refused = msgservice("send", *three[:4], "--ttl", ttl)
