@@ -113,7 +113,7 @@ def shoot(url: str) -> None:
             page = browser.new_page(**how)
             page.goto(url)
             page.get_by_text("mail is away").wait_for()
-            page.get_by_text("has dead letters").first.wait_for()
+            page.get_by_text("has a dead letter").first.wait_for()
             page.fill("#message-id", "o-17")
             page.press("#message-id", "Enter")
             page.locator("ol.way li.acknowledged").nth(1).wait_for()
