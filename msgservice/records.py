@@ -644,14 +644,14 @@ class Expiring(msgspec.Struct, frozen=True):
     """One page of batches that expire by some time, rising by number, and what is beside them.
 
     `batches`: number, audience, messages, bytes. `between`: number and audience of all others
-    between these; None where there are too many. `senders`: name, incarnation, and the lowest
-    sequence in here. `at`: the place of the last of these, (time, number): the next page begins
-    behind it. `next`: when the first that is not in here expires, or None.
+    between these; None where there are too many. `senders`: name, incarnation, and the lowest and
+    highest sequence in here. `at`: the place of the last of these, (time, number): the next page
+    begins behind it. `next`: when the first that is not in here expires, or None.
     """
 
     batches: tuple[tuple[int, int, int, int], ...]
     between: tuple[tuple[int, int], ...] | None
-    senders: tuple[tuple[str, str, int], ...]
+    senders: tuple[tuple[str, str, int, int], ...]
     at: tuple[int, int]
     next: int | None
 

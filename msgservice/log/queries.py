@@ -277,10 +277,12 @@ def expiring(
         at,
     )
     found.sort(key=_number_of)
-    lowest: dict[int, int] = {}
-    for _, _, _, sender, sequence, _, _ in found:
-        lowest[sender] = min(sequence, lowest.get(sender, sequence))
-    keys = senders_of(db, state, lowest)
+    spans: dict[int, tuple[int, int]] = {}
+    for _, _, _, sender, sequence, count, _ in found:
+        last = sequence + count - 1
+        low, high = spans.get(sender, (sequence, last))
+        spans[sender] = (min(low, sequence), max(high, last))
+    keys = senders_of(db, state, spans)
     between: tuple[tuple[int, int], ...] | None = ()
     if found:
         low, high = found[0][1], found[-1][1]
@@ -292,7 +294,7 @@ def expiring(
     return Expiring(
         batches=tuple([(row[1], row[2], row[5], row[6]) for row in found]),
         between=between,
-        senders=tuple([(*keys[sender], low) for sender, low in lowest.items() if sender in keys]),
+        senders=tuple([(*keys[sender], *span) for sender, span in spans.items() if sender in keys]),
         at=at,
         next=following,
     )

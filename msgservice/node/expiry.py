@@ -33,6 +33,9 @@ SLICE: Final = 0.01  # seconds of one turn of the reactor
 TOLD_WITHIN: Final = 0.5  # seconds until producers are told what others have settled
 LOOK_AGAIN: Final = UNLOAD_AFTER + 1  # seconds until what is loaded of who is away was let go
 
+# (sender, incarnation) -> the lowest and the highest sequence of what was settled
+Spans = dict[tuple[str, str], tuple[int, int]]
+
 
 class Outlets(Protocol):
     """The outlets of a node, and the sets of receivers that batches are for (`dispatch`)."""
@@ -46,8 +49,8 @@ class Outlets(Protocol):
 class Teller(Protocol):
     """The one who tells producers the states of their messages (`tracker`)."""
 
-    def tell_from(self, sender: str, incarnation: str, first: int) -> None:
-        """Tell a producer, if it is there, the states of its messages from a sequence on."""
+    def tell_from(self, sender: str, incarnation: str, first: int, last: int) -> None:
+        """Tell a producer, if it is there, the states of its messages of these sequences."""
 
 
 class Expiry:
@@ -77,7 +80,8 @@ class Expiry:
         self._came: int | None = None  # the earliest that was stored while a page is looked at
         self._away: dict[Outlet, None] = {}  # whose cursor may have something to pass
         self._look_at: int | None = None  # when these are looked at again
-        self._untold: dict[tuple[str, str], int] = {}  # sender -> lowest sequence
+        self._decreed: dict[Outlet, None] = {}  # who may have what this pass settled to store
+        self._untold: Spans = {}
         due.register(self)
 
     def stored(self, batches: Sequence[Batch]) -> None:
@@ -92,10 +96,10 @@ class Expiry:
             self._next = first
             self._due.look()
 
-    def settled(self, outlet: Outlet, senders: dict[tuple[str, str], int]) -> None:
-        """Messages of these senders, from a sequence on, were settled at a receiver by another.
+    def settled(self, outlet: Outlet, senders: Spans) -> None:
+        """Messages of these were settled at a receiver by another, and that is on disk.
 
-        They are told within `TOLD_WITHIN`, for what comes by then together.
+        Their senders are told within `TOLD_WITHIN`, for what comes by then together.
         """
         self._tell_later(senders)
         if outlet.connection is None:
@@ -103,9 +107,10 @@ class Expiry:
         self._look_in(TOLD_WITHIN)
         self._due.look()
 
-    def _tell_later(self, senders: dict[tuple[str, str], int]) -> None:
-        for key, first in senders.items():
-            self._untold[key] = min(first, self._untold.get(key, first))
+    def _tell_later(self, senders: Spans) -> None:
+        for key, (first, last) in senders.items():
+            low, high = self._untold.get(key, (first, last))
+            self._untold[key] = (min(first, low), max(last, high))
 
     def _look_in(self, seconds: float) -> None:
         at = self._due.now() + int(seconds * 1000)
@@ -139,7 +144,7 @@ class Expiry:
         return False
 
     async def _decree(self, page: Expiring) -> None:
-        self._tell_later({(name, incarnation): low for name, incarnation, low in page.senders})
+        self._tell_later({(name, of): (low, high) for name, of, low, high in page.senders})
         stretches = _Stretches(page)
         numbers: dict[int, None] = {}
         for number in stretches.expiring:
@@ -152,6 +157,7 @@ class Expiry:
             if outlet is None:
                 continue  # it was removed
             outlet.decree(stretches.of(outlet.audiences), Status.EXPIRED, EXPIRED_REASON)
+            self._decreed[outlet] = None
             if outlet.connection is None:
                 self._away[outlet] = None
             if self._time.now() >= until:
@@ -168,13 +174,16 @@ class Expiry:
 
     async def _end_pass(self) -> None:
         outlets = self._outlets.outlets
-        for outlet in list(self._away):
+        # Of what was loaded the tracker hears from each receiver's progress. The rest is told from
+        # the log: not before it is there, whether a receiver is away or connected.
+        while self._decreed:
+            outlet, _ = self._decreed.popitem()
             if outlets.get(outlet.row.number) is outlet:
-                await outlet.progress.all_stored()
+                await outlet.progress.decreed_stored()
         untold, self._untold = self._untold, {}
         until = self._time.now() + SLICE
-        for (sender, incarnation), first in untold.items():
-            self._tracker.tell_from(sender, incarnation, first)
+        for (sender, incarnation), (first, last) in untold.items():
+            self._tracker.tell_from(sender, incarnation, first, last)
             if self._time.now() >= until:
                 await self._turn()
                 until = self._time.now() + SLICE

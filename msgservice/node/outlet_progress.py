@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred, succeed
@@ -25,7 +26,6 @@ from msgservice.node.commits import Commits
 from msgservice.node.stored_bytes import QueuedBytes
 from msgservice.node.tracker import Tracker
 from msgservice.records import DEAD_OVERHEAD, Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow
-from msgservice.waiters import Waiters
 
 # Dead letters of one receiver in one group: each is a value, so this bounds what a turn makes.
 DEAD_LETTERS_MAX = 2048
@@ -105,7 +105,7 @@ class OutletProgress:
         self._decreed: list[Decreed] = []  # in no group yet
         self._inbox_changed = False
         self._storing: deque[_Taken] = deque()  # in groups under way, oldest first
-        self._all_stored: Waiters[None] = Waiters()
+        self._moments: list[_Moment] = []  # what those wait for who want to know it stored
         self._acked = RangeSet(acked)  # acknowledged above the cursor
 
     @property
@@ -313,8 +313,8 @@ class OutletProgress:
             if taken.settled:
                 self._told_stored(taken.settled)
         finally:
-            if self._all_stored and self.is_stored:
-                self._all_stored.fire(None)
+            if self._moments:
+                self._moments_pass(taken)
 
     def _told_stored(self, settled: list[Settled]) -> None:
         letters = [one for one in settled if one.status is Status.DEAD]
@@ -327,8 +327,37 @@ class OutletProgress:
             self._outlet.pump()
 
     def all_stored(self) -> Deferred[None]:
-        """Fire when all that was settled so far is on disk, in however many groups."""
-        return succeed(None) if self.is_stored else self._all_stored.wait()
+        """Fire when all that was settled so far is on disk, in however many groups.
+
+        What is settled after that is not waited for: of a busy receiver there always is something.
+        """
+        settled = _messages_of(self._new) + sum(
+            [_messages_of(one.settled) for one in self._storing]
+        )
+        return self._stored(settled)
+
+    def decreed_stored(self) -> Deferred[None]:
+        """Fire when what was settled without being loaded (`decreed`) so far is on disk."""
+        return self._stored(0)
+
+    def _stored(self, settled: int) -> Deferred[None]:
+        decreed = len(self._decreed) + sum([len(one.decreed) for one in self._storing])
+        if not settled and not decreed:
+            return succeed(None)
+        moment = _Moment(settled, decreed, Deferred())
+        self._moments.append(moment)
+        return moment.waiter
+
+    def _moments_pass(self, taken: _Taken) -> None:
+        """Both go into groups in the order in which they came, and so do these that fail."""
+        messages, decreed = _messages_of(taken.settled), len(taken.decreed)
+        for moment in self._moments:
+            moment.settled -= messages
+            moment.decreed -= decreed
+        over = [one for one in self._moments if one.settled <= 0 and one.decreed <= 0]
+        self._moments = [one for one in self._moments if one.settled > 0 or one.decreed > 0]
+        for one in over:
+            one.waiter.callback(None)
 
     def progress_failed(self) -> None:
         """See `Progressing`."""
@@ -355,6 +384,22 @@ class _Taken(NamedTuple):
     decreed: list[Decreed]
     inbox_changed: bool
     cursor: int
+
+
+@dataclass(slots=True)
+class _Moment:
+    """The messages that were settled by some moment, and the ranges decreed, as far as not stored.
+
+    A run may be cut, so its messages count.
+    """
+
+    settled: int
+    decreed: int
+    waiter: Deferred[None]
+
+
+def _messages_of(settled: Sequence[Settled]) -> int:
+    return sum([one.last - one.first + 1 for one in settled])
 
 
 def letters_size(run: Run, reason: str) -> int:

@@ -46,8 +46,8 @@ class Purged(msgspec.Struct, frozen=True, kw_only=True):
 class Settling(Protocol):
     """The one who tells of what was settled without an answer (`expiry`)."""
 
-    def settled(self, outlet: Outlet, senders: dict[tuple[str, str], int]) -> None:
-        """Messages of these senders, from a sequence on, were settled at a receiver."""
+    def settled(self, outlet: Outlet, senders: dict[tuple[str, str], tuple[int, int]]) -> None:
+        """Messages of these senders, from a sequence to another, were settled at a receiver."""
 
 
 class Purge:
@@ -119,11 +119,13 @@ class Purge:
         following = batches[-1].last if more else None
         if not dry_run and count:
             outlet.decree(stretches, Status.CANCELLED, REASON)
-            senders: dict[tuple[str, str], int] = {}
+            senders: dict[tuple[str, str], tuple[int, int]] = {}
             for batch in batches:
                 if subject is None or matches(subject, batch.subject):
                     key = (batch.sender, batch.incarnation)
-                    senders[key] = min(batch.sequence, senders.get(key, batch.sequence))
+                    first, last = batch.sequence, batch.sequence + batch.count - 1
+                    low, high = senders.get(key, (first, last))
+                    senders[key] = (min(first, low), max(last, high))
             await outlet.progress.all_stored()
             self._settling.settled(outlet, senders)
             self._logger.info(

@@ -27,6 +27,7 @@ from msgservice.core.ranges import Range, RangeSet
 from msgservice.core.reasons import REASON_KEPT_MAX
 from msgservice.core.runs import Settled
 from msgservice.interfaces import ILog
+from msgservice.limits import INTEGER_MAX
 from msgservice.message import Status
 from msgservice.node.directory import Directory
 from msgservice.node.slices import Slices
@@ -114,7 +115,8 @@ class Watch:
         # … and of these, what waits until it is due: by sequence, until when.
         self.waits: dict[int, int] = {}
         self.is_telling = False  # its history is on its way
-        self.missed: int | None = None  # from this sequence on it is told from the log
+        # Of these sequences, the first and the last, it is told from the log.
+        self.missed: tuple[int, int] | None = None
         self.removed: list[int] = []  # receivers whose states it is told from the log
         self.retry: tuple[IDelayedCall, Deferred[None]] | None = None  # of a page that failed
 
@@ -384,12 +386,12 @@ class Tracker:
         for watch in list(self._watches.values()):
             self._tell_from(watch, watch.status_from)
 
-    def tell_from(self, sender: str, incarnation: str, first: int) -> None:
-        """States of one sender's messages have changed in the log, from a sequence on."""
+    def tell_from(self, sender: str, incarnation: str, first: int, last: int = INTEGER_MAX) -> None:
+        """States of one sender's messages have changed in the log, of these sequences."""
         self._tell_all_followers()
         watch = self._watches.get((sender, incarnation))
-        if watch is not None:
-            self._tell_from(watch, max(first, watch.status_from))
+        if watch is not None and last >= watch.status_from:
+            self._tell_from(watch, max(first, watch.status_from), last)
 
     def receiver_removed(self, number: int) -> None:
         """A receiver was removed: every sender gets its states there, and nothing else, anew."""
@@ -398,9 +400,9 @@ class Tracker:
             watch.removed.append(number)
             self._tell(watch)
 
-    def _tell_from(self, watch: Watch, first: int) -> None:
-        """Send a subscriber the present states from a sequence on, behind those under way."""
-        watch.missed = first if watch.missed is None else min(watch.missed, first)
+    def _tell_from(self, watch: Watch, first: int, last: int = INTEGER_MAX) -> None:
+        """Send a subscriber the present states of these sequences, behind those under way."""
+        _miss(watch, first, last)
         self._tell(watch)
 
     def _tell(self, watch: Watch) -> None:
@@ -421,18 +423,18 @@ class Tracker:
         try:
             while not watch.told.is_gone:
                 if watch.missed is not None:
-                    first, watch.missed = watch.missed, None
-                    await self._history(watch, first)
+                    (first, last), watch.missed = watch.missed, None
+                    await self._history(watch, first, last)
                 elif watch.removed:
                     removed, watch.removed = watch.removed, []
-                    await self._history(watch, watch.status_from, removed)
+                    await self._history(watch, watch.status_from, INTEGER_MAX, removed)
                 else:
                     return
         finally:
             watch.is_telling = False
 
     async def _history(
-        self, watch: Watch, first: int, removed: Collection[int] | None = None
+        self, watch: Watch, first: int, last: int, removed: Collection[int] | None = None
     ) -> None:
         failures = 0
         while True:
@@ -444,13 +446,15 @@ class Tracker:
             try:
                 if watch.told.is_gone:
                     return
-                if removed is None and watch.missed is not None and watch.missed >= first:
+                missed = watch.missed
+                if removed is None and missed and first <= missed[0] and missed[1] <= last:
                     watch.missed = None  # this page, and those behind it, are read after that
+                count = HISTORY_PAGE if removed is None else REMOVED_PAGE
                 page: History = await self._log.history(
                     watch.sender,
                     watch.incarnation,
                     first,
-                    HISTORY_PAGE if removed is None else REMOVED_PAGE,
+                    min(count, last - first + 1),  # a piece has one sequence at least
                     removed,
                 )
                 following = page.next
@@ -471,7 +475,7 @@ class Tracker:
             failures = 0
             if not is_all:
                 await self._tell_rest(watch, news)
-            if following is None:
+            if following is None or following > last:
                 return
             assert following > first, "a page that does not move on"
             first = following
@@ -526,11 +530,10 @@ class Tracker:
             if names is not None and piece.due:
                 if watch.waits.get(piece.first) != piece.due:
                     self._wait_by_key(watch, piece)
-                    watch.missed = min(watch.missed or piece.first, piece.first)
+                    _miss(watch, piece.first, piece.last)
                 continue
             if names is not None and self._open_by_key(watch, piece, names):
-                seen = piece.first if watch.missed is None else min(watch.missed, piece.first)
-                watch.missed = seen
+                _miss(watch, piece.first, piece.last)
         for sequence, names in final.items():
             for name in names:
                 if sequence in watch.by_key:
@@ -546,6 +549,12 @@ class Tracker:
                     max(state.first, watch.status_from), state.last
                 )
         yield from _states(states)
+
+
+def _miss(watch: Watch, first: int, last: int) -> None:
+    """Have a subscriber told of these sequences from the log, with what it misses already."""
+    low, high = watch.missed or (first, last)
+    watch.missed = (min(low, first), max(high, last))
 
 
 def _gone_pieces(page: History) -> Iterator[GonePiece]:

@@ -131,7 +131,7 @@ def test_what_expires_is_found_in_the_order_of_its_time_with_what_lies_between(
     page = log.wait(log.log.expiring((0, 0), 500, 10))
     assert [1, 3, 4] == [batch[0] for batch in page.batches]
     assert ((2, 2),) == page.between
-    assert {("shop", "i1", 1), ("other", "i1", 5)} == set(page.senders)
+    assert {("shop", "i1", 1, 4), ("other", "i1", 5, 5)} == set(page.senders)
     assert log.wait(log.log.expiring((900, 5), 10_000, 10)).next is None
     if log.kind != "memory":
         log.reopen()

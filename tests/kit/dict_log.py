@@ -1209,10 +1209,12 @@ class DictLog:
         )
         page = [place for place in places if place[0] <= now][:count_max]
         found = [held[number] for number in sorted(number for _, number in page)]
-        lowest: dict[Key, int] = {}
+        spans: dict[Key, tuple[int, int]] = {}
         for batch in found:
             key = batch.sender, batch.incarnation
-            lowest[key] = min(batch.sequence, lowest.get(key, batch.sequence))
+            last = batch.sequence + batch.count - 1
+            low, high = spans.get(key, (batch.sequence, last))
+            spans[key] = min(low, batch.sequence), max(high, last)
         others = [
             (batch.number, batch.audience.number)
             for batch in held.values()
@@ -1221,7 +1223,7 @@ class DictLog:
         return Expiring(
             batches=tuple((b.number, b.audience.number, b.count, b.size) for b in found),
             between=tuple(others),
-            senders=tuple((*key, low) for key, low in lowest.items()),
+            senders=tuple((*key, *span) for key, span in spans.items()),
             at=page[-1] if page else (max(after[0], now), INTEGER_MAX),
             next=min((at for at, _ in places[len(page) :]), default=None),
         )

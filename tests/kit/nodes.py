@@ -40,7 +40,7 @@ from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, decode_messages, encode_messages
 from msgservice.node.gate import OWN, Door
 from msgservice.node.node import Node
-from msgservice.records import Group, ReceiverRow, Resume
+from msgservice.records import Group, History, ReceiverRow, Resume
 from tests.kit.channels import connect_locally
 
 T = TypeVar("T")
@@ -208,6 +208,25 @@ class LateLog:
         asked, self._asked = self._asked, []
         for name, arguments, waiter in asked:
             getattr(self._log, name)(*arguments).chainDeferred(waiter)
+
+
+class CountingLog:
+    """A log that counts the pieces of all histories that it is asked for."""
+
+    def __init__(self, log: ILog) -> None:
+        self._log = log
+        self.pieces = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def history(self, *asked: Any) -> Deferred[History]:
+        page: Deferred[History] = self._log.history(*asked)
+        return page.addCallback(self._count)
+
+    def _count(self, page: History) -> History:
+        self.pieces += len(page.pieces)
+        return page
 
 
 class NodeWorld:

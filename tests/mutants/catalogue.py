@@ -394,6 +394,27 @@ _ALL = [
         new="continue",
         catcher=_expiry("test_what_does_not_expire_between_is_no_part_of_the_range"),
     ),
+    Mutant(
+        name="is-told-that-it-expired-before-that-is-stored",
+        at="msgservice.node.expiry:Expiry._end_pass",
+        old="await outlet.progress.decreed_stored()",
+        new="pass",
+        catcher=_expiry("test_what_is_not_loaded_of_who_is_connected_is_told_when_it_is_stored"),
+    ),
+    Mutant(
+        name="a-history-goes-on-behind-what-was-settled",
+        at="msgservice.node.tracker:Tracker._history",
+        old="following is None or following > last",
+        new="following is None",
+        catcher=_purge("test_49_a_producer_is_told_of_each_page_once_and_of_nothing_behind_it"),
+    ),
+    Mutant(
+        name="what-is-stored-waits-for-what-is-settled-since",
+        at="msgservice.node.outlet_progress:OutletProgress._moments_pass",
+        old="one.settled <= 0 and one.decreed <= 0",
+        new="self.is_stored",
+        catcher=_test("tests/unit/test_node_parts.py -k stored_to_a_moment", "stored_to_a_moment"),
+    ),
     # --- Perspective Broker
     Mutant(
         name="pb-values-are-made-of-whatever-comes",
@@ -513,7 +534,7 @@ _ALL = [
     Mutant(
         name="what-was-moved-is-told-from-the-log-page-by-page",
         at="msgservice.node.tracker:Tracker._history",
-        old="watch.missed >= first",
+        old="first <= missed[0] and missed[1] <= last",
         new="False",
         catcher=_test("tests/unit/test_node_delayed.py -k without_room", "without_room"),
     ),
@@ -1234,7 +1255,7 @@ _ALL = [
         name="a-removal-tells-all-history-again",
         at="msgservice.node.tracker:Tracker.receiver_removed",
         old="watch.removed.append(number)",
-        new="watch.missed = watch.status_from",
+        new="watch.missed = (watch.status_from, 2**53)",
         catcher=_test("tests/unit/test_node_removal.py", "and_nothing_else"),
     ),
     Mutant(

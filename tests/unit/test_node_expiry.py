@@ -19,7 +19,7 @@ from msgservice.message import Action, Status
 from msgservice.node.due import HELD_FOR
 from msgservice.node.expiry import LOOK_AGAIN
 from msgservice.records import Account, Resume, position_of
-from tests.kit.nodes import FailingLog, LateLog, NodeWorld, ScriptedPeer
+from tests.kit.nodes import CountingLog, FailingLog, LateLog, NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
 ALL = {"subjects": [">"]}
@@ -362,3 +362,38 @@ def test_what_a_resume_has_named_and_is_not_loaded_is_no_part_of_a_decree() -> N
     over = Refusal(Action.DEAD, EXPIRED_REASON)
     assert [(3, 5), (8, 9)] == backlog.decree(1, 9, Status.EXPIRED, over)
     assert [] == backlog.decree(1, 9, Status.EXPIRED, over)  # final states do not change
+
+
+def test_what_is_not_loaded_of_who_is_connected_is_told_when_it_is_stored() -> None:
+    clock, limits = Clock(), Limits(tail_bytes=1, loaded_bytes=1)
+    log = FailingLog(MemoryLog(reactor=clock, limits=limits))
+    world = NodeWorld(log=log, clock=clock, limits=limits)
+    shop = world.peer("shop", status_from=1)
+    world.peer("billing", receive=ORDERS, window=(1, 1000))
+    for n in range(1, 6):
+        shop.transfer(n, "orders.new", [b"x" * 1000], ttl=5000)
+    world.settle(3)
+    log.hold = True
+    world.settle(3)
+    assert told(shop) == {}
+    (progress,) = [one for group, _ in log._held for one in group.progress]
+    (row,) = progress.exceptions  # one row of all: nothing of them was loaded
+    assert (position_of(1) + 1, position_of(5)) == (row.first, row.last)
+    log.release()
+    world.settle()
+    assert told(shop) == {("billing", Status.EXPIRED, EXPIRED_REASON): [(2, 5)]}
+
+
+def test_a_producer_is_told_of_what_expired_and_of_nothing_behind_it() -> None:
+    clock = Clock()
+    log = CountingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(log=log, clock=clock)
+    shop = world.peer("shop", status_from=1)
+    away(world)
+    for n in range(1, 51):
+        shop.transfer(n, "orders.new", [b"x"], ttl=1000 if n in (7, 9) else None)
+    world.settle(0.5)
+    log.pieces = 0
+    world.settle(1)
+    assert told(shop) == {("billing", Status.EXPIRED, EXPIRED_REASON): [(7, 7), (9, 9)]}
+    assert 3 == log.pieces

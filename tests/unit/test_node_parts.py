@@ -63,7 +63,7 @@ from msgservice.node.intake import Intake, Sender
 from msgservice.node.loaded_bytes import LoadedBytes
 from msgservice.node.operations import Operations, StatusAt
 from msgservice.node.outlet import READ_AGAIN, UNLOAD_AFTER, Outlet
-from msgservice.node.outlet_progress import OutletProgress
+from msgservice.node.outlet_progress import Decreed, OutletProgress
 from msgservice.node.peer import Peer
 from msgservice.node.receivers import Receivers
 from msgservice.node.replies import busy
@@ -816,6 +816,41 @@ def test_outlet_progress_is_stored_when_every_group_with_it_is() -> None:
     progress.progress_stored()
     assert [("billing", [one])] == tracker.told("settled")
     assert (True, [None]) == (progress.is_stored, fired)
+
+
+def test_outlet_progress_is_stored_to_a_moment_although_more_was_settled_since() -> None:
+    came = [[settled(position_of(number))] for number in (1, 2, 3)]
+    backlog = double(
+        has_settled=True, take_settled=lambda: came.pop(0), take_failed=list,
+        cursor=position_of(3), committed=0,
+    )  # fmt: skip
+    progress = an_outlet_progress(backlog=backlog)
+    fired: list[str] = []
+
+    def wait(name: str, waiter: Deferred[None]) -> None:
+        waiter.addCallback(lambda _: fired.append(name))
+
+    progress.gather()
+    wait("no range was decreed", progress.decreed_stored())
+    assert ["no range was decreed"] == fired
+    progress.take_progress(1_000_000)
+    progress.gather()
+    wait("two", progress.all_stored())
+    decreed = Decreed(position_of(4), position_of(5), 2, 10, Status.EXPIRED, "over")
+    progress.decreed([decreed])
+    wait("decreed", progress.decreed_stored())
+    progress.progress_stored()
+    assert ["no range was decreed"] == fired
+    progress.take_progress(1_000_000)
+    progress.gather()
+    progress.progress_failed()
+    progress.take_progress(1_000_000)
+    wait("all", progress.all_stored())
+    progress.decreed([decreed])
+    assert ["no range was decreed"] == fired
+    progress.progress_stored()
+    assert ["two", "decreed", "all"] == fired[1:]
+    assert not progress.is_stored
 
 
 def test_outlet_progress_says_that_a_dead_letter_waits_for_the_log() -> None:

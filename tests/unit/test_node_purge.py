@@ -16,7 +16,7 @@ from msgservice.node import purge
 from msgservice.node.expiry import LOOK_AGAIN, TOLD_WITHIN
 from msgservice.node.purge import REASON, Purged
 from msgservice.records import position_of
-from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
+from tests.kit.nodes import CountingLog, FailingLog, NodeWorld, ScriptedPeer
 from tests.unit.test_node_expiry import GRACE, ORDERS, account, away, told, wrong
 
 CANCELLED = ("billing", Status.CANCELLED, REASON)
@@ -208,3 +208,22 @@ def test_49_what_cannot_be_purged_is_told_so() -> None:
     world.node.purge("nobody").addErrback(failures.append)
     world.node.purge("billing", "a..b").addErrback(failures.append)
     assert [UnknownReceiver, BadSubject] == [failure.type for failure in failures]
+
+
+def test_49_a_producer_is_told_of_each_page_once_and_of_nothing_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(purge, "MESSAGES", 5)
+    clock = Clock()
+    log = CountingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = World(log=log, clock=clock)
+    away(world)
+    world.send(*[b"x"] * 100)
+    log.pieces, after, pages = 0, 0, 0
+    while after is not None:
+        after = world.page(after=after)["next"]
+        world.settle(TOLD_WITHIN + 0.1)
+        pages += 1
+    assert pages > 10
+    assert told(world.shop) == {CANCELLED: [(1, 100)]}
+    assert 100 == log.pieces

@@ -79,11 +79,13 @@ class Log:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.asked = self.most = 0
+        self.pages: list[tuple[int, int]] = []  # from which sequence on, how many pieces
 
     def history(
         self, sender: str, incarnation: str, first: int, count: int, removed: Any
     ) -> Deferred[History]:
         self.asked += 1
+        self.pages.append((first, count))
         self.most = max(self.most, self.asked)
         page: Deferred[History] = Deferred()
         following = 1001 if first < 1001 else None
@@ -127,3 +129,22 @@ def test_producers_that_do_not_read_hold_up_no_others() -> None:
     assert [1, 1001] == reads.told
     tracker.stop()
     assert [] == turns.clock.getDelayedCalls()
+
+
+def test_of_a_history_no_more_is_asked_than_was_to_be_told() -> None:
+    turns = Turns()
+    log: Any = Log(turns.clock)
+    tracker = Tracker(log, double(numbered=lambda number: None), turns.clock, lambda: turns.now)
+    producer = Producer(turns)
+    tracker.watch(producer, "shop", "i", 400)
+    turns.all()
+    log.pages.clear()
+    tracker.tell_from("shop", "i", 1, 399)  # of before what it asks for
+    tracker.tell_from("shop", "i", 300, 600)
+    tracker.tell_from("shop", "i", 700, 800)  # with what is told next anyway
+    turns.all()
+    assert [(400, 201), (700, 101)] == log.pages
+    log.pages.clear()
+    tracker.tell_from("shop", "i", 900)
+    turns.all()
+    assert [(900, 1000), (1001, 1000)] == log.pages
