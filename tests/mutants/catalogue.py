@@ -2917,7 +2917,7 @@ _ALL = [
     Mutant(
         name="what-letters-took-stays-counted",
         at="msgservice.log.staging:take_letters",
-        old="        staged.dead_bytes[number] = known - size\n",
+        old="        staged.add_letters(number, -count, -size)\n",
         new="",
         catcher=_test(
             "tests/contract/test_log_letters.py::test_46_letters_that_are_dropped_go_with_their_bytes",
