@@ -400,7 +400,7 @@ class ReceiversView(pb.RemoteCache):
             self.changed([*rows, *gone])
 
     def over(self) -> None:
-        """Its connection has ended: nothing more is told."""
+        """End the view: its connection has ended, and nothing more is told."""
         if not self.is_over:
             self.is_over, self.is_complete = True, False
             if self.changed is not None:

@@ -397,7 +397,11 @@ def test_an_operation_is_for_who_has_its_right(operation: Any) -> None:
         ("tls:far.example:1:trustRoots=/etc/shadow", "trustRoots= names a file of the node's"),
         ("tls:far.example:1:certificate=/a:privateKey=/b", "certificate= names a file"),
         ("udp:far.example:1:key=/etc/shadow", "key= names a file of the node's"),
-        ("unix:/run/other.sock", "a user may give tcp:, tls:, ssl:, udp:, pb:, pbs:; others stand"),
+        (
+            "unix:/run/other.sock",
+            "a user may give tcp:, tls:, ssl:, udp:, pb:, pbs:, http:, https:, xmlrpc+http:,"
+            " xmlrpc+https:; others stand in the configuration alone",
+        ),
         ("systemd:domain=INET:index=0", "others stand in the configuration alone"),
     ],
 )
