@@ -184,7 +184,7 @@ AT = {name: NODE[name] for name in (
     "after one who resumes was given a page": (DURABLE, "NodeStreams", "_paged", "after"),
 }  # fmt: skip
 ONCE_A_LISTENER = ("_joined", "_paged")
-ROUNDS_MAX = 300
+ROUNDS_MAX = 20_000  # far more than come before one that resumes has dialled again
 
 
 class Writer(Protocol):
