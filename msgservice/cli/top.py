@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,13 +136,13 @@ def _head(node: dict[str, Any]) -> RenderableType:
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
     oldest, health = row["oldest"], row["health"]
     if not row["connected"] and health == "away":
-        health = f"away {lasting(time.time() - row['since'] / 1000)}"
+        health = f"away {lasting((row['at'] - row['since']) / 1000)}"
     return (
         row["name"],
         health,
         f"{row['queued']:,}",
         f"{row['queued_bytes']:,}",
-        "" if oldest is None else lasting(time.time() - oldest["at"] / 1000),
+        "" if oldest is None else lasting((row["at"] - oldest["at"]) / 1000),
         f"{row['rate']:,.1f}",
         f"{row['dead']:,}",
     )
