@@ -7,6 +7,7 @@ reports it as a log event, which a plain pytest run would not notice).
 """
 
 import gc
+import shutil
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -108,6 +109,31 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if hasattr(item.config, "workeroutput"):
             item.session.shouldstop = reason  # what a worker of xdist tells its controller
         pytest.exit(reason, returncode=3)
+
+
+PASSED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, object]:
+    """Note which tests pass: their folders are not kept."""
+    report = yield
+    item.stash[PASSED] = item.stash.get(PASSED, True) and not report.failed
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Remove the folder of a test that passed: a log sets room aside, of all some ten GB.
+
+    Not by pytest's own policy: that removes it in the order of the fixtures, under sockets and logs
+    of those that were set up before it and are still open.
+    """
+    done = yield
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    if folder is not None and item.stash.get(PASSED, False):
+        shutil.rmtree(folder, ignore_errors=True)
+    return done
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
