@@ -24,7 +24,7 @@ from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import NoAnswer, Session, Whole, answer_options, is_utf8
 from msgservice.clock import Reactor
 from msgservice.core.reasons import shown
-from msgservice.errors import Ambiguous, BadAddress, BadValue, Refused
+from msgservice.errors import Ambiguous, BadAddress, BadValue, MessageTooLarge, Refused
 from msgservice.faces.streams.content import JsonCodec
 from msgservice.faces.streams.limits import StreamLimits
 from msgservice.faces.streams.remote import LOST, Closed, RemoteStream
@@ -43,7 +43,8 @@ class NoStreams(Ambiguous):
     """No streams answer at an address, or none any more."""
 
     def __init__(self, address: str, why: str) -> None:
-        super().__init__(f"no answer from {address}: {why} (--at, --timeout)")
+        self.why = why.removesuffix(".")  # of sentences of Twisted's
+        super().__init__(f"no answer from {address}: {self.why} (--at, --timeout)")
 
 
 class _Lines(Protocol):
@@ -323,32 +324,55 @@ def put(session: Session, key: str, message: str | None, text: bool) -> None:
 
     async def work(reactor: Any) -> None:
         served = _Streams(session, reactor)
-        done = 0
         try:
             if only is not None:
                 await _put(served, [only])
                 done = 1
             else:
                 reader = LineReader(reactor, sys.stdin.fileno())
-                number = 0
-                while lines := await reader.next_lines():
-                    ready = []
-                    for line in lines:
-                        number += 1
-                        if text or line.strip():
-                            name = f"line {number}"
-                            decoded = line.decode(errors="surrogateescape")
-                            ready.append(_line(key, decoded, text, name))
-                    if ready:
-                        await _put(served, ready)
-                    done += len(ready)
-        except click.UsageError as error:
-            raise Refused(f"{error.message}; {done:,} messages were put before") from None
+                done = await _put_lines(served, reader, key, is_text=text)
         finally:
             served.end()
         session.show({"stream": key, "put": done}, f"{done:,} put into {shown(key)}")
 
     session.run(work)
+
+
+async def _put_lines(served: _Streams, reader: LineReader, key: str, *, is_text: bool) -> int:
+    """Put each line as it comes, those before a bad one too; return how many were put."""
+    done = number = 0
+    try:
+        while lines := await reader.next_lines():
+            ready: list[bytes] = []
+            wrong: click.UsageError | None = None
+            for line in lines:
+                number += 1
+                if not (is_text or line.strip()):
+                    continue
+                try:
+                    decoded = line.decode(errors="surrogateescape")
+                    ready.append(_line(key, decoded, is_text, f"line {number}"))
+                except click.UsageError as error:
+                    wrong = error
+                    break
+            if ready:
+                await _put(served, ready)
+                done += len(ready)
+            if wrong is not None:
+                raise wrong
+    except click.UsageError as error:
+        raise Refused(f"{error.message}; {_before(done)}") from None
+    except MessageTooLarge as error:
+        raise Refused(f"line {number + 1}: {error}; {_before(done)}") from None
+    except Refused as error:
+        raise Refused(f"{error}; {_before(done)}") from None
+    except NoStreams as error:
+        raise NoStreams(served.session.node, f"{error.why}; {_before(done)}") from None
+    return done
+
+
+def _before(done: int) -> str:
+    return f"{done:,} {'message was' if done == 1 else 'messages were'} put before"
 
 
 def _line(key: str, text: str, is_text: bool, name: str) -> bytes:

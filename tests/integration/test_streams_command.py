@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from msgservice.limits import MAX_BATCH_MAX
 from tests.integration.command import Command
 from tests.integration.daemon import BIN, Daemon, running
 from tests.kit.ports import free_port
@@ -109,11 +110,34 @@ def test_what_is_no_json_is_used_wrongly_and_nothing_is_put(place: Place, messag
     assert "--text" in done.err
 
 
-def test_a_line_that_is_no_json_stops_and_says_what_was_put(place: Place) -> None:
-    done = place("put", "wrong", stdin=b"1\nnot JSON\n")
+def test_a_line_that_is_no_json_stops_and_what_came_before_it_is_put(place: Place) -> None:
+    process = place.listening("wrong", "--count", "3")
+    done = place("put", "wrong", stdin=b'{"a":1}\n\n{"b":2}\nnot JSON\n{"c":3}\n')
     assert done.code == 1
+    assert "line 4" in done.err
+    assert "2 messages were put before" in done.err
+    done = place("put", "wrong", stdin=b"not JSON\n")
+    assert "0 messages were put before" in done.err
+    assert place("put", "wrong", "7").code == 0
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.decode().splitlines() == ['{"a":1}', '{"b":2}', "7"]
+
+
+def test_lines_that_are_never_taken_say_how_many_were_put_before(place: Place) -> None:
+    line = json.dumps("x" * 70_000).encode() + b"\n"
+    done = place("put", "big", stdin=b"1\n" * 140_000 + line)  # read in two parts, at least
+    assert done.code == 1, done
+    assert "64512" in done.err.replace(",", "")
+    before = int(done.err.replace(",", "").split(" messages were put before")[0].split()[-1])
+    assert 0 < before < 140_001
+
+
+def test_a_line_that_does_not_end_says_which_it_is_and_what_was_put(place: Place) -> None:
+    done = place("put", "endless", stdin=b"1\n" + b"[" * (MAX_BATCH_MAX + 300_000))
+    assert done.code == 1, done
     assert "line 2" in done.err
-    assert "0 messages were put" in done.err
+    assert "1 message was put before" in done.err
 
 
 @pytest.mark.parametrize("at", ["tcp:7412", "tls:7412", "pb:a:1", "nothing", "tcp:h:0"])
