@@ -27,6 +27,7 @@ COMMANDS = {
     "status": ("msgservice.cli.status", "status"),
     "top": ("msgservice.cli.top", "top"),
     "info": ("msgservice.cli.status", "info"),
+    "audit": ("msgservice.cli.audit", "audit"),
     "whoami": ("msgservice.cli.status", "whoami"),
     "reload": ("msgservice.cli.reload", "reload"),
     "passwd": ("msgservice.cli.users", "passwd"),

@@ -12,7 +12,7 @@ import pytest
 from msgservice.message import decode_messages
 from msgservice.records import Batch
 from tests.kit.log_child import LIMITS
-from tests.kit.logs import Driver
+from tests.kit.logs import Driver, recounted
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 12
@@ -63,6 +63,7 @@ def test_what_was_told_is_there_after_every_kill(tmp_path: Path) -> None:
         assert row.cursor >= settled
         assert log.unaccounted() == [0]
         assert log.wait(log.log.audit()) == []
+        assert recounted(log.folder) == []
         after = row.cursor
         seen: list[int] = []
         while page := log.read([log.log.audience([1])], after):

@@ -26,6 +26,7 @@ from twisted.internet.threads import deferToThread
 from msgservice import Client, Limits, Receiver, Reject, Status, connect
 from msgservice.errors import MsgServiceError
 from msgservice.waiters import Waiters
+from tests.kit.logs import recounted
 from tests.kit.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,12 @@ class World:
         self.process.stdout.close()
         self.note()
 
+    async def dies(self) -> None:
+        """Kill the node now."""
+        assert self.process is not None
+        self.process.kill()
+        await self.died()
+
     def note(self) -> None:
         """No state that was told as final has become another."""
         for body, receipt in self.receipts.items():
@@ -156,6 +163,7 @@ class World:
         assert (await self.ask("audit"))["discrepancies"] == []
         for row in (await self.ask("receivers.list"))["receivers"]:
             assert row["unaccounted"] == 0, row
+        assert await deferToThread(recounted, self.folder / "node") == []
 
     async def close(self) -> None:
         for close in reversed(self._closing):
@@ -315,6 +323,9 @@ async def test_48_the_last_one_is_retained_and_each_who_joins_has_it_once(world:
         await world.lives(point, "retain")
         await world.send("s.a", b"value %d" % at, retain=True)
         await world.died()
+    await world.lives("never", "retain")  # the last one may have been sent to nobody yet
+    await world.receipts[b"value 2"].accepted
+    await world.dies()
     receivers = []
     for at, point in enumerate(POINTS):
         await world.lives(point, "join")

@@ -10,10 +10,12 @@ from zlib import crc32
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from msgservice.disk.database import connect
+from msgservice.disk.mark import MARK_NAME
 from msgservice.interfaces import ILog
 from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.log.memory import MemoryLog
-from msgservice.log.sqlite import SqliteLog
+from msgservice.log.sqlite import LOG_NAME, SqliteLog
 from msgservice.message import BareMessage, Status, encode_messages
 from msgservice.records import (
     Appended,
@@ -27,6 +29,7 @@ from msgservice.records import (
     Resume,
     Snapshot,
 )
+from msgservice.recount import recount
 from tests.kit.dict_log import DictLog
 from tests.kit.threads import ThreadCalls
 
@@ -157,6 +160,17 @@ class Driver(ContractDriver):
     """A log over a `Store`, for tests that look at that."""
 
     log: SqliteLog | MemoryLog
+
+
+def recounted(folder: Path) -> list[str]:
+    """Return what does not add up in a data folder, in use or not, by the offline audit."""
+    mark = (folder / MARK_NAME).read_bytes()
+    db = connect(str(folder / LOG_NAME), readonly=True)
+    try:
+        db.execute("begin")
+        return recount(db.execute, mark).discrepancies
+    finally:
+        db.close()
 
 
 def exception(

@@ -33,6 +33,7 @@ from msgservice.records import (
     Snapshot,
     position_of,
 )
+from msgservice.recount import recount
 from tests.kit.logs import NOW, make_batch
 
 T = TypeVar("T")
@@ -408,6 +409,8 @@ def check(log: StoreLog, snapshot: Snapshot | None, model: LogModel, wait: Wait)
             expected[int(status)] = expected.get(int(status), 0) + 1
         assert counted == expected, account
     assert wait(log.audit()) == []
+    found = recount(log._store.db.execute).discrepancies
+    assert found == [], found
 
 
 def _check_batches(log: StoreLog, model: LogModel, wait: Wait) -> None:

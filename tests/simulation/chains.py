@@ -29,6 +29,7 @@ from msgservice.log.memory import MemoryLog
 from msgservice.node.node import Node
 from msgservice.receiver.receiver import Receiver
 from msgservice.records import Account, ReceiverRow
+from msgservice.recount import recount
 from msgservice.transport.registry import Transports
 from tests.kit.faulty import CALM, Faults, FaultyWorld
 from tests.kit.faulty_transport import FaultyTransport, Process
@@ -303,6 +304,7 @@ class Chain:
             self._check_order(node)
         for node in self.nodes.values():
             assert not node.service.parts.acceptance.looped
+            assert recount(node.log._store.db.execute).discrepancies == []
 
     def check_put_back(self, name: str) -> None:
         """A node's log was put back: whatever others have sent has come everywhere, once or more.

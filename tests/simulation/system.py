@@ -32,6 +32,7 @@ from msgservice.receiver.inbox.file import InboxFile
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import Account, ReceiverRow
+from msgservice.recount import recount
 from msgservice.transport.registry import Transports
 from msgservice.transport.udp.transport import UdpPort, UdpTransport
 from tests.kit.faulty import Faults, FaultyWorld
@@ -271,6 +272,7 @@ class System:
             producer.check()
         for account in self.accounts():
             assert (0, 0) == (account.unaccounted, account.queued), account
+        assert recount(self.node.log._store.db.execute).discrepancies == []
         for row in self.node.service.parts.directory:
             assert row.epoch == "", f"{row.name} was taken for one that remembers another log"
         self.check_nothing_is_left()

@@ -25,6 +25,7 @@ from typing import Any
 
 import apsw
 
+from tests.kit.logs import recounted
 from tests.kit.ports import free_port
 from tests.soak.judge import Evidence, lost, wrong
 from tests.soak.points import ONCE_A_LIFE, POINTS, every_point
@@ -143,6 +144,8 @@ class Soak:
         self._drain("the producers' end", self._producers_done)
         self._drain("nothing queued", self._is_drained)
         discrepancies = self.ask("$node.audit")["discrepancies"]
+        assert [] == discrepancies, discrepancies
+        discrepancies = recounted(self.folder / "node")
         assert [] == discrepancies, discrepancies
 
     def _promised(self) -> int:

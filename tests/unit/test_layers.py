@@ -22,7 +22,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("identity",),
     ("log", "transport", "connection"),
     ("config", "client", "receiver", "webhooks"),
-    ("node", "faces", "pb"),
+    ("node", "faces", "pb", "recount"),
     ("tap", "cli", ""),
 ]
 # What a face may know of the service; of the node and what lies below it, nothing.

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from msgservice.message import Status
+from msgservice.recount import recount
 from tests.kit.faulty import BUFFER_BYTES
 from tests.simulation.swarm.accounts import FORBIDDEN
 from tests.simulation.swarm.witness import Violation
@@ -387,8 +388,17 @@ class Check:
         self._check_told()
         self._check_left()
         self._check_size()
+        self._check_recount()
         if self.witness.found:
             raise self.witness.found[0]
+
+    def _check_recount(self) -> None:
+        """The log adds up for a reader that shares nothing with the node (DELIVERY 58)."""
+        node = self.world.node
+        if node.process.clock.alive and not self.world.is_blocked:
+            found = recount(node.log._store.db.execute).discrepancies
+            if found:
+                self.fail("the recount differs", "; ".join(found[:3]))
 
     def _check_taken_in_again(self) -> None:
         """Who was suspended, and has got all, is in new audiences again (SEMANTICS 18).
