@@ -300,6 +300,8 @@ class RemoteStream:
 
     def end(self, service: ClientService, link: _Link | None) -> None:
         """End a connection, and dial it no more."""
+        if link is not None:
+            link.end()  # the service alone would not end one over TLS, which has a producer
         ended: Deferred[None] = service.stopService()
         self._ending[ended] = link
         ended.addErrback(lambda f: self._log.failure("end of a connection", f))
