@@ -39,7 +39,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementer, providedBy
 
+from msgservice.arguments import check_methods
+
 TICK = 0.5  # seconds between two looks whether the reactor's clock has jumped
+REACTOR = ("callLater", "seconds")  # what every reactor has, a test's clock too
 JUMP = 0.05  # seconds by which it has, more than a clock that is only being adjusted
 CANCELLED_MAX = 64  # calls that were cancelled are kept until they are so many, and half of all
 
@@ -50,6 +53,7 @@ def monotonic_of(reactor: IReactorTime) -> Callable[[], float]:
     """Return the function that measures intervals beside this reactor, in seconds."""
     if isinstance(reactor, TimedReactor):
         return reactor.seconds
+    _check(reactor)
     if IReactorCore.providedBy(reactor):
         return time.monotonic
     seconds: Callable[[], float] = reactor.seconds
@@ -67,9 +71,12 @@ def timed(reactor: R) -> R:
     """Return the reactor, on whose `callLater` and `seconds` the wall clock has no influence.
 
     The same one each time, so that all of a process share its timers. A `Clock` is returned as
-    it is.
+    it is. Raises `TypeError` for what is no reactor.
     """
-    if isinstance(reactor, TimedReactor | Clock) or not IReactorCore.providedBy(reactor):
+    if isinstance(reactor, TimedReactor | Clock):
+        return reactor
+    _check(reactor)
+    if not IReactorCore.providedBy(reactor):
         return reactor
     made: TimedReactor | None = vars(reactor).get(_KEPT)
     if made is None:
@@ -79,6 +86,12 @@ def timed(reactor: R) -> R:
 
 
 _KEPT = "_msgservice_timed"
+
+
+def _check(reactor: object) -> None:
+    if IReactorFromThreads.providedBy(reactor):
+        return  # one that only takes calls from threads: its owner asks it for nothing else
+    check_methods("a reactor is needed, as twisted.internet has it", REACTOR, reactor=reactor)
 
 
 class Reactor(IReactorCore, IReactorTime, IReactorFromThreads):

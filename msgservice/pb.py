@@ -31,6 +31,7 @@ from twisted.python.failure import Failure
 from twisted.python.reflect import qual
 from twisted.spread import pb
 
+from msgservice.arguments import check_flags, check_kind, check_methods
 from msgservice.clock import timed
 from msgservice.core.subjects import check_name, exact
 from msgservice.errors import (
@@ -68,6 +69,7 @@ CHALLENGE_BYTES = 16
 LOGINS_MAX = 5  # of one connection
 VIEW = b"msgservice.ReceiversView"  # the tag of a node's view
 NUMBER_MAX = 2**53 - 1
+INSTANCE_MAX = 64  # characters of an id
 OWN = ("hello", "ping")  # what a peer's end has itself
 
 
@@ -94,15 +96,21 @@ class PbPeer:
         self.reactor = timed(reactor)
         self.name = check_name(name)
         self.limits = Limits() if limits is None else limits
+        check_kind(Limits, "Limits are needed", limits=self.limits)
+        if len(exact(instance, "instance")) > INSTANCE_MAX:
+            raise BadValue("instance", f"has more than {INSTANCE_MAX} characters")
         self.instance = instance or secrets.token_hex(8)
         self.exposed: dict[str, Callable[..., Any]] = {}
+        classes = jellied.copyables(classes)
         self.security = jellied.security(*classes)
         self.also = frozenset(
             (jellied.REMOTE, jellied.CACHED, VIEW, *(qual(one).encode() for one in classes))
         )
         self.security.allowTypes(jellied.CACHED)
         self.turn = Turn(self.reactor)
-        transport = (transports or Transports()).find("pb:")
+        found = Transports() if transports is None else transports
+        check_methods("Transports are needed", ("find",), transports=found)
+        transport = found.find("pb:")
         assert isinstance(transport, PbTransport)
         self._transport = transport
         self._connector: Connector | None = None
@@ -159,8 +167,10 @@ class PbPeer:
 
         Fails with `RemoteFailed` for an error there, with `NotConnected` where nobody is there,
         with `BadValue` for arguments that cannot cross, and with `Ambiguous` where the connection
-        ends before the answer: it may have been done.
+        ends before the answer: it may have been done. Raises `TypeError` for a name that is no
+        text.
         """
+        name = exact(name, "name")
         live = self._live
         if live is None or live.far is None or not live.is_usable:
             return fail(NotConnected(self.name))
@@ -172,7 +182,7 @@ class PbPeer:
         `options`: as of `perspective_send`. Another peer gets it as a call of what it exposes as
         `send`. Nothing is kept here: where it fails with `Ambiguous`, it may be stored.
         """
-        return self.call("send", subject, body, options)
+        return self.call("send", exact(subject, "subject"), body, options)
 
     def watch(self) -> Deferred[Any]:
         """Fire with a view of the receivers of the node at the other end, which updates itself.
@@ -194,9 +204,12 @@ class PbPeer:
         """Dial the other end, again and again, while there is no connection.
 
         `user`, `password`: the login there; over TLS and on this machine only. Raises `BadAddress`,
-        and `TypeError` for what is no text.
+        `BadValue` where one of the two is missing, and `TypeError` for what is no text.
         """
         user, password = exact(user, "user"), exact(password, "password")
+        if bool(user) != bool(password):
+            missing = "password" if user else "user"
+            raise BadValue(missing, "is missing: a login is a user and a password")
         if self._connector is not None:
             raise BadValue("address", f"is {self._connector.address} already")
         self._connector = self._transport.connector_with(
@@ -224,6 +237,7 @@ class PbPeer:
         and with `TypeError` where one of these is of another type.
         """
         try:
+            check_flags(insecure=insecure)
             check_listener(self._transport, address, insecure=insecure, asks=users is not None)
             digests = None if users is None else _digests(users)
         except (InsecureListener, BadAddress, BadValue, TypeError) as error:
@@ -623,7 +637,7 @@ class _End(Service):
         saw = seen if isinstance(seen, list) and len(seen) == 2 else [None, None]
         ids = [other] + ([] if seen is None else [saw[0]])
         numbers = [number] + ([] if live is None else [live]) + ([] if seen is None else [saw[1]])
-        right = all(isinstance(one, str) and 0 < len(one) <= 64 for one in ids)
+        right = all(isinstance(one, str) and 0 < len(one) <= INSTANCE_MAX for one in ids)
         if not right or not all(type(one) is int and 0 < one <= NUMBER_MAX for one in numbers):
             raise BadValue("hello", "is none: an instance, a number, and what was seen")
         if self._broker.is_judged or self._broker.is_dialled:

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.python.failure import Failure
 
+from msgservice.arguments import check_flags, check_kind, check_methods
 from msgservice.client.client import HELD_BYTES, HELD_MESSAGES, Client
 from msgservice.errors import BadValue, MsgServiceError
 from msgservice.identity.prover import prover_of
@@ -57,13 +58,19 @@ def connect(
     `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`. Cancelling stops dialling.
     """
     limits = Limits() if limits is None else limits
+    check_kind(Limits, "Limits are needed", limits=limits)
+    check_flags(require=require)
+    if transports is not None:
+        check_methods("Transports are needed", ("find",), transports=transports)
+    if outbox is not None:
+        check_kind((str, Path), "the path of a file is needed", outbox=outbox)
     try:
         prover = prover_of(reactor, user=user, password=password, token=token)
     except BadValue as error:
         return fail(error)
 
     def connector_factory(make_user: Callable[[], IChannelUser]) -> IConnector:
-        transport = (transports or Transports()).find(address)
+        transport = (Transports() if transports is None else transports).find(address)
         connector: IConnector = transport.connector(reactor, address, make_user, limits)
         return connector
 

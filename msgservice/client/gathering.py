@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from twisted.internet.defer import Deferred
 
+from msgservice.arguments import check_flags
 from msgservice.client.handed import HandedRun
 from msgservice.client.receipt import Receipt
 from msgservice.codecs import encode_content
@@ -297,7 +298,11 @@ class Gathering:
     def _options(
         self, to: Sequence[str] | None, require: bool | None, retain: bool | Literal["only"]
     ) -> RunOptions:
-        flags = self._default.flags if require is None else FLAG_REQUIRE if require else 0
+        if require is None:
+            flags = self._default.flags
+        else:
+            check_flags(require=require)
+            flags = FLAG_REQUIRE if require else 0
         if retain:
             if to is not None:
                 raise Refused("what is retained is for who receives its subject: not with `to`")

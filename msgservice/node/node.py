@@ -24,6 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from msgservice.arguments import check_flags, check_kind
 from msgservice.client.client import Client
 from msgservice.clock import Time
 from msgservice.core.subjects import STREAMS, check_name, check_subject, exact
@@ -144,8 +145,8 @@ class Node(Service):
         self._reactor = reactor
         self.time = Time(reactor)
         self.limits = Limits() if limits is None else limits
-        if not isinstance(self.limits, Limits):
-            raise TypeError(f"limits must be Limits(...), not {limits!r}")
+        check_kind(Limits, "Limits are needed", limits=self.limits)
+        check_flags(insecure=insecure)
         self._folder = Path(data).absolute() if isinstance(data, str | os.PathLike) else None
         self.log: ILog = self._make_log() if self._folder is not None else cast("ILog", data)
         self.ports: list[IListeningPort] = []

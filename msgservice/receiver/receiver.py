@@ -29,6 +29,7 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from msgservice.arguments import check_flags, check_kind, check_methods
 from msgservice.clock import monotonic_of, timed
 from msgservice.codecs import decode_content
 from msgservice.connection import Prover
@@ -109,6 +110,16 @@ class Receiver(Service):
         if order not in ORDERS:
             allowed = " or ".join(f'"{one}"' for one in ORDERS)
             raise ValueError(f"order must be {allowed}, not {order!r}")
+        check_flags(batch=batch, shared=shared)
+        check_methods("a function is needed", ("__call__",), decode=decode)
+        if not (inbox is None or isinstance(inbox, str | Path)):
+            check_methods("the path of a file is needed", ("open",), inbox=inbox)
+        if incarnation is not None:
+            check_kind(str, "text is needed", incarnation=incarnation)
+        if transports is not None:
+            check_methods("Transports are needed", ("find",), transports=transports)
+        if limits is not None:
+            check_kind(Limits, "Limits are needed", limits=limits)
         if shared and order != NONE:
             raise ValueError('shared needs order="none"')
         if not is_integer(threads) or not is_integer(concurrency):
@@ -229,10 +240,11 @@ class Receiver(Service):
         It calls `make_user() -> IChannelUser` for each channel. `address` is for people.
         `prover`: the login.
         """
+        check_flags(retained=retained)
         receive = ReceiveOptions(
             subjects=_patterns(subjects, self.limits),
             start=_start(start),
-            retained=bool(retained),
+            retained=retained,
             order=self._reception.order,
             shared=self._shared,
         )
@@ -253,6 +265,7 @@ class Receiver(Service):
         needs `insecure=True`. Fails with `CannotListen`, `InsecureListener`, `BadAddress`. What
         such a receiver gets is in the node's configuration.
         """
+        check_flags(insecure=insecure)
         receive = ReceiveOptions(order=self._reception.order, shared=self._shared)
         listening = Listening(self._reception, self.transports, address, receive)
 

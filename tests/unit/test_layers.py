@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "msgservice"
 
 # Lowest first; a module may import its own part and those of the layers before it.
 LAYERS: list[tuple[str, ...]] = [
-    ("credentials", "errors", "limits", "output", "threads", "waiters"),
+    ("arguments", "credentials", "errors", "limits", "output", "threads", "waiters"),
     ("message", "codecs", "interfaces", "receiver_options", "records", "administration"),
     ("core",),
     ("disk", "clock", "log_lines"),
@@ -27,6 +27,7 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 # What a face may know of the service; of the node and what lies below it, nothing.
 FACES_MAY_IMPORT = {
+    "arguments",
     "errors",
     "waiters",
     "clock",

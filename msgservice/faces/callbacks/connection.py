@@ -25,6 +25,7 @@ from twisted.logger import Logger
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
+from msgservice.arguments import check_counts, check_flags, check_functions, check_kind
 from msgservice.clock import timed
 from msgservice.errors import (
     ClientClosed,
@@ -80,8 +81,27 @@ class Connection:
         on_disconnected: Callable[[Any], Any] | None = None,
         on_file: Callable[[Any, str], Any] | None = None,
     ) -> None:
+        limits = CallbackLimits() if limits is None else limits
+        check_kind(CallbackRegistry, "a CallbackRegistry is needed", registry=registry)
+        check_kind(CallbackLimits, "CallbackLimits are needed", limits=limits)
+        if files is not None:
+            check_kind(FileRoot, "a FileRoot is needed", files=files)
+        check_flags(
+            resume_queue=resume_queue,
+            resend_requests=resend_requests,
+            announce=announce,
+            allow_nan=allow_nan,
+        )
+        check_functions(
+            run_in_thread=run_in_thread,
+            on_connected=on_connected,
+            on_disconnected=on_disconnected,
+            on_file=on_file,
+        )
+        if first_id is not None:
+            check_counts(0, first_id=first_id)
         self._registry = registry
-        self.limits = limits or CallbackLimits()
+        self.limits = limits
         self._reactor = timed(reactor)
         self._core = CallbackPeer(
             byteorder=sys.byteorder,

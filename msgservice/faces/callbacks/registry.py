@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from msgservice.arguments import check_kind, check_methods
 from msgservice.errors import check_runs
 
 Callback = Callable[..., Any]
@@ -44,6 +45,8 @@ class CallbackRegistry:
 
 
 def _register(callbacks: dict[str, Callback], name: str, function: F) -> F:
+    check_kind(str, "text is needed", name=name)
+    check_methods("a function is needed", ("__call__",), callback=function)
     check_runs(function, "callback")
 
     @functools.wraps(function)

@@ -32,6 +32,16 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+from msgservice.arguments import (
+    check_counts,
+    check_flags,
+    check_functions,
+    check_kind,
+    check_methods,
+    check_port,
+    check_seconds,
+    wrong,
+)
 from msgservice.clock import timed
 from msgservice.errors import CannotListen
 from msgservice.faces.callbacks.connection import Connection
@@ -42,6 +52,7 @@ from msgservice.faces.callbacks.stream import CallbackProtocol
 from msgservice.faces.listening import ListeningService
 
 PORT = 25_000
+CREATES = "clientConnectionForTLS"  # what options of `optionsForClientTLS` have
 SETTLE_SECONDS_MAX = 10.0
 CONNECTIONS_MAX = 1_000  # each costs a socket and about 10 KiB
 
@@ -74,6 +85,13 @@ class CallbackServer(ListeningService):
         on_disconnected: Callable[[Connection], Any] | None = None,
         **options: Any,
     ) -> None:
+        if not (isinstance(endpoint, str) or IStreamServerEndpoint.providedBy(endpoint)):
+            raise wrong("endpoint", endpoint, "an endpoint or its description is needed")
+        if tls is not None:
+            check_methods("CertificateOptions are needed", ("getContext",), tls=tls)
+        check_counts(1, connections_max=connections_max)
+        check_flags(one_per_host=one_per_host)
+        check_functions(on_connected=on_connected, on_disconnected=on_disconnected)
         self._reactor = timed(reactor)
         self._description = str(endpoint)
         self._endpoint: IStreamServerEndpoint = (
@@ -188,6 +206,25 @@ class CallbackClient(Service):
         on_server: Callable[[ServerAddress], Any] | None = None,
         **options: Any,
     ) -> None:
+        check_kind(str, "the name or address of a host is needed", host=host)
+        check_port(port)
+        if not (
+            endpoint is None
+            or isinstance(endpoint, str)
+            or IStreamClientEndpoint.providedBy(endpoint)
+        ):
+            raise wrong("endpoint", endpoint, "an endpoint or its description is needed")
+        if not (tls is None or hasattr(tls, "getContext") or hasattr(tls, CREATES)):
+            raise wrong("tls", tls, "options of a client's TLS are needed")
+        check_seconds(
+            connect_seconds_max=connect_seconds_max,
+            pause_seconds=pause_seconds,
+            heard_seconds_max=heard_seconds_max,
+        )
+        check_counts(1, failures_max=failures_max, hearings_max=hearings_max)
+        if watch is not None:
+            check_methods("a ServerWatch is needed", ("next_address",), watch=watch)
+        check_functions(on_server=on_server)
         self._reactor = timed(reactor)
         self.host, self.port = host, port
         self._endpoint = (

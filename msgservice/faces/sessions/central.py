@@ -37,6 +37,13 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from msgservice.arguments import (
+    check_flags,
+    check_functions,
+    check_methods,
+    check_seconds,
+    wrong,
+)
 from msgservice.clock import monotonic_of, timed, wall_of
 from msgservice.faces.listening import ListeningService
 from msgservice.faces.sessions.content.codec import ISessionCodec
@@ -59,7 +66,6 @@ from msgservice.faces.sessions.listener import (
     UNIX,
     Inbound,
     Listener,
-    check_functions,
     spelled,
 )
 from msgservice.faces.sessions.member import Key, Member, named
@@ -153,17 +159,14 @@ class Central(ListeningService):
         logged_hello: bool = False,
         rng: Callable[[], float] = random.random,
     ) -> None:
-        if not 0 < heartbeat < float("inf"):
-            raise ValueError(f"heartbeat = {heartbeat}: seconds above 0 are needed")
-        check_functions(on_joined=on_joined, on_left=on_left, accept=accept, dial=dial)
-        if accept is None:
-            raise TypeError("accept = None: a function is needed")
+        check_seconds(heartbeat=heartbeat)
+        check_functions(on_joined=on_joined, on_left=on_left, dial=dial)
+        check_methods("a function is needed", ("__call__",), accept=accept, rng=rng)
         if not (node is None or isinstance(node, DurableRemotes)):
-            raise TypeError(f"node = {node!r}: DurableRemotes are needed")
-        if isinstance(accept_hosts, str):
+            raise wrong("node", node, "DurableRemotes are needed")
+        if isinstance(accept_hosts, str | bytes):
             raise TypeError("accept_hosts is one text: a list of hosts is needed")
-        if not isinstance(logged_hello, bool):
-            raise TypeError(f"logged_hello = {logged_hello!r}: True or False is needed")
+        check_flags(logged_hello=logged_hello)
         self._reactor = timed(reactor)
         self._now, self._wall = monotonic_of(reactor), wall_of(reactor)
         self._listener = Listener(

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from msgservice.arguments import check_counts
 from msgservice.clock import timed
 from msgservice.errors import GENERATORS, check_runs, has_not_run
 from msgservice.faces.sessions.limits import SessionLimits
@@ -108,10 +109,7 @@ class Handlers:
         threads: int = 0,
         limits: SessionLimits,
     ) -> None:
-        if not isinstance(threads, int):
-            raise TypeError(f"threads = {threads!r}: an integer is needed")
-        if threads < 0:
-            raise ValueError(f"threads = {threads}: 0 or more are needed")
+        check_counts(0, threads=threads)
         if function is not None:
             if not callable(function):
                 raise TypeError(f"a handler must be callable, not {type(function).__name__}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+
+from msgservice.arguments import check_limits
 
 MIB = 1024 * 1024
 
@@ -67,9 +69,4 @@ class SessionLimits:
         return int(self.unhandled_messages), int(self.unhandled_bytes)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{field.name} = {value}: a finite number above 0 is needed")
-            if field.type == "int" and value < 1:  # a window of 0, and nobody could send anything
-                raise ValueError(f"{field.name} = {value}: 1 or more are needed")
+        check_limits(self)  # with a window of 0 nobody could send anything

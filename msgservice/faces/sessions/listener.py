@@ -31,6 +31,7 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+from msgservice.arguments import check_flags, check_kind, wrong
 from msgservice.clock import monotonic_of, timed
 from msgservice.core.framing import FrameSplitter
 from msgservice.errors import CannotListen, FrameTooLarge, InsecureListener
@@ -55,13 +56,6 @@ def spelled(host: str) -> str:
     except ValueError:
         return host
     return str(getattr(address, "ipv4_mapped", None) or address)
-
-
-def check_functions(**functions: object) -> None:
-    """Raise `TypeError` where what a program gives to be called cannot be."""
-    for name, function in functions.items():
-        if not (function is None or callable(function)):
-            raise TypeError(f"{name} = {function!r}: a function is needed")
 
 
 class ListenerUser(Protocol):
@@ -333,15 +327,13 @@ class Listener:
         codec = codec if codec is not None else SafeCodec()
         limits = limits if limits is not None else SessionLimits()
         if not ISessionCodec.providedBy(codec):
-            raise TypeError(f"codec = {codec!r}: a codec of sessions is needed, like SafeCodec()")
-        if not isinstance(limits, SessionLimits):
-            raise TypeError(f"limits = {limits!r}: SessionLimits are needed")
-        if not (tls is None or isinstance(tls, CertificateOptions)):
-            raise TypeError(f"tls = {tls!r}: CertificateOptions are needed")
-        if not isinstance(insecure, bool):
-            raise TypeError(f"insecure = {insecure!r}: True or False is needed")
+            raise wrong("codec", codec, "a codec of sessions is needed, like SafeCodec()")
+        check_kind(SessionLimits, "SessionLimits are needed", limits=limits)
+        if tls is not None:
+            check_kind(CertificateOptions, "CertificateOptions are needed", tls=tls)
+        check_flags(insecure=insecure)
         if not (isinstance(listen, str) or IStreamServerEndpoint.providedBy(listen)):
-            raise TypeError(f"listen = {listen!r}: an endpoint or its description is needed")
+            raise wrong("listen", listen, "an endpoint or its description is needed")
         self.reactor: Any = timed(reactor)
         self.now = monotonic_of(reactor)
         self._endpoint = listen

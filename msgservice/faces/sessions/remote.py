@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 from typing import Any
 
 from twisted.application.service import Service
@@ -30,6 +31,7 @@ from twisted.internet.ssl import CertificateOptions
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from msgservice.arguments import check_flags, check_functions, check_methods, check_seconds
 from msgservice.clock import monotonic_of, timed
 from msgservice.faces.listening import ListeningService
 from msgservice.faces.sessions.content.codec import ISessionCodec
@@ -49,7 +51,7 @@ from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined
 from msgservice.faces.sessions.handlers import Handlers, Job, SessionMessage, check_thread
 from msgservice.faces.sessions.hop import Account, Hop, prepare
 from msgservice.faces.sessions.limits import SessionLimits
-from msgservice.faces.sessions.listener import LISTEN, Inbound, Listener, check_functions, spelled
+from msgservice.faces.sessions.listener import LISTEN, Inbound, Listener, spelled
 from msgservice.faces.sessions.outgoing import Entry
 from msgservice.faces.sessions.sender import DIALS_MIN, Sender
 from msgservice.transport.addresses import ip_of, is_local_host
@@ -131,8 +133,10 @@ class Remote(ListeningService):
         insecure: bool = False,
         rng: Callable[[], float] = random.random,
     ) -> None:
-        if not heartbeat_timeout > 0:
-            raise ValueError(f"heartbeat_timeout = {heartbeat_timeout}: seconds above 0 are needed")
+        if heartbeat_timeout != inf:
+            check_seconds(heartbeat_timeout=heartbeat_timeout)
+        check_flags(acks=acks)
+        check_methods("a function is needed", ("__call__",), rng=rng)
         if isinstance(central, tuple):
             if [type(part) for part in central] != [str, int] or not 0 < central[1] < 65_536:
                 raise ValueError(f"central = {central}: a host and a port are needed")

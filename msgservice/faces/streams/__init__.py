@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgservice.arguments import check_flags, check_port
 from msgservice.faces.streams import remote as _remote
 from msgservice.faces.streams.content import JsonCodec, StreamCodec, register
 from msgservice.faces.streams.durable import NodeStreams
@@ -71,8 +72,11 @@ def serve(
     `stream`: a `MessageStream`, or the `NodeStreams` of a node that has started.
     `port`: of loopback, 0 for one that is free (`.port` tells); with `insecure` of every
     interface. Or an endpoint string. `options`: those of `StreamServer`. Raises `CannotListen`,
-    `InsecureListener` and `BadAddress`.
+    `InsecureListener` and `BadAddress`; `TypeError` and `ValueError` for what is no port.
     """
+    if not isinstance(port, str):
+        check_port(port, 0)
+    check_flags(insecure=insecure)
     interface = "" if insecure else ":interface=127.0.0.1"
     listen = port if isinstance(port, str) else f"tcp:{port}{interface}"
     options.setdefault("codec", codec)

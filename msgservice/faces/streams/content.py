@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from msgservice.arguments import check_kind, check_methods
 from msgservice.errors import BadValue
 
 NESTING_MAX = 200
@@ -51,6 +52,13 @@ class StreamCodec(Protocol):
         """
 
 
+def check_codec(codec: Any) -> StreamCodec:
+    """Return a codec. Raises `TypeError` for what is none."""
+    check_methods("an object with encode and decode is needed", ("encode", "decode"), codec=codec)
+    found: StreamCodec = codec
+    return found
+
+
 class _Registered(NamedTuple):
     cls: type
     name: str
@@ -67,8 +75,11 @@ def register(cls: type, name: str = "", version: str = "0.0") -> type:
     `name`: what it is called on the wire, by default its module and name. Restoring calls nothing
     of it, neither `__new__` nor `__init__`: the state becomes its attributes. Raises `BadValue` for
     a name that another class has, and for a class whose objects cannot be restored so: what is a
-    dict, list, text or number itself, has no attributes of its own (`__slots__`), or is abstract.
+    dict, list, text or number itself, has no attributes of its own (`__slots__`), or is abstract;
+    `TypeError` for what is no class, and for names that are no text.
     """
+    check_kind(type, "a class is needed", cls=cls)
+    check_kind(str, "text is needed", name=name, version=version)
     _check_class(cls)
     entry = _Registered(cls, name or f"{cls.__module__}.{cls.__qualname__}", version)
     other = _by_name.get(entry.name)
@@ -90,7 +101,8 @@ def _check_class(cls: type) -> None:
 def _plain(value: Any) -> dict[str, Any]:
     entry = _by_class.get(type(value))
     if entry is None:
-        raise BadValue("message", f"has a {type(value).__qualname__}, which is not registered")
+        name = type(value).__qualname__
+        raise BadValue("message", f"has an instance of {name}, which is not registered")
     return {CLASS: entry.name, VERSION: entry.version, STATE: vars(value)}
 
 

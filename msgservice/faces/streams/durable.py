@@ -27,9 +27,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from msgservice.arguments import check_kind, check_methods
 from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
-from msgservice.core.subjects import EVERY_STREAM, STREAMS, check_subject, streams_of
+from msgservice.clock import timed
+from msgservice.core.subjects import EVERY_STREAM, STREAMS, check_name, check_subject, streams_of
 from msgservice.errors import (
     BadSubject,
     BadValue,
@@ -245,9 +247,11 @@ class NodeStreams:
     def __init__(
         self, reactor: Any, node: StreamsNode, *, principal: str = "", name: str = NAME
     ) -> None:
+        check_methods("a Node is needed", ("client", "attach", "read_stream"), node=node)
+        check_kind(str, "the name of a user is needed", principal=principal)
         self._node = node
-        self._principal, self._name = principal, name
-        self._reactor = reactor
+        self._principal, self._name = principal, check_name(name)
+        self._reactor = timed(reactor)
         self._host: Host
         self._client: Client | None = None
         self._receiver: Receiver | None = None

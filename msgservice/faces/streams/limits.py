@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+
+from msgservice.arguments import check_limits
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -46,7 +48,4 @@ class StreamLimits:
     """What a `RemoteStream` has put and could not write yet; more is refused."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{field.name} = {value}: a finite number above 0 is needed")
+        check_limits(self)

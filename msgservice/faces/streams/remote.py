@@ -23,12 +23,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from msgservice.arguments import check_flags, check_kind, check_methods, check_port, wrong
 from msgservice.clock import monotonic_of, timed
 from msgservice.core.backoff import Backoff
 from msgservice.errors import Ambiguous, BadValue, LimitReached
-from msgservice.faces.streams.content import JsonCodec, StreamCodec
+from msgservice.faces.streams.content import JsonCodec, StreamCodec, check_codec
 from msgservice.faces.streams.limits import StreamLimits
-from msgservice.faces.streams.stream import Queue
+from msgservice.faces.streams.stream import Queue, check_queue
 from msgservice.faces.streams.wire import (
     CLOSE,
     DELETE,
@@ -173,13 +174,21 @@ class RemoteStream:
         reconnect: bool = True,
         rng: Callable[[], float] = random.random,
     ) -> None:
+        if endpoint is None:
+            check_kind(str, "the name or address of a host is needed", host=host)
+            check_port(port)
+        elif not IStreamClientEndpoint.providedBy(endpoint):
+            raise wrong("endpoint", endpoint, "an endpoint of Twisted's is needed")
+        check_flags(reconnect=reconnect)
+        check_methods("a function is needed", ("__call__",), rng=rng)
         if reactor is None:
             from twisted.internet import reactor  # noqa: TID251  # the original takes none
         self._reactor: Any = timed(reactor)
         self._now = monotonic_of(reactor)
         self._endpoint: Any = endpoint or HostnameEndpoint(self._reactor, host, port)
-        self.codec: StreamCodec = JsonCodec if codec is None else codec
+        self.codec: StreamCodec = check_codec(JsonCodec if codec is None else codec)
         self.limits = StreamLimits() if limits is None else limits
+        check_kind(StreamLimits, "StreamLimits are needed", limits=self.limits)
         self._reconnects = reconnect
         self._rng = rng
         self._listening: list[_Listening] = []
@@ -209,14 +218,19 @@ class RemoteStream:
         It gets a `Closed` at the end, and where its connection was lost. Twice the same queue gets
         each message twice. `resume`: of a server with a node, go on after a lost connection behind
         the last message that came, without a word; where that is not kept any more, the end has
-        the reason `gap`. Raises `BadValue` for a key that cannot travel.
+        the reason `gap`. Raises `BadValue` for a key that cannot travel, `TypeError` for what is
+        none, and for what is no queue.
         """
         self._check_open()
-        check_key(stream, self.limits.key_bytes)
+        stream = check_key(stream, self.limits.key_bytes)
+        check_queue(queue)
+        check_flags(resume=resume)
         self._listening.append(_Listening(self, stream, queue, resumes=resume))
 
     def hangup(self, stream: str | None, queue: Queue) -> None:
         """End one listening of a queue, or with None all of its; one that is unknown is ignored."""
+        if stream is not None:
+            check_kind(str, "text or None is needed", stream=stream)
         found = [
             one
             for one in self._listening
@@ -309,7 +323,7 @@ class RemoteStream:
 
     def _write(self, action: str, stream: str, **more: Any) -> None:
         self._check_open()
-        check_key(stream, self.limits.key_bytes)
+        stream = check_key(stream, self.limits.key_bytes)
         line = line_of(self.codec, action, stream, **more)
         command_of({"action": action, "stream": stream, **more})  # or the server would ignore it
         if len(line) - 1 > self.limits.line_bytes:  # the server would end the connection for it

@@ -31,10 +31,11 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from msgservice.arguments import check_flags, check_kind, check_methods, wrong
 from msgservice.clock import monotonic_of, timed
 from msgservice.errors import BadValue, CannotListen, InsecureListener, LimitReached
 from msgservice.faces.listening import ListeningService
-from msgservice.faces.streams.content import JsonCodec, StreamCodec
+from msgservice.faces.streams.content import JsonCodec, StreamCodec, check_codec
 from msgservice.faces.streams.limits import KIB, StreamLimits
 from msgservice.faces.streams.live import LiveStreams
 from msgservice.faces.streams.outbound import Chunk, Outbound
@@ -62,6 +63,7 @@ SUBSCRIPTION_BYTES = 256  # of one listening, beside its key
 PAGE_STREAMS = 200  # that one answer to `list` has at most,
 PAGE_KEYS = 256 * KIB  # … with keys of so many characters, about,
 PAGE_LISTENERS = 20_000  # … and so many listeners, who are looked at one by one
+SERVED = ("serve", "begin", "take", "listeners_of")  # methods that tell streams from what is none
 UNIX_MODE = "600"  # of a socket whose address says none: whoever may open it needs no login
 SHOWN = 300  # characters of a reason in the log
 
@@ -100,16 +102,18 @@ class StreamServer(ListeningService):
         is_strict: bool = False,
     ) -> None:
         if not (isinstance(listen, str) or IStreamServerEndpoint.providedBy(listen)):
-            raise TypeError(f"listen = {listen!r}: an endpoint or its description is needed")
-        if not (tls is None or isinstance(tls, CertificateOptions)):
-            raise TypeError(f"tls = {tls!r}: CertificateOptions are needed")
-        for name, value in (("insecure", insecure), ("is_strict", is_strict)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} = {value!r}: True or False is needed")
+            raise wrong("listen", listen, "an endpoint or its description is needed")
+        if tls is not None:
+            check_kind(CertificateOptions, "CertificateOptions are needed", tls=tls)
+        check_flags(insecure=insecure, is_strict=is_strict)
+        check_kind(str, "text is needed", described=described)
+        if not isinstance(stream, MessageStream):
+            check_methods("a MessageStream or NodeStreams are needed", SERVED, stream=stream)
         self.reactor: Any = timed(reactor)
         self.now = monotonic_of(reactor)
-        self.codec: StreamCodec = JsonCodec if codec is None else codec
+        self.codec: StreamCodec = check_codec(JsonCodec if codec is None else codec)
         self.limits = StreamLimits() if limits is None else limits
+        check_kind(StreamLimits, "StreamLimits are needed", limits=self.limits)
         self.is_strict = is_strict
         self._endpoint = listen
         self._described = described or str(listen)

@@ -16,12 +16,19 @@ from typing import Any, Protocol
 
 from twisted.logger import Logger
 
+from msgservice.arguments import check_methods
+
 
 class Queue(Protocol):
     """A queue: whatever takes messages, such as `queue.Queue`, `DeferredQueue` or a `Monitor`."""
 
     def put(self, message: Any, /) -> object:
         """Take a message."""
+
+
+def check_queue(queue: object) -> None:
+    """Raise `TypeError` for what takes no messages: it would be told so by the log, each time."""
+    check_methods("something with put() is needed", ("put",), queue=queue)
 
 
 class Feed(Protocol):
@@ -156,8 +163,9 @@ class MessageStream:
         """Give a queue the header, if there is one, and then every message that is put.
 
         A queue may listen twice, and then gets each twice. What it raises for the header is
-        raised, and it does not listen.
+        raised, and it does not listen. Raises `TypeError` for what is no queue.
         """
+        check_queue(queue)
         with self.lock:
             header = self._headers.get(key)
             one = _Listening(queue)

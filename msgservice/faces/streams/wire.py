@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+from msgservice.core.subjects import exact
 from msgservice.errors import BadValue
 from msgservice.faces.streams.content import StreamCodec
 
@@ -136,7 +137,8 @@ def _ttl_of(value: dict[str, Any]) -> float | None:
 
 
 def check_key(key: str, key_bytes: int) -> str:
-    """Return a key that may travel. Raises `BadValue`."""
+    """Return a key that may travel. Raises `BadValue`, and `TypeError` for what is no text."""
+    key = exact(key, "stream")
     try:
         size = len(key.encode())
     except UnicodeEncodeError:

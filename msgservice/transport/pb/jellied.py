@@ -8,7 +8,7 @@ the classes that its owner has named. Everything else is an error for who called
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from twisted.python.reflect import qual
 from twisted.spread.jelly import SecurityOptions, jelly
 from twisted.spread.pb import CopyableFailure
 
+from msgservice.arguments import wrong
 from msgservice.core.reasons import one_line
 from msgservice.errors import BadValue, MalformedFrame, MsgServiceError, RemoteFailed
 from msgservice.transport.pb.expressions import Encoded, encode
@@ -36,6 +37,13 @@ _BASIC: Final[dict[bytes, int | None]] = {
 }
 _FAILURE: Final = qual(CopyableFailure).encode()
 HIDDEN: Final = "the log of the other side says why"
+
+
+def copyables(classes: Iterable[type]) -> tuple[type, ...]:
+    """Return classes whose instances may cross. Raises `TypeError` for what is none."""
+    if isinstance(classes, str | bytes | type) or not isinstance(classes, Iterable):
+        raise wrong("classes", classes, "a list of classes is needed")
+    return tuple(classes)
 
 
 def security(*classes: type) -> SecurityOptions:

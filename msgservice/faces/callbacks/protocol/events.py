@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from msgservice.arguments import check_limits
 from msgservice.errors import ProtocolError
 from msgservice.faces.callbacks.protocol.reader import FILE_BYTES_MAX, JSON_BYTES_MAX
 from msgservice.faces.callbacks.protocol.wire import HEADER_BYTES_MAX, Header
@@ -38,9 +39,7 @@ class CallbackLimits:
     close_seconds_max: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be above 0")
+        check_limits(self)
         for name, most in (("header_bytes_max", HEADER_BYTES_MAX), ("pending_max", PENDING_MAX)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name)}, the protocol allows {most}")
