@@ -157,6 +157,11 @@ class Batch(msgspec.Struct, gc=False, eq=False):
         """The position of its last message."""
         return (self.number << BATCH_INDEX_BITS) + self.count - 1
 
+    @property
+    def lane(self) -> tuple[str, str, str]:
+        """The lane: what its sender sends to its subject keeps its order."""
+        return self.sender, self.incarnation, self.subject
+
 
 class Piece(msgspec.Struct, frozen=True, gc=False):
     """A part of a sender's run: its audience, and its position in the log (what ROUTED says)."""

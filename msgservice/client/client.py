@@ -235,12 +235,11 @@ class Client:
 
         Fails at once, with nothing sent, with `BadSubject`, `BadName`, `MessageTooLarge`,
         `TypeError` (content without a form), `BadValue` (`ttl`, `delay`), `LimitReached` (too much
-        is held), `NotYetBuilt` (`promise`, and a delay with `retain`),
-        `NotSupported` (the node that was reached last does not offer `to`, `require`, `ttl`,
-        `delay` or keys), `ClientClosed`; after the node's answer with `UnknownReceiver`,
-        `NoReceiver`, `KeyReused` or `Refused`; with `Expired` when its ttl was over before the node
-        was given it; with `ClientClosed` (an `Ambiguous`) when the client is closed before the
-        answer. Cancelling ends the wait only.
+        is held), `NotYetBuilt` (`promise`), `NotSupported` (the node that was reached last does not
+        offer `to`, `require`, `ttl`, `delay` or keys), `ClientClosed`; after the node's answer with
+        `UnknownReceiver`, `NoReceiver`, `KeyReused` or `Refused`; with `Expired` when its ttl was
+        over before the node was given it; with `ClientClosed` (an `Ambiguous`) when the client is
+        closed before the answer. Cancelling ends the wait only.
         """
         if (
             type(content) is bytes

@@ -30,7 +30,6 @@ from msgservice.errors import (
     BadValue,
     MessageTooLarge,
     NotSupported,
-    NotYetBuilt,
     Refused,
 )
 from msgservice.limits import MESSAGE_OVERHEAD, NAME_BYTES_MAX, TIME_DAYS_MAX, Limits
@@ -283,8 +282,6 @@ class Gathering:
         if ttl is not None:
             options = RunOptions(options.to, milliseconds("ttl", ttl), flags=options.flags)
         if delay is not None and (least := milliseconds("delay", delay)):
-            if retain:
-                raise NotYetBuilt("delay with retain")
             if options.ttl is not None and options.ttl <= least:
                 raise BadValue(
                     "ttl", f"is over when the delay of {delay} s is: it must be above it"

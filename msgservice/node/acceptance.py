@@ -23,7 +23,6 @@ from msgservice.errors import (
     MalformedFrame,
     MessageTooLarge,
     NoReceiver,
-    NotYetBuilt,
     PathTooLong,
     Refused,
     UnknownReceiver,
@@ -48,7 +47,7 @@ from msgservice.node.due import Due
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.rights import Rights
 from msgservice.node.seldom import Seldom
-from msgservice.records import NOBODY, PATH_MAX, Audience, Batch, KeyUse, Origin
+from msgservice.records import NOBODY, PATH_MAX, Audience, Batch, KeyUse, Origin, Retained
 
 _logger = Logger()
 
@@ -223,7 +222,7 @@ class Acceptance:
         held: dict[tuple[str, str, str], LimitReached | LogFull] = {}
         addressed: _Addressed = {}
         for batch in batches:
-            lane = (batch.sender, batch.incarnation, batch.subject)
+            lane = batch.lane
             refusal: Refused | LimitReached | LogFull | None = held.get(lane)
             audience = NOBODY
             if refusal is None:
@@ -262,25 +261,40 @@ class Acceptance:
         """Decide for whom runs are that are due, in the group that starts now; return those.
 
         They were accepted, so nobody's backlog is asked about; whom their senders named, they are
-        for, be it that one of them was removed. One without a place for its receivers waits on.
+        for, be it that one of them was removed. One without a place for its receivers, or among
+        what is retained, waits on, and so does what is behind it in its lane.
         """
         decided: list[Batch] = []
+        held: set[tuple[str, str, str]] = set()
         for batch in batches:
+            if held and batch.lane in held:
+                continue
             if not batch.addressed:
                 path = () if batch.origin is None else batch.origin.path[:-1]
                 flags = batch.options.flags
                 try:
+                    if flags & FLAG_RETAIN:
+                        self._check_room(batch)
                     if self._own_ids.isdisjoint(path):
                         batch.audience = self._matching(batch.subject, flags, path)
                     else:
                         batch.audience = self._directory.nobody()
                 except (LimitReached, LogFull):
-                    continue  # which the directory says
+                    held.add(batch.lane)
+                    continue  # which is said where it was handed in
                 if flags & FLAG_RETAIN:
                     self._retained.coming(batch.subject)
             batch.audience.waiting += 1
             decided.append(batch)
         return decided
+
+    def _check_room(self, batch: Batch) -> None:
+        """Raise `LimitReached` unless there is room to retain what is due, or it clears."""
+        try:
+            self._retained.check_room(batch.subject, batch.size)
+        except LimitReached:
+            if Retained.of(batch) is not None:
+                raise
 
     def _addressed_now(self, batch: Batch, addressed: _Addressed) -> Audience:
         key = batch.audience.number, batch.sender
@@ -356,15 +370,10 @@ class Acceptance:
 
 
 def _check_delay(transfer: Transfer) -> None:
-    """Raise `Refused` for a delay that is too long, `NotYetBuilt` beside what goes by the moment.
-
-    A retained message is another's from then on.
-    """
+    """Raise `Refused` for a delay that is too long."""
     assert transfer.delay is not None
     if transfer.delay > TIME_DAYS_MAX * 24 * 3600 * 1000:
         raise Refused(f"a delay of {transfer.delay} ms, at most {TIME_DAYS_MAX} days allowed")
-    if transfer.flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
-        raise NotYetBuilt("delay with retain")
 
 
 def _path_of(transfer: Transfer, node_log: str) -> Sequence[str]:

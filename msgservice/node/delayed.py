@@ -7,7 +7,7 @@ that no turn of the reactor is long, whatever is due in the same second.
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -39,6 +39,7 @@ class DelayedMessages:
         self._due = due
         self._seldom = seldom
         self._after = BEGIN  # behind what found no place, in this pass
+        self._held: set[tuple[str, str, str]] = set()  # the lanes of that: nothing overtakes
         self._was_cut = False  # something was cancelled since the last page was moved
         self._following = NOTHING_READ  # the page that was read ahead, and when
         self._looked_at: int | None = None  # the earliest that `due` knows of
@@ -59,9 +60,10 @@ class DelayedMessages:
         if not page or now - read_at > READ_AGAIN:
             page = await self._log.due(now, self._after, PAGE)
         if not page:
-            self._after = BEGIN
+            self._begin_anew()
             return False
-        moving = self._commits.due(page)
+        going = [batch for batch in page if batch.lane not in self._held] if self._held else page
+        moving = self._commits.due(going) if going else succeed([])
         end = (page[-1].due_at, page[-1].delayed_id)
         # While this page is written the next is read. Nothing comes before it any more: what is
         # accepted from now on is due later than this moment.
@@ -74,15 +76,20 @@ class DelayedMessages:
             # What is left of a run goes before what was behind it: all is looked at from the first.
             self._was_cut = False
             await reading
-            self._after, self._following = BEGIN, NOTHING_READ
+            self._begin_anew()
             return True
         gone = {batch.delayed_id for batch in moved}
         left = [batch for batch in page if batch.delayed_id not in gone]
         if left:
             self._after = end
+            self._held.update(batch.lane for batch in left)
             self._tell_left(len(left), left[0].subject)
         self._following = (now, await reading)
         return True
+
+    def _begin_anew(self) -> None:
+        self._after, self._following = BEGIN, NOTHING_READ
+        self._held.clear()
 
     def _not_read(self, _: Failure) -> list[Batch]:
         return []  # it is read again, and said then
@@ -91,7 +98,8 @@ class DelayedMessages:
         def tell(more: int) -> None:
             self._logger.warn(
                 "{count} runs that are due could not be handed on, as the first of {subject}:"
-                " there is no place for their receivers, or no room; they are tried again",
+                " there is no place for their receivers, or for what is retained; they are tried"
+                " again",
                 count=count,
                 subject=subject,
             )

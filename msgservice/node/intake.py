@@ -190,7 +190,9 @@ class Intake:
         Where not (`uncommitted_bytes`), no sender is read from until there is.
         """
         commits = self._commits
-        if batch.options.flags & FLAG_RETAIN and not isinstance(batch.refusal, Forbidden):
+        flags = batch.options.flags
+        # One with a delay is on its way from when it is due on (`Acceptance.decide_due`).
+        if flags & FLAG_RETAIN and not (batch.due_at or isinstance(batch.refusal, Forbidden)):
             self._retained.coming(batch.subject)
         commits.batch(batch, source)
         if commits.uncommitted_bytes <= self._limits.uncommitted_bytes:

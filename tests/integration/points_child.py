@@ -44,6 +44,7 @@ KINDS: dict[str, Callable[[Group], bool]] = {
     "retain": lambda group: any(
         batch.options.flags & FLAG_RETAIN for batch in (*group.batches, *group.due)
     ),
+    "retain due": lambda group: any(batch.options.flags & FLAG_RETAIN for batch in group.due),
     "join": lambda group: bool(group.joins),
 }
 

@@ -13,7 +13,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 
 from msgservice import Client, Limits, Node, Receiver, connect
-from msgservice.errors import BadValue, Expired, NotDelivered, NotYetBuilt, UnknownMessage
+from msgservice.errors import BadValue, Expired, NotDelivered, UnknownMessage
 from msgservice.limits import TIME_DAYS_MAX
 from msgservice.message import Status
 from tests.integration.command import Command
@@ -240,8 +240,6 @@ async def test_44_delays_that_cannot_be_fail_before_anything_is_sent(tmp_path: P
             await client.send("orders.late", b"x", delay=delay)
         with pytest.raises(BadValue, match="delay"):
             await client.send_many("orders.late", [b"x"], delay=delay)
-    with pytest.raises(NotYetBuilt):
-        await client.send("orders.late", b"x", delay=1, retain=True)
     for ttl in (0, 0.5, 1):
         with pytest.raises(BadValue, match="ttl is over when the delay of 1 s is"):
             await client.send("orders.late", b"x", delay=1, ttl=ttl)

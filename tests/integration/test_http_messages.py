@@ -180,7 +180,6 @@ async def test_posts_of_one_turn_are_one_group(world: World) -> None:
         ({"subject": "a", "to": ["nobody"]}, 422, "UnknownReceiver"),
         ({"subject": "a", "require": True}, 422, "NoReceiver"),
         ({"subject": "a", "delay": 1, "ttl": 1}, 400, "BadValue"),
-        ({"subject": "a", "delay": 1, "retain": True}, 501, "NotYetBuilt"),
         ({"subject": "a", "text": "x" * 70_000}, 413, "MessageTooLarge"),
     ],
     ids=repr,

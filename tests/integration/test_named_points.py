@@ -349,6 +349,33 @@ async def test_48_the_last_one_is_retained_and_each_who_joins_has_it_once(world:
 
 
 @pytest_twisted.ensureDeferred
+async def test_48_what_is_due_is_retained_once_it_has_its_place_wherever_the_node_dies(
+    world: World,
+) -> None:
+    for at, point in enumerate(POINTS):
+        await world.lives(point, "retain due")
+        if not at:
+            await world.attach().when_connected()
+        await world.send("s.a", b"later %d" % at, delay=0.4, retain=True)
+        await world.or_death(world.receipts[b"later %d" % at].accepted)
+        await world.send("s.a", b"at once %d" % at, retain=True)
+        await world.died()
+    await world.lives("never", "retain due")
+    found = await world.settled()
+    assert [{"billing": Status.ACKNOWLEDGED}] * 6 == [*found.values()]
+    assert sorted(world.receipts) == sorted(world.done())
+    assert 3 == len([one for one in world.done() if one.startswith(b"later")])
+    await world.attach("joins").when_connected()
+    await world.send("s.b", b"it has")
+    assert {"billing", "joins"} == {*(await world.settled(b"it has"))[b"it has"]}
+    # By their numbers in the log, which are the order in which they came to who was there.
+    last = [body for body in world.done() if body != b"it has"][-1]
+    assert [last, b"it has"] == world.done("joins")
+    assert (await world.ask("delayed.list"))["delayed"] == []
+    await world.is_whole()
+
+
+@pytest_twisted.ensureDeferred
 async def test_49_a_purge_of_who_takes_its_messages_settles_each_in_one_way(world: World) -> None:
     for at, point in enumerate(POINTS):
         await world.lives(point, "purge")

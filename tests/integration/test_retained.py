@@ -107,6 +107,11 @@ def test_48_a_command_retains_and_another_ends_it_also_over_a_kill(tmp_path: Pat
         rows = msgservice.data("retained", "list")["retained"]
         assert [row["subject"] for row in rows] == ["prices.b"]
         assert msgservice("retained", "show", "prices.b", "--body").out == "two"
+        later = msgservice.data("send", "prices.b", "in a while", "--retain", "--delay", "2s")
+        assert later["due"]
+        assert msgservice("retained", "show", "prices.b", "--body").out == "two"
+        assert msgservice("listen", "late", "--count", "2").out == "\nin a while\n"
+        assert msgservice("retained", "show", "prices.b", "--body").out == "in a while"
         was = msgservice.receiver("late")["routed"]
         only = msgservice.data("send", "prices.c", "three", "--retain-only")
         assert only["receivers"] == {}
@@ -138,7 +143,7 @@ def test_48_a_command_retains_and_another_ends_it_also_over_a_kill(tmp_path: Pat
             assert late.ended() == 0
         finally:
             late.close()
-        assert "two" in msgservice("retained", "show", "prices.b").out
+        assert "in a while" in msgservice("retained", "show", "prices.b").out
         assert msgservice("retained", "show", "prices.a").code == 1
         would = msgservice.data("retained", "clear", "prices.>", "--dry-run")
         assert (would["would"]["count"], would["done"]) == (1, None)

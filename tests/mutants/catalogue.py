@@ -282,6 +282,28 @@ _ALL = [
         new="if len(ranges) != 7:",
         catcher=_swarm("call_back", "a cancel does not find what waits", "a receipt never settles"),
     ),
+    # --- retained when it is due
+    Mutant(
+        name="what-is-due-is-retained-beyond-the-limit",
+        at="msgservice.node.acceptance:Acceptance.decide_due",
+        old="self._check_room(batch)",
+        new="pass",
+        catcher=_test("tests/unit/test_node_retained.py -k waits_on", "waits_on"),
+    ),
+    Mutant(
+        name="what-is-due-overtakes-what-has-no-room",
+        at="msgservice.node.acceptance:Acceptance.decide_due",
+        old="held.add(batch.lane)",
+        new="pass",
+        catcher=_test("tests/unit/test_node_retained.py -k waits_on", "waits_on"),
+    ),
+    Mutant(
+        name="what-is-due-overtakes-what-has-no-room-a-page-before",
+        at="msgservice.node.delayed:DelayedMessages._move",
+        old="self._held.update(batch.lane for batch in left)",
+        new="pass",
+        catcher=_test("tests/unit/test_node_retained.py -k waits_on", "waits_on"),
+    ),
     # --- keys of what waits
     Mutant(
         name="who-came-second-is-not-told-that-it-is-due",

@@ -289,7 +289,6 @@ def test_an_id_stays_with_its_message() -> None:
         (BadValue, "a", b"", {"delay": 366 * 24 * 3600 + 0.001}),
         (BadValue, "a", b"", {"delay": "1"}),
         (BadValue, "a", b"", {"delay": 1, "ttl": 1}),
-        (NotYetBuilt, "a", b"", {"delay": 1, "retain": True}),
         (Refused, "a", b"", {"retain": True, "to": ["billing"]}),
         (Refused, "a", b"", {"retain": 7}),
         (NotYetBuilt, "a", b"", {"promise": object()}),

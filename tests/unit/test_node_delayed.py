@@ -15,7 +15,7 @@ from msgservice.identity.rules import Rules
 from msgservice.identity.users import User, Users
 from msgservice.limits import TIME_DAYS_MAX
 from msgservice.log.memory import MemoryLog
-from msgservice.message import FLAG_RETAIN, Action, Status, decode_messages
+from msgservice.message import FLAG_RETAIN, FLAG_RETAIN_ONLY, Action, Status, decode_messages
 from msgservice.node import delayed
 from msgservice.node.gate import Door
 from msgservice.records import Resume, hash_of
@@ -151,7 +151,8 @@ def test_43_it_waits_on_over_a_restart() -> None:
     ("fields", "reason"),
     [
         ({"delay": DELAY_MAX * 1000 + 1}, "366 days"),
-        ({"flags": FLAG_RETAIN}, "retain"),
+        ({"flags": FLAG_RETAIN_ONLY}, "retain"),
+        ({"flags": FLAG_RETAIN, "to": ("billing",)}, "'to'"),
     ],
 )
 def test_44_what_cannot_be_is_refused_by_name_and_hurts_nobody(

@@ -24,7 +24,7 @@ from msgservice.message import (
 )
 from msgservice.node.gate import Door
 from msgservice.node.retained import SPARE, RetainedIndex
-from msgservice.records import NODE, Group, ReceiverRow
+from msgservice.records import NODE, Group, ReceiverRow, hash_of
 from tests.kit.limits import Limits
 from tests.kit.logs import make_batch
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
@@ -338,3 +338,153 @@ def test_the_index_holds_no_more_times_than_twice_what_expires() -> None:
     index.clear_expired(["a", "b"], 9_999)
     assert "a" not in index
     assert index.expires_first() == 10_001
+
+
+# --- with a delay (DELIVERY 43)
+
+MINUTE = 60_000
+
+
+def keep_later(
+    shop: ScriptedPeer,
+    sequence: int,
+    body: bytes,
+    *,
+    subject: str = "a",
+    flags: int = FLAG_RETAIN,
+    **more: Any,
+) -> None:
+    shop.transfer(sequence, subject, [body], flags=flags, **({"delay": MINUTE} | more))
+    shop.world.settle()
+
+
+def bodies_of(world: NodeWorld, subject: str = "a") -> list[bytes]:
+    """The body of what is retained of a subject, if anything is."""
+    found: list[Any] = []
+    world.node.log.retained("", 100).addCallback(found.extend)
+    world.settle()
+    return [
+        message.body
+        for one in found
+        if one.subject == subject
+        for message in decode_messages(one.message)
+    ]
+
+
+def test_48_one_with_a_delay_is_retained_when_it_is_due_and_not_before() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    keep(shop, 1, "a", b"1")
+    keep_later(shop, 2, b"later")
+    keep(shop, 3, "a", b"3")
+    assert got(receiver(world, "early", ">")) == [("a", b"3", True)]
+    world.settle(59)
+    assert [b"3"] == bodies_of(world)
+    world.settle(1.1)
+    assert [b"later"] == bodies_of(world)  # the newest by its number, whenever it was accepted
+    assert got(receiver(world, "late", ">")) == [("a", b"later", True)]
+    keep(shop, 4, "a", b"4")
+    assert got(receiver(world, "last", ">")) == [("a", b"4", True)]
+
+
+def test_48_who_joins_while_it_waits_has_it_once_as_what_is_new() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    keep_later(shop, 1, b"later")
+    early = receiver(world, "early", ">")
+    assert [] == got(early)
+    world.settle(60.1)
+    assert [("a", b"later", False)] == got(early)
+
+
+def test_48_for_those_who_join_alone_it_is_delivered_to_nobody_when_it_is_due() -> None:
+    world = NodeWorld()
+    there = receiver(world, "there", ">")
+    shop = world.peer("shop", status_from=1)
+    keep_later(shop, 1, b"later", flags=FLAG_RETAIN | FLAG_RETAIN_ONLY)
+    world.settle(60.1)
+    assert [] == got(there)
+    assert got(receiver(world, "late", ">")) == [("a", b"later", True)]
+
+
+def test_48_an_empty_one_ends_what_is_retained_when_it_is_due() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    keep(shop, 1, "a", b"1")
+    keep_later(shop, 2, b"")
+    world.settle(59)
+    assert [b"1"] == bodies_of(world)
+    world.settle(1.1)
+    assert [] == bodies_of(world)
+
+
+def test_48_one_that_is_cancelled_is_retained_never_and_the_rest_of_its_run_is() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    shop.transfer(1, "a", [b"1", b"2", b"3"], flags=FLAG_RETAIN, delay=MINUTE)
+    keep_later(shop, 4, b"of b", subject="b")
+    identity = f"shop/{hash_of(shop.hello.incarnation)}/"
+    for sequence in (3, 4):
+        shop.request("$node.delayed.cancel", {"id": f"{identity}{sequence}"})
+    world.settle(60.1)
+    assert ([b"2"], []) == (bodies_of(world), bodies_of(world, "b"))
+
+
+def test_48_with_a_ttl_it_is_retained_until_that_ends_which_counts_from_the_call() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    keep_later(shop, 1, b"later", ttl=2 * MINUTE)
+    world.settle(60.1)
+    assert [b"later"] == bodies_of(world)
+    world.settle(59)
+    assert [b"later"] == bodies_of(world)
+    world.settle(1.1)
+    assert [] == bodies_of(world)
+    assert [] == got(receiver(world, "late", ">"))
+
+
+def test_48_it_is_retained_when_it_is_due_over_a_restart_too() -> None:
+    world = NodeWorld()
+    keep_later(world.peer("shop"), 1, b"later")
+    world.node.stopService()
+    world.settle(1)
+    world.start()
+    world.settle(30)
+    assert [] == bodies_of(world)
+    world.settle(30)
+    assert got(receiver(world, "late", ">")) == [("a", b"later", True)]
+
+
+def test_48_without_room_among_what_is_retained_it_waits_on_and_its_lane_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("msgservice.node.delayed.PAGE", 2)
+    world = NodeWorld(limits=Limits(retained=1))
+    there = receiver(world, "there", ">")
+    shop = world.peer("shop", status_from=1)
+    keep_later(shop, 1, b"1")
+    keep_later(shop, 2, b"2", flags=0)
+    keep_later(shop, 3, b"of b", subject="b", flags=0)
+    keep_later(shop, 4, b"4", flags=0)
+    keep(shop, 5, "c", b"5")
+    keep_later(shop, 6, b"6", subject="d")
+    (nack,) = shop.take(Nack)  # there is no room by now
+    assert (6, Action.LATER) == (nack.first, nack.action)
+    world.settle(60.1)
+    world.settle(3)
+    assert [("c", b"5", False), ("b", b"of b", False)] == got(there)
+    keep(shop, 7, "c", b"")
+    for _ in range(6):
+        world.settle(1)
+    assert [b"", b"1", b"2", b"4"] == [body for _, body, _ in got(there)]
+    assert [b"1"] == bodies_of(world)
+    assert world.node.log.next_due() is None
+
+
+def test_48_an_empty_one_that_is_due_needs_no_room() -> None:
+    world = NodeWorld(limits=Limits(retained=1))
+    shop = world.peer("shop")
+    keep_later(shop, 1, b"")
+    keep(shop, 2, "c", b"2")
+    world.settle(60.1)
+    assert world.node.log.next_due() is None
