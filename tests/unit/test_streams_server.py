@@ -27,7 +27,7 @@ from msgservice.faces.streams import (
 from msgservice.faces.streams.server import PAGE_STREAMS
 from msgservice.faces.streams.stream import MessageStream
 from msgservice.faces.streams.wire import LineSplitter, decode, line_of
-from tests.kit.streams_world import FULL, Peer, Reactor, World, puts
+from tests.kit.streams_world import FULL, Endpoint, Peer, Reactor, World, puts
 
 VECTORS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "7b22616374696f6e223a226c697374656e222c2273747265616d223a226a6f6231227d0a": (
@@ -1318,3 +1318,72 @@ def test_rule_5_9_a_list_says_how_many_lines_were_ignored_and_one_of_a_wrong_typ
     world.turn()
     (line,) = asking.lines()
     assert line == {"action": "list", "streams": [], "next": None, "ignored": 2}
+
+
+# --- headers that end
+
+
+def test_rule_5_9_a_header_that_has_gone_keeps_nothing_until_its_ttl_is_over() -> None:
+    world = World()
+    peer = world.peer()
+    for number in range(100):
+        peer.say("header", f"deleted {number}", message=1, ttl=1e6)
+        peer.say("delete", f"deleted {number}")
+        peer.say("header", f"cleared {number}", message=1, ttl=1e6)
+        peer.say("header", f"cleared {number}")
+        peer.say("header", f"stays {number}", message=1, ttl=1e6)
+        peer.say("header", f"stays {number}", message=1)
+    assert [] == world.reactor.getDelayedCalls()
+
+
+def test_rule_5_9_a_header_that_a_thread_deletes_keeps_nothing_either() -> None:
+    world = World()
+    world.peer().say("header", "k", message=1, ttl=1e6)
+    thread = threading.Thread(target=world.stream.__delitem__, args=("k",))
+    thread.start()
+    thread.join()
+    world.turn()
+    assert [] == world.reactor.getDelayedCalls()
+
+
+def test_rule_5_9_a_header_that_is_set_while_nobody_serves_does_not_end_with_the_one_before() -> (
+    None
+):
+    world = World()
+    world.peer().say("header", "k", message=["ends"], ttl=60)
+    world.server.stopService()
+    world.stream["k"] = ["stays"]
+    world.server.startService()
+    world.turn()
+    world.reactor.advance(61)
+    assert ["stays"] == world.stream["k"]
+
+
+def test_what_is_put_by_who_made_the_server_in_another_thread_is_written_by_the_reactor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where a program makes it, and the reactor runs in another thread."""
+    reactor, stream, endpoint = Reactor(), MessageStream(), Endpoint()
+    calls: list[Any] = []
+    monkeypatch.setattr(reactor, "callFromThread", lambda call: calls.append(call))
+    made: list[StreamServer] = []
+    again = threading.Event()
+
+    def program() -> None:
+        made.append(StreamServer(reactor, stream, listen=endpoint))
+        again.wait(60)
+        stream.put("k", 1)
+
+    thread = threading.Thread(target=program)
+    thread.start()
+    while not made:
+        thread.join(0.001)
+    made[0].startService()
+    listener = Peer(endpoint.factory)
+    listener.say("listen", "k")
+    again.set()
+    thread.join()
+    assert [] == reactor.getDelayedCalls()
+    (call,) = calls
+    call()
+    assert [1] == listener.messages()

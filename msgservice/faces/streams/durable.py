@@ -74,6 +74,7 @@ MESSAGE_BYTES = 128  # … of one message, beside its body and key
 AGAIN_SECONDS = 0.1  # until what found no room, or no receiver yet, is handed in again
 ATTACH_SECONDS = 10.0  # for how long the receiver may take to be there
 LOOK_SECONDS = 1.0  # between two looks whether it is
+LEFT_OUT_SECONDS = 10.0  # between two lines of the log about messages that are left out
 EMPTY = "%"  # the token of the empty key; no other has a percent sign without digits
 TOKEN_DIGITS_MAX = 19
 
@@ -266,6 +267,9 @@ class NodeStreams:
         self._gathered_bytes = 0
         self._publishers: dict[Listener, _Publisher] = {}
         self._handed_on = 0  # position of the last that the receiver has had
+        self._given_up = 0  # … up to which it has had all that it will: it was removed since
+        self._left_out = 0  # messages, since the log had a line about one
+        self._left_out_at: float | None = None
         # A heap by position: those who wait until what they have put was handed on.
         self._not_handed_on: list[tuple[int, int, _Publisher]] = []
         self._ties = 0
@@ -294,17 +298,21 @@ class NodeStreams:
         """Look whether the receiver is at the node: who listens would hear nothing, and wait."""
         self._looking = self._reactor.callLater(LOOK_SECONDS, self._look)
         attachment = self._attachment
+        self._tell_left_out()
         if attachment.connected:
             self._away_since = None
             if self._is_made_again:
                 self._is_made_again = False
                 self._page_all()
+                self._tell_done()
             return
         now = self._reactor.seconds()
         self._away_since = now if self._away_since is None else self._away_since
         if attachment.is_over and not attachment.is_replaced:
             self._log.warn("the receiver {name} was removed: it is made again", name=self._name)
             self._is_known, self._is_made_again = False, True
+            # Nothing was stored for it since.
+            self._given_up = max((one.stored for one in self._publishers.values()), default=0)
             attachment.start()
         elif now - self._away_since >= ATTACH_SECONDS and self._streams:
             self._log.error(
@@ -376,7 +384,12 @@ class NodeStreams:
         return self._do(listener, command)
 
     def _is_done(self, publisher: _Publisher) -> bool:
-        return not publisher.open and publisher.stored <= self._handed_on
+        return not publisher.open and publisher.stored <= self._done_to
+
+    @property
+    def _done_to(self) -> int:
+        """The position up to which all that the receiver gets was handed on."""
+        return self._handed_on if self._is_made_again else max(self._handed_on, self._given_up)
 
     def _wait_until_handed_on(self, publisher: _Publisher) -> None:
         if not publisher.open:
@@ -530,7 +543,7 @@ class NodeStreams:
             room.callback(None)
 
     def _tell_done(self) -> None:
-        while self._not_handed_on and self._not_handed_on[0][0] <= self._handed_on:
+        while self._not_handed_on and self._not_handed_on[0][0] <= self._done_to:
             _, _, publisher = heapq.heappop(self._not_handed_on)
             done, publisher.done = publisher.done, None
             if done is not None:
@@ -599,12 +612,28 @@ class NodeStreams:
         return line
 
     def _unreadable(self, stream: _Stream, position: int, error: MsgServiceError) -> None:
+        self._tell_left_out()
+        if self._left_out_at is not None:
+            self._left_out += 1
+            return
+        self._left_out_at = self._host.now()
         self._log.warn(
             "message {position} of stream {key!r} is left out, no line can say it: {why}",
             position=position,
             key=stream.key,
             why=str(error),
         )
+
+    def _tell_left_out(self) -> None:
+        """Say of how many nothing was said: whoever may send must not fill the log."""
+        if self._left_out_at is None or self._host.now() - self._left_out_at < LEFT_OUT_SECONDS:
+            return
+        if self._left_out:
+            self._log.warn(
+                "{count} more times a message of a stream was left out, no line can say it",
+                count=self._left_out,
+            )
+        self._left_out, self._left_out_at = 0, None
 
     def _keeps_up(self, cursor: _Cursor, position: int) -> bool:
         """Return whether it is to be written what has this position; else it pages from there."""

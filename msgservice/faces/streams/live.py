@@ -60,13 +60,14 @@ class LiveStreams:
         self._ungathered: dict[str, list[bytes]] = {}  # lines of keys, until they are a chunk
         self._ungathered_bytes = 0
         self._is_due: IDelayedCall | None = None
-        self._thread = threading.get_ident()
+        self._thread = 0
         self._from_threads: deque[tuple[str, bytes | None]] = deque()
         self._from_threads_bytes = 0
         self._headers: dict[str, int] = {}  # of those that came over the wire, their bytes
         self._header_bytes = 0
-        self._ends: dict[str, float] = {}  # of headers with a ttl, when they are none any more
-        self._timers: dict[str, IDelayedCall] = {}  # of these, and of some that were replaced
+        # Of headers with a ttl: when they are none any more, and what they are until then.
+        self._ends: dict[str, tuple[float, Any]] = {}
+        self._timers: dict[str, IDelayedCall] = {}  # of these
         self.work = 0
 
     # --- for the server
@@ -77,6 +78,7 @@ class LiveStreams:
 
     def begin(self) -> None:
         """See `Served`. Headers whose time came while nobody served them go now."""
+        self._thread = threading.get_ident()  # the reactor's, whoever has made it
         self._stream.follow(self)
         for key in tuple(self._ends):
             self._end_later(key, 0)
@@ -177,7 +179,7 @@ class LiveStreams:
             self._headers[key] = size
             self._header_bytes += size
             if ttl is not None:
-                self._ends[key] = self._host.now() + ttl
+                self._ends[key] = self._host.now() + ttl, header
                 self._end_later(key, ttl)
 
     def _end_later(self, key: str, seconds: float) -> None:
@@ -190,14 +192,23 @@ class LiveStreams:
     def _end_header(self, key: str) -> None:
         del self._timers[key]
         with self._stream.lock:
-            end = self._ends.get(key)
-            if end is None:
-                return  # it is another, which does not end
+            found = self._ends.get(key)
+            if found is None:
+                return  # a thread has just replaced it
+            end, header = found
             left = end - self._host.now()
-            if left > 0:
+            if self._stream[key] is not header:  # it was replaced while nobody served it
+                self.header_set(key)
+            elif left > 0:
                 self._end_later(key, left)
             else:
                 self._stream[key] = None
+
+    def _end_never(self, key: str) -> None:
+        """Let go of the timer of a header that has gone: it may be one of a year."""
+        with self._stream.lock:
+            if key not in self._ends and key in self._timers:
+                self._timers.pop(key).cancel()
 
     def _hang_up(self, listener: Listener, key: str) -> None:
         if key not in listener.keys:
@@ -244,7 +255,12 @@ class LiveStreams:
         """See `Feed`. It is none from the wire any more."""
         if isinstance(key, str):
             self._header_bytes -= self._headers.pop(key, 0)
-            self._ends.pop(key, None)
+            if self._ends.pop(key, None) is None:
+                return
+            if threading.get_ident() == self._thread:
+                self._end_never(key)
+            else:
+                self._host.reactor.callFromThread(self._end_never, key)
 
     def put(self, key: Hashable, prepared: bytes | None) -> None:
         """See `Feed`."""
