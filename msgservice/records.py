@@ -385,15 +385,18 @@ class StatusFrom:
     status_from: int
 
 
-REWIND, START, LEFT_OUT = "rewind", "start", "suspended"  # the kinds of a replay
+REWIND, START, LEFT_OUT, LOST = "rewind", "start", "suspended", "lost"  # the kinds of a replay
+OF_ACKNOWLEDGED = (REWIND, LOST)  # those that copy what their receiver has acknowledged
 
 
 class Replay(msgspec.Struct, frozen=True):
     """A replay to one receiver: the row that says how far it is (DELIVERY 47).
 
     What is copied, of the positions from `next` to `end`: of a `rewind` what the receiver has
-    acknowledged, of others what matches its subjects and was for others; no copies, and of these
-    nothing that its sender had addressed. It is over where `next` is above `end`, and stays then
+    acknowledged, of `start` and `suspended` what matches its subjects and was for others; no copies
+    of this node's, and of these two nothing that its sender had addressed. Of `lost`, what a node
+    has acknowledged and does not have any more, until it expires; copies too, unless their
+    originals are copied. It is over where `next` is above `end`, and stays then
     until the next one begins.
     """
 

@@ -22,6 +22,7 @@ from msgservice.records import NOBODY, Batch, DeadLetter, Origin, hash_of, posit
 # The position of the original in the log of the node that copied it, as `msgservice status` takes
 # it. A message that would be too large with it goes without.
 REPLAY_OF = "msgservice-replay-of"
+POSITION_DIGITS_MAX = 19
 
 Range = tuple[int, int]  # indices of messages in their batch: first and last
 
@@ -59,6 +60,13 @@ def copies_of_letters(letters: Iterable[DeadLetter], size_max: int) -> list[Batc
         told = [_told(message, letter.position, size_max)]
         copies += _runs(letter, origin, 0, told, size_max)
     return copies
+
+
+def replayed_of(message: WireMessage) -> int | None:
+    """Return the position of the original of a copy; None where the copy does not say it."""
+    said = (message.headers or {}).get(REPLAY_OF, "").partition(":")[2]
+    is_one = said.isascii() and said.isdecimal() and len(said) <= POSITION_DIGITS_MAX
+    return int(said) if is_one else None
 
 
 def _told(message: WireMessage, position: int, size_max: int) -> WireMessage:

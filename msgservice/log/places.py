@@ -11,7 +11,7 @@ from msgservice.disk.database import as_json, one
 from msgservice.limits import PLACES_SECONDS
 from msgservice.log.state import State, Totals
 from msgservice.log.store import Store
-from msgservice.records import REWIND, Audience, number_of
+from msgservice.records import OF_ACKNOWLEDGED, Audience, number_of
 
 PINNED = 2**62  # beyond every position
 # Of a limit, what is kept free: bytes of `max_bytes`, places of sets.
@@ -43,9 +43,9 @@ def settled_to(state: State, total: Totals) -> int:
         if not at.removed:
             settled = min(settled, at.cursor)
     for replay in state.replays.values():
-        # What it has still to copy stays: of others than a rewind, that may be anybody's.
+        # What it has still to copy stays: but of what was acknowledged, that may be anybody's.
         if not replay.is_over and (
-            replay.kind != REWIND or replay.receiver in total.audience.members
+            replay.kind not in OF_ACKNOWLEDGED or replay.receiver in total.audience.members
         ):
             settled = min(settled, replay.next - 1)
     return settled

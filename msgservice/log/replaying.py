@@ -1,8 +1,9 @@
 """The next copies of a replay: which messages, read in pages, and as the copies that they become.
 
-A rewind follows the sets of its receiver by their index; the other kinds look at every row of
-their range, and at its subject. A page is what one read transaction looks at (`queries.py`). How
-far a replay is, is in `staging`; when its next page is asked for, in `node.replayer`.
+A rewind, and what was lost, follow the sets of their receiver by their index; the other kinds look
+at every row of their range, and at its subject. A page is what one read transaction looks at
+(`queries.py`). How far a replay is, is in `staging`; when its next page is asked for, in
+`node.replayer`.
 """
 
 from __future__ import annotations
@@ -13,22 +14,26 @@ from typing import NamedTuple
 import apsw
 import msgspec
 
-from msgservice.core.copies import Range, copies_of
+from msgservice.core.copies import Range, copies_of, replayed_of
 from msgservice.core.subjects import matches
 from msgservice.disk.database import as_json, one
 from msgservice.limits import INTEGER_MAX
 from msgservice.log.accounts import is_member
 from msgservice.log.dedupe import NAMED
 from msgservice.log.history import exceptions_of
-from msgservice.log.queries import audience_of, batches_of
+from msgservice.log.queries import audience_of, batches_of, senders_of
 from msgservice.log.state import State
-from msgservice.message import FLAG_REPLAY, FLAG_RETAINED, Status
+from msgservice.message import FLAG_REPLAY, FLAG_RETAINED, Status, decode_messages
 from msgservice.records import (
+    LOST,
+    NODE,
+    OF_ACKNOWLEDGED,
     REWIND,
     Batch,
     Copies,
     ExceptionRow,
     Replay,
+    index_of,
     number_of,
     position_of,
 )
@@ -39,8 +44,10 @@ COUNT_ROWS = 16_384  # … where only their number is asked for
 NUMBERS_MAX = INTEGER_MAX >> 16
 
 _OF_SETS = """
-select json_group_array(json_array(number, audience, count, size, kept, flags, subject)) from (
-    select b.number, b.audience, b.count, b.size, b.frame is not null as kept, b.flags, b.subject
+select json_group_array(json_array(number, audience, count, size, kept, flags, subject, sender))
+from (
+    select b.number, b.audience, b.count, b.size, b.frame is not null as kept, b.flags, b.subject,
+        b.sender
     from json_each(?1) as a cross join batch as b
     where b.number in (
         select c.number from batch as c
@@ -48,9 +55,10 @@ select json_group_array(json_array(number, audience, count, size, kept, flags, s
 """
 
 _ALL = """
-select json_group_array(json_array(number, audience, count, size, kept, flags, subject)) from (
-    select number, audience, count, size, frame is not null as kept, flags, subject from batch
-    where number between ?1 and ?2 order by number limit ?3)
+select json_group_array(json_array(number, audience, count, size, kept, flags, subject, sender))
+from (
+    select number, audience, count, size, frame is not null as kept, flags, subject, sender
+    from batch where number between ?1 and ?2 order by number limit ?3)
 """
 
 _SINCE = """
@@ -66,6 +74,7 @@ class _Row(NamedTuple):
     kept: int  # whether its messages are there
     flags: int
     subject: str
+    sender: int
 
 
 _decode_rows = msgspec.json.Decoder(list[_Row]).decode
@@ -93,11 +102,13 @@ def copies(
         low = max(low, number_of(position_at(db, state, replay.since)))
     left = COUNT_ROWS if count_only else PAGE_ROWS
     of: Callable[[_Row], Sequence[Range]]
-    copies_of_others = FLAG_REPLAY
-    if replay.kind != REWIND:
+    copied = FLAG_REPLAY  # by this node: the original is here, or was
+    if replay.kind == LOST:
+        copied = 0
+    elif replay.kind != REWIND:
         of = _Matching(db, state, replay.receiver, _Subjects(patterns or ())).of
         # For whom a copy of what is retained was, has it; who has history has the original.
-        copies_of_others |= FLAG_RETAINED
+        copied |= FLAG_RETAINED
     allowed = None if patterns is None else _Subjects(patterns)
     picked: dict[int, list[Range]] = {}
     size = messages = skipped = 0
@@ -105,15 +116,16 @@ def copies(
     while end <= high and left > 0 and not is_full:
         # Few at first: most are copied, and a page is full of them soon.
         rows_max = COUNT_ROWS if count_only else FEW_ROWS
-        if replay.kind == REWIND:
+        if replay.kind in OF_ACKNOWLEDGED:
             page = _of_sets(db, state, replay.receiver, end, high, rows_max)
             of = _Acknowledged(db, replay.receiver, page.rows, allowed).of
         else:
             page = _all(db, end, high, rows_max)
         left -= max(rows_max, len(page.rows))
         end = page.next
+        own = _own_of(db, state, [row.sender for row in page.rows if row.flags & copied])
         for row in page.rows:
-            if row.flags & copies_of_others:
+            if row.flags & copied and row.sender in own:
                 continue
             ranges = _within(replay, row, of(row))
             count = sum([last - first + 1 for first, last in ranges])
@@ -134,12 +146,76 @@ def copies(
         return Copies([], following, messages, size, skipped)
     found: list[int] = []
     made: list[Batch] = []
+    repeated = 0
+    copied_before = _CopiedBefore(db, state, replay)
     for batch in batches_of(db, state, [*picked]):
         found.append(batch.number)
         ranges = picked.pop(batch.number)
+        if replay.kind == LOST and batch.sender == NODE and batch.options.flags & FLAG_REPLAY:
+            before = sum([last - first + 1 for first, last in ranges])
+            ranges = copied_before.without(batch, ranges)
+            repeated += before - sum([last - first + 1 for first, last in ranges])
         made += copies_of(batch, ranges, size_max, expires=replay.kind != REWIND)
     lost = sum([last - first + 1 for ranges in picked.values() for first, last in ranges])
-    return Copies(made, following, messages - lost, sum([one.size for one in made]), skipped + lost)
+    return Copies(
+        made,
+        following,
+        messages - lost - repeated,
+        sum([one.size for one in made]),
+        skipped + lost,
+    )
+
+
+def _own_of(db: apsw.Connection, state: State, senders: Sequence[int]) -> set[int]:
+    """Return which of these senders are the node itself, under the id of this log or of another."""
+    if not senders:
+        return set()
+    return {
+        number for number, (name, _) in senders_of(db, state, {*senders}).items() if name == NODE
+    }
+
+
+class _CopiedBefore:
+    """The copies that a replay of what was lost passes over: those whose originals it copies too.
+
+    Without that each loss would double what the next one sends.
+    """
+
+    def __init__(self, db: apsw.Connection, state: State, replay: Replay) -> None:
+        self._db, self._state, self._replay = db, state, replay
+        self._known: dict[int, Sequence[Range]] = {}  # by batch, what of it is copied
+
+    def without(self, batch: Batch, ranges: Sequence[Range]) -> list[Range]:
+        """Return what of a batch of copies is to be copied."""
+        marked = bytearray(batch.count)
+        messages = decode_messages(batch.messages)
+        for first, last in ranges:
+            for index in range(first, last + 1):
+                original = replayed_of(messages[index])
+                marked[index] = original is None or not self._has(original)
+        return _spans(marked)
+
+    def _has(self, position: int) -> bool:
+        if not self._replay.first <= position <= self._replay.end:
+            return False
+        number, index = number_of(position), index_of(position)
+        found = self._known.get(number)
+        if found is None:
+            found = self._known[number] = self._acknowledged(number)
+        return any(first <= index <= last for first, last in found)
+
+    def _acknowledged(self, number: int) -> Sequence[Range]:
+        receiver = self._replay.receiver
+        rows = [
+            row
+            for row in _decode_rows(one(self._db, _ALL, (number, number, 1)))
+            if row.kept and is_member(_members(self._db, self._state, row.audience), receiver)
+        ]
+        return _Acknowledged(self._db, receiver, rows, None).of(rows[0]) if rows else ()
+
+
+def _members(db: apsw.Connection, state: State, audience: int) -> Sequence[int]:
+    return audience_of(db, state, audience).members
 
 
 def position_at(db: apsw.Connection, state: State, stored_at: int) -> int:
@@ -233,7 +309,7 @@ class _Matching:
     def _had(self, audience: int) -> bool:
         had = self._sets.get(audience)
         if had is None:
-            members = audience_of(self._db, self._state, audience).members
+            members = _members(self._db, self._state, audience)
             had = self._sets[audience] = is_member(members, self._receiver)
         return had
 

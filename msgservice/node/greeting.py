@@ -28,6 +28,7 @@ from msgservice.core.frames import (
     HelloOptions,
     ReceiveOptions,
 )
+from msgservice.core.ranges import Range
 from msgservice.core.session import State
 from msgservice.core.subjects import check_name, check_word
 from msgservice.errors import (
@@ -132,8 +133,8 @@ class Attaching(Protocol):
     def begin_anew(self, row: ReceiverRow) -> None:
         """Take another incarnation towards a receiver."""
 
-    async def forgotten(self, row: ReceiverRow, first: int, last: int) -> None:
-        """A node does not have what it may have taken between these positions: that is sent again.
+    async def forgotten(self, row: ReceiverRow, missing: Sequence[Range]) -> None:
+        """A node does not have these positions, and may have had some: those are sent again.
 
         Returns once that is stored.
         """
@@ -452,14 +453,14 @@ class Greeter:
             self._begin_anew(outlet, str(error))
             connection.fail(error)
         else:
-            forgotten = None
+            forgotten: Sequence[Range] = ()
             if outlet.is_node and not has_all:
                 forgotten = outlet.forgotten(resume, guest.node_log)
-            if forgotten is None:
+            if not forgotten:
                 visitor.seated(outlet, resume)
                 return
             # First it is stored that this is sent again: what is taken next would hide the loss.
-            sending = Deferred.fromCoroutine(self._receivers.forgotten(outlet.row, *forgotten))
+            sending = Deferred.fromCoroutine(self._receivers.forgotten(outlet.row, forgotten))
             sending.addCallback(
                 lambda _: self._compared(
                     visitor, connection, guest, outlet, resume, None, has_all=True

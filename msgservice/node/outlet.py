@@ -19,6 +19,7 @@ from msgservice.connection import Connection
 from msgservice.core.backlog import Backlog
 from msgservice.core.flight import Flight
 from msgservice.core.frames import Ack, Frame, Nack, Transfer
+from msgservice.core.ranges import Range
 from msgservice.core.reasons import first_line
 from msgservice.core.refusal import Refusal, refusal_in
 from msgservice.interfaces import ILog
@@ -361,25 +362,45 @@ class Outlet:
             await self._heard.wait()
         await self.progress.all_stored()
 
-    def forgotten(self, resume: Resume, log_id: str) -> tuple[int, int] | None:
-        """Return the first and last position of what a node may have taken, and has lost; or None.
+    def forgotten(self, resume: Resume, log_id: str) -> list[Range]:
+        """Return what a node may have taken, and does not have: positions, rising.
 
         Its log went back, or is another one (`log_id`): then what lies up to the cursor is looked
         at, as it is at the first connection since the start. A log that is the same, and knows
-        nothing of this sender, has forgotten who was away, if that was for long.
+        nothing of this sender, has forgotten who was away, if that was for long. It may have what
+        was stored before something that it has lost, and lies above it: of another lane.
         """
         before, highest = self.row.inbox, _highest(resume)
         if not before:
-            return None
+            return []
         was_long_away = not self._was_seated or (
             self._time.now() - self.since >= SENDER_KNOWN_SECONDS
         )
         if before == log_id and not highest and was_long_away:
-            return None
-        last = self._acked_to
+            return []
+        last, above = self._acked_to, self.backlog.above
         if before != log_id or not self._was_seated:
-            last = max(last, self.row.cursor)
-        return (highest + 1, last) if highest < last else None
+            last = max(last, self.row.cursor, above.last or 0)
+        missing: list[Range] = []
+        following = resume.floor
+        for low, high in resume.ranges:
+            missing.append((following, low - 1))
+            following = max(following, high + 1)
+        if len(missing) >= self.resume_ranges:
+            missing.pop()  # of so many, those before the last were not kept
+        missing.append((following, last))
+        cursor = self.backlog.cursor
+        found: list[Range] = []
+        for first, end in missing:
+            # What is not settled here is sent as it is.
+            if first <= min(end, cursor, last):
+                found.append((first, min(end, cursor, last)))
+            found += above.within(max(first, cursor + 1), min(end, last))
+        return found
+
+    def begins_anew(self) -> None:
+        """The node has another incarnation towards it: of that, nothing was acknowledged yet."""
+        self._acked_to, self._was_seated = 0, False
 
     # --- the end of a connection
 
@@ -576,7 +597,7 @@ class Outlet:
                     size += bytes_
         return messages, size, waiting - messages
 
-    def _parts(self, first: int, last: int) -> list[tuple[int, int]]:
+    def _parts(self, first: int, last: int) -> list[Range]:
         """Cut a range where another doubt begins; leave out what may not be decreed yet."""
         backlog = self.backlog
         parts = []

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 
 from msgservice.clock import Time
 from msgservice.core.frames import BYE_CLOSING, BYE_PAUSED, BYE_REMOVED
+from msgservice.core.ranges import Range
 from msgservice.core.subjects import exact, is_reserved
 from msgservice.errors import (
     BadValue,
@@ -51,6 +52,7 @@ from msgservice.node.tracker import Tracker
 from msgservice.receiver_options import DEFAULTS, OF_NODES, STRICT, ReceiverOptions
 from msgservice.records import (
     LEFT_OUT,
+    LOST,
     REWIND,
     START,
     Account,
@@ -639,6 +641,7 @@ class Receivers:
     def begin_anew(self, row: ReceiverRow) -> None:
         """Take another incarnation towards a receiver, stored before it is said (SEMANTICS 6)."""
         row.epoch = f"{int(self._rng() * 2**48):012x}"
+        self._dispatch.outlets[row.number].begins_anew()
         self._store(row)
 
     async def account(self, name: str) -> Account:
@@ -706,33 +709,31 @@ class Receivers:
         await self._replayer.begin(row, replay)
         return replay
 
-    async def forgotten(self, row: ReceiverRow, first: int, last: int) -> None:
-        """A node does not have what it may have taken between these positions: that is sent again.
+    async def forgotten(self, row: ReceiverRow, missing: Sequence[Range]) -> None:
+        """A node does not have these positions, and may have had some: those are sent again.
 
         As copies at the end of the log: no cursor goes back. Returns once that is stored, or where
         it had taken nothing of it.
         """
-        replay = Replay(row.number, REWIND, first, first, last)
-        looked = replay
-        while not (looked.is_over or looked.copied):
-            looked = await self._replayer.count(row, looked, 1)
-        if not looked.copied or row.removed:
+        last = missing[-1][1]
+        for first, end in missing:
+            looked = Replay(row.number, LOST, first, first, end)
+            while not (looked.is_over or looked.copied):
+                looked = await self._replayer.count(row, looked, 1)
+            if looked.copied:
+                break
+        else:
+            return
+        if row.removed:
             return
         self._logger.error(
-            "node {name} has lost positions {first} to {last}, which it had acknowledged: its log"
-            " went back, or is another one; what is kept of them is sent again",
+            "node {name} has lost positions {first} to {last}, which it had acknowledged, or some"
+            " of them: its log went back, or is another one; what is kept of them is sent again",
             name=row.name,
             first=first,
             last=last,
         )
-        try:
-            await self._replayer.begin(row, replay)
-        except ReplayRuns as error:
-            self._logger.error(
-                "{error}; send {name} what it lost when that is over (msgservice rewind)",
-                error=str(error),
-                name=row.name,
-            )
+        await self._replayer.widen(row, Replay(row.number, LOST, first, first, last))
 
     async def rewind_left_out(self, name: str) -> Replay:
         """Send a receiver what it was left out of while it was suspended.

@@ -34,7 +34,8 @@ from msgservice.node.dispatch import Dispatch
 from msgservice.node.tail import Tail
 from msgservice.records import (
     LEFT_OUT,
-    REWIND,
+    LOST,
+    OF_ACKNOWLEDGED,
     Copies,
     PageOutcome,
     ReceiverRow,
@@ -56,6 +57,19 @@ COUNT_PAGES = 16  # of what a receiver was left out of, that are looked at for o
 
 # Of what may be copied now, by subject (`ILog.replay`).
 _Patterns = Sequence[str] | None
+
+
+def _both(one: Replay, lost: Replay) -> Replay:
+    """Return one replay that copies what two would have copied still, of a node that lost some."""
+    return Replay(
+        one.receiver,
+        LOST,
+        min(one.first, lost.first),
+        min(one.next, lost.next),
+        max(one.end, lost.end),
+        one.copied,
+        one.skipped,
+    )
 
 
 class _Ahead(NamedTuple):
@@ -83,6 +97,8 @@ class _Running:
         self.waits = ""  # why it does not go on, for people
         self.is_called_off = False
         self.over: Waiters[None] = Waiters()
+        self.also: Replay | None = None  # what a node has lost: copied too, or before the rest
+        self.widened: Waiters[None] = Waiters()
 
 
 class Replayer:
@@ -212,6 +228,46 @@ class Replayer:
             first=replay.first,
         )
 
+    async def widen(self, row: ReceiverRow, lost: Replay) -> None:
+        """Copy what a node has lost; with what is still to be copied for it, if a replay runs.
+
+        Returns once that is stored. Its history (`start`) begins anew: that is all that it had.
+        What it was left out of is left out again, for another time.
+        """
+        running = self._running.get(row.number)
+        if running is None:
+            await self.begin(row, lost)
+            return
+        also = running.also
+        running.also = lost if also is None else _both(also, lost)
+        waiter = running.widened.wait()
+        if not running.is_busy:
+            self._widen(running)
+        await waiter
+
+    def _widen(self, running: _Running) -> None:
+        row, replay, lost = running.row, running.replay, running.also
+        assert lost is not None
+        running.also = None
+        running.is_busy, running.is_last = True, False
+        self._drop_ahead(running)
+        self._let_go_if(running)
+        if replay.is_open:
+            wide = msgspec.structs.replace(replay, next=min(replay.next, replay.first))
+            running.handed = wide.next
+        elif replay.kind == LEFT_OUT:
+            self._leave_out(row, replay.next, replay.end)
+            wide = lost
+        else:
+            wide = _both(replay, lost)
+        stored = self._store(row, wide)
+        stored.addCallback(lambda _: self._has_widened(running, wide))
+        stored.addErrback(lambda failure: self._logger.failure("widening a replay", failure))
+
+    def _has_widened(self, running: _Running, wide: Replay) -> None:
+        running.replay, running.is_busy = wide, False
+        running.widened.fire(None)
+
     async def call_off(self, number: int) -> Replay | None:
         """End a replay before its time, once what is under way for it is stored.
 
@@ -248,6 +304,8 @@ class Replayer:
         if self._running.get(number) is running:
             del self._running[number]
             self._over[number] = replay
+            if running.also is not None:
+                self.begin(running.row, running.also).addCallback(running.widened.fire)
         self._logger.info(
             "replay to receiver {name} {ends} at position {next}: {copied} messages copied,"
             " {skipped} were not kept any more",
@@ -269,6 +327,7 @@ class Replayer:
             if self._holder is running:
                 self._let_go()
             running.over.fire(None)
+            running.widened.fire(None)
 
     # --- page by page
 
@@ -306,6 +365,9 @@ class Replayer:
             return
         if running.is_called_off:
             self._end(running)
+            return
+        if running.also is not None:
+            self._widen(running)
             return
         room = self._room_for(row)
         if self._pages >= PAGES or not self._has_room(row, room):
@@ -347,7 +409,9 @@ class Replayer:
         A rewind repeats what it had, whatever its subjects are now, but nothing that its user may
         not receive.
         """
-        return self._may_receive(row) if replay.kind == REWIND else self._directory.matching(row)
+        if replay.kind in OF_ACKNOWLEDGED:
+            return self._may_receive(row)
+        return self._directory.matching(row)
 
     def _ask(self, replay: Replay, patterns: _Patterns, end: int, size: int) -> Deferred[Copies]:
         asked: Deferred[Copies] = self._log.replay(
@@ -379,9 +443,9 @@ class Replayer:
         if self._running.get(row.number) is not running or self._is_stopped:
             self._done(running)
             return
-        if running.is_called_off:
+        if running.is_called_off or running.also is not None:
             self._done(running)
-            self._end(running)
+            self._go_on(running)
             return
         if patterns != self._patterns(row, replay):
             # It was read long ago, maybe: rights have changed, or subjects. It is read anew.

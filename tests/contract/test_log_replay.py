@@ -13,10 +13,20 @@ import pytest
 from msgservice.core.copies import REPLAY_OF
 from msgservice.errors import LogFull
 from msgservice.limits import INTEGER_MAX
-from msgservice.message import FLAG_REPLAY, Status, WireMessage, decode_messages, encode_messages
+from msgservice.message import (
+    FLAG_REPLAY,
+    FLAG_RETAINED,
+    Status,
+    WireMessage,
+    decode_messages,
+    encode_messages,
+    options_of,
+)
 from msgservice.records import (
     LEFT_OUT,
+    LOST,
     NODE,
+    OF_ACKNOWLEDGED,
     REWIND,
     START,
     Appended,
@@ -184,12 +194,14 @@ def test_47_a_start_copies_what_matches_and_was_for_all_who_match(log: ContractD
     assert position_of(6) == found.next
 
 
-@pytest.mark.parametrize(("kind", "deadline"), [(REWIND, None), (START, NOW), (LEFT_OUT, NOW)])
+@pytest.mark.parametrize(
+    ("kind", "deadline"), [(REWIND, None), (LOST, NOW), (START, NOW), (LEFT_OUT, NOW)]
+)
 def test_44_history_expires_when_its_original_does_and_a_rewind_does_not(
     log: ContractDriver, kind: str, deadline: int | None
 ) -> None:
     """A rewind is of what was acknowledged in time, and somebody asks for it."""
-    receiver = 1 if kind == REWIND else 2
+    receiver = 1 if kind in OF_ACKNOWLEDGED else 2
     log.append(make_batch(log.log.audience([1]), 1, [b"a"], expires_at=NOW))
     acknowledge(log, 1, position_of(1), 1)
     row = begin(log, replay(kind, end=position_of(2) - 1, receiver=receiver))
@@ -199,6 +211,50 @@ def test_44_history_expires_when_its_original_does_and_a_rewind_does_not(
     assert deadline == copy.expires_at
     if receiver == 1:
         acknowledge(log, 1, copy.last, 1)
+
+
+def test_61_what_came_as_a_replay_from_another_node_is_no_copy_of_this_one(
+    log: ContractDriver,
+) -> None:
+    log.receivers(3)
+    log.append(make_batch(log.log.audience([1]), 1, [b"a"], options=options_of(FLAG_REPLAY)))
+    log.append(make_batch(log.log.audience([1]), 2, [b"b"], options=options_of(FLAG_RETAINED)))
+    acknowledge(log, 1, position_of(2), 2)
+    assert [b"a", b"b"] == bodies(ask(log, replay()).copies)
+    assert [b"a", b"b"] == bodies(ask(log, replay(START, receiver=3)).copies)
+
+
+def test_61_copies_that_were_lost_are_copied_unless_their_originals_are(
+    log: ContractDriver,
+) -> None:
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 1, [b"a", b"b", b"c"]))
+    acknowledge(log, 1, position_of(1, 2), 3)
+    first = position_of(1, 1)
+    for _ in range(3):  # each loss copies each message once
+        row = begin(log, replay(LOST, first, position_of(20)))
+        found = ask(log, row)
+        assert ([b"b", b"c"], 2) == (bodies(found.copies), found.messages)
+        store(log, page_of(log, row, found))
+        (copy,) = log.read([audience])[-1:]
+        acknowledge(log, 1, copy.last, 2)
+    assert [b"c"] == bodies(ask(log, replay(LOST, copy.last)).copies)
+    assert [] == bodies(ask(log, replay(REWIND, copy.last)).copies)
+
+
+def test_61_copies_that_were_lost_are_copied_where_their_original_ended_otherwise(
+    log: ContractDriver,
+) -> None:
+    log.append(make_batch(log.log.audience([1]), 1, [b"a", b"b"]))
+    dead = ExceptionRow(1, position_of(1), position_of(1), Status.DEAD, reason="no")
+    settled = {Status.ACKNOWLEDGED: 1, Status.DEAD: 1}
+    log.progress(1, position_of(1, 1), exceptions=[dead], settled=settled)
+    again = make_batch(log.log.audience([1]), options=options_of(FLAG_REPLAY))
+    again.messages = encode_messages([WireMessage(b"a", {REPLAY_OF: f"log:{position_of(1)}"})])
+    again.size, again.crc = len(again.messages), crc32(again.messages)
+    log.wait(log.log.append(Group(now=NOW, own=[again])))
+    acknowledge(log, 1, position_of(2), 1)
+    assert [b"b", b"a"] == bodies(ask(log, replay(LOST, end=position_of(20))).copies)
 
 
 def test_47_what_a_receiver_was_left_out_of_is_copied_without_what_it_had(

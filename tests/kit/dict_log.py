@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from msgservice.core.copies import copies_of
+from msgservice.core.copies import REPLAY_OF, copies_of
 from msgservice.core.subjects import matches
 from msgservice.errors import (
     ContentChanged,
@@ -47,9 +47,11 @@ from msgservice.message import (
     message_sizes,
 )
 from msgservice.records import (
+    LOST,
     NOBODY,
     NODE,
     NOT_YET,
+    OF_ACKNOWLEDGED,
     REWIND,
     START,
     Account,
@@ -687,16 +689,34 @@ class DictLog:
         self, replay: Replay, patterns: Sequence[str] | None, batch: Batch, index: int
     ) -> bool:
         is_its = replay.receiver in batch.audience.members
-        if batch.options.flags & FLAG_REPLAY or batch.stored_at < replay.since:
+        if batch.stored_at < replay.since:
             return False
-        if batch.options.flags & FLAG_RETAINED and replay.kind != REWIND:
+        if batch.sender == NODE and batch.options.flags & FLAG_REPLAY:
+            if replay.kind != LOST:
+                return False
+            said = (decode_messages(batch.messages)[index].headers or {}).get(REPLAY_OF)
+            original = 0 if said is None else int(said.partition(":")[2])
+            of = self.content.batches.get(original >> 16)
+            if (
+                of is not None
+                and replay.first <= original <= replay.end
+                and replay.receiver in of.audience.members
+                and self._is_acknowledged(replay.receiver, of, original & 0xFFFF)
+            ):
+                return False
+        copies_of_retained = batch.sender == NODE and batch.options.flags & FLAG_RETAINED
+        if copies_of_retained and replay.kind not in OF_ACKNOWLEDGED:
             return False
-        if replay.kind == REWIND:
+        if replay.kind in OF_ACKNOWLEDGED:
             states = self.content.receivers[replay.receiver].states(batch)
             allowed = patterns is None or batch.addressed or _fits(patterns, batch.subject)
             return is_its and allowed and states[index][0] is Status.ACKNOWLEDGED
         fits = _fits(patterns or (), batch.subject)
         return fits and not is_its and not batch.addressed
+
+    def _is_acknowledged(self, receiver: int, batch: Batch, index: int) -> bool:
+        states = self.content.receivers[receiver].states(batch)
+        return states[index][0] is Status.ACKNOWLEDGED
 
     def position_at(self, stored_at: int) -> Deferred[int]:
         def job() -> int:
@@ -1308,7 +1328,9 @@ class DictLog:
     def _is_settled(self, batch: Batch) -> bool:
         ats = [self.content.receivers.get(number) for number in batch.audience.members]
         for replay in self.content.replays.values():
-            may_copy = replay.kind != REWIND or replay.receiver in batch.audience.members
+            may_copy = (
+                replay.kind not in OF_ACKNOWLEDGED or replay.receiver in batch.audience.members
+            )
             if may_copy and not replay.is_over and replay.next <= batch.last:
                 return False
         return all(at is not None and (at.removed or at.cursor >= batch.last) for at in ats)

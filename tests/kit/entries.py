@@ -25,6 +25,7 @@ from msgservice.message import FLAG_RETAIN, Status, WireMessage, encode_messages
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import (
     LEFT_OUT,
+    LOST,
     NOBODY,
     NODE,
     REWIND,
@@ -302,7 +303,7 @@ class EntryPlay:
         if known is None or known.is_over or random.random() < 0.1:
             first = position_of(random.randint(0, state.next_number), random.choice([0, 0, 1]))
             end = random.choice([first + position_of(40), position_of(state.next_number) - 1])
-            kind = random.choice([REWIND, REWIND, START, LEFT_OUT])
+            kind = random.choice([REWIND, LOST, START, LEFT_OUT])
             group.replays.append(Replay(number, kind, first, first, max(first, end)))
             return
         if random.random() < 0.1:

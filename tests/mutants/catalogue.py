@@ -2759,8 +2759,8 @@ _ALL = [
     Mutant(
         name="a-copy-is-copied-again",
         at="msgservice.log.replaying:copies",
-        old="copies_of_others = FLAG_REPLAY",
-        new="copies_of_others = 0",
+        old="copied = FLAG_REPLAY",
+        new="copied = 0",
         catcher=_test(
             "tests/contract/test_log_replay.py::test_47_no_copy_is_copied_again",
             "test_47_no_copy_is_copied_again",
@@ -2834,7 +2834,7 @@ _ALL = [
     Mutant(
         name="history-has-copies-that-others-got",
         at="msgservice.log.replaying:copies",
-        old="copies_of_others |= FLAG_RETAINED",
+        old="copied |= FLAG_RETAINED",
         new="pass",
         catcher=_test(
             "tests/contract/test_log_retained.py::"
@@ -3136,9 +3136,53 @@ _ALL = [
     Mutant(
         name="another-log-is-not-looked-at",
         at="msgservice.node.outlet:Outlet.forgotten",
-        old="return (highest + 1, last) if highest < last else None",
-        new="return (highest + 1, last) if highest < last and before == log_id else None",
+        old="missing.append((following, last))",
+        new="missing.append((following, last if before == log_id else -1))",
         catcher=_test("tests/unit/test_node_chains.py", "test_what_a_node_has_lost_is_sent_again"),
+    ),
+    Mutant(
+        name="a-loss-below-what-is-there-is-not-seen",
+        at="msgservice.node.outlet:Outlet.forgotten",
+        old="missing.append((following, low - 1))",
+        new="pass",
+        catcher=_test("tests/unit/test_node_chains.py", "test_what_a_node_has_lost_below"),
+    ),
+    Mutant(
+        name="a-loss-during-a-replay-is-not-sent-again",
+        at="msgservice.node.replayer:Replayer._widen",
+        old="wide = _both(replay, lost)",
+        new="wide = replay",
+        catcher=_test("tests/unit/test_node_chains.py", "test_what_a_node_has_lost_while"),
+    ),
+    Mutant(
+        name="lost-copies-are-not-sent-again",
+        at="msgservice.log.replaying:copies",
+        old="copied = 0",
+        new="pass",
+        catcher=_test("tests/unit/test_node_chains.py", "test_copies_that_a_node_has_lost"),
+    ),
+    Mutant(
+        name="each-loss-doubles-what-is-sent-again",
+        at="msgservice.log.replaying:_CopiedBefore.without",
+        old="not self._has(original)",
+        new="True",
+        catcher=_test(
+            "tests/unit/test_node_chains.py", "test_what_a_node_has_lost_is_sent_again_once"
+        ),
+    ),
+    Mutant(
+        name="what-was-lost-never-expires",
+        at="msgservice.log.replaying:copies",
+        old="expires=replay.kind != REWIND",
+        new="expires=False",
+        catcher=_test("tests/unit/test_node_chains.py", "test_what_a_node_has_lost_expires"),
+    ),
+    Mutant(
+        name="a-new-incarnation-is-taken-for-a-loss",
+        at="msgservice.node.outlet:Outlet.begins_anew",
+        old="self._acked_to, self._was_seated = 0, False",
+        new="pass",
+        catcher=_test("tests/unit/test_node_chains.py", "test_what_a_new_incarnation"),
     ),
     Mutant(
         name="what-is-moved-is-told-to-nobody",
@@ -3181,6 +3225,27 @@ _ALL = [
         ),
     ),
     # --- streams with a node
+    Mutant(
+        name="what-a-removed-receiver-never-gets-is-waited-for",
+        at=f"{STREAMS}._done_to",
+        old="max(self._handed_on, self._given_up)",
+        new="self._handed_on",
+        catcher=_stream("test_rule_5_2_what_a_removed_receiver_never_gets_is_not_waited_for"),
+    ),
+    Mutant(
+        name="a-line-of-the-log-for-each-that-is-left-out",
+        at=f"{STREAMS}._unreadable",
+        old="if self._left_out_at is not None:",
+        new="if False:",
+        catcher=_stream("test_of_many_messages_that_no_line_can_say_the_log_has_few_lines"),
+    ),
+    Mutant(
+        name="timers-of-headers-that-have-gone",
+        at=f"{LIVE}.header_set",
+        old="self._end_never(key)\n",
+        new="pass\n",
+        catcher=_live("test_rule_5_9_a_header_that_has_gone_keeps_nothing_until_its_ttl_is_over"),
+    ),
     Mutant(
         name="a-listener-joins-in-the-past-of-its-header",
         at=f"{STREAMS}._joined",
@@ -3423,13 +3488,6 @@ _ALL = [
         old="if len(line) - 1 > limits.line_bytes:",
         new="if False:",
         catcher=_live("test_decision_19_nothing_longer_is_sent_though_it_grew_when_it_was_encoded"),
-    ),
-    Mutant(
-        name="a-header-has-the-time-of-the-one-before",
-        at=f"{LIVE}._end_header",
-        old="if end is None:",
-        new="if False:",
-        catcher=_live("test_rule_5_9_a_header_that_was_set_anew_has_the_time_of_that[here]"),
     ),
     Mutant(
         name="nesting-is-counted-from-the-second-pass",

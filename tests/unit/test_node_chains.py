@@ -302,6 +302,8 @@ class FarNode:
         self.hello: Hello | None = None
         self.frames: list[Frame] = []
         self.lost_because = ""
+        self.answers_up_to: int | None = None  # so many frames
+        self.refuses = ""  # a subject, for now
         self._answer, self._resume = answer, resume
         self.connection = Connection(
             self, clock=world.clock, now=world.clock.seconds, limits=world.limits
@@ -321,7 +323,11 @@ class FarNode:
 
     def received(self, connection: Connection, frame: Frame) -> None:
         self.frames.append(frame)
-        if type(frame) is Transfer:
+        if type(frame) is not Transfer:
+            return
+        if frame.subject == self.refuses:
+            connection.send(Nack(frame.sequence, frame.sequence, Action.LATER, 3000, "full"))
+        elif self.answers_up_to is None or len(self.frames) <= self.answers_up_to:
             connection.send(Ack([(frame.sequence, frame.sequence)]))
 
     def turn_ended(self, connection: Connection) -> None:
@@ -347,9 +353,11 @@ class Dialling:
         self.net = net = FaultyWorld(1, faults=CALM)
         self.hello = None if answer is None else Hello(VERSION, name, incarnation, answer)
         self.resume = Resume()
+        self.answers_up_to: int | None = None
 
         def make() -> Connection:
             self.far.append(FarNode(net, self.hello, self.resume))
+            self.far[-1].answers_up_to = self.answers_up_to
             return self.far[-1].connection
 
         transport = FaultyTransport(net)
@@ -522,9 +530,9 @@ def passed_on(dialling: Dialling) -> list[tuple[bytes, int]]:
     ]
 
 
-def comes_back(dialling: Dialling, incarnation: str, resume: Resume) -> None:
+def comes_back(dialling: Dialling, incarnation: str, resume: Resume, name: str = "centre") -> None:
     """The node that was dialled is dialled again, and says that it has this log."""
-    dialling.hello = Hello(VERSION, "centre", incarnation, HelloOptions(node="centre"))
+    dialling.hello = Hello(VERSION, name, incarnation, HelloOptions(node=name))
     dialling.resume = resume
     dialling.far[-1].connection.abort()
     for _ in range(10):
@@ -579,3 +587,112 @@ def test_a_copy_of_a_nodes_log_that_has_all_gets_nothing_twice() -> None:
     dialling = with_three_taken()
     comes_back(dialling, "e" * 32, Resume(floor=(3 << 16) + 1))
     assert [] == passed_on(dialling)
+
+
+@pytest.mark.parametrize("incarnation", ["e" * 32, FAR])
+def test_what_a_node_has_lost_below_something_that_it_has_is_sent_again(incarnation: str) -> None:
+    """Stored before it: of another lane, while the first was refused for a while."""
+    dialling = with_three_taken()
+    comes_back(dialling, incarnation, Resume(floor=(1 << 16) + 1, ranges=((3 << 16, 3 << 16),)))
+    assert (b"2", FLAG_REPLAY) in passed_on(dialling)
+
+
+def test_what_a_node_does_not_have_and_never_acknowledged_is_not_lost() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    shop = dialling.world.peer("shop")
+    dialling.far[-1].refuses = "orders.old"
+    for number, subject in enumerate(("orders.new", "orders.old", "orders.new"), 1):
+        shop.transfer(number, subject, [b"%d" % number])
+        dialling.settle()
+    comes_back(dialling, FAR, Resume(floor=(1 << 16) + 1, ranges=((3 << 16, 3 << 16),)))
+    assert [(b"2", 0)] == passed_on(dialling)
+
+
+def test_copies_that_a_node_has_lost_are_sent_again() -> None:
+    dialling = with_three_taken()
+    comes_back(dialling, "e" * 32, Resume(floor=(1 << 16) + 1))
+    assert [(b"2", FLAG_REPLAY), (b"3", FLAG_REPLAY)] == passed_on(dialling)
+    comes_back(dialling, "d" * 32, Resume(floor=(4 << 16) + 1))
+    assert [(b"3", FLAG_REPLAY)] == passed_on(dialling)
+
+
+def test_what_a_node_has_lost_is_sent_again_once_however_often_it_loses_it() -> None:
+    dialling = with_three_taken()
+    for letter in "edcba":
+        comes_back(dialling, letter * 32, Resume(floor=(1 << 16) + 1))
+        assert [b"2", b"3"] == [body for body, _ in passed_on(dialling)]
+
+
+def test_what_a_node_has_lost_expires_when_it_would_have() -> None:
+    dialling = with_three_taken()
+    shop = dialling.world.peer("web")
+    for number, ttl in ((1, 1000), (2, 60_000)):
+        shop.transfer(number, "orders.new", [b"ttl %d" % ttl], ttl=ttl)
+        dialling.settle()
+    dialling.net.run(2)
+    comes_back(dialling, "e" * 32, Resume(floor=(3 << 16) + 1))
+    (again,) = [frame for frame in dialling.far[-1].frames if type(frame) is Transfer]
+    assert again.ttl is not None
+    assert 40_000 < again.ttl < 60_000
+    assert [b"ttl 60000"] == [body for body, _ in passed_on(dialling)]
+
+
+def test_what_a_new_incarnation_knows_nothing_of_is_not_lost() -> None:
+    dialling = with_three_taken()
+    parts = dialling.world.node.parts
+    parts.receivers.begin_anew(parts.directory.named("centre"))
+    comes_back(dialling, FAR, Resume())
+    assert [] == passed_on(dialling)
+
+
+SIZE, COUNT = 400_000, 30  # more than a replay copies at once
+
+
+@pytest.mark.parametrize("runs", ["lost", "rewind", "start"])
+def test_what_a_node_has_lost_while_a_replay_runs_is_sent_again(runs: str) -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    shop = dialling.world.peer("shop")
+    receivers = dialling.world.node.parts.receivers
+    for number in range(1, COUNT + 1):
+        shop.transfer(number, "orders.new", [b"%02d" % number + b"x" * SIZE])
+        dialling.settle()
+    if runs == "start":  # as a receiver, which it was then
+        dialling.hello = Hello(VERSION, "other", FAR, HelloOptions(node="other"))
+        dialling.answers_up_to = 3
+        other = dialling.world.peer(
+            "other", receive={"subjects": [">"], "start": "first"}, inbox="its-file"
+        )
+        dialling.settle()
+        other.connection.abort()
+        changing = receivers.change("other", address="node:faulty:centre")
+        Deferred.fromCoroutine(changing).addErrback(dialling.failed)
+        for _ in range(30):
+            dialling.net.run(1)
+            dialling.settle()
+    elif runs == "rewind":
+        dialling.far[-1].answers_up_to = len(dialling.far[-1].frames) + 3
+        Deferred.fromCoroutine(receivers.rewind("centre", 1 << 16, COUNT << 16))
+        for _ in range(10):
+            dialling.settle()
+    else:
+        dialling.answers_up_to = 3
+        comes_back(dialling, "e" * 32, Resume())
+    name = "centre" if runs != "start" else "other"
+    row = dialling.world.node.parts.directory.named(name)
+    (running,) = dialling.world.node.parts.replayer._running.values()
+    assert (runs, False) == (running.replay.kind, running.replay.is_over)
+    assert running.replay.copied > 3
+    dialling.answers_up_to = None
+    before = len(dialling.far)
+    comes_back(dialling, "d" * 32, Resume(), name)
+    for _ in range(30):
+        dialling.settle()
+    again = [
+        message.body[:2]
+        for far in dialling.far[before:]
+        for frame in far.frames
+        if type(frame) is Transfer
+        for message in decode_messages(frame.messages)
+    ]
+    assert {b"%02d" % number for number in range(1, COUNT + 1)} == set(again)
+    assert not dialling.world.node.parts.replayer.runs(row.number)
