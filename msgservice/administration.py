@@ -315,8 +315,8 @@ class ReceiverState(
 ):
     """The state of one receiver, and first those of its options that can be said in a request.
 
-    Of these, `backlog_bytes` and `away_max` are the limits in force, and one that is being removed
-    is `paused`.
+    Of these, `backlog_bytes`, `away_max` and `max_attempts` are the limits in force, and one that
+    is being removed is `paused`.
     """
 
     name: str
@@ -346,6 +346,7 @@ class ReceiverState(
     left_out: LeftOut | None = None
     away_s: float | None = None  # that it is away, where `away_max` counts it; over restarts too
     stays: str = ""  # why it is there though that was too long
+    health: str = ""  # up, away, probing, failing, paused, suspended or full
 
 
 class ReceiverPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -592,7 +593,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     at: int  # when it was looked at
-    health: str  # up, away, failing, paused, suspended or full
+    health: str  # up, away, probing, failing, paused, suspended or full
     since: int  # when it was connected, or was lost; not before this process of the node
     connected: bool
     address: str | None

@@ -30,7 +30,7 @@ from msgservice.message import plain
 
 ORDERS = STRICT, NONE = "strict", "none"
 # Options that a node has a limit for, by the same name: it holds where a receiver's own is 0.
-OF_NODES = ("backlog_bytes", "away_max")
+OF_NODES = ("backlog_bytes", "away_max", "max_attempts", "retry_delay_min", "retry_delay_max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +91,30 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
             configured=False,
         ),
     ] = 0
+    max_attempts: Annotated[
+        int,
+        About(
+            help="After how many attempts a message is a dead letter; 0: as the node's"
+            " configuration says.",
+            unit="ATTEMPTS",
+        ),
+    ] = 0
+    retry_delay_min: Annotated[
+        int,
+        About(
+            help="How many seconds it is until the second attempt, and twice as many before each"
+            " that follows; 0: as the node's configuration says.",
+            unit="SECONDS",
+        ),
+    ] = 0
+    retry_delay_max: Annotated[
+        int,
+        About(
+            help="How many seconds it is between two attempts at most; 0: as the node's"
+            " configuration says.",
+            unit="SECONDS",
+        ),
+    ] = 0
     window_messages: Annotated[
         int | None,  # None: what the receiver says in its HELLO
         About(
@@ -134,7 +158,7 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
 
         `names`: of these.
         """
-        replace(limits, **{name: getattr(self, name) for name in names})
+        replace(limits, **{name: own for name in names if (own := getattr(self, name))})
 
     def changed(self, changes: dict[str, Any]) -> ReceiverOptions:
         """These options with those `changes` that are not None, checked."""

@@ -639,7 +639,7 @@ class Backlog:
         if is_dead and self._keeps_letters and run.lane is not None:
             self._stuck.block(run)
         limit = self.limit
-        if limit.most is not None:
+        if limit.most is not None or limit.suspects:
             limit.answered(run)
         self._leave(run)
         run.state = FINAL

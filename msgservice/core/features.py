@@ -19,13 +19,15 @@ DELAY: Final = "delay"  # a node keeps messages until they are due, and cancels 
 RETAIN: Final = "retain"  # a node keeps the last message of a subject for who joins
 CODES: Final = "codes"  # refusals say which error they are: NACK, and REPLY in its header
 
+FACTS: Final = "facts"  # a receiver is told when its messages were stored, and of their attempts
 TTL: Final = "ttl"  # a node takes the time after which a message expires
 
 OF_NODES: Final = (CODES, DELAY, KEYS, REQUIRE, RETAIN, TO, TTL)
 OF_PEERS: Final = (CODES,)  # of clients and receivers
+OF_RECEIVERS: Final = (*OF_PEERS, FACTS)
 # What those have who were made before there were names, and say none.
 BEFORE: Final = frozenset({REQUIRE, TO})
-ALL: Final = frozenset(OF_NODES) | frozenset(OF_PEERS)
+ALL: Final = frozenset(OF_NODES) | frozenset(OF_RECEIVERS)
 
 
 def features_of(said: Collection[str] | None) -> frozenset[str]:

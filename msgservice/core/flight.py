@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from msgservice.core.backlog import Backlog
-from msgservice.core.frames import Transfer
+from msgservice.core.frames import Delivery, Transfer
 from msgservice.core.ranges import Range, RangeSet
 from msgservice.core.refusal import Refusal
 from msgservice.core.runs import WAITING, Run, parts_of
@@ -56,6 +56,7 @@ class Flight:
     other side takes so, where it said that. `batch_max`: bytes of one run that the other side
     takes. A message larger than that waits for a connection that takes it, or is dead
     (`larger_is_dead`). `due`: the clock by which runs expire; without one none does.
+    `tells_facts`: the other side is told of the attempts at a run, and when it was stored.
     """
 
     __slots__ = (
@@ -68,6 +69,8 @@ class Flight:
         "_ready",
         "_rest",
         "_sent",
+        "_sent_suspect",
+        "_tells_facts",
         "batch_max",
         "has_more",
         "larger",
@@ -84,6 +87,7 @@ class Flight:
         batch_max: int,
         larger_is_dead: bool = False,
         due: Deadlines | None = None,
+        tells_facts: bool = False,
     ) -> None:
         assert not backlog.in_flight.runs  # the flight before has ended
         self.window_messages, self.window_bytes = own_window
@@ -97,11 +101,13 @@ class Flight:
         self._rest: _Rest | None = None
         self._larger_is_dead = larger_is_dead
         self._due = due
+        self._tells_facts = tells_facts
         self._backlog = backlog
         self._limit = backlog.limit
         self._ready, self._in_flight = backlog.ready, backlog.in_flight
         self._sent = RangeSet()
         self._nacks = 0
+        self._sent_suspect = False  # what is in flight is one message, that was lost alone before
         self._limit.begin()
         backlog.let_go()
 
@@ -199,13 +205,14 @@ class Flight:
         Where it was lost, the next flight is half as large, until all of this one was answered: so
         a message that the other side dies of is alone after a few of these, and then it is what
         has failed. Where a side left on purpose (not `lost`), that says nothing of any message.
-        The flight is not to be used any more.
+        Its next attempts are alone as well, whatever the limit has grown to meanwhile. The flight
+        is not to be used any more.
         """
         messages = self._in_flight.messages
         if not messages:
             return
         backlog, limit = self._backlog, self._limit
-        was_alone = limit.most == 1
+        was_alone = limit.most == 1 or self._sent_suspect
         unanswered = backlog.land_all(now)
         if not lost:
             return
@@ -214,6 +221,7 @@ class Flight:
             # The other side was given this one message alone and went away (SEMANTICS 14).
             refusal = Refusal(Action.RETRY, "connection lost while it was handled")
             backlog.fail(unanswered[0], refusal, 0, now)
+            limit.suspect(unanswered[0])
         else:
             limit.prove(backlog.sendable(unanswered))
 
@@ -320,7 +328,13 @@ class Flight:
     def _room(self, run: Run) -> int:
         """The number of the run's messages that this flight has room for: all, if not limited."""
         in_flight, count = self._in_flight, run.count
-        flying, most = in_flight.messages, self._limit.most
+        limit = self._limit
+        flying, most = in_flight.messages, limit.most
+        if limit.suspects:
+            if run.first in limit.suspects:
+                return 0 if flying else 1  # alone, whatever else is ready
+            if flying and self._sent_suspect:
+                return 0
         if most is not None:
             count = min(count, most - flying)
         if flying and (
@@ -333,6 +347,8 @@ class Flight:
         backlog = self._backlog
         backlog.fly(run)
         first = run.first
+        suspects = self._limit.suspects
+        self._sent_suspect = bool(suspects) and first in suspects
         after = run.after
         self._sent.add(after + 1, first + run.count - 1)
         messages = run.messages
@@ -342,13 +358,33 @@ class Flight:
             ttl = max(0, run.expires_at - self._due.now())  # what is left of it (DELIVERY 44)
         if delay is not None and run.due_at is not None and self._due is not None:
             delay = max(0, run.due_at - self._due.now())
-        transfers.append(
-            Transfer(  # by position, once a run: by name 145 ns become 195
+        encoded = messages if type(messages) is msgspec.Raw else msgspec.Raw(messages)
+        gap = None if after == first - 1 else after
+        floor = backlog.committed + 1
+        if self._tells_facts:  # by position, once a run: by name 145 ns become 195
+            frame: Transfer = Delivery(
                 first,
                 run.subject,
-                messages if type(messages) is msgspec.Raw else msgspec.Raw(messages),
-                None if after == first - 1 else after,
-                backlog.committed + 1,
+                encoded,
+                gap,
+                floor,
+                self._nacks,
+                options.to,
+                ttl,
+                delay,
+                options.flags,
+                run.origin,
+                None,
+                run.attempts,
+                run.stored_at,
+            )
+        else:
+            frame = Transfer(
+                first,
+                run.subject,
+                encoded,
+                gap,
+                floor,
                 self._nacks,
                 options.to,
                 ttl,
@@ -356,7 +392,7 @@ class Flight:
                 options.flags,
                 run.origin,
             )
-        )
+        transfers.append(frame)
 
     def _is_larger(self, run: Run) -> bool:
         """Cut a run to what the other side takes; True if it takes nothing of it.

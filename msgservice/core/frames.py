@@ -100,6 +100,14 @@ class Transfer(msgspec.Struct, array_like=True, tag=2, frozen=True, gc=False):
     origin: Origin | None = None
 
 
+class Delivery(Transfer, frozen=True, gc=False):
+    """2, to a receiver that names the feature `facts`: with what its node knows of the run."""
+
+    promise: None = None  # a place that is kept for another use
+    attempts: Integer = 0  # at these messages, that have failed so far
+    stored_at: Integer = 0  # ms, by the wall clock of the node
+
+
 class Ack(msgspec.Struct, array_like=True, tag=3, frozen=True):
     """3: responsibility taken for these sequences."""
 
@@ -238,7 +246,7 @@ class ResumeFrame(msgspec.Struct, array_like=True, tag=16, frozen=True):
     more: bool = False
 
 
-Frame = (
+_ByTag = (
     Hello
     | Transfer
     | Ack
@@ -256,6 +264,9 @@ Frame = (
     | Note
     | ResumeFrame
 )
+
+# Of one tag with Transfer: the number of elements tells which of both it is.
+Frame = _ByTag | Delivery
 
 KINDS: tuple[type[Frame], ...] = Frame.__args__
 CALLS_MAX = 4096  # of one REQUEST
@@ -284,17 +295,19 @@ class NotEncodable(TypeError):
 
 
 encode_frame = msgspec.msgpack.Encoder(enc_hook=plain).encode
-_decode = msgspec.msgpack.Decoder(Frame).decode
+_decode = msgspec.msgpack.Decoder(_ByTag).decode
+_decode_delivery = msgspec.msgpack.Decoder(Delivery).decode
+_DELIVERY_HEAD = bytes((0x90 + 1 + len(Delivery.__struct_fields__), 2))
 
 
 def decode_frame(data: bytes | memoryview) -> Frame:
     """Return the frame; `UnknownKind` or `MalformedFrame` where it is none."""
     try:
-        frame: Frame = _decode(data)
+        frame: Frame = _decode_delivery(data) if data[:2] == _DELIVERY_HEAD else _decode(data)
     except UNDECODABLE as error:
         raise _diagnosis(data, error) from None
-    if type(frame) is Transfer:
-        if data[0] > _TRANSFER_HEAD:
+    if isinstance(frame, Transfer):
+        if data[0] > _TRANSFER_HEAD and type(frame) is Transfer:
             frame = msgspec.structs.replace(frame, flags=frame.flags | FLAG_UNKNOWN_ELEMENT)
         if len(data) - len(memoryview(frame.messages)) > REST_HELD_MAX:
             frame = msgspec.structs.replace(frame, messages=frame.messages.copy())
@@ -416,6 +429,7 @@ def _wrong_resume(frame: ResumeFrame) -> str | None:
 
 _RELATIONS: Final[dict[type, Callable[[Any], str | None]]] = {
     Transfer: _wrong_transfer,
+    Delivery: _wrong_transfer,
     Ack: _wrong_ack,
     Nack: _wrong_nack,
     StatusFrame: _wrong_status,

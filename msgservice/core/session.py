@@ -34,6 +34,7 @@ from msgservice.core.frames import (
     AudienceFrame,
     Auth,
     Bye,
+    Delivery,
     ErrorFrame,
     Frame,
     Hello,
@@ -94,6 +95,7 @@ def _row(hop: Act, **special: Act) -> dict[type, Act]:
     row.update(_ALWAYS)
     for kind in (Hello, Transfer, Auth, Bye, ResumeFrame):
         row[kind] = special.get(kind.__name__, Act.REFUSE)
+    row[Delivery] = row[Transfer]
     return row
 
 
@@ -258,7 +260,7 @@ class Session:
         Raises nothing: what the other side did wrong ends in `failed`.
         """
         act = TABLE[self.state][type(frame)]
-        if self.bye_received and type(frame) is Transfer and self.state is State.CLOSING:
+        if self.bye_received and isinstance(frame, Transfer) and self.state is State.CLOSING:
             act = Act.REFUSE  # it crossed nothing: its sender had said that none would follow
         if act is Act.PASS:
             return frame

@@ -293,6 +293,13 @@ _VERSION_DELAYED_EXPIRES = """
 alter table delayed add column expires_at integer;
 """
 
+# How often a receiver's messages are tried, and after which pauses; 0: as the node's limits say.
+_VERSION_ATTEMPTS = """
+alter table receiver add column max_attempts integer not null default 0;
+alter table receiver add column retry_delay_min integer not null default 0;
+alter table receiver add column retry_delay_max integer not null default 0;
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -324,6 +331,7 @@ SCHEMA = Schema(
         _VERSION_EXPIRES,
         _VERSION_AWAY,
         _VERSION_DELAYED_EXPIRES,
+        _VERSION_ATTEMPTS,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

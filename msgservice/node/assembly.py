@@ -74,6 +74,7 @@ from msgservice.node.web.openapi import openapi_path
 from msgservice.node.web.operations import operation_paths
 from msgservice.node.web.showing import metrics_paths, page_paths
 from msgservice.node.web.xmlrpc import XmlRpc
+from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import Batch, ExceptionRow, ReceiverRow, Reread, Snapshot
 from msgservice.transport.registry import Transports
 
@@ -169,11 +170,11 @@ def assemble(
             limits=limits,
         )
 
-    def retry_delay(attempts: int) -> float:
+    def retry_delay(attempts: int, options: ReceiverOptions) -> float:
         return delay_of(
             attempts,
-            delay_min=limits.retry_delay_min,
-            delay_max=limits.retry_delay_max,
+            delay_min=options.retry_delay_min or limits.retry_delay_min,
+            delay_max=options.retry_delay_max or limits.retry_delay_max,
             # Half of it is certain: a failed handler is not called again at once.
             jitter=0.5 + rng() / 2,
         )

@@ -30,7 +30,7 @@ from msgservice.administration import (
 )
 from msgservice.clock import Time
 from msgservice.limits import Limits
-from msgservice.node.troubles import health_of, troubles_of, troubles_of_node
+from msgservice.node.troubles import troubles_of, troubles_of_node
 from msgservice.records import Room
 from msgservice.waiters import Waiters
 
@@ -304,7 +304,7 @@ def _observed(state: ReceiverState, before: Observed | None, rate: float, wall: 
     return Observed(
         name=state.name,
         at=wall,
-        health=health_of(state),
+        health=state.health,
         since=since,
         connected=state.connected,
         address=state.address,

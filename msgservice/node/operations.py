@@ -46,6 +46,7 @@ from msgservice.node.receivers import Receivers
 from msgservice.node.replayer import COUNT_PAGES, Replayer
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.tail import Tail
+from msgservice.node.troubles import health_of
 from msgservice.node.upkeep import Upkeep
 from msgservice.node.view import Row
 from msgservice.receiver_options import ADDED
@@ -222,7 +223,8 @@ class Operations:
         options["backlog_bytes"] = self._dispatch.backlog_bytes_max(row)
         options["away_max"] = self._away.limit(row) // 1000
         options["paused"] = row.options.paused or outlet.is_going
-        return ReceiverState(
+        options["max_attempts"] = outlet.backlog.max_attempts
+        state = ReceiverState(
             **options,
             name=row.name,
             address=row.address,
@@ -261,6 +263,8 @@ class Operations:
             away_s=self._away.since(row),
             stays=self._away.stays(row),
         )
+        health = health_of(state, probing=outlet.is_probing)
+        return msgspec.structs.replace(state, health=health)
 
     # --- what is sent again
 

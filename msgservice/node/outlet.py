@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from msgservice.clock import Time
 from msgservice.connection import Connection
+from msgservice.core import features
 from msgservice.core.backlog import Backlog
 from msgservice.core.flight import Flight
 from msgservice.core.frames import Ack, Frame, Nack, Transfer
@@ -41,7 +42,7 @@ from msgservice.node.stretches import Stretch
 from msgservice.node.supply import TURN_RUNS, State, Supply, UpTo
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
-from msgservice.receiver_options import STRICT
+from msgservice.receiver_options import STRICT, ReceiverOptions
 from msgservice.records import ExceptionRow, ReceiverRow, Resume, position_of
 from msgservice.transport.addresses import is_node
 from msgservice.waiters import Waiters
@@ -106,7 +107,7 @@ class Outlet:
         tracker: Tracker,
         time: Time,
         limits: Limits,
-        retry_delay: Callable[[int], float],
+        retry_delay: Callable[[int, ReceiverOptions], float],
         letters: Letters,
         stored: StoredBytes,
         loaded: LoadedBytes,
@@ -168,8 +169,8 @@ class Outlet:
         backlog = Backlog(
             ordered=row.options.order == STRICT,
             cursor=row.cursor,
-            retry_delay=self._retry_delay,
-            max_attempts=limits.max_attempts,
+            retry_delay=lambda attempts: self._retry_delay(attempts, self.row.options),
+            max_attempts=row.options.max_attempts or limits.max_attempts,
             behind_max=limits.exceptions,
             behind_bytes_max=limits.window_bytes,
             keeps_letters=True,
@@ -181,7 +182,8 @@ class Outlet:
             if one.status.final:
                 settled.append((one.first, one.last))
             else:
-                pause = min(max(0, one.next_at - wall) / 1000, limits.retry_delay_max)
+                longest = row.options.retry_delay_max or limits.retry_delay_max
+                pause = min(max(0, one.next_at - wall) / 1000, longest)
                 tried[one.first, one.last] = (one.attempts, now + pause, one.reason)
         backlog.restore(settled, tried)
         backlog.stored_before = position_of(self._tail_number) - 1
@@ -270,6 +272,15 @@ class Outlet:
         """Whether this message was sent and is not answered."""
         return self.backlog.in_flight_at(position)
 
+    @property
+    def is_probing(self) -> bool:
+        """Whether it gets one message at a time, since the last connections were lost with some."""
+        return self.backlog.limit.most == 1
+
+    def options_changed(self) -> None:
+        """The row has other options from now on."""
+        self.backlog.max_attempts = self.row.options.max_attempts or self._limits.max_attempts
+
     def set_order(self, order: str) -> None:
         """Another order from now on; what is loaded is loaded again. Not while connected."""
         assert self.connection is None
@@ -310,6 +321,7 @@ class Outlet:
             window=options.window,
             batch_max=min(options.max_batch or INTEGER_MAX, limits.max_batch),
             due=self._due,
+            tells_facts=features.FACTS in connection.session.peer_features,
         )
 
     def _receive_resume(self, resume: Resume) -> None:

@@ -36,6 +36,7 @@ from msgservice.core.frames import (
     BYE_SETTLED,
     CALLS_MAX,
     Ack,
+    Delivery,
     Frame,
     Hello,
     Nack,
@@ -296,7 +297,7 @@ class Peer:
         Behind answers about very many messages it waits until these were heard to their end.
         """
         kind = type(frame)
-        if kind is Transfer:
+        if kind is Transfer or kind is Delivery:
             if self.ingress is None:
                 return True  # not greeted, and gone: the session drops it
             connection = self.connection
@@ -334,6 +335,8 @@ class Peer:
                 self._seat.note(frame.sequence, frame.attempts, frame.reason)
         elif type(frame) is Reply:
             pass  # the node asks nobody; a late reply is dropped (SEMANTICS 30)
+        elif type(frame) is Delivery:
+            raise UnexpectedFrame("Transfer", "with what nodes tell their receivers")
         else:
             raise UnexpectedFrame(type(frame).__name__, "talking to a node")
 

@@ -312,6 +312,7 @@ class Receivers:
             else:
                 self._connections.send_away(outlet, BYE_CLOSING, reason)  # it comes back
         row.options = options
+        outlet.options_changed()
         if reordered:
             outlet.set_order(options.order)
         self._store(row, join=join)

@@ -332,6 +332,7 @@ class Supply:
             options,
             origin,
         )
+        run.stored_at = batch.stored_at
         if batch.expires_at is not None:
             run.expires_at = batch.expires_at
         if first <= loaded_to:  # the cursor stands inside this batch

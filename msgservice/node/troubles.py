@@ -12,19 +12,23 @@ from collections.abc import Sequence
 from msgservice.administration import ReceiverState, Trouble
 from msgservice.records import Room
 
-UP, AWAY, FAILING, PAUSED, SUSPENDED, FULL = (
+UP, AWAY, PROBING, FAILING, PAUSED, SUSPENDED, FULL = (
     "up",
     "away",
+    "probing",
     "failing",
     "paused",
     "suspended",
     "full",
 )
-HEALTHS = (UP, AWAY, FAILING, PAUSED, SUSPENDED, FULL)
+HEALTHS = (UP, AWAY, PROBING, FAILING, PAUSED, SUSPENDED, FULL)
 
 
-def health_of(state: ReceiverState) -> str:
-    """Return the health of a receiver: of what is true of it, what matters most."""
+def health_of(state: ReceiverState, *, probing: bool = False) -> str:
+    """Return the health of a receiver: of what is true of it, what matters most.
+
+    `probing`: it gets one message at a time, to see which one its connections are lost of.
+    """
     if state.paused:
         return PAUSED
     if state.suspended:
@@ -33,6 +37,8 @@ def health_of(state: ReceiverState) -> str:
         return FULL
     if not state.connected:
         return AWAY
+    if probing:
+        return PROBING
     return FAILING if state.attempts or state.last_error else UP
 
 

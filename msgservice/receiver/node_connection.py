@@ -21,6 +21,7 @@ from msgservice.core.frames import (
     BYE_REPLACED,
     CALLS_MAX,
     VERSION,
+    Delivery,
     Frame,
     Hello,
     ReceiveOptions,
@@ -184,7 +185,7 @@ class NodeConnection:
         if kind is Request:
             return self.connection.has_room
         node = self._node
-        if kind is Transfer and node is not None:
+        if (kind is Delivery or kind is Transfer) and node is not None:
             if node.is_changing:
                 return False
             owed = node.inbox.answers.refused_bytes
@@ -193,7 +194,7 @@ class NodeConnection:
 
     def received(self, connection: Connection, frame: Frame) -> None:
         """Take a run."""
-        if type(frame) is Transfer:
+        if isinstance(frame, Transfer):
             node = self._node
             assert node is not None
             self._quiet = 0
@@ -221,6 +222,8 @@ class NodeConnection:
             )
             if frame.ttl is not None:
                 facts.ttl, facts.expires_at = frame.ttl, self._wall() + frame.ttl
+            if type(frame) is Delivery:
+                facts.attempts, facts.stored_at = frame.attempts, frame.stored_at
             messages = decode_received(raw, facts)
             arrival = node.inbox.receive_transfer(frame, count)
             if arrival is not None:

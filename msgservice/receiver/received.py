@@ -30,9 +30,11 @@ class RunFacts:
     `sequence`: of its first message, as the node counts towards this receiver. `base`: the
     `number` of its first message. `ttl`: ms that were left of its time when it came, or None;
     `expires_at`: when that is over, ms by the wall clock of this machine.
+    `attempts`, `stored_at` (ms): what its node says, or 0.
     """
 
     __slots__ = (
+        "attempts",
         "base",
         "decode",
         "expires_at",
@@ -40,6 +42,7 @@ class RunFacts:
         "node",
         "origin",
         "sequence",
+        "stored_at",
         "subject",
         "ttl",
     )
@@ -56,6 +59,7 @@ class RunFacts:
         expires_at: int | None = None,
     ) -> None:
         self.ttl, self.expires_at = ttl, expires_at
+        self.attempts = self.stored_at = 0
         self.sequence, self.subject, self.node = sequence, subject, node
         self.origin, self.flags, self.decode = origin, flags, decode
         self.base = 0
@@ -174,6 +178,24 @@ class ReceivedMessage(msgspec.Struct, array_like=True, gc=False, eq=False):
         """
         at = self.run.expires_at
         return None if at is None else at / 1000
+
+    @property
+    def attempts(self) -> int:
+        """The number of attempts at it that have failed before this one, as its node counts them.
+
+        What a node does not call an attempt is not among them: that a message comes again is not.
+        """
+        run = self.run
+        return run.attempts
+
+    @property
+    def stored_at(self) -> float | None:
+        """The time when the node that sent it here had stored it, in seconds since the epoch.
+
+        By the wall clock of that node. None: the node says nothing of it.
+        """
+        at = self.run.stored_at
+        return at / 1000 if at else None
 
     @property
     def identity(self) -> str:

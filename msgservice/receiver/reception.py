@@ -64,7 +64,7 @@ class Reception:
             window=self.window,
             inbox=self.inbox.inbox if self.inbox is not None else None,
             receive=receive,
-            features=list(features.OF_PEERS),
+            features=list(features.OF_RECEIVERS),
         )
 
     def node(self, name: str, incarnation: str) -> NodeIncarnation:

@@ -1857,6 +1857,20 @@ _ALL = [
         catcher=_test("tests/unit/test_outbox.py -k dies_of", "that_its_receiver_dies_of"),
     ),
     Mutant(
+        name="who-was-lost-alone-is-one-of-many-again",
+        at=f"{FLIGHT_LIMIT}.suspect",
+        old="self.suspects.add(run.first)",
+        new="pass",
+        catcher=_test("tests/unit/test_flight.py", "is_alone_until_it_is_answered"),
+    ),
+    Mutant(
+        name="attempts-are-of-the-node-alone",
+        at="msgservice.node.outlet:Outlet._make_backlog",
+        old="max_attempts=row.options.max_attempts or limits.max_attempts",
+        new="max_attempts=limits.max_attempts",
+        catcher=_test("tests/unit/test_node_poison.py", "and_nine_lanes_go_on"),
+    ),
+    Mutant(
         name="a-pause-is-an-attempt",
         at=f"{FLIGHT}.end",
         old="if not lost:",

@@ -11,7 +11,8 @@ from msgservice.core.refusal import Refusal
 from msgservice.core.runs import Run
 from msgservice.core.tried import Tried
 from msgservice.errors import NeverSent
-from msgservice.message import Action, BareMessage, encode_messages
+from msgservice.limits import INTEGER_MAX
+from msgservice.message import Action, BareMessage, Status, encode_messages
 
 OWN_WINDOW = (100, 10_000)
 
@@ -124,3 +125,59 @@ def test_attempts_are_taken_once_and_split_where_a_run_ends() -> None:
     assert [(5, 6, (2, 1.5, "no"))] == tried.take(4, 6)  # 1 and 2 were passed by: they are settled
     assert [(7, 9, (2, 1.5, "no"))] == tried.take(7, 20)
     assert 0 == len(tried)
+
+
+def test_51_in_the_largest_window_a_message_that_kills_is_dead_after_20_connections() -> None:
+    window, lanes = 65_536, [f"lane {n}" for n in range(9)]
+    backlog = Backlog(ordered=True, cursor=0, retry_delay=lambda _: 1.0, max_attempts=4)
+    poison = window // 2
+    first = 1
+    now, connections, sent = 0.0, 0, 0
+    died: list[Status] = []
+    while not died:
+        while backlog.open_messages < 2 * window:  # they never cease
+            lane = "bad" if first == poison else lanes[first % 9]
+            message = encode_messages([BareMessage(b"x")])
+            backlog.offer(Run(first, 1, lane, lane, message, len(message), first - 1))
+            first += 1
+        flight = Flight(backlog, own_window=(window, INTEGER_MAX), window=None, batch_max=1000)
+        connections += 1
+        flown = [transfer.sequence for transfer in flight.take_transfers(now)]
+        sent += len(flown)
+        for _ in range(8):  # a waiting head has its turn when it is due
+            if poison in flown:
+                break
+            flight.receive_acks([(sequence, sequence) for sequence in flown])
+            now += 0.5
+            flown = [transfer.sequence for transfer in flight.take_transfers(now)]
+        flight.end(now, lost=True)
+        died = [one.status for one in backlog.take_settled() if one.run.subject == "bad"]
+    assert [Status.DEAD] == died
+    assert connections <= 20
+    assert sent <= 2 * window + 4  # of the flights that were lost: each is half as large
+
+
+def test_51_who_was_lost_alone_is_alone_until_it_is_answered() -> None:
+    backlog = a_backlog()
+    backlog.ordered = False
+    backlog.offer(run(1))
+    for _ in range(2):
+        lossy = fly(backlog)
+        lossy.take_transfers(0.0)
+        lossy.end(0.0, lost=True)
+    assert {1} == backlog.limit.suspects
+    backlog.offer(run(2))
+    flight = fly(backlog)
+    assert [2] == [one.sequence for one in flight.take_transfers(0.0)]
+    flight.receive_acks([(2, 2)])
+    assert backlog.limit.most == 2
+    backlog.offer(run(3))
+    assert [3] == [one.sequence for one in flight.take_transfers(0.0)]
+    (waiting,) = backlog.waiting_runs
+    assert [] == flight.take_transfers(waiting.due)  # there is room for two, and not for it
+    backlog.offer(run(4))
+    flight.receive_acks([(3, 3)])
+    assert [1] == [one.sequence for one in flight.take_transfers(waiting.due)]
+    flight.receive_acks([(1, 1)])
+    assert not backlog.limit.suspects
+    assert [4] == [one.sequence for one in flight.take_transfers(waiting.due)]

@@ -159,6 +159,9 @@ def test_every_integer_of_a_request_is_bounded() -> None:
         *(
             "after",
             "away_max",
+            "max_attempts",
+            "retry_delay_min",
+            "retry_delay_max",
             "backlog_bytes",
             "confirm",
             "end",

@@ -14,6 +14,7 @@ from msgservice.core.frames import (
     AudienceFrame,
     Auth,
     Bye,
+    Delivery,
     ErrorFrame,
     Frame,
     Hello,
@@ -59,6 +60,7 @@ OWN_HELLO = Hello(1, "node", "log")
 SAMPLES: dict[type[Frame], Frame] = {
     Hello: Hello(1, "shop", "i1"),
     Transfer: Transfer(1, "a", ONE),
+    Delivery: Delivery(1, "a", ONE, attempts=2, stored_at=3),
     Ack: Ack([(1, 1)]),
     Nack: Nack(1, 1, 1),
     StatusFrame: StatusFrame("i1", "r", 3, [(1, 1)]),
@@ -85,6 +87,7 @@ def row(
 ) -> dict[type[Frame], str]:
     others: dict[type[Frame], str] = {
         Transfer: transfer,
+        Delivery: transfer,
         Hello: hello,
         ResumeFrame: resume,
         Auth: auth,
