@@ -618,9 +618,11 @@ class NotConfirmed(MsgServiceError):
 
     refusal_code = 10
 
-    def __init__(self, name: str, queued: int, confirmed: int) -> None:
-        super().__init__(f"{queued} messages wait for {name!r} by now, {confirmed} confirmed")
-        self.name, self.queued, self.confirmed = name, queued, confirmed
+    def __init__(self, name: str, queued: int, confirmed: int, dead: int = 0) -> None:
+        letters = f", and it has {dead} dead letter{'s' * (dead != 1)}" if dead else ""
+        waits = "1 message waits" if queued == 1 else f"{queued} messages wait"
+        super().__init__(f"{waits} for {name!r} by now{letters}: {confirmed} confirmed")
+        self.name, self.queued, self.confirmed, self.dead = name, queued, confirmed, dead
 
 
 class UnknownMessage(MsgServiceError):

@@ -14,7 +14,7 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
-from msgservice import Limits, Node, Receiver
+from msgservice import Limits, Node, Receiver, Reject
 from msgservice.administration import OPERATIONS
 from msgservice.errors import LogFull
 from msgservice.node.web.operations import place_of
@@ -158,14 +158,14 @@ async def test_posts_of_one_turn_are_one_group(world: World) -> None:
 @pytest.mark.parametrize(
     ("said", "status", "error"),
     [
-        (b"", 400, ""),
-        (b"[]", 400, ""),
-        (b'{"subject": "a"', 400, ""),
-        (b'{"subject": "a", "body": "\xff"}', 400, ""),
+        (b"", 400, "BadValue"),
+        (b"[]", 400, "BadValue"),
+        (b'{"subject": "a"', 400, "BadValue"),
+        (b'{"subject": "a", "body": "\xff"}', 400, "BadValue"),
         (b'{"subject": "a", "body": ' + b"[" * 200 + b"]" * 200 + b"}", 400, "BadValue"),
         (b'{"subject": "a", "body": ' + b"[" * 9000 + b"]" * 9000 + b"}", 400, "BadValue"),
-        ({"body": 1}, 400, ""),
-        ({"subject": "a", "colour": "red"}, 400, ""),
+        ({"body": 1}, 400, "BadValue"),
+        ({"subject": "a", "colour": "red"}, 400, "BadValue"),
         ({"subject": "a..b"}, 400, "BadSubject"),
         ({"subject": "$node.info"}, 422, "Refused"),
         ({"subject": "orders.*"}, 400, "BadSubject"),
@@ -173,8 +173,8 @@ async def test_posts_of_one_turn_are_one_group(world: World) -> None:
         ({"subject": "a", "base64": "?"}, 400, "BadValue"),
         ({"subject": "a", "id": ""}, 400, "BadName"),
         ({"subject": "a", "key": "x" * 300}, 400, "BadName"),
-        ({"subject": "a", "ttl": -1}, 400, ""),
-        ({"subject": "a", "delay": 367 * 86400}, 400, ""),
+        ({"subject": "a", "ttl": -1}, 400, "BadValue"),
+        ({"subject": "a", "delay": 367 * 86400}, 400, "BadValue"),
         ({"subject": "a", "retain": "maybe"}, 400, "BadValue"),
         ({"subject": "a", "to": []}, 400, "BadValue"),
         ({"subject": "a", "to": ["nobody"]}, 422, "UnknownReceiver"),
@@ -279,6 +279,12 @@ async def test_a_line_that_is_wrong_stores_none_of_them(world: World) -> None:
     wrong = await world.lines(good, {"subject": "a..b"}, good)
     assert 400 == wrong.status
     assert "line 2" in wrong.json["detail"]
+    assert ("BadSubject", 14, 2) == tuple(wrong.json[key] for key in ("error", "code", "line"))
+    shapeless = await world.lines(good, {"subject": 5})
+    assert (400, "BadValue", 12, 2) == (
+        shapeless.status,
+        *(shapeless.json[key] for key in ("error", "code", "line")),
+    )
     unknown = await world.lines(good, {"subject": "orders.b", "to": ["nobody"]})
     assert (422, 2, 0) == (unknown.status, unknown.json["line"], unknown.json["accepted"])
     empty = await world.post(b"\n \n", Content_Type="application/x-ndjson")
@@ -476,9 +482,71 @@ async def test_receivers_are_made_changed_looked_at_and_removed(world: World) ->
     purged = await ask("POST", f"{path}/purge", {"dry_run": True})
     assert (200, 1) == (purged.status, purged.json["count"])
     assert 409 == (await ask("DELETE", f"{path}?confirm=0")).status
-    assert {"queued": 1, "dead": 0} == (await ask("DELETE", path)).json
     assert 200 == (await ask("DELETE", f"{path}?confirm=1")).status
     assert 404 == (await ask("POST", f"{path}/pause", {})).status
+
+
+@ensure
+async def test_a_receiver_goes_by_a_delete_where_nothing_goes_with_it(world: World) -> None:
+    ask = world.peer.ask
+    for name in ("idle", "behind"):
+        await ask("POST", "/v1/receivers", {"name": name, "subjects": [f"{name}.>"]})
+    assert 201 == (await world.post({"subject": "behind.a", "body": [1]})).status
+    assert (200, {"removed": 0, "dead": 0}) == (
+        (gone := await ask("DELETE", "/v1/receivers/idle")).status,
+        gone.json,
+    )
+    assert 404 == (await ask("DELETE", "/v1/receivers/idle")).status
+    kept = await ask("DELETE", "/v1/receivers/behind")
+    assert (409, "NotConfirmed", 10, 1, 0) == (
+        kept.status,
+        *(kept.json[key] for key in ("error", "code", "queued", "dead")),
+    )
+    (one,) = (await ask("GET", "/v1/receivers?after=beh&limit=1")).json["receivers"]
+    assert ("behind", 1) == (one["name"], one["queued"])
+    gone = await ask("DELETE", f"/v1/receivers/behind?confirm={kept.json['queued']}")
+    assert {"removed": 1, "dead": 0} == gone.json
+
+
+@ensure
+async def test_dead_letters_keep_a_receiver_from_a_delete(world: World) -> None:
+    ask = world.peer.ask
+
+    def reject(message: Any) -> None:
+        raise Reject("no such customer")
+
+    picky = Receiver(reactor, name="picky", handler=reject)
+    world.node.attach(picky, ["picky.>"])
+    await picky.when_connected()
+    said = {"subject": "picky.a", "body": [1]}
+    settled = await ask("POST", "/v1/messages?wait=acknowledged", said)
+    assert (200, "dead") == (settled.status, settled.json["receivers"]["picky"]["status"])
+    await picky.stopService()
+    path = "/v1/receivers/picky"
+    kept = await ask("DELETE", path)
+    assert (409, 0, 1) == (kept.status, kept.json["queued"], kept.json["dead"])
+    assert "it has 1 dead letter:" in kept.json["detail"]
+    assert {"removed": 0, "dead": 1} == (await ask("DELETE", f"{path}?confirm=0")).json
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/receivers", {"subjects": ["a"]}),
+        ("/v1/receivers", {"name": "a", "subjects": "a"}),
+        ("/v1/receivers", {"name": "a", "subjects": ["a"], "colour": "red"}),
+        ("/v1/receivers", b"{"),
+        ("/v1/receivers", b'{"name": "\xff"}'),
+        ("/v1/messages", {"subject": 5}),
+        ("/v1/messages", b"["),
+    ],
+)
+@ensure
+async def test_what_has_another_shape_is_a_bad_value_to_programs(
+    world: World, path: str, body: Any
+) -> None:
+    said = await world.peer.ask("POST", path, body)
+    assert (400, "BadValue", 12) == (said.status, said.json["error"], said.json["code"])
 
 
 @pytest.mark.parametrize(

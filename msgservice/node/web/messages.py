@@ -115,6 +115,14 @@ class AcceptedRuns(msgspec.Struct, frozen=True):
     runs: list[AcceptedRun]
 
 
+class _WrongLine(Exception):
+    """A line that cannot be a message, and why."""
+
+    def __init__(self, error: Exception, line: int) -> None:
+        super().__init__(line)
+        self.error, self.line = error, line
+
+
 class PartlyAccepted(Problem, frozen=True, omit_defaults=False):
     """A problem with a part of a post: what is stored of it, and the line that it begins at."""
 
@@ -289,7 +297,10 @@ class Posts:
 
     async def _lines(self, ask: Ask, key: str | None) -> Answer:
         sender, who = self.sender_of(ask.who), ask.who
-        runs = await self._runs(ask.body, key)
+        try:
+            runs = await self._runs(ask.body, key)
+        except _WrongLine as wrong:
+            return _partly(wrong.error, wrong.line, [])
         batches: list[Batch] = []
         for run in runs:
             await self._slices.run(_nothing)
@@ -317,7 +328,7 @@ class Posts:
         return as_json(AcceptedRuns(sum(run.count for run in stored), stored), 201)
 
     async def _runs(self, body: bytes, key: str | None) -> list[_Run]:
-        """Return the runs that lines become. Raises for a line that is wrong, and says which."""
+        """Return the runs that lines become. Raises `_WrongLine`."""
         runs: list[_Run] = []
         size, last = 0, None
         for line, text in enumerate(body.split(b"\n"), 1):
@@ -328,9 +339,9 @@ class Posts:
             try:
                 run = self._run(text, line)
             except (MsgServiceError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-                raise BadValue(f"line {line}:", str(error)) from None
+                raise _WrongLine(error, line) from None
             except RecursionError:
-                raise BadValue(f"line {line}:", "is nested too deeply") from None
+                raise _WrongLine(BadValue("it", "is nested too deeply"), line) from None
             (message,) = run.messages
             grows = len(text) + LINE_OVERHEAD
             joins = (
@@ -486,7 +497,7 @@ def _partly(error: Exception, line: int, stored: Sequence[AcceptedRun]) -> Answe
     status = UNPROCESSABLE if isinstance(error, UnknownReceiver) else None
     problem = problem_of(error, status)
     said = PartlyAccepted(
-        **msgspec.structs.asdict(problem),
+        **msgspec.structs.asdict(problem) | {"detail": f"line {line}: {problem.detail}"},
         line=line,
         accepted=sum(run.count for run in stored),
         runs=list(stored),

@@ -45,8 +45,9 @@ from msgservice.administration import (
     STATUS,
     WHOAMI,
     Operation,
+    Removal,
 )
-from msgservice.errors import BadValue
+from msgservice.errors import BadValue, NotConfirmed
 from msgservice.node.gate import Pass
 from msgservice.node.web.answers import Answer, Ask
 from msgservice.node.web.paths import PathAt
@@ -147,10 +148,25 @@ def _answering(
             if name in given:
                 raise BadValue(name, "stands in the path, and nowhere else")
             given[name] = _value(name, text, kinds[name])
+        if operation is RECEIVERS_REMOVE and given.get("confirm") is None:
+            given["confirm"] = await _goes_alone(given["name"], requests, ask.who)
         said = await requests.ask(operation.right, msgspec.json.encode(given), ask.who)
         return Answer(status, said)
 
     return answer
+
+
+async def _goes_alone(name: str, requests: Requests, who: Pass) -> int:
+    """Return that nothing may go with a receiver; a DELETE removes, it does not only look.
+
+    Raises `NotConfirmed` where something would.
+    """
+    asked = msgspec.json.encode({"name": name})
+    said = await requests.ask(RECEIVERS_REMOVE.right, asked, who)
+    found = msgspec.json.decode(said, type=Removal)
+    if found.queued or found.dead:
+        raise NotConfirmed(name, found.queued or 0, 0, found.dead)
+    return 0
 
 
 def _members(body: bytes) -> dict[str, Any]:

@@ -74,14 +74,16 @@ STATUSES: dict[type[MsgServiceError], int] = {
 }
 SHARED = ("http_bytes", "idempotency_keys", "uncommitted_bytes")  # limits of all who ask together
 LATER = (LogFull, LimitReached, LogUnavailable)  # … after which the same may be taken
+# What does not decode, or has another shape than it must: a value that cannot be, to who said it.
+SHAPELESS = (UnicodeDecodeError, msgspec.MsgspecError)
 BY_CODE = {error.refusal_code: error for error in STATUSES if error.refusal_code}
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     """A problem document. `error`: the error's name in docs/errors.md, `code`: its number there.
 
-    `about`: the receiver, limit or key that it concerns. Its `type` is `about:blank`, which need
-    not be said.
+    `about`: the receiver, limit or key that it concerns. `queued`, `dead`: what would go with a
+    receiver, where that was not confirmed. Its `type` is `about:blank`, which need not be said.
     """
 
     title: str
@@ -90,6 +92,8 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str = ""
     code: int = 0
     about: str = ""
+    queued: int | msgspec.UnsetType = msgspec.UNSET
+    dead: int | msgspec.UnsetType = msgspec.UNSET
 
 
 def status_of(error: Exception) -> int:
@@ -101,7 +105,7 @@ def status_of(error: Exception) -> int:
     for kind in type(error).__mro__:
         if kind in STATUSES:
             return STATUSES[kind]
-    return 400 if isinstance(error, UnicodeDecodeError | msgspec.MsgspecError) else 500
+    return 400 if isinstance(error, SHAPELESS) else 500
 
 
 def problem_of(error: Exception, status: int | None = None) -> Problem:
@@ -111,16 +115,23 @@ def problem_of(error: Exception, status: int | None = None) -> Problem:
     """
     status = status_of(error) if status is None else status
     is_ours = isinstance(error, MsgServiceError)
+    name, code = "", 0
     detail = "internal error: see the node's log"
     if is_ours or status == 400:
         detail = str(error)
+    if isinstance(error, SHAPELESS):
+        name, code = BadValue.__name__, BadValue.refusal_code
+    elif isinstance(error, MsgServiceError) and not isinstance(error, WebRefused):
+        name, code = name_of(error), error.refusal_code
     return Problem(
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
-        error=name_of(error) if is_ours and not isinstance(error, WebRefused) else "",
-        code=error.refusal_code if isinstance(error, MsgServiceError) else 0,
+        error=name,
+        code=code,
         about=error.about if isinstance(error, MsgServiceError) else "",
+        queued=error.queued if isinstance(error, NotConfirmed) else msgspec.UNSET,
+        dead=error.dead if isinstance(error, NotConfirmed) else msgspec.UNSET,
     )
 
 
