@@ -21,9 +21,11 @@ async def main(reactor, port, user="", password=""):
     try:
         await perspective.callRemote("send", "orders..new", b"two")
     except pb.RemoteError as error:
-        print(error.remoteType.decode())
+        print("refused, as it should be:", error.remoteType.decode())
     factory.disconnect()
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (2, 4):
+        raise SystemExit("usage: python -m examples.pb_client PORT [USER PASSWORD]")
     task.react(lambda reactor, *args: defer.ensureDeferred(main(reactor, *args)), sys.argv[1:])

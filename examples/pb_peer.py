@@ -32,4 +32,6 @@ async def main(reactor, role, port):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] not in ("listen", "dial"):
+        raise SystemExit("usage: python -m examples.pb_peer listen|dial PORT")
     task.react(lambda reactor, *args: defer.ensureDeferred(main(reactor, *args)), sys.argv[1:])

@@ -46,5 +46,7 @@ async def main(reactor: Any, remotes: int) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2 or not all(word.isdigit() for word in sys.argv[1:]):
+        raise SystemExit("usage: python -m examples.sessions_central [REMOTES]")
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     task.react(lambda reactor: ensureDeferred(main(reactor, count)))

@@ -25,4 +25,6 @@ async def main(reactor: Any, port: int, name: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("usage: python -m examples.sessions_remote PORT NAME")
     task.react(lambda reactor: ensureDeferred(main(reactor, int(sys.argv[1]), sys.argv[2])))

@@ -113,4 +113,6 @@ async def main(reactor: Any, what: str, port: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] not in ("serve", "watch"):
+        raise SystemExit("usage: python -m examples.streams_progress serve|watch PORT")
     react(lambda *args: Deferred.fromCoroutine(main(*args)), sys.argv[1:])

@@ -147,6 +147,7 @@ def _build(config: Config) -> IService:
                 tcp.endpoint(reactor, listener.address),
                 described=listener.address,
                 user=listener.user or "",
+                limits=config.streams,
                 insecure=config.insecure or tcp.asks_certificates(listener.address),
                 failed=partial(end_process, reactor),
             )

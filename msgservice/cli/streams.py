@@ -26,16 +26,18 @@ from msgservice.clock import Reactor
 from msgservice.core.reasons import shown
 from msgservice.errors import Ambiguous, BadAddress, BadValue, MessageTooLarge, Refused
 from msgservice.faces.streams.content import JsonCodec
-from msgservice.faces.streams.limits import StreamLimits
 from msgservice.faces.streams.remote import LOST, Closed, RemoteStream
 from msgservice.faces.streams.wire import CLOSE, LIST, PUT, LineSplitter, check_key, decode, line_of
+from msgservice.limits import MAX_BATCH_MAX
+from msgservice.stream_limits import StreamLimits
 from msgservice.transport.addresses import parse_address
 from msgservice.transport.tcp.endpoints import client_endpoint
 from msgservice.transport.tcp.transport import Unused
 
 P = ParamSpec("P")
 
-LIMITS = StreamLimits()
+# Their server may have other limits than the defaults: what it does not take it says itself.
+LIMITS = StreamLimits(line_bytes=MAX_BATCH_MAX, unsent_bytes=MAX_BATCH_MAX)
 SCHEMES = ("tcp", "tls", "ssl", "unix")
 
 
@@ -283,7 +285,7 @@ def listen(session: Session, key: str, count: int | None) -> None:
         finally:
             served.end()
         queue: DeferredQueue[Any] = DeferredQueue()
-        remote = RemoteStream("", 0, reactor, endpoint=served.endpoint())
+        remote = RemoteStream("", 0, reactor, endpoint=served.endpoint(), limits=LIMITS)
         remote.listen(key, queue, resume=True)
         printed = 0
         try:
@@ -390,7 +392,14 @@ def _line(key: str, text: str, is_text: bool, name: str) -> bytes:
 
 
 async def _put(served: _Streams, lines: list[bytes]) -> None:
-    answer = await served.ask(b"".join(lines) + _ask_line())
+    try:
+        answer = await served.ask(b"".join(lines) + _ask_line())
+    except NoStreams as error:
+        longest = max(map(len, lines))
+        if longest <= StreamLimits().line_bytes:
+            raise
+        why = f"{error.why}; {longest - 1} bytes may be more than its line_bytes"
+        raise NoStreams(served.session.node, why) from None
     if answer["ignored"]:
         raise Refused(
             f"{answer['ignored']:,} lines were not taken; the log of the streams says why"

@@ -44,6 +44,8 @@ from msgservice.identity.rules import Patterns
 from msgservice.identity.users import User
 from msgservice.limits import ORDERED, PARTS, Limits, Rate, contradictions, wrong_with
 from msgservice.receiver_options import CONFIGURED, DEFAULTS, ReceiverOptions
+from msgservice.stream_limits import STREAMS_KEYS as STREAMS_KEYS
+from msgservice.stream_limits import StreamLimits, wrong_with_stream
 from msgservice.transport.addresses import PLAIN_NEEDS, is_plain, parse_address
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import VERSIONS, WARN_DAYS, TlsProfile, TlsProfiles
@@ -62,7 +64,18 @@ from msgservice.webhooks.signing import SECRETS_MAX
 
 DATA_DEFAULT = "var/msgservice"
 
-SECTIONS = ("node", "listen", "web", "tls", "webhook", "receiver", "user", "rate", "limits")
+SECTIONS = (
+    "node",
+    "listen",
+    "web",
+    "streams",
+    "tls",
+    "webhook",
+    "receiver",
+    "user",
+    "rate",
+    "limits",
+)
 NODE_KEYS = ("name", "data", "users", "insecure")
 WEB_KEYS = ("hosts",)
 CHECKS_OF_FACES = {STREAMS: check_face_address, WEB: check_web_address}
@@ -98,6 +111,7 @@ SECTION_HINTS = {
     "retention": "retention is set in [limits]: keep_seconds, keep_bytes, sender_days",
 }
 is_host = re.compile(r"[A-Za-z0-9_.-]{1,253}|[0-9A-Fa-f:]{2,45}", re.ASCII).fullmatch
+STREAM_DEFAULTS = StreamLimits()
 LIMIT_DEFAULTS = {f.name: f.default for f in fields(Limits)}
 LIMIT_KEYS = tuple(LIMIT_DEFAULTS)
 
@@ -110,6 +124,7 @@ def _places() -> dict[str, str]:
         "[listen]": (*LISTENERS, *FACES),
         "a [[listen]]": tuple(key for key in LISTEN_KEYS if key not in SECTIONS),
         "[web]": WEB_KEYS,
+        "[streams]": STREAMS_KEYS,
         "[tls]": TLS_KEYS,
         "[webhook]": HOOKS_KEYS,
         "[limits]": LIMIT_KEYS,
@@ -168,6 +183,7 @@ class Config:
     insecure: bool = False  # listeners beyond this machine may open without authentication
     listen: tuple[ListenConfig, ...] = LISTEN_DEFAULT
     web_hosts: tuple[str, ...] = ()  # names by which HTTP is asked, besides localhost and addresses
+    streams: StreamLimits = field(default_factory=StreamLimits)  # of the listener of streams
     tls: TlsProfiles = field(default_factory=TlsProfiles)  # what addresses with TLS leave out
     webhooks: WebhooksOptions = field(default_factory=WebhooksOptions)  # receivers at URLs
     receivers: tuple[ReceiverConfig, ...] = ()
@@ -266,6 +282,7 @@ def _read(reader: Reader, folder: Path) -> Config:
         insecure=insecure,
         listen=_listen(reader, folder, users, insecure, transports),
         web_hosts=_web_hosts(reader),
+        streams=_streams(reader),
         tls=tls,
         webhooks=webhooks,
         receivers=_receivers(reader, folder, limits, transports, users, insecure),
@@ -323,6 +340,21 @@ def _limits(reader: Reader) -> Limits:
         bound = {name for pair in (*ORDERED, *PARTS) for name in pair}
         given = {name: value for name, value in given.items() if name not in bound}
     return Limits(**given)
+
+
+def _streams(reader: Reader) -> StreamLimits:
+    """Return the limits of streams; the default in place of what cannot be."""
+    given: dict[str, Any] = {}
+    if reader.table(("streams",), STREAMS_KEYS):
+        for key in STREAMS_KEYS:
+            default = getattr(STREAM_DEFAULTS, key)
+            value = reader.value(("streams", key), type(default), default)
+            reason = wrong_with_stream(key, value)
+            if reason is None:
+                given[key] = value
+            else:
+                reader.problem(("streams", key), reason)
+    return StreamLimits(**given)
 
 
 def _tls(reader: Reader, folder: Path) -> TlsProfiles:

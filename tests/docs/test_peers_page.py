@@ -20,7 +20,7 @@ name = "shop"
 send = ["orders.>"]
 request = ["$node.status"]
 """
-PRINTED = ["True", "msgservice.errors.BadSubject"]
+PRINTED = ["True", "refused, as it should be: msgservice.errors.BadSubject"]
 
 
 def example(name: str, *arguments: str) -> list[str]:

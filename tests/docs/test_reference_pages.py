@@ -72,6 +72,7 @@ def test_every_pair_of_limits_that_bound_each_other_is_documented() -> None:
         ("## `[listen]`", config_addresses.listeners()),
         ("## `[[listen]]`", config.LISTEN_KEYS),
         ("## `[web]`", config.WEB_KEYS),
+        ("## `[streams]`", config.STREAMS_KEYS),
         ("## `[tls]`", config.TLS_KEYS),
         ("## `[webhook]`", (*config.HOOKS_KEYS, *config.HOOK_KEYS)),
         ("## `[[receiver]]`", config.RECEIVER_KEYS),

@@ -17,7 +17,8 @@ from socket import create_connection
 import pytest
 
 from examples.streams_progress import JOB, Terminal, compute
-from msgservice.faces.streams import StreamLimits, limits
+from msgservice import stream_limits
+from msgservice.faces.streams import StreamLimits
 from msgservice.faces.streams.remote import RemoteStream
 from msgservice.faces.streams.stream import MessageStream
 from msgservice.faces.streams.wire import ACTIONS
@@ -149,7 +150,7 @@ def limits_as_told() -> dict[str, tuple[str, str]]:
     """Each limit's default and what the class says of it: the string behind its name."""
     (cls,) = (
         node
-        for node in ast.parse(inspect.getsource(limits)).body
+        for node in ast.parse(inspect.getsource(stream_limits)).body
         if isinstance(node, ast.ClassDef) and node.name == "StreamLimits"
     )
     told = {
@@ -165,6 +166,15 @@ def test_limits_are_documented_with_their_defaults_and_as_the_class_says() -> No
     part = TEXT.partition("\n## Limits\n")[2].partition("\n## ")[0]
     found = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| (.*) \|$", part, re.MULTILINE)
     assert {name: (default, text) for name, default, text in found} == limits_as_told()
+
+
+def test_the_configuration_has_those_of_a_server_with_the_same_words() -> None:
+    page = (CHECKOUT / "docs" / "configuration.md").read_text()
+    part = page.partition("\n## `[streams]`\n")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| (.*) \|$", part, re.MULTILINE)
+    told = limits_as_told()
+    assert told.pop("unsent_bytes")
+    assert {name: (default, text) for name, default, text in found} == told
 
 
 def test_a_limit_that_cannot_be_is_refused() -> None:

@@ -21,6 +21,9 @@ CONFIG = """
 tcp = "tcp:{node}:interface=127.0.0.1"
 streams = "tcp:{streams}"
 
+[streams]
+line_bytes = 1_000_000
+
 [limits]
 max_batch = 65536
 """
@@ -103,6 +106,17 @@ def test_what_the_node_never_takes_is_refused_with_its_reason(place: Place) -> N
     assert "not taken" in done.err
 
 
+def test_a_line_may_be_as_long_as_the_configuration_says(place: Place) -> None:
+    message = json.dumps("x" * 900_000)  # more than the default, which would end the connection
+    done = place("put", "big", stdin=message.encode())
+    assert done.code == 1, done
+    assert "64512" in done.err.replace(",", "")
+    message = json.dumps("x" * 1_100_000)
+    done = place("put", "big", stdin=message.encode())
+    assert done.code == 3, done
+    assert "may be more than its line_bytes" in done.err
+
+
 @pytest.mark.parametrize("message", ["{", "NaN", "[" * 1000, "1e999"])
 def test_what_is_no_json_is_used_wrongly_and_nothing_is_put(place: Place, message: str) -> None:
     done = place("put", "wrong", message)
@@ -125,12 +139,12 @@ def test_a_line_that_is_no_json_stops_and_what_came_before_it_is_put(place: Plac
 
 
 def test_lines_that_are_never_taken_say_how_many_were_put_before(place: Place) -> None:
-    line = json.dumps("x" * 70_000).encode() + b"\n"
-    done = place("put", "big", stdin=b"1\n" * 140_000 + line)  # read in two parts, at least
+    small, large = (json.dumps("x" * size).encode() + b"\n" for size in (1_000, 70_000))
+    done = place("put", "big", stdin=small * 300 + large)  # more than a pipe holds: in some parts
     assert done.code == 1, done
     assert "64512" in done.err.replace(",", "")
     before = int(done.err.replace(",", "").split(" messages were put before")[0].split()[-1])
-    assert 0 < before < 140_001
+    assert 0 < before < 301
 
 
 def test_a_line_that_does_not_end_says_which_it_is_and_what_was_put(place: Place) -> None:

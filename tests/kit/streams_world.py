@@ -18,9 +18,9 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from msgservice.faces.streams.limits import StreamLimits
 from msgservice.faces.streams.server import StreamServer
 from msgservice.faces.streams.stream import MessageStream
+from msgservice.stream_limits import StreamLimits
 
 FULL = 64 * 1024
 

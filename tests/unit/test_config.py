@@ -29,6 +29,7 @@ from msgservice.limits import (
     wrong_with,
 )
 from msgservice.receiver_options import ReceiverOptions
+from msgservice.stream_limits import StreamLimits
 from msgservice.webhooks.options import WebhooksOptions
 from tests.kit.limits import for_operators
 
@@ -409,8 +410,8 @@ heartbeat = -1
         "20: limits.max_batch: must be at least 4096, not 1",
         '21: limits.connections: must be an integer, not "many"',
         "22: limits.heartbeat: must be at least 0.1, not -1.0",
-        "23: www: unknown key (allowed: node, listen, web, tls, webhook, receiver, user, rate,"
-        " limits)",
+        "23: www: unknown key (allowed: node, listen, web, streams, tls, webhook, receiver, user,"
+        " rate, limits)",
     ] == problems(file, text)
 
 
@@ -700,3 +701,27 @@ def test_streams_with_certificates_of_clients_may_be_open_to_others(
 def test_streams_may_be_open_to_others_where_that_is_said(file: Path) -> None:
     text = "[node]\ninsecure = true\n[listen]\nstreams = 'tcp:7412:interface='\n"
     assert [one.transport for one in load(file, text).listen] == ["streams"]
+
+
+def test_limits_of_streams_are_their_own_section(file: Path) -> None:
+    assert load(file, "").streams == StreamLimits()
+    text = "[streams]\nline_bytes = 1_048_576\nline_seconds = 5\n"
+    assert load(file, text).streams == StreamLimits(line_bytes=1_048_576, line_seconds=5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("line_bytes = 0", "2: streams.line_bytes: a finite number above 0 is needed"),
+        ("line_bytes = 1.5", "2: streams.line_bytes: must be an integer"),
+        ("line_seconds = inf", "2: streams.line_seconds: a finite number above 0 is needed"),
+        ("key_byte = 5", "did you mean 'key_bytes'"),
+        ("unsent_bytes = 5", "unknown key"),  # of who dials
+        ("max_bytes = 5", "it belongs in [limits]"),
+    ],
+)
+def test_a_limit_of_streams_that_cannot_be_is_told_with_its_line(
+    file: Path, text: str, told: str
+) -> None:
+    (problem,) = problems(file, f"[streams]\n{text}\n")
+    assert told in problem

@@ -16,7 +16,15 @@ PACKAGE = Path(__file__).resolve().parents[2] / "msgservice"
 # Lowest first; a module may import its own part and those of the layers before it.
 LAYERS: list[tuple[str, ...]] = [
     ("arguments", "credentials", "errors", "limits", "output", "threads", "waiters"),
-    ("message", "codecs", "interfaces", "receiver_options", "records", "administration"),
+    (
+        "message",
+        "codecs",
+        "interfaces",
+        "receiver_options",
+        "stream_limits",
+        "records",
+        "administration",
+    ),
     ("core",),
     ("disk", "clock", "log_lines"),
     ("identity",),
@@ -28,6 +36,7 @@ LAYERS: list[tuple[str, ...]] = [
 # What a face may know of the service; of the node and what lies below it, nothing.
 FACES_MAY_IMPORT = {
     "arguments",
+    "stream_limits",
     "errors",
     "waiters",
     "clock",

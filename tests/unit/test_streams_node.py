@@ -917,7 +917,7 @@ def test_rule_5_7_what_the_node_refuses_for_now_counts_and_is_stored_later() -> 
 
 
 def test_rule_5_7_a_final_refusal_closes_the_publisher_with_the_reason() -> None:
-    world = World()
+    world = World(stream_limits=StreamLimits(line_bytes=2_000_000))
     world.put("first")
     other = world.listener()
     peer = world.peer()

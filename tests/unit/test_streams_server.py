@@ -687,7 +687,7 @@ def test_half_a_line_for_thirty_seconds_ends_that_connection_and_silence_does_no
 
 
 def test_a_large_line_may_take_its_time() -> None:
-    world = World()
+    world = World(StreamLimits(line_bytes=8_000_000))
     peer, listener = world.peer(), world.listener("k")
     line = line_of(JsonCodec, "put", "k", message="x" * 6_000_000)
     for at in range(0, len(line), 100_000):

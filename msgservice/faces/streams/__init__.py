@@ -13,7 +13,6 @@ from msgservice.arguments import check_flags, check_port
 from msgservice.faces.streams import remote as _remote
 from msgservice.faces.streams.content import JsonCodec, StreamCodec, register
 from msgservice.faces.streams.durable import NodeStreams
-from msgservice.faces.streams.limits import StreamLimits
 from msgservice.faces.streams.monitor import (
     Abort,
     Complete,
@@ -30,6 +29,7 @@ from msgservice.faces.streams.remote import Closed
 from msgservice.faces.streams.served import Served
 from msgservice.faces.streams.server import StreamServer
 from msgservice.faces.streams.stream import MessageStream, message_stream
+from msgservice.stream_limits import StreamLimits
 
 __all__ = [
     "Abort",

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import quote, unquote_to_bytes
@@ -39,7 +39,7 @@ from msgservice.errors import (
     MsgServiceError,
     NoReceiver,
 )
-from msgservice.faces.streams.limits import KIB, MIB
+from msgservice.faces.streams.keys import SortedKeys
 from msgservice.faces.streams.live import LAG_MIN
 from msgservice.faces.streams.outbound import Chunk
 from msgservice.faces.streams.served import Host, Listener, ListenerState
@@ -61,6 +61,7 @@ from msgservice.faces.streams.wire import (
 )
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
+from msgservice.stream_limits import KIB, MIB
 
 NAME = streams_of("")
 KIND = "stream"  # in the headers of a message that is no put: `close` or `delete`
@@ -263,6 +264,7 @@ class NodeStreams:
         self._is_known = False  # the node has the receiver: what is put is for it
         self._first = DeferredLock()
         self._streams: dict[str, _Stream] = {}
+        self._keys = SortedKeys()  # of these
         self._gathered: dict[str, _Stream] = {}  # those with entries that are not written
         self._gathered_bytes = 0
         self._publishers: dict[Listener, _Publisher] = {}
@@ -346,13 +348,11 @@ class NodeStreams:
             waits.append(self._receiver.stop())
         return gatherResults(waits).addCallback(lambda _: None)
 
-    def keys(self) -> Iterable[str]:
+    def keys(self, after: str | None = None) -> Iterator[str]:
         """See `Served`."""
-        return [
-            key
-            for key, one in self._streams.items()
-            if any(not cursor.is_joining for cursor in one.cursors.values())
-        ]
+        for key in self._keys.behind(after):
+            if any(not cursor.is_joining for cursor in self._streams[key].cursors.values()):
+                yield key
 
     def listeners_of(self, key: str) -> list[ListenerState]:
         """See `Served`."""
@@ -720,6 +720,7 @@ class NodeStreams:
         stream = self._streams.get(key)
         if stream is None:
             stream = self._streams[key] = _Stream(key, self._handed_on)
+            self._keys.add(key)
         cursor = _Cursor(listener, position, wants=token is not ABSENT, is_resumed=is_resumed)
         cursor.paging_since = self._host.now()
         stream.cursors[listener] = cursor
@@ -776,6 +777,7 @@ class NodeStreams:
             self._gathered.pop(key, None)
             self._gathered_bytes -= sum(len(one.line) for one in stream.entries)
             del self._streams[key]
+            self._keys.remove(key)
 
     def _hang_up_all(self, listener: Listener) -> None:
         for key in tuple(listener.keys):

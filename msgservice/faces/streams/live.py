@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from msgservice.errors import BadValue, LimitReached
-from msgservice.faces.streams.limits import KIB
+from msgservice.faces.streams.keys import SortedKeys
 from msgservice.faces.streams.outbound import Chunk
 from msgservice.faces.streams.served import Host, Listener, ListenerState
 from msgservice.faces.streams.stream import MessageStream
@@ -38,6 +38,7 @@ from msgservice.faces.streams.wire import (
     check_key,
     line_of,
 )
+from msgservice.stream_limits import KIB
 
 CHUNK_BYTES = 64 * KIB  # lines that are gathered before they are written
 LAG_MIN = 0.001  # seconds; of what waits since just now
@@ -57,6 +58,7 @@ class LiveStreams:
         self._stream = stream
         self._host: Host
         self._subscribers: dict[str, dict[Listener, None]] = {}
+        self._keys = SortedKeys()  # of these
         self._ungathered: dict[str, list[bytes]] = {}  # lines of keys, until they are a chunk
         self._ungathered_bytes = 0
         self._is_due: IDelayedCall | None = None
@@ -96,9 +98,9 @@ class LiveStreams:
             timer.cancel()
         self._timers.clear()
 
-    def keys(self) -> Iterable[str]:
+    def keys(self, after: str | None = None) -> Iterator[str]:
         """See `Served`."""
-        return self._subscribers
+        return self._keys.behind(after)
 
     def listeners_of(self, key: str) -> list[ListenerState]:
         """See `Served`."""
@@ -159,7 +161,11 @@ class LiveStreams:
             header = self._stream[key]
             line = None if header is None else self._line(key, header)
             self._host.listens(key)
-            self._subscribers.setdefault(key, {})[listener] = None
+            subscribers = self._subscribers.get(key)
+            if subscribers is None:
+                subscribers = self._subscribers[key] = {}
+                self._keys.add(key)
+            subscribers[listener] = None
             listener.keys[key] = None
         if line is not None:
             listener.write(Chunk(line))
@@ -219,6 +225,7 @@ class LiveStreams:
         del subscribers[listener]
         if not subscribers:
             del self._subscribers[key]
+            self._keys.remove(key)
 
     def _hang_up_all(self, listener: Listener) -> None:
         for key in tuple(listener.keys):

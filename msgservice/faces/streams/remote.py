@@ -28,7 +28,6 @@ from msgservice.clock import monotonic_of, timed
 from msgservice.core.backoff import Backoff
 from msgservice.errors import Ambiguous, BadValue, LimitReached
 from msgservice.faces.streams.content import JsonCodec, StreamCodec, check_codec
-from msgservice.faces.streams.limits import StreamLimits
 from msgservice.faces.streams.stream import Queue, check_queue
 from msgservice.faces.streams.wire import (
     CLOSE,
@@ -42,6 +41,7 @@ from msgservice.faces.streams.wire import (
     decode,
     line_of,
 )
+from msgservice.stream_limits import StreamLimits
 from msgservice.waiters import Waiters, followed
 
 DELAY_MIN, DELAY_MAX = 0.25, 30.0  # seconds between attempts to dial, doubling

@@ -5,15 +5,15 @@ Interfaces alone: what a connection and its server offer to whom they serve, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
 
 from msgservice.faces.streams.content import StreamCodec
-from msgservice.faces.streams.limits import StreamLimits
 from msgservice.faces.streams.outbound import Chunk
 from msgservice.faces.streams.wire import Command
+from msgservice.stream_limits import StreamLimits
 
 
 class StreamState(NamedTuple):
@@ -121,8 +121,11 @@ class Served(Protocol):
     def writable(self, listener: Any) -> None:
         """Go on with a connection that has room again."""
 
-    def keys(self) -> Iterable[str]:
-        """Return the keys of the streams that somebody listens to."""
+    def keys(self, after: str | None = None) -> Iterator[str]:
+        """Yield the keys behind one, or all, that somebody listens to, in their order.
+
+        In one go: nothing may happen to them meanwhile.
+        """
 
     def listeners_of(self, key: str) -> list[ListenerState]:
         """Return who listens to a stream, with what waits for each."""

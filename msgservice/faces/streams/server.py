@@ -9,8 +9,8 @@ Connections and their bounds are here; what a line does is `live`'s or `durable`
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
+from itertools import islice
 from typing import Any
 
 from twisted.application.service import Service
@@ -36,7 +36,6 @@ from msgservice.clock import monotonic_of, timed
 from msgservice.errors import BadValue, CannotListen, InsecureListener, LimitReached
 from msgservice.faces.listening import ListeningService
 from msgservice.faces.streams.content import JsonCodec, StreamCodec, check_codec
-from msgservice.faces.streams.limits import KIB, StreamLimits
 from msgservice.faces.streams.live import LiveStreams
 from msgservice.faces.streams.outbound import Chunk, Outbound
 from msgservice.faces.streams.served import ListenerState, Served, StreamState, state_of
@@ -55,6 +54,7 @@ from msgservice.faces.streams.wire import (
     encode,
     line_of,
 )
+from msgservice.stream_limits import KIB, StreamLimits
 from msgservice.transport.addresses import describe, is_local, is_local_host, parse_address
 
 WORK_MAX = 2_000  # writes to listeners that the lines of one connection may cause in a turn
@@ -62,7 +62,7 @@ BYTES_A_SECOND = 64 * KIB  # of a line that takes longer than `line_seconds`
 SUBSCRIPTION_BYTES = 256  # of one listening, beside its key
 PAGE_STREAMS = 200  # that one answer to `list` has at most,
 PAGE_KEYS = 256 * KIB  # … with keys of so many characters, about,
-PAGE_LISTENERS = 20_000  # … and so many listeners, who are looked at one by one
+PAGE_LISTENERS = 5_000  # … and so many listeners, who are looked at one by one
 SERVED = ("serve", "begin", "take", "listeners_of")  # methods that tell streams from what is none
 UNIX_MODE = "600"  # of a socket whose address says none: whoever may open it needs no login
 SHOWN = 300  # characters of a reason in the log
@@ -317,8 +317,7 @@ class StreamServer(ListeningService):
         return {"stream": key, "listeners": told, "count": len(found)}
 
     def _page_of_streams(self, after: str | None) -> dict[str, Any]:
-        keys = (key for key in self._served.keys() if after is None or key > after)  # noqa: SIM118
-        page = heapq.nsmallest(PAGE_STREAMS + 1, keys)
+        page = list(islice(self._served.keys(after), PAGE_STREAMS + 1))
         told: list[dict[str, Any]] = []
         characters = listeners = 0
         for key in page[:PAGE_STREAMS]:

@@ -17,8 +17,8 @@ from zope.interface import implementer
 from msgservice.core.subjects import streams_of
 from msgservice.errors import MsgServiceError
 from msgservice.faces.streams.durable import NodeStreams, StreamsNode
-from msgservice.faces.streams.limits import StreamLimits
 from msgservice.faces.streams.server import StreamServer
+from msgservice.stream_limits import StreamLimits
 
 
 class ServiceNode(StreamsNode, Protocol):

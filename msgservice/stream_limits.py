@@ -1,8 +1,13 @@
-"""The limits of streams on a port, and why they are what they are."""
+"""The limits of streams on a port, and why they are what they are.
+
+They stand below the configuration, whose section `[streams]` has them (`STREAMS_KEYS`), and below
+the streams themselves (`faces.streams`).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from msgservice.arguments import check_limits
 
@@ -14,9 +19,11 @@ MIB = 1024 * KIB
 class StreamLimits:
     """The limits of a server of streams, or of a `RemoteStream`; seconds, and sizes in bytes."""
 
-    line_bytes: int = 16 * MIB
+    line_bytes: int = 512 * KIB
     """One line, without its end. A longer one ends its connection; what would be sent as one, since
-    it grew when it was encoded or is put in this process, is refused."""
+    it grew when it was encoded or is put in this process, is refused. A line is decoded and encoded
+    in one go: of the smallest values so many bytes take some 30 ms, in which nobody else is
+    served."""
     line_seconds: float = 30.0
     """From a line's first byte to its end, and a second more for each 64 KiB of it; then its
     connection ends. Between lines a connection may be silent for ever."""
@@ -49,3 +56,21 @@ class StreamLimits:
 
     def __post_init__(self) -> None:
         check_limits(self)
+
+
+STREAMS_KEYS = tuple(
+    field.name
+    for field in fields(StreamLimits)
+    if field.name != "unsent_bytes"  # of who dials
+)
+"""The names of those that a server has."""
+
+
+def wrong_with_stream(name: str, value: float) -> str | None:
+    """Return why a limit of streams cannot have a value; None where it can."""
+    one: Any = {name: value}
+    try:
+        StreamLimits(**one)
+    except ValueError as error:
+        return str(error).partition(": ")[2]
+    return None
