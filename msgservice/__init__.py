@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from msgservice.administration import Cause
     from msgservice.client.client import Client
     from msgservice.client.connect import connect
     from msgservice.client.receipt import Receipt
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from msgservice.transport.udp.peer import DatagramPeer
 
 __all__ = [
+    "Cause",
     "Client",
     "DatagramPeer",
     "JellyCodec",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Cause": "msgservice.administration",
     "Client": "msgservice.client.client",
     "DatagramPeer": "msgservice.transport.udp.peer",
     "JellyCodec": "msgservice.transport.pb.codec",

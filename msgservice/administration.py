@@ -419,6 +419,50 @@ class StatusPage(msgspec.Struct, frozen=True, kw_only=True):
     due: int | None = None  # wall clock, ms: it waits until then, and has no position yet
 
 
+class Cause(msgspec.Struct, frozen=True, kw_only=True):
+    """The cause of where one message is, at one receiver, and what would help.
+
+    `kind`: its status where that is final, or one of those in docs/cli.md. `sentence`: what
+    there is to say, for people. `command`: of the command line, which would help or says more;
+    empty where there is none. Times are of the wall clock, ms.
+    """
+
+    receiver: str  # empty: nobody's
+    status: str  # empty: it is not for this receiver
+    kind: str
+    sentence: str
+    help: str = ""
+    command: str = ""
+    attempts: int = 0
+    reason: str = ""
+    since: int | None = None  # that the receiver is away, in this process of the node
+    next_try_at: int | None = None
+    behind: Place | None = None  # the message that is in its way
+
+
+class WhyPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message, and a page of the causes of where it is."""
+
+    position: int
+    sender: str
+    sequence: int
+    subject: str
+    stored_at: int  # wall clock, ms
+    causes: list[Cause]
+    next: int | None
+    due: int | None = None  # wall clock, ms: it waits until then, and has no position yet
+
+
+class ReceiverWhy(msgspec.Struct, frozen=True, kw_only=True):
+    """The health of a receiver in one sentence, and its troubles, the worst first."""
+
+    name: str
+    health: str
+    sentence: str
+    since: int  # wall clock, ms: when it was connected, or was lost
+    troubles: Sequence[Trouble]
+
+
 class DelayedTold(msgspec.Struct, frozen=True, kw_only=True):
     """A run that waits until it is due."""
 
@@ -733,6 +777,16 @@ STATUS = Operation(
     "Says what became of a message at each receiver.",
     own=True,
 )
+WHY = Operation(
+    "why",
+    AskStatus,
+    WhyPage,
+    "Says why a message is where it is, and what would help.",
+    own=True,
+)
+RECEIVERS_WHY = Operation(
+    "receivers.why", Name, ReceiverWhy, "Says how a receiver is, why, and what would help."
+)
 DEAD_LIST = Operation("dead.list", ListDead, LetterPage, "Lists the dead letters of a receiver.")
 DEAD_GET = Operation("dead.get", GetDead, LetterPart, "Shows a dead letter with its message.")
 DEAD_REQUEUE = Operation(
@@ -803,6 +857,8 @@ OPERATIONS: tuple[Operation[Any, Any], ...] = (
     RECEIVERS_REWIND_CANCEL,
     RECEIVERS_REPLAY,
     STATUS,
+    WHY,
+    RECEIVERS_WHY,
     DEAD_LIST,
     DEAD_GET,
     DEAD_REQUEUE,

@@ -25,6 +25,7 @@ COMMANDS = {
     "streams": ("msgservice.cli.streams", "streams"),
     "delayed": ("msgservice.cli.delayed", "delayed"),
     "status": ("msgservice.cli.status", "status"),
+    "why": ("msgservice.cli.why", "why"),
     "top": ("msgservice.cli.top", "top"),
     "info": ("msgservice.cli.status", "info"),
     "audit": ("msgservice.cli.audit", "audit"),

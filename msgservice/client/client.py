@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+import msgspec
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from msgservice.administration import DELAYED_CANCEL
+from msgservice.administration import DELAYED_CANCEL, WHY, Cause, WhyPage
 from msgservice.client.flow import Flow
 from msgservice.client.gathering import BARE_OVERHEAD, Gathering
 from msgservice.client.handed import joined
@@ -359,21 +361,47 @@ class Client:
         `request` does.
         """
         try:
-            if isinstance(message, Receipt):
-                message = f"{self.name}/{hash_of(self._hop.incarnation)}/{message.sequence}"
-            id_ = exact(message, "message")
+            id_ = self._identity_of(message)
             asked = {"id": id_, "reason": exact(reason, "reason")}
         except TypeError as error:
             return fail(error)
 
-        def not_there(failure: Failure) -> None:
-            error = failure.value
-            if isinstance(error, RequestFailed) and error.code == UnknownMessage.refusal_code:
-                raise UnknownMessage(id_) from None
-            failure.raiseException()
+        asking = self.request(DELAYED_CANCEL.right, asked)
+        return asking.addCallbacks(lambda _: None, partial(_unknown, id_))
 
-        asking = self.request(f"$node.{DELAYED_CANCEL.name}", asked)
-        return asking.addCallbacks(lambda _: None, not_there)
+    def explain(self, message: str | Receipt) -> Deferred[list[Cause]]:
+        """Ask why a message is where it is; fires with the cause at each receiver.
+
+        `message`: as for `cancel`, or `log:POSITION`. Each `Cause` says in a sentence what there is
+        to say, and what would help. Fails with `UnknownMessage`, where it is another's and this
+        client may not ask about those as well; with `TypeError` for what is no message; and as
+        `request` does.
+        """
+        try:
+            id_ = self._identity_of(message)
+        except TypeError as error:
+            return fail(error)
+        asking = Deferred.fromCoroutine(self._explain(id_))
+        return asking.addErrback(partial(_unknown, id_))
+
+    async def _explain(self, id_: str) -> list[Cause]:
+        causes: list[Cause] = []
+        asked: str = id_
+        after: int | None = 0
+        while after is not None:
+            answer = await self.request(WHY.right, {"id": asked, "after": after})
+            page = msgspec.convert(answer, WhyPage)
+            causes += page.causes
+            after = page.next
+            if page.position:  # its id may be given again meanwhile
+                asked = f"log:{page.position}"
+        return causes
+
+    def _identity_of(self, message: str | Receipt) -> str:
+        """Return what the node knows a message by. Raises `TypeError`."""
+        if isinstance(message, Receipt):
+            return f"{self.name}/{hash_of(self._hop.incarnation)}/{message.sequence}"
+        return exact(message, "message")
 
     def request(
         self, subject: str, content: Any, timeout: float = 30, *, headers: Headers | None = None
@@ -481,3 +509,12 @@ class _ClientService(Service):
     def stopService(self) -> Deferred[None]:
         super().stopService()
         return self._client.close()
+
+
+def _unknown(id_: str, failure: Failure) -> NoReturn:
+    """Raise what a request has failed with, and `UnknownMessage` as that."""
+    error = failure.value
+    if isinstance(error, RequestFailed) and error.code == UnknownMessage.refusal_code:
+        raise UnknownMessage(id_) from None
+    failure.raiseException()
+    raise AssertionError  # it does not return

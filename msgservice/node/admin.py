@@ -38,12 +38,14 @@ from msgservice.administration import (
     RECEIVERS_REWIND,
     RECEIVERS_REWIND_CANCEL,
     RECEIVERS_REWIND_COUNT,
+    RECEIVERS_WHY,
     RELOAD,
     RETAINED_CLEAR,
     RETAINED_GET,
     RETAINED_LIST,
     STATUS,
     WHOAMI,
+    WHY,
     AskObserved,
     AskStatus,
     CancelDelayed,
@@ -79,6 +81,7 @@ from msgservice.administration import (
     PurgeReceiver,
     PurgeTold,
     ReceiverPage,
+    ReceiverWhy,
     Reloaded,
     Removal,
     RemoveReceiver,
@@ -93,6 +96,7 @@ from msgservice.administration import (
     StatusPage,
     StatusTold,
     Whoami,
+    WhyPage,
 )
 from msgservice.config.addresses import check_given_address
 from msgservice.core.frames import Reply, Request
@@ -110,11 +114,11 @@ from msgservice.node.admin_pages import Page, message_part
 from msgservice.node.gate import Pass
 from msgservice.node.letters import DROP, REQUEUE, Touched, Wanted
 from msgservice.node.observe import Observer
-from msgservice.node.operations import Operations, word_of
+from msgservice.node.operations import Operations, sender_of, word_of
 from msgservice.node.peek import Peeked
 from msgservice.node.replies import message, refusal
 from msgservice.receiver_options import ReceiverOptions
-from msgservice.records import DeadLetter, Found, Retained, hash_of
+from msgservice.records import DeadLetter, Retained, hash_of
 
 PEEKED_MAX = 256  # messages that are looked at in one request: each is decoded for its id
 LOOKS = 8  # pages of dead letters that one request looks through, where few of them fit
@@ -155,14 +159,10 @@ def _by(
     return operation, handler
 
 
-def _sender(of: Found | DeadLetter) -> str:
-    return f"{of.sender}/{hash_of(of.incarnation)}/{of.sequence}"
-
-
 def _letter(letter: DeadLetter) -> dict[str, Any]:
     return {
         "position": letter.position,
-        "sender": _sender(letter),
+        "sender": sender_of(letter),
         "sequence": letter.sequence,
         "subject": letter.subject,
         "id": decode_messages(letter.message)[0].id,
@@ -241,6 +241,8 @@ class Admin:
                 _by(RECEIVERS_REWIND_CANCEL, self._rewind_cancel),
                 _by(RECEIVERS_REPLAY, self._replay),
                 _by(STATUS, self._status),
+                _by(WHY, self._why),
+                _by(RECEIVERS_WHY, self._receiver_why),
                 _by(DEAD_LIST, self._dead),
                 _by(DEAD_GET, self._dead_get),
                 _by(DEAD_REQUEUE, self._dead_requeue),
@@ -436,7 +438,7 @@ class Admin:
                 break
         return StatusPage(
             position=found.position,
-            sender=_sender(found),
+            sender=sender_of(found),
             sequence=found.sequence,
             subject=found.subject,
             stored_at=found.stored_at,
@@ -444,6 +446,34 @@ class Admin:
             next=after if more else None,
             due=found.due or None,
         )
+
+    async def _why(self, asked: AskStatus, who: Pass) -> WhyPage:
+        page = Page(asked.limit, self._limits)
+        own = self._gate.senders(who.principal.user) if who.is_bound and not who.sees_all else None
+        found, causes = await self._operations.why(
+            asked.id, asked.after, page.rows_max, own, sees_all=who.sees_all
+        )
+        if not (who.sees_all or who.has_sent(found.sender)):
+            raise UnknownMessage(asked.id)  # as of one that there is not
+        after, more = max(found.states, default=asked.after), found.more
+        for place, (number, cause) in enumerate(causes):
+            # Those that are no receivers of it are few, and come with the last.
+            if not page.add(str(place), cause) and number >= 0:
+                after, more = number - 1, True
+                break
+        return WhyPage(
+            position=found.position,
+            sender=sender_of(found),
+            sequence=found.sequence,
+            subject=found.subject,
+            stored_at=found.stored_at,
+            causes=list(page.rows.values()),
+            next=after if more else None,
+            due=found.due or None,
+        )
+
+    async def _receiver_why(self, asked: Name, who: Pass) -> ReceiverWhy:
+        return await self._operations.receiver_why(asked.name)
 
     def _own_senders(self, who: Pass, right: str) -> Sequence[str] | None:
         """Return the patterns of the senders that somebody may ask about; None: of everybody."""
@@ -490,7 +520,7 @@ class Admin:
         count = min(asked.count, BATCH_MESSAGES_MAX)
         ranges = await self._operations.cancel(found, count, by[:REASON_KEPT_MAX])
         return CancelledTold(
-            sender=_sender(found),
+            sender=sender_of(found),
             subject=found.subject,
             cancelled=sum(last - first + 1 for first, last in ranges),
         )

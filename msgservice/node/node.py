@@ -24,6 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from msgservice.administration import Cause
 from msgservice.arguments import check_flags, check_kind
 from msgservice.client.client import Client
 from msgservice.clock import Time
@@ -224,6 +225,14 @@ class Node(Service):
         `UnknownReceiver` or `BadSubject`; `RuntimeError` before the log is open.
         """
         return Deferred.fromCoroutine(self.parts.purge.all(receiver, subject, dry_run=dry_run))
+
+    def why(self, message: str) -> Deferred[list[Cause]]:
+        """Say why a message is where it is; fires with the cause at each receiver.
+
+        `message`: `log:POSITION`, `SENDER/HASH/SEQUENCE` as `msgservice status` shows it, or the id
+        its sender gave. Fails with `UnknownMessage`; `RuntimeError` before the log is open.
+        """
+        return Deferred.fromCoroutine(self.parts.operations.why_all(message))
 
     # --- starting
 

@@ -19,19 +19,24 @@ import msgspec
 from twisted.internet.defer import Deferred
 
 from msgservice.administration import (
+    PAGE_ROWS,
+    Cause,
     LeftOut,
     LetterCounts,
     NodeInfo,
     Place,
     ReceiverState,
+    ReceiverWhy,
     Replaying,
     Rewind,
 )
 from msgservice.clock import Time
-from msgservice.errors import BadValue, UnknownMessage
+from msgservice.core.reasons import first_line
+from msgservice.errors import BadValue, UnknownMessage, UnknownReceiver
 from msgservice.interfaces import ILog
 from msgservice.limits import Rate
 from msgservice.message import Status
+from msgservice.node import why
 from msgservice.node.away import Away
 from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
@@ -46,7 +51,7 @@ from msgservice.node.receivers import Receivers
 from msgservice.node.replayer import COUNT_PAGES, Replayer
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.tail import Tail
-from msgservice.node.troubles import health_of
+from msgservice.node.troubles import health_of, troubles_of, well
 from msgservice.node.upkeep import Upkeep
 from msgservice.node.view import Row
 from msgservice.receiver_options import ADDED
@@ -55,11 +60,13 @@ from msgservice.records import (
     NOT_YET,
     REWIND,
     Account,
+    DeadLetter,
     Found,
     ReceiverRow,
     Replay,
     Reread,
     Retained,
+    hash_of,
     position_of,
 )
 
@@ -78,6 +85,11 @@ class StatusAt(msgspec.Struct, frozen=True):
     status: Status
     attempts: int
     reason: str
+
+
+def sender_of(of: Found | DeadLetter) -> str:
+    """Return the identity of a message, as it is told: `SENDER/HASH/SEQUENCE`."""
+    return f"{of.sender}/{hash_of(of.incarnation)}/{of.sequence}"
 
 
 def word_of(status: int) -> str:
@@ -152,6 +164,7 @@ class Operations:
         self._acceptance = acceptance
         self._loaded = loaded
         self._time = time
+        self._causes = why.Causes(time)
         self.add, self.change = receivers.add, receivers.change
         self.pause, self.remove = receivers.pause, receivers.remove
         self.account, self.own = receivers.account, receivers.own
@@ -392,6 +405,80 @@ class Operations:
                 status = self._dispatch.status_of(number, found.position, stored)
                 told.append(StatusAt(number, row.name, status, attempts, reason))
         return found, told
+
+    async def why(
+        self,
+        id_: str,
+        after: int,
+        count: int,
+        senders: Sequence[str] | None = None,
+        *,
+        sees_all: bool = True,
+    ) -> tuple[Found, list[tuple[int, Cause]]]:
+        """Return a message, and by numbers of receivers the causes of where it is there.
+
+        As `status`. Behind the last receiver come those that were left out, as number -1.
+        `sees_all`: who asks may know more than its own messages.
+        """
+        found, told = await self.status(id_, after, count, senders)
+        causes: list[tuple[int, Cause]] = []
+        for at in told:
+            outlet = self._dispatch.outlets.get(at.number)
+            reason = at.reason if sees_all else first_line(at.reason)
+            if at.number == NOT_YET:
+                cause = why.cause_of_delayed(found, sender_of(found), at.status, reason)
+            elif at.status.final or outlet is None:
+                cause = why.cause_of_final(at.receiver, found, at.status, at.attempts, reason)
+            else:
+                link = self._connections.links.get(at.number)
+                cause = self._causes.of(
+                    outlet, link, found, at.status, at.attempts, at.reason, sees_all=sees_all
+                )
+            causes.append((at.number, cause))
+        if not found.more and sees_all and found.position:
+            causes += [(-1, one) for one in why.left_out(self._directory, found)]
+        if not causes and not found.more and not after:
+            if found.due:
+                cause = why.cause_of_delayed(found, sender_of(found), Status.QUEUED, "")
+            else:
+                cause = why.cause_of_nobody(found.subject)
+            causes.append((-1, cause))
+        return found, causes
+
+    async def why_all(self, id_: str) -> list[Cause]:
+        """Return the causes at all receivers. Raises `UnknownMessage`."""
+        all_of_them: list[Cause] = []
+        after, asked = 0, id_
+        while True:
+            found, causes = await self.why(asked, after, PAGE_ROWS)
+            all_of_them += [cause for _, cause in causes]
+            if not found.more:
+                return all_of_them
+            after = max(found.states)
+            if found.position:
+                asked = f"log:{found.position}"
+
+    async def receiver_why(self, name: str) -> ReceiverWhy:
+        """Return how a receiver is and why. Raises `UnknownReceiver`."""
+        row = self._directory.named(name)
+        accounts = await self._log.accounts([row.number])
+        if row.number not in self._dispatch.outlets:
+            raise UnknownReceiver(name)
+        state = self._state(
+            row,
+            accounts[0] if accounts else None,
+            row.number in self._connections.receivers_here(),
+            await self._replayer.count_left_out(row) if row.left_first else None,
+        )
+        since = self._time.wall() - round(state.since_s * 1000)
+        troubles = troubles_of(state, since)
+        return ReceiverWhy(
+            name=name,
+            health=state.health,
+            sentence=troubles[0].sentence if troubles else well(state),
+            since=since,
+            troubles=troubles,
+        )
 
     async def waiting(self, id_: str, senders: Sequence[str] | None = None) -> Found:
         """Return a message that waits until it is due, or was cancelled before.

@@ -48,6 +48,15 @@ def troubles_of(state: ReceiverState, since: int) -> Sequence[Trouble]:
     return [trouble for trouble in looked if trouble is not None]
 
 
+def well(state: ReceiverState) -> str:
+    """Return how a receiver without trouble is, in a sentence."""
+    where = "is connected" if state.connected else "is away"
+    if not state.queued:
+        return f"{state.name} {where}, and nothing waits for it."
+    oldest = f" The oldest is log:{state.oldest.position}." if state.oldest else ""
+    return f"{state.name} {where}, and gets what waits for it: {_waiting(state)}.{oldest}"
+
+
 def _unaccounted(state: ReceiverState) -> Trouble | None:
     if not state.unaccounted:
         return None

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from msgservice import cli
-from msgservice.administration import AUDIT, OPERATIONS, Operation
+from msgservice.administration import OPERATIONS, Operation
 from msgservice.core.frames import Reply, Request
 from msgservice.limits import Rate
 from msgservice.message import FLAG_RETAIN, Action, WireMessage, encode_messages
@@ -107,6 +107,27 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         b'"subject":"orders.new","stored_at":6,"receivers":{"billing":{"status":"queued",'
         b'"attempts":0,"reason":""}},"next":null,"due":null}',
     ),
+    (
+        "why",
+        {"id": "log:65537"},
+        b'{"position":65537,"sender":"shop/4cd9b7672d7fbee8/2","sequence":2,'
+        b'"subject":"orders.new","stored_at":6,"causes":[{"receiver":"billing","status":"queued",'
+        b'"kind":"refusing","sentence":"billing takes it later, it says: later.",'
+        b'"help":"It is sent again by itself.","command":"msgservice peek billing","attempts":0,'
+        b'"reason":"","since":null,"next_try_at":60008,"behind":null}],"next":null,"due":null}',
+    ),
+    (
+        "receivers.why",
+        {"name": "billing"},
+        b'{"name":"billing","health":"failing","sentence":"billing does not get on with a message'
+        b' (orders.new, log:65537): later","since":2,"troubles":[{"kind":"failing","sentence":'
+        b'"billing does not get on with a message (orders.new, log:65537): later","help":'
+        b'"It is tried again by itself. What comes behind it in its lane waits for it.","command":'
+        b'"msgservice peek billing","since":null,"is_severe":true},{"kind":"dead_letters",'
+        b'"sentence":"billing has a dead letter, of 158 bytes.","help":"Look at them; send them'
+        b' again when their cause is mended, or drop them.","command":"msgservice dead list'
+        b' billing","since":null,"is_severe":false}]}',
+    ),
     ("dead.list", _BILLING, b'{"dead":[{' + _LETTER + b'}],"next":null}'),
     ("dead.list", _BILLING | {"after": 65536}, b'{"dead":[],"next":null}'),
     (
@@ -173,11 +194,11 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         "observe",
         {"after": "audit", "limit": 1},
         b'{"node":{"name":"node-1","version":"VERSION","log_id":"LOG","listeners":[],"at'
-        b'":1078,"started_at":0,"connections":1,"receivers":2,"room":{"used":196,"maximu'
+        b'":1082,"started_at":0,"connections":1,"receivers":2,"room":{"used":196,"maximu'
         b'm":17179869184,"free":0,"full":null},"loaded_bytes":0,"looped":0,"dead_letters'
         b'":{"new":1,"requeued":0,"dropped":0},"stored":4,"stored_bytes":38,"stored_rate'
         b'":0.0,"settled_rate":0.0,"refused":0,"troubles":[]},"receivers":[{"name":"far"'
-        b',"at":1078,"health":"away","since":1020,"connected":false,"address":"tcp:127.0'
+        b',"at":1082,"health":"away","since":1020,"connected":false,"address":"tcp:127.0'
         b'.0.1:1","subjects":[],"queued":0,"queued_bytes":0,"backlog_bytes":4194304,"old'
         b'est":null,"rate":0.0,"settled":{},"dead":0,"dead_bytes":0,"attempts":0,"last_error":"\'C'
         b'lock\' object has no attribute \'connectTCP\'","next_try_at":1520,"unaccounted":0'
@@ -255,4 +276,4 @@ def test_the_command_line_knows_no_operation_but_by_the_registry() -> None:
         for value in vars(import_module(f"{cli.__name__}.{file.stem}")).values()
         if isinstance(value, Operation)
     }
-    assert set(OPERATIONS) - {AUDIT} == used
+    assert set(OPERATIONS) == used

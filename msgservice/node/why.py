@@ -1,0 +1,390 @@
+"""Why a message is where it is, at each receiver: the one cause that matters, and what would help.
+
+Functions of what a node has in memory of a receiver, and of what the log says of the message
+(DELIVERY 56). The state itself is the business of the log and of `Dispatch.status_of`; the troubles
+of a receiver, whatever the message, of `troubles`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from msgservice.administration import Cause, Place
+from msgservice.clock import Time
+from msgservice.core.backlog import Backlog
+from msgservice.core.flight import Flight
+from msgservice.core.lanes import lane_of
+from msgservice.core.reasons import first_line
+from msgservice.core.runs import WAITING, Run
+from msgservice.core.subjects import matches
+from msgservice.message import Status
+from msgservice.receiver_options import STRICT
+from msgservice.records import DELAYED, Found, ReceiverRow
+
+# The kinds of causes: what is final by its status, and these.
+DELAYED_UNTIL, LEFT_OUT, NOBODY = "delayed", "left_out", "nobody"
+PAUSED, REMOVING, AWAY = "paused", "removing", "away"
+IN_FLIGHT, PROBING, RETRYING, REFUSING = "in_flight", "probing", "retrying", "refusing"
+TOO_LARGE, BEHIND, LETTER, IN_LINE = "too_large", "behind", "letter", "in_line"
+KINDS = (
+    *(status.name.lower() for status in Status if status.final),
+    DELAYED_UNTIL,
+    LEFT_OUT,
+    NOBODY,
+    PAUSED,
+    REMOVING,
+    AWAY,
+    IN_FLIGHT,
+    PROBING,
+    RETRYING,
+    REFUSING,
+    TOO_LARGE,
+    BEHIND,
+    LETTER,
+    IN_LINE,
+)
+
+
+class Delivery(Protocol):
+    """The delivery to one receiver, as far as a cause is looked for in it (`outlet`)."""
+
+    row: ReceiverRow
+    backlog: Backlog
+    flight: Flight | None
+    since: float
+    is_going: bool
+
+    @property
+    def connection(self) -> object | None:
+        """The connection that it has, or None."""
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing gets on, for people."""
+
+
+class Dialling(Protocol):
+    """The connector of a receiver that the node dials."""
+
+    @property
+    def last_error(self) -> str | None:
+        """Why it was not reached, the last time."""
+
+    @property
+    def next_attempt_in(self) -> float | None:
+        """Seconds until it is dialled again, or None."""
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["msgservice", *words])
+
+
+def cause_of_final(name: str, found: Found, status: Status, attempts: int, reason: str) -> Cause:
+    """Return the cause of what is final."""
+    position = f"log:{found.position}"
+    why = f": {reason}" if reason else ""
+    help_ = command = ""
+    if status is Status.ACKNOWLEDGED:
+        sentence = f"{name} has acknowledged it."
+    elif status is Status.DEAD:
+        tried = f" after {attempts} attempts" if attempts > 1 else ""
+        sentence = f"{name} did not take it{tried}, and it is a dead letter{why}"
+        help_ = "Send it again when the cause is mended, or drop it."
+        command = _command("dead", "show", name, position)
+    elif status is Status.EXPIRED:
+        sentence = f"Its ttl was over before {name} had acknowledged it."
+        help_ = "A longer ttl, or none, lets it wait longer."
+    elif status is Status.CANCELLED:
+        sentence = f"It was cancelled before {name} got it{why}"
+    else:
+        sentence = f"{name} was removed before it got it."
+    return Cause(
+        receiver=name,
+        status=status.name.lower(),
+        kind=status.name.lower(),
+        sentence=_ended(sentence),
+        help=help_,
+        command=command,
+        attempts=attempts,
+        reason=reason,
+    )
+
+
+def cause_of_delayed(found: Found, sender: str, status: Status, reason: str) -> Cause:
+    """Return the cause of what waits until it is due, or was cancelled before."""
+    if status.final:
+        why = f": {reason}" if reason else ""
+        return Cause(
+            receiver=DELAYED,
+            status=status.name.lower(),
+            kind=status.name.lower(),
+            sentence=_ended(f"It was cancelled before it was due{why}"),
+            reason=reason,
+        )
+    return Cause(
+        receiver=DELAYED,
+        status=status.name.lower(),
+        kind=DELAYED_UNTIL,
+        sentence="It waits until it is due, and is handed out then.",
+        help="It can be cancelled until then.",
+        command=_command("delayed", "cancel", sender),
+        next_try_at=found.due or None,
+    )
+
+
+def cause_of_nobody(subject: str) -> Cause:
+    """Return the cause of a message that is for nobody."""
+    return Cause(
+        receiver="",
+        status="",
+        kind=NOBODY,
+        sentence=f"No receiver had a pattern that matches {subject} when it was stored.",
+        help="A receiver that is made with a start gets what was stored before.",
+        command=_command("listen", "NAME", subject, "--start", "first"),
+    )
+
+
+def left_out(rows: Iterable[ReceiverRow], found: Found) -> Iterator[Cause]:
+    """Yield the causes of those that match and are not in its audience, being suspended then."""
+    for row in rows:
+        if (
+            not row.removed
+            and row.number not in found.states
+            and row.left_first
+            and row.left_first <= found.position <= (row.left_last or found.position)
+            and any(matches(pattern, found.subject) for pattern in row.patterns)
+        ):
+            yield Cause(
+                receiver=row.name,
+                status="",
+                kind=LEFT_OUT,
+                sentence=f"{row.name} was suspended when it was stored, and was left out.",
+                help="What it was left out of can be sent to it.",
+                command=_command("rewind", row.name, "--suspended"),
+            )
+
+
+class Causes:
+    """The causes of what is not final yet, at one receiver after the other."""
+
+    def __init__(self, time: Time) -> None:
+        self._time = time
+
+    def of(
+        self,
+        delivery: Delivery,
+        dialling: Dialling | None,
+        found: Found,
+        status: Status,
+        attempts: int,
+        reason: str,
+        *,
+        sees_all: bool,
+    ) -> Cause:
+        """Return the cause of a message that waits. `sees_all`: who asks may know of others."""
+        looked = _Look(self._time, delivery, dialling, found, sees_all)
+        kind, sentence, help_, command = looked.answer()
+        return Cause(
+            receiver=delivery.row.name,
+            status=status.name.lower(),
+            kind=kind,
+            sentence=_ended(sentence),
+            help=help_,
+            command=command,
+            attempts=attempts,
+            reason=reason if sees_all else first_line(reason),
+            since=looked.since,
+            next_try_at=looked.next_try_at,
+            behind=looked.behind,
+        )
+
+
+Said = tuple[str, str, str, str]  # kind, sentence, help, command
+
+
+class _Look:
+    """One look at what keeps one message from one receiver."""
+
+    def __init__(
+        self,
+        time: Time,
+        delivery: Delivery,
+        dialling: Dialling | None,
+        found: Found,
+        sees_all: bool,
+    ) -> None:
+        self._time, self._delivery, self._dialling = time, delivery, dialling
+        self._found, self._sees_all = found, sees_all
+        self._name = delivery.row.name
+        self.since: int | None = None
+        self.next_try_at: int | None = None
+        self.behind: Place | None = None
+
+    def answer(self) -> Said:
+        """Return what keeps it: the first of these that is true says most."""
+        return self._standing_still() or self._under_way() or self._stuck() or self._in_line()
+
+    def _standing_still(self) -> Said | None:
+        """Whatever the message: the receiver gets nothing."""
+        delivery, name = self._delivery, self._name
+        why = f": {delivery.trouble}" if delivery.trouble and self._sees_all else ""
+        if delivery.is_going:
+            return REMOVING, f"{name} is being removed, and gets nothing more.", "", ""
+        if delivery.row.options.paused:
+            return (
+                PAUSED,
+                f"{name} is paused, and gets nothing{why}",
+                "Resume it when it may go on.",
+                _command("receivers", "resume", name),
+            )
+        if delivery.connection is not None:
+            return None
+        self.since = self._wall(delivery.since)
+        link = self._dialling
+        if link is None:
+            return (
+                AWAY,
+                f"{name} is away{why}",
+                "It attaches by itself: start it.",
+                _command("listen", name),
+            )
+        if link.next_attempt_in is not None:
+            self.next_try_at = self._time.wall() + round(link.next_attempt_in * 1000)
+        error = f": {link.last_error}" if link.last_error and self._sees_all else why
+        at = f" at {delivery.row.address}" if self._sees_all else ""
+        return (
+            AWAY,
+            f"{name} is not reached{at}{error}",
+            "The node dials it again by itself: see that it listens there.",
+            _command("receivers", "list"),
+        )
+
+    def _under_way(self) -> Said | None:
+        """The message was sent, or waits for its own next attempt."""
+        name, backlog = self._name, self._delivery.backlog
+        position = self._found.position
+        if backlog.in_flight_at(position):
+            self.since = None
+            if backlog.limit.most == 1:
+                return (
+                    PROBING,
+                    f"It was sent to {name} alone, since connections were lost while such"
+                    " messages were unanswered: it is seen whether this one is why",
+                    "See whether its handler ends the process.",
+                    _command("peek", name),
+                )
+            return (
+                IN_FLIGHT,
+                f"It was sent to {name}, which has not answered yet: its handler has it, or what"
+                " came before it",
+                "",
+                "",
+            )
+        run = self._waiting(lambda run: run.first <= position <= run.last)
+        return None if run is None else self._retrying(run)
+
+    def _retrying(self, run: Run) -> Said:
+        name = self._name
+        self.next_try_at = self._at(run.due)
+        reason = run.reason if self._sees_all else first_line(run.reason)
+        if not reason and self._sees_all:
+            reason = self._delivery.trouble  # what it said last
+        why = f": {reason}" if reason else ""
+        peek = _command("peek", name)
+        if not run.attempts:
+            return (
+                REFUSING,
+                f"{name} takes it later, it says{why}",
+                "It is sent again by itself.",
+                peek,
+            )
+        tried = "once" if run.attempts == 1 else f"{run.attempts} times"
+        return (
+            RETRYING,
+            f"{name} has failed with it {tried}{why}",
+            "It is tried again by itself.",
+            peek,
+        )
+
+    def _stuck(self) -> Said | None:
+        """Something before it in its lane, or its size, keeps it."""
+        delivery, name, found = self._delivery, self._name, self._found
+        flight = delivery.flight
+        larger = None if flight is None else flight.larger
+        if flight is not None and larger is not None and larger.first == found.position:
+            return (
+                TOO_LARGE,
+                f"It has {larger.size:,} bytes, and {name} takes {flight.batch_max:,} at once",
+                f"Raise max_batch at {name}.",
+                "",
+            )
+        if delivery.row.options.order != STRICT:
+            return None
+        lane = self._lane()
+        run = self._waiting(lambda run: run.lane == lane and run.first < found.position)
+        stuck = delivery.backlog.stuck_lanes.get(lane)
+        if run is None and stuck is not None and stuck.head is not None:
+            run = stuck.head  # it has its next attempt now
+        elif run is None and larger is not None and larger.lane == lane:
+            run = larger
+        if run is None or run.first >= found.position:
+            if stuck is None or not stuck.letters:
+                return None
+            return (
+                LETTER,
+                f"It waits behind a message of its lane ({found.subject}) that {name} has not"
+                " taken, and that is not stored as a dead letter yet",
+                "The log has no room for it: give it some.",
+                _command("info"),
+            )
+        self.behind = Place(run.first, run.subject)
+        if run.state == WAITING and run is not larger:
+            self.next_try_at = self._at(run.due)
+        reason = run.reason if self._sees_all else first_line(run.reason)
+        tried = f", tried {run.attempts} times" if run.attempts > 1 else ""
+        why = f": {reason}" if reason else ""
+        return (
+            BEHIND,
+            f"It waits behind the message log:{run.first} of its lane, which {name} has not taken"
+            f"{tried}{why}",
+            "Order keeps it there. The one before it is tried again by itself.",
+            _command("why", f"log:{run.first}"),
+        )
+
+    def _in_line(self) -> Said:
+        delivery, name = self._delivery, self._name
+        trouble = delivery.trouble if self._sees_all else ""
+        at = delivery.backlog.cursor
+        why = f". Not all gets on there: {trouble}" if trouble else ""
+        return (
+            IN_LINE,
+            f"It is in line: {name} is connected, has settled all up to log:{max(0, at)}, and gets"
+            f" what lies between first{why}",
+            "",
+            "",
+        )
+
+    def _waiting(self, is_it: Callable[[Run], bool]) -> Run | None:
+        """Return the first of the runs that wait for their next attempt of which this is true."""
+        found = [run for run in self._delivery.backlog.waiting_runs if is_it(run)]
+        return min(found, key=lambda run: run.first, default=None)
+
+    def _lane(self) -> object:
+        """Return the lane of the message: its run's, if that is loaded."""
+        found = self._found
+        for run in self._delivery.backlog.open_between(found.position, found.position):
+            return run.lane
+        return lane_of(None, found.sender, found.subject)
+
+    def _wall(self, monotonic: float) -> int:
+        return self._time.wall() - round((self._time.now() - monotonic) * 1000)
+
+    def _at(self, due: float) -> int:
+        return self._time.wall() + max(0, round((due - self._time.now()) * 1000))
+
+
+def _ended(sentence: str) -> str:
+    """Return a sentence with its end, unless somebody else's words have one."""
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."

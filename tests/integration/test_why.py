@@ -1,0 +1,92 @@
+"""`msgservice why`, `client.explain` and `node.why`, over real sockets (DELIVERY 56)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from msgservice import Cause, Limits, Node, Receiver, Retry, connect
+from msgservice.errors import UnknownMessage
+from tests.integration.command import Command
+from tests.kit.ports import free_port
+
+
+def test_56_a_command_says_what_would_unblock_it(msgservice: Command) -> None:
+    msgs = msgservice
+    assert msgs("receivers", "add", "billing", "orders.>").code == 0
+    assert msgs("send", "orders.new", "text", "--id", "o-1").code == 0
+    told = msgs("why", "o-1")
+    assert (told.code, told.err) == (0, "")
+    first, *others = told.out.splitlines()
+    assert first.startswith("msgservice-cli/")
+    assert first.endswith(", orders.new")
+    assert others[0].startswith("billing (queued): billing is away. Since 20")
+    assert "  $ msgservice listen billing" in others
+    (page,) = [msgs.data("why", "o-1")]
+    (cause,) = page["causes"]
+    assert ("billing", "queued", "away") == (cause["receiver"], cause["status"], cause["kind"])
+    how = msgs("why", "--receiver", "billing")
+    assert how.out.startswith("billing is away, since 20")
+    assert "1 message waits for it" in how.out
+    assert "away" == msgs.data("why", "--receiver", "billing")["health"]
+    assert msgs("send", "orders.new", "text", "--id", "o-2", "--delay", "500").code == 0
+    waiting = msgs("why", "o-2")
+    assert "It waits until it is due" in waiting.out
+    assert "$ msgservice delayed cancel msgservice-cli/" in waiting.out
+
+
+def test_56_what_is_not_there_is_told_so(msgservice: Command) -> None:
+    for words, code, said in (
+        (("nothing",), 1, "no message 'nothing'"),
+        ((), 2, "say the ID of a message, or --receiver NAME"),
+        (("o-1", "--receiver", "billing"), 2, "say the ID of a message, or --receiver NAME"),
+        (("--receiver", "a b"), 2, "bad name 'a b'"),
+        (("--receiver", "nobody"), 1, "nobody"),
+    ):
+        told = msgservice("why", *words)
+        assert told.code == code, (words, told)
+        assert said in told.err, (words, told)
+
+
+@pytest_twisted.ensureDeferred
+async def test_56_a_producer_and_the_nodes_own_process_ask_for_causes(tmp_path: Path) -> None:
+    from twisted.internet import reactor
+
+    port = free_port()
+    limits = Limits(link_delay_min=0.05, stop_timeout=5)
+    node = Node(reactor, tmp_path / "n", listen=[f"tcp:{port}:interface=127.0.0.1"], limits=limits)
+    node.startService()
+    await node.when_ready()
+    address = f"tcp:127.0.0.1:{port}"
+    client = await connect(reactor, address, name="shop", limits=limits)
+
+    def handle(message: Any) -> None:
+        raise Retry(600, "no database")
+
+    receiver = Receiver(reactor, name="billing", handler=handle, limits=limits)
+    receiver.attach(address, subjects=["orders.>"])
+    try:
+        await receiver.when_connected()
+        first = await client.send("orders.new", b"1")
+        second = await client.send("orders.new", b"2", id="o-2")
+        causes: list[Cause] = []
+        while [cause.kind for cause in causes] != ["retrying"]:
+            causes = await client.explain(first)
+        assert causes[0].sentence == "billing has failed with it once: no database."
+        (behind,) = await client.explain("o-2")
+        assert ("behind", f"msgservice why log:{first.position}") == (behind.kind, behind.command)
+        (same,) = await node.why(f"log:{second.position}")
+        assert (behind.kind, behind.sentence) == (same.kind, same.sentence)
+        with pytest.raises(UnknownMessage):
+            await client.explain("nothing")
+        with pytest.raises(UnknownMessage):
+            await node.why("nothing")
+        with pytest.raises(TypeError):
+            await client.explain(5)  # type: ignore[arg-type]  # what is tested
+    finally:
+        await receiver.stop()
+        await client.close()
+        await node.stopService()
