@@ -195,6 +195,7 @@ class PbPeer:
     def _watching(self, view: Any, live: PeerBroker | None) -> Any:
         if isinstance(view, ReceiversView):
             if live is self._live:
+                self._views = [one for one in self._views if one() not in (None, view)]
                 self._views.append(ref(view))
             else:
                 view.over()
@@ -355,8 +356,12 @@ class PbPeer:
         views, self._views = self._views, []
         for known in views:
             view = known()
-            if view is not None:
+            if view is None:
+                continue
+            try:
                 view.over()
+            except Exception:  # of the program's `changed`: what else follows from the end does
+                self._logger.failure("{name}: a view that is over", name=self.name)
 
     def _fault(self, failure: Failure) -> None:
         self._logger.failure("{name} stops dialling", failure, name=self.name)

@@ -23,12 +23,13 @@ from msgservice.log.dedupe import NAMED
 from msgservice.log.history import exceptions_of
 from msgservice.log.queries import audience_of, batches_of, senders_of
 from msgservice.log.state import State
-from msgservice.message import FLAG_REPLAY, FLAG_RETAINED, Status, decode_messages
+from msgservice.message import FLAG_REPLAY, FLAG_RETAIN_ONLY, FLAG_RETAINED, Status, decode_messages
 from msgservice.records import (
     LOST,
     NODE,
     OF_ACKNOWLEDGED,
     REWIND,
+    START,
     Batch,
     Copies,
     ExceptionRow,
@@ -109,6 +110,8 @@ def copies(
         of = _Matching(db, state, replay.receiver, _Subjects(patterns or ())).of
         # For whom a copy of what is retained was, has it; who has history has the original.
         copied |= FLAG_RETAINED
+    # What is only retained is for who joins, and was for the next nodes, which retained it then.
+    never = 0 if replay.kind == START else FLAG_RETAIN_ONLY
     allowed = None if patterns is None else _Subjects(patterns)
     picked: dict[int, list[Range]] = {}
     size = messages = skipped = 0
@@ -125,7 +128,7 @@ def copies(
         end = page.next
         own = _own_of(db, state, [row.sender for row in page.rows if row.flags & copied])
         for row in page.rows:
-            if row.flags & copied and row.sender in own:
+            if row.flags & never or (row.flags & copied and row.sender in own):
                 continue
             ranges = _within(replay, row, of(row))
             count = sum([last - first + 1 for first, last in ranges])

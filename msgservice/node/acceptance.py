@@ -161,9 +161,9 @@ class Acceptance:
         return NOBODY if transfer.delay else audience  # … for whom it is, when it is due
 
     def _matching(self, subject: str, flags: int, path: Sequence[str]) -> Audience:
-        """Return the audience of who receives a subject; nobody, where it is only retained."""
+        """Return the audience of a subject; of what is only retained, the next nodes alone."""
         if flags & FLAG_RETAIN_ONLY:
-            return self._directory.nobody()
+            return self._directory.next_nodes(subject, path)
         return self._directory.audience(subject, path)
 
     def _flags_of(self, transfer: Transfer, path: Sequence[str]) -> int:

@@ -73,6 +73,7 @@ class Directory:
         self._by_names: dict[tuple[str, ...], Audience] = {}
         self._names_held = 0  # in the keys of that
         self._by_path: dict[tuple[int, frozenset[int]], Audience] = {}
+        self._nodes: set[int] = set()  # numbers of receivers that are nodes, by their address
         self._next_nodes: dict[int, str] = {}  # number of a receiver that is a node -> its log id
         self._known: dict[int, Audience] = {}
         self._asked_by: dict[int, str] = {}  # audience that `to` has made -> its sender
@@ -176,6 +177,10 @@ class Directory:
             self._next_nodes[row.number] = log_id
             self._changed()
 
+    def addressed(self, row: ReceiverRow) -> None:
+        """A receiver is there, at this address: a node's, or none."""
+        (self._nodes.add if is_node(row.address) else self._nodes.discard)(row.number)
+
     def no_next_node(self, row: ReceiverRow) -> None:
         """A receiver is a node no longer: it gets all that matches, wherever that has been."""
         if self._next_nodes.pop(row.number, None) is not None:
@@ -198,6 +203,12 @@ class Directory:
                 self._by_subject.clear()  # a cache: what is used comes back
             self._by_subject[subject] = found
         return found
+
+    def next_nodes(self, subject: str, path: Sequence[str] = ()) -> Audience:
+        """The audience of a subject that is only retained: nodes, which retain it too."""
+        if not self._nodes:
+            return self.nobody()
+        return self._intern(self._nodes.intersection(self.audience(subject, path).members))
 
     def nobody(self) -> Audience:
         """Return the audience without receivers."""
@@ -352,6 +363,7 @@ class Directory:
             if not row.removed:
                 self._by_name[row.name] = row
                 self._addressable.add(row.number)
+                self.addressed(row)
                 self._enter(row)
                 if is_node(row.address) and row.inbox:
                     self._next_nodes[row.number] = row.inbox
@@ -400,6 +412,7 @@ class Directory:
         self._by_number[row.number] = row
         self._addressable.add(row.number)
         self._owned.pop(row.name, None)
+        self.addressed(row)
         self._enter(row)
         self._changed()
 
@@ -474,6 +487,7 @@ class Directory:
         self._suspended.discard(row.number)
         self._starting.discard(row.number)
         self._next_nodes.pop(row.number, None)
+        self._nodes.discard(row.number)
         row.removed = True
         del self._by_name[row.name]
         self._note_owner(row)

@@ -443,6 +443,7 @@ class Receivers:
             self._directory.no_next_node(row)
             self._dispatch.outlets[row.number].progress.inbox_is("")
         row.address = address
+        self._directory.addressed(row)
 
     async def own(self, name: str, user: str) -> None:
         """Give the name of a receiver to a user, empty: to nobody. Returns once it is stored.

@@ -15,6 +15,8 @@ from msgservice.errors import LogFull
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import (
     FLAG_REPLAY,
+    FLAG_RETAIN,
+    FLAG_RETAIN_ONLY,
     FLAG_RETAINED,
     Status,
     WireMessage,
@@ -211,6 +213,19 @@ def test_44_history_expires_when_its_original_does_and_a_rewind_does_not(
     assert deadline == copy.expires_at
     if receiver == 1:
         acknowledge(log, 1, copy.last, 1)
+
+
+def test_48_of_what_was_only_retained_nobody_was_left_out(log: ContractDriver) -> None:
+    only = options_of(FLAG_RETAIN | FLAG_RETAIN_ONLY)
+    log.append(
+        make_batch(log.log.audience([]), 1, [b"a"], options=only),
+        make_batch(log.log.audience([]), 2, [b"b"]),
+        make_batch(log.log.audience([1]), 3, [b"c"], options=only),
+    )
+    acknowledge(log, 1, position_of(3), 1)
+    assert [b"b"] == bodies(ask(log, replay(LEFT_OUT)).copies)
+    for kind in (REWIND, LOST):
+        assert [] == ask(log, replay(kind)).copies
 
 
 def test_61_what_came_as_a_replay_from_another_node_is_no_copy_of_this_one(

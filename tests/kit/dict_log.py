@@ -691,6 +691,8 @@ class DictLog:
         is_its = replay.receiver in batch.audience.members
         if batch.stored_at < replay.since:
             return False
+        if batch.options.flags & FLAG_RETAIN_ONLY and replay.kind != START:
+            return False
         if batch.sender == NODE and batch.options.flags & FLAG_REPLAY:
             if replay.kind != LOST:
                 return False

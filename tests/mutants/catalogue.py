@@ -3238,6 +3238,20 @@ _ALL = [
             "test_49_what_is_cancelled_is_told_and_de",
         ),
     ),
+    Mutant(
+        name="what-is-only-retained-is-updated-nowhere-else",
+        at="msgservice.node.directory:Directory.next_nodes",
+        old="if not self._nodes:",
+        new="if True:",
+        catcher=_test("tests/unit/test_node_chains.py", "test_what_is_only_retained_is_retained"),
+    ),
+    Mutant(
+        name="what-was-only-retained-is-delivered-when-sent-again",
+        at="msgservice.log.replaying:copies",
+        old="never = 0 if replay.kind == START else FLAG_RETAIN_ONLY",
+        new="never = 0",
+        catcher=_test("tests/unit/test_node_chains.py", "test_what_was_only_retained_and_lost"),
+    ),
     # --- streams with a node
     Mutant(
         name="what-a-removed-receiver-never-gets-is-waited-for",

@@ -409,6 +409,43 @@ def test_what_is_passed_on_has_its_origin_and_asks_for_nobody() -> None:
     assert {("centre", 3): [(1, 1)]} == shop.statuses()  # acknowledged: it is on that disk
 
 
+def test_what_is_only_retained_is_retained_at_the_next_node_and_delivered_to_nobody() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    world, only = dialling.world, FLAG_RETAIN | FLAG_RETAIN_ONLY
+    billing = world.peer("billing", receive={"subjects": [">"]})
+    shop = world.peer("shop", status_from=1)
+    shop.transfer(1, "state.a", [b"one"], flags=only)
+    dialling.settle()
+    shop.transfer(2, "state.a", [b""], flags=only)
+    dialling.settle()
+    assert [(b"one", only), (b"", only)] == passed_on(dialling)
+    assert {("centre", 3): [(1, 1), (2, 2)]} == shop.statuses()
+    assert [] == billing.bodies()
+    edge = passing_on(world, incarnation=f"{'e' * 32}.1")
+    edge.transfer(1, "state.b", [b"two"], origin=origin("e" * 32), flags=only)
+    edge.transfer(2, "state.c", [b"three"], origin=origin(FAR, "e" * 32, sequence=2), flags=only)
+    dialling.settle()
+    assert [("state.b", b"two"), ("state.c", b"three")] == retained_of(world)
+    assert (b"two", only) == passed_on(dialling)[-1]  # the other has been there
+    assert [] == billing.bodies()
+    changing = world.node.parts.receivers.change("centre", address="faulty:a-receiver")
+    Deferred.fromCoroutine(changing).addErrback(dialling.failed)
+    dialling.settle()
+    shop.transfer(3, "state.a", [b"four"], flags=only)
+    dialling.settle()
+    assert 0 == state_of(world, "centre").queued
+
+
+def test_what_was_only_retained_and_lost_is_not_delivered_when_it_is_sent_again() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    shop = dialling.world.peer("shop")
+    shop.transfer(1, "state.a", [b"one"], flags=FLAG_RETAIN | FLAG_RETAIN_ONLY)
+    shop.transfer(2, "state.a", [b"two"])
+    dialling.settle()
+    comes_back(dialling, "e" * 32, Resume())
+    assert [(b"two", FLAG_REPLAY)] == passed_on(dialling)
+
+
 def test_nothing_goes_back_to_a_node_where_it_has_been() -> None:
     dialling = Dialling(HelloOptions(node="centre"))
     world, far = dialling.world, dialling.far[0]

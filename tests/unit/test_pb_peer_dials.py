@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from msgservice.errors import Ambiguous, NotConnected
 from msgservice.limits import Limits
-from msgservice.pb import PbPeer, PeerBroker
+from msgservice.pb import PbPeer, PeerBroker, ReceiversView
 from msgservice.transport.owners import Nobody
 from msgservice.transport.pb.broker import State
 
@@ -294,3 +294,32 @@ def test_who_is_not_heard_for_long_is_gone() -> None:
     for _ in range(10):
         world.clock.advance(LIMITS.heartbeat / 2)
     assert all(line.dialled.state is State.ABORTED for line in world.lines)
+
+
+def test_what_a_view_s_program_raises_when_it_is_over_keeps_nothing_from_ending(
+    logged_failures: list[Any],
+) -> None:
+    world = World()
+    line = world.dial(world.small, world.large)
+    world.settle()
+    gone: list[None] = []
+    line.accepted.when_gone().addCallback(gone.append)
+    views = [ReceiversView() for _ in range(2)]
+    for view in views:
+        view.setCopyableState({"rows": {}, "is_complete": True})
+        world.large._watching(view, world.large._live)
+        world.large._watching(view, world.large._live)
+    assert 2 == len(world.large._views)
+
+    def changed(names: list[str]) -> None:
+        raise RuntimeError("of the program")
+
+    views[0].changed = changed
+    line.dialled.close()
+    world.settle()
+    assert [True, True] == [view.is_over for view in views]
+    assert [None] == gone
+    assert not world.large.connected
+    (event,) = logged_failures
+    assert "of the program" == str(event["log_failure"].value)
+    logged_failures.clear()
