@@ -405,9 +405,11 @@ class Outlet:
         found: list[Range] = []
         for first, end in missing:
             # What is not settled here is sent as it is.
-            if first <= min(end, cursor, last):
-                found.append((first, min(end, cursor, last)))
-            found += above.within(max(first, cursor + 1), min(end, last))
+            end = min(end, last)
+            if first <= min(end, cursor):
+                found.append((first, min(end, cursor)))
+            if max(first, cursor + 1) <= end:
+                found += above.within(max(first, cursor + 1), end)
         return found
 
     def begins_anew(self) -> None:

@@ -645,6 +645,18 @@ def test_what_a_node_does_not_have_and_never_acknowledged_is_not_lost() -> None:
     assert [(b"2", 0)] == passed_on(dialling)
 
 
+def test_what_a_node_has_lost_above_what_it_never_acknowledged_is_sent_again() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    shop = dialling.world.peer("shop")
+    dialling.far[-1].refuses = "orders.old"
+    for number, subject in enumerate(("orders.old", *["orders.new"] * 3), 1):
+        shop.transfer(number, subject, [b"%d" % number])
+        dialling.settle()
+    has = ((2 << 16, 2 << 16), (3 << 16, 3 << 16))
+    comes_back(dialling, FAR, Resume(floor=1 << 16, ranges=has))
+    assert [(b"1", 0), (b"4", FLAG_REPLAY)] == sorted(passed_on(dialling))
+
+
 def test_copies_that_a_node_has_lost_are_sent_again() -> None:
     dialling = with_three_taken()
     comes_back(dialling, "e" * 32, Resume(floor=(1 << 16) + 1))
