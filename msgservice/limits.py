@@ -96,6 +96,8 @@ LOWEST: dict[str, float] = {
     "http_body_bytes": 4096,
     "http_bytes": 64 * 1024,
     "http_idle": _SECONDS_MIN,
+    "http_login_idle": _SECONDS_MIN,
+    "http_login_seconds": _SECONDS_MIN,
     "output_bytes": 4096,
     "stop_timeout": _SECONDS_MIN,
 }
@@ -307,6 +309,10 @@ class Limits:
     http_readers: int = 100  # of events
     http_events: int = 10_000  # that are kept for readers that come back
     http_idle: float = 60.0  # seconds that a connection may be kept between two requests
+    http_logins: int = 1_000  # of browsers
+    user_http_logins: int = 20  # … of one user
+    http_login_idle: float = 3600.0  # seconds after which a login that is not used ends
+    http_login_seconds: float = 12 * 3600.0  # … and one that is used
     # --- what the node says on standard output and error
     output_bytes: int = 1024 * 1024  # that wait for their reader; more is dropped
     # --- stopping

@@ -69,6 +69,8 @@ from msgservice.node.web.access import Access
 from msgservice.node.web.events import Events as WebEvents
 from msgservice.node.web.health import health_paths
 from msgservice.node.web.listener import Web
+from msgservice.node.web.logging_in import login_paths
+from msgservice.node.web.logins import Logins
 from msgservice.node.web.messages import Posts
 from msgservice.node.web.openapi import openapi_path
 from msgservice.node.web.operations import operation_paths
@@ -407,9 +409,11 @@ def assemble(
         time=time,
         limits=limits,
     )
-    web = Web(access=Access(gate), time=time, limits=limits, hosts=web_hosts)
+    web_access = Access(gate, Logins(time.now, limits))
+    web = Web(access=web_access, time=time, limits=limits, hosts=web_hosts)
     web.paths.add(
         *page_paths(),
+        *login_paths(web_access, gate, web.end_what_holds_no_more),
         *metrics_paths(observer, wall=time.wall, clock=time.clock, limits=limits),
         *health_paths(
             listens=facts.listens,

@@ -86,6 +86,10 @@ def _none(name: str) -> bool:
     return False
 
 
+def _always() -> bool:
+    return True
+
+
 def web_sender(user: str) -> str:
     """Return the name of the sender of what a user hands in over HTTP; "": of who is believed."""
     return f"{WEB}.{user}" if user else WEB
@@ -115,7 +119,7 @@ class Pass:
     believed. `allows` is asked once for each batch.
     """
 
-    __slots__ = ("address", "allows", "is_bound", "may_be_called", "principal", "rules")
+    __slots__ = ("address", "allows", "goes_on", "is_bound", "may_be_called", "principal", "rules")
 
     def __init__(
         self,
@@ -133,6 +137,7 @@ class Pass:
         self.is_bound = is_bound
         self.allows: Callable[[Verb, str], bool] = allows or rules.allows
         self.may_be_called = may_be_called
+        self.goes_on: Callable[[], bool] = _always  # False: its login has ended by itself
 
     def __str__(self) -> str:
         if self.principal.user:
@@ -523,6 +528,8 @@ class Gate:
     def holds(self, given: Pass) -> bool:
         """Return whether a pass would be given again."""
         users = self._users
+        if not given.goes_on():
+            return False
         if not given.is_bound:
             return given.principal.how == PROCESS or users is None
         if users is None or not given.principal.user:
@@ -533,6 +540,10 @@ class Gate:
         if principal not in self._holding:
             self._holding[principal] = users.holds(principal, self._time.wall())
         return self._holding[principal]
+
+    def knows(self, principal: Principal) -> bool:
+        """Return whether a principal would be found again."""
+        return self._users is not None and self._users.holds(principal, self._time.wall())
 
     def seconds_left(self, given: Pass) -> float | None:
         """Return how long the login still holds by which a pass was given; None: no end is set."""
@@ -556,6 +567,10 @@ class Gate:
             address=who.address,
             what=one_line(what)[:SHOWN],
         )
+
+    def left(self, principal: Principal, address: str) -> None:
+        """Somebody has logged out."""
+        _logger.info("user {who} at {address} logs out", who=str(principal), address=address)
 
     def turned_away(self, who: Pass, why: str) -> None:
         """A peer that is known is not let in; it may be told less than this."""

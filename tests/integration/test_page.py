@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -291,6 +292,27 @@ request = ["$node.>"]
             page.evaluate("Object.keys(localStorage).length + Object.keys(sessionStorage).length")
             == 0
         )
+        assert page.evaluate("document.cookie") == ""
+        page.reload()  # it is still logged in
+        page.get_by_text("None: every message").wait_for(timeout=MS)
+        page.get_by_text("ops", exact=True).wait_for(timeout=MS)
+        (kept,) = page.context.cookies()
+        page.get_by_role("button", name="Log out").click()
+        page.locator("#login[open]").wait_for(timeout=MS)
+        assert page.context.cookies() == []
+        page.context.add_cookies([kept])  # whoever has kept it has nothing
+        page.reload()
+        page.locator("#login[open]").wait_for(timeout=MS)
+        # A password that is changed ends it while the page is open.
+        page.fill("#user", "ops")
+        page.fill("#password", "correct horse battery")
+        page.get_by_role("button", name="Log in").click()
+        page.get_by_text("None: every message").wait_for(timeout=MS)
+        made = Command("tcp:127.0.0.1:1", tmp_path)(*asked, stdin=b"another horse battery\n")
+        assert made.code == 0, made
+        daemon.send(signal.SIGHUP)
+        page.locator("#login[open]").wait_for(timeout=MS)
+        page.locator("#login-error:not(:empty)").wait_for(timeout=MS)
 
 
 def test_metrics_are_what_a_monitor_reads(tmp_path: Path) -> None:

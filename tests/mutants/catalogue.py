@@ -38,6 +38,7 @@ def _expiry(test: str) -> ByTest:
 
 
 HTTP = "tests/integration/test_http_listener.py"
+LOGINS = "tests/integration/test_http_logins.py"
 EVENTS = "tests/integration/test_http_events.py"
 STREAMS = "msgservice.faces.streams.durable:NodeStreams"
 
@@ -843,6 +844,27 @@ _ALL = [
         old="if origin is not None:",
         new="if False:",
         catcher=_test(f"{HTTP} -k another_site", "another_site_writes"),
+    ),
+    Mutant(
+        name="a-cookie-alone-is-a-login",
+        at="msgservice.node.web.logins:login_of",
+        old="if request.requestHeaders.hasHeader(HEADER)",
+        new="if True",
+        catcher=_test(f"{LOGINS} -k cookie_alone", "cookie_alone"),
+    ),
+    Mutant(
+        name="a-login-is-used-without-being-asked-for",
+        at="msgservice.node.web.logins:Logins._is_over",
+        old="now - login.used >= self._limits.http_login_idle",
+        new="False",
+        catcher=_test(f"{LOGINS} -k not_used", "when_it_is_not_used"),
+    ),
+    Mutant(
+        name="a-login-leaves-the-one-before",
+        at="msgservice.node.web.access:Access.log_in",
+        old="self.log_out(request)",
+        new="pass",
+        catcher=_test(f"{LOGINS} -k one_before", "ends_the_one_before"),
     ),
     Mutant(
         name="a-body-in-chunks-without-end",

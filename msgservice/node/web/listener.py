@@ -84,6 +84,7 @@ class Web:
 
     def end_what_holds_no_more(self) -> None:
         """End the connections of those that would not be let in again as they are."""
+        self._access.forget_what_holds_no_more()
         for channel in list(self._channels):
             visitor: Visitor | None = channel.state
             if visitor is not None and not self._access.holds(visitor.given):

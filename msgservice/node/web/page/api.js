@@ -1,7 +1,7 @@
-// Requests to the node: JSON there and back, errors as sentences, and the login. What is typed is
-// kept in this module and nowhere else: loading the page again forgets it.
+// Requests to the node: JSON there and back, errors as sentences, and the login, which is a cookie
+// that no script can read. The node takes it only with the header that is said here.
 
-let said = null; // what Authorization says
+export const HEADERS = { "Msgservice-Page": "1" };
 
 export class Problem extends Error {
   constructor(status, detail) {
@@ -10,19 +10,14 @@ export class Problem extends Error {
   }
 }
 
-export function logIn({ user, password, token }) {
-  if (token) {
-    said = `Bearer ${token}`;
-    return;
-  }
-  const bytes = new TextEncoder().encode(`${user}:${password}`);
-  said = `Basic ${btoa(String.fromCharCode(...bytes))}`;
-}
+export const logIn = ({ user, password, token }) =>
+  ask("POST", "/v1/login", token ? { token } : { user, password });
+
+export const logOut = () => ask("POST", "/v1/logout", {});
 
 export async function ask(method, path, body) {
-  const headers = { Accept: "application/json" };
-  if (said !== null) headers.Authorization = said;
-  const options = { method, headers, credentials: "omit", cache: "no-store", redirect: "error" };
+  const headers = { ...HEADERS, Accept: "application/json" };
+  const options = { method, headers, credentials: "same-origin", cache: "no-store", redirect: "error" };
   if (body !== undefined) {
     headers["Content-Type"] = "application/json";
     options.body = JSON.stringify(body);

@@ -2,7 +2,7 @@
 // again by itself; what it shows is what `msgservice top` shows.
 
 import { cancelDelayed, resume } from "./acts.js";
-import { ask, logIn, path } from "./api.js";
+import { ask, logIn, logOut, path } from "./api.js";
 import { $, bytes, counted, drawn, el, lasting, moment, number, plot, say } from "./dom.js";
 import { show } from "./receiver.js";
 
@@ -10,7 +10,7 @@ const EVERY = 2000; // ms between two looks
 const HISTORY = 60; // values of a plot
 const SHOWN = 200; // rows that are drawn at first; the rest on demand
 
-const state = { node: null, receivers: new Map(), shown: SHOWN, history: new Map() };
+const state = { user: undefined, node: null, receivers: new Map(), shown: SHOWN, history: new Map() };
 const rows = new Map(); // name -> what its row is made of
 
 // --- looking
@@ -23,7 +23,7 @@ async function look() {
     $("connection").className = "";
   } catch (problem) {
     if (problem.status === 401 || problem.status === 403) {
-      await askLogin(problem.message);
+      await askLogin(problem);
       delay = 0;
     } else {
       $("connection").className = "lost";
@@ -43,6 +43,7 @@ async function lookOnce() {
     for (const row of page.receivers) found.set(row.name, row);
     after = page.next;
   }
+  if (state.user === undefined) await tellUser();
   state.node = node;
   state.receivers = found;
   for (const name of state.history.keys()) if (!found.has(name)) state.history.delete(name);
@@ -55,20 +56,57 @@ async function lookOnce() {
   draw();
 }
 
-function askLogin(why) {
+function askLogin({ status, message }) {
   const dialog = $("login");
-  say($("login-error"), $("login-form").dataset.tried ? why : "");
+  say($("login-error"), status === 403 || !$("who").hidden ? message : "");
+  forget();
   return new Promise((resolve) => {
     if (!dialog.open) dialog.showModal();
-    $("login-form").onsubmit = (event) => {
+    $("login-form").onsubmit = async (event) => {
       event.preventDefault();
-      logIn({ user: $("user").value, password: $("password").value, token: $("token").value });
-      $("login-form").dataset.tried = "yes";
-      dialog.close();
-      resolve();
+      $("log-in").disabled = true;
+      try {
+        await logIn({ user: $("user").value, password: $("password").value, token: $("token").value });
+        $("login-form").reset();
+        dialog.close();
+        resolve();
+      } catch (problem) {
+        say($("login-error"), problem.message);
+      } finally {
+        $("log-in").disabled = false;
+      }
     };
     dialog.oncancel = (event) => event.preventDefault();
   });
+}
+
+// What was shown is only for who was logged in.
+function forget() {
+  for (const id of ["troubles", "numbers", "rows", "way", "delayed", "receiver-body"]) $(id).replaceChildren();
+  for (const id of ["facts", "trouble-count", "shown", "space-told"]) say($(id), "");
+  for (const id of ["receiver", "act"]) $(id).close("no");
+  Object.assign(state, { node: null, receivers: new Map(), history: new Map() });
+  rows.clear();
+  drawnTroubles = "";
+  state.user = undefined;
+  $("who").hidden = true;
+}
+
+async function tellUser() {
+  const { user, how } = await ask("GET", "/v1/whoami");
+  state.user = user;
+  say($("user-told"), user ?? "");
+  $("who").hidden = !/^(password|token )/.test(how);
+}
+
+async function leave() {
+  try {
+    await logOut();
+    forget();
+    location.reload();
+  } catch (problem) {
+    say($("connection"), problem.message);
+  }
 }
 
 // --- drawing
@@ -290,4 +328,5 @@ $("more").addEventListener("click", () => {
 });
 $("find").addEventListener("submit", find);
 $("look-delayed").addEventListener("click", lookDelayed);
+$("log-out").addEventListener("click", leave);
 look();
