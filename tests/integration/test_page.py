@@ -315,6 +315,57 @@ request = ["$node.>"]
         page.locator("#login-error:not(:empty)").wait_for(timeout=MS)
 
 
+def paths_of(page: Any) -> list[str]:
+    """Return where a page's requests go that know what happens, as they begin."""
+    asked: list[str] = []
+    page.on("request", lambda one: asked.append(one.url.partition("/v1/")[2].partition("?")[0]))
+    return asked
+
+
+def test_the_page_listens_and_asks_only_where_it_cannot(tmp_path: Path) -> None:
+    more = "[limits]\nhttp_readers = 1\n"
+    with node_of(tmp_path, more) as (url, msgservice), browser_of() as browser:
+        first, second = browser.new_page(), browser.new_page()
+        by_events, by_asking = paths_of(first), paths_of(second)
+        for page in (first, second):
+            page.goto(url)
+            page.get_by_text("None: every message").wait_for(timeout=MS)
+        assert msgservice("receivers", "add", "billing", "orders.>").code == 0
+        for page in (first, second):
+            page.locator("#rows tr", has_text="billing").wait_for(timeout=MS)
+            assert page.locator("#connection").inner_text() == ""
+        assert msgservice("receivers", "remove", "billing").code == 0
+        for page in (first, second):
+            page.locator("#rows:empty").wait_for(state="attached", timeout=MS)
+        assert ("observe" in by_events, by_events.count("events")) == (False, 1)
+        assert "observe" in by_asking
+
+
+def test_a_page_that_nobody_sees_lets_go_and_goes_on_where_it_was(shown: Shown) -> None:
+    shown.sees("None: every message")
+    asked = paths_of(shown.page)
+    hide = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true});"
+    turn = hide + "document.dispatchEvent(new Event('visibilitychange'))"
+    with shown.page.expect_event("requestfailed", lambda one: "/events" in one.url, timeout=MS):
+        shown.page.evaluate(turn % "true")
+    shown.msgservice("receivers", "add", "billing", "orders.>")
+    shown.page.evaluate(turn % "false")
+    shown.row("billing").wait_for(timeout=MS)
+    assert asked == ["events"]
+
+
+def test_ages_are_by_the_clock_of_the_node(tmp_path: Path) -> None:
+    with node_of(tmp_path) as (url, msgservice), browser_of() as browser:
+        msgservice("receivers", "add", "billing", "orders.>")
+        msgservice("send", "orders.new", "x")
+        page = browser.new_page()
+        page.add_init_script("const is = Date.now; Date.now = () => is() + 5 * 3600000;")
+        page.goto(url)
+        oldest = page.locator("#rows tr", has_text="billing").locator("[data-label=Oldest]")
+        oldest.wait_for(timeout=MS)
+        assert oldest.inner_text().endswith(" s")
+
+
 def test_metrics_are_what_a_monitor_reads(tmp_path: Path) -> None:
     import urllib.request
 

@@ -6,6 +6,14 @@ import { $, bytes, counted, say } from "./dom.js";
 const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
 export const command = (...words) => ["msgservice", ...words].map(quoted).join(" ");
 
+const TOLD = 10000; // ms
+
+// Say what was done, for a while.
+function tell(text) {
+  $("done").textContent = text;
+  setTimeout(() => $("done").textContent === text && say($("done"), ""), TOLD);
+}
+
 // Show what an act would touch; fulfilled with whether it was done.
 export async function confirm({ heading, touches, words, act, done }) {
   const dialog = $("act");
@@ -30,7 +38,7 @@ export async function confirm({ heading, touches, words, act, done }) {
   if (dialog.returnValue !== "yes") return false;
   try {
     const told = await act();
-    say($("connection"), done(told));
+    tell(done(told));
     return true;
   } catch (problem) {
     say($("act-error"), problem.message);

@@ -26,17 +26,26 @@ export async function ask(method, path, body) {
   try {
     response = await fetch(path, options);
   } catch {
-    throw new Problem(0, "The node does not answer.");
+    throw unanswered();
   }
-  const text = await response.text();
-  let value = {};
+  if (!response.ok) throw await problemOf(response);
+  return valueOf(response);
+}
+
+export const unanswered = () => new Problem(0, "The node does not answer.");
+
+// What an answer says that is none of success.
+export async function problemOf(response) {
+  const value = await valueOf(response);
+  return new Problem(response.status, value.detail || value.title || response.statusText);
+}
+
+async function valueOf(response) {
   try {
-    value = text ? JSON.parse(text) : {};
+    return JSON.parse(await response.text());
   } catch {
-    value = {};
+    return {};
   }
-  if (!response.ok) throw new Problem(response.status, value.detail || value.title || response.statusText);
-  return value;
 }
 
 // A path of pieces, each encoded, and the query; what is undefined or null is left out.

@@ -1,38 +1,112 @@
-// The page: trouble first, then the node, its receivers, a message's way, what is delayed. It asks
-// again by itself; what it shows is what `msgservice top` shows.
+// The page: trouble first, then the node, its receivers, a message's way, what is delayed. The node
+// tells it what changes; what it shows is what `msgservice top` shows.
 
 import { cancelDelayed, resume } from "./acts.js";
 import { ask, logIn, logOut, path } from "./api.js";
+import { ago, nodeSays } from "./clock.js";
 import { $, bytes, counted, drawn, el, lasting, moment, number, plot, say } from "./dom.js";
+import { events } from "./events.js";
 import { show } from "./receiver.js";
 
-const EVERY = 2000; // ms between two looks
+const EVERY = 2000; // ms between two looks where the node is asked, and two values of a plot
+const ASKED = 5; // looks before it is listened to again
+const HIDDEN = 10000; // ms that a page which nobody sees listens on
+const TOGETHER = 100; // ms that events are drawn together
 const HISTORY = 60; // values of a plot
 const SHOWN = 200; // rows that are drawn at first; the rest on demand
 
-const state = { user: undefined, node: null, receivers: new Map(), shown: SHOWN, history: new Map() };
+const state = { user: undefined, last: null, node: null, receivers: new Map(), shown: SHOWN, history: new Map() };
 const rows = new Map(); // name -> what its row is made of
 
 // --- looking
 
-async function look() {
-  let delay = EVERY;
-  try {
-    await lookOnce();
-    say($("connection"), "");
-    $("connection").className = "";
-  } catch (problem) {
-    if (problem.status === 401 || problem.status === 403) {
-      await askLogin(problem);
-      delay = 0;
-    } else {
-      $("connection").className = "lost";
-      say($("connection"), `${problem.message} Trying again.`);
+// Listen to the node as long as the page is seen; where that cannot be, ask it again and again.
+async function keepLooking() {
+  for (;;) {
+    try {
+      await seen();
+      if (state.user === undefined) await tellUser();
+      await listen();
+    } catch (problem) {
+      await instead(problem);
     }
   }
-  setTimeout(look, document.hidden ? 5 * EVERY : delay);
 }
 
+async function instead(problem) {
+  try {
+    for (let times = 0; times < ASKED && !document.hidden; times += 1) {
+      if (mayNot(problem)) throw problem;
+      await lookOnce();
+      wellAgain();
+      await pause(EVERY);
+    }
+  } catch (other) {
+    if (mayNot(other)) {
+      await askLogin(other);
+    } else {
+      $("connection").className = "lost";
+      say($("connection"), `${other.message} Trying again.`);
+      await pause(EVERY);
+    }
+  }
+}
+
+const mayNot = ({ status }) => status === 401 || status === 403;
+
+const pause = (delay) => new Promise((over) => setTimeout(over, delay));
+
+const seen = () =>
+  new Promise((now) => {
+    const look = () => {
+      if (document.hidden) return;
+      document.removeEventListener("visibilitychange", look);
+      now();
+    };
+    document.addEventListener("visibilitychange", look);
+    look();
+  });
+
+function wellAgain() {
+  say($("connection"), "");
+  $("connection").className = "";
+}
+
+// Fulfilled when the page has not been seen for a while; rejected as `events` is.
+async function listen() {
+  const left = new AbortController();
+  let timer = null;
+  const look = () => {
+    clearTimeout(timer);
+    if (document.hidden) timer = setTimeout(() => left.abort(), HIDDEN);
+  };
+  document.addEventListener("visibilitychange", look);
+  look();
+  let found = new Map(); // the receivers of a state, until all of it is here
+  const heard = (name, value, id) => {
+    if (name === "reset") found = new Map();
+    if (name === "state") {
+      for (const row of value.receivers) found.set(row.name, row);
+      if (value.more) return;
+      state.receivers = found;
+      found = new Map();
+    }
+    if (name === "change") {
+      for (const row of value.changed) state.receivers.set(row.name, row);
+      for (const gone of value.gone) state.receivers.delete(gone);
+    }
+    if (id) state.last = id;
+    if (value.node) take(value.node);
+  };
+  try {
+    await events("/v1/events", { last: state.node && state.last, left: left.signal, heard });
+  } finally {
+    clearTimeout(timer);
+    document.removeEventListener("visibilitychange", look);
+  }
+}
+
+// Ask for all at once, as `msgservice top` does.
 async function lookOnce() {
   const found = new Map();
   let after = "";
@@ -43,17 +117,34 @@ async function lookOnce() {
     for (const row of page.receivers) found.set(row.name, row);
     after = page.next;
   }
-  if (state.user === undefined) await tellUser();
-  state.node = node;
   state.receivers = found;
-  for (const name of state.history.keys()) if (!found.has(name)) state.history.delete(name);
-  for (const [name, row] of found) {
+  state.last = null;
+  take(node);
+}
+
+let drawing = null;
+
+// The node was seen; what there is is drawn soon, however many events come together.
+function take(node) {
+  nodeSays(node.at);
+  state.node = node;
+  wellAgain();
+  drawing ??= setTimeout(() => {
+    drawing = null;
+    if (state.node) draw();
+  }, TOGETHER);
+}
+
+// Plots go on with the time, whether something changes or not.
+function remember() {
+  if (!state.node || document.hidden) return;
+  for (const name of state.history.keys()) if (!state.receivers.has(name)) state.history.delete(name);
+  for (const [name, row] of state.receivers) {
     const values = state.history.get(name) ?? [];
     values.push(row.rate);
     if (values.length > HISTORY) values.shift();
     state.history.set(name, values);
   }
-  draw();
 }
 
 function askLogin({ status, message }) {
@@ -85,7 +176,7 @@ function forget() {
   for (const id of ["troubles", "numbers", "rows", "way", "delayed", "receiver-body"]) $(id).replaceChildren();
   for (const id of ["facts", "trouble-count", "shown", "space-told"]) say($(id), "");
   for (const id of ["receiver", "act"]) $(id).close("no");
-  Object.assign(state, { node: null, receivers: new Map(), history: new Map() });
+  Object.assign(state, { last: null, node: null, receivers: new Map(), history: new Map() });
   rows.clear();
   drawnTroubles = "";
   state.user = undefined;
@@ -228,11 +319,11 @@ function rowOf(row) {
     rows.set(row.name, made);
   }
   made.health.className = row.health;
-  const since = row.connected || row.health !== "away" ? "" : ` ${lasting(Date.now() - row.since)}`;
+  const since = row.connected || row.health !== "away" ? "" : ` ${lasting(ago(row.since))}`;
   say(made.health, `${row.health}${since}`);
   say(made.queued, number(row.queued));
   say(made.bytes, bytes(row.queued_bytes));
-  say(made.oldest, row.oldest ? lasting(Date.now() - row.oldest.at) : "–");
+  say(made.oldest, row.oldest ? lasting(ago(row.oldest.at)) : "–");
   say(made.rate, number(row.rate, 1));
   say(made.dead, number(row.dead));
   const values = state.history.get(row.name) ?? [];
@@ -329,4 +420,5 @@ $("more").addEventListener("click", () => {
 $("find").addEventListener("submit", find);
 $("look-delayed").addEventListener("click", lookDelayed);
 $("log-out").addEventListener("click", leave);
-look();
+setInterval(remember, EVERY);
+keepLooking();

@@ -2,6 +2,7 @@
 
 import { drop, pause, purge, requeue, resume } from "./acts.js";
 import { ask, path } from "./api.js";
+import { ago } from "./clock.js";
 import { $, bytes, counted, el, lasting, moment, number, say } from "./dom.js";
 
 const LETTERS = 50;
@@ -22,7 +23,7 @@ function facts(row) {
   add("Address", row.address ?? "it attaches by itself");
   add("Health", `${row.health}, ${row.connected ? "connected" : "away"} since ${moment(row.since)}`);
   add("Waiting", `${counted(row.queued, "message")}, ${bytes(row.queued_bytes)}`);
-  if (row.oldest) add("Oldest", `${row.oldest.subject}, for ${lasting(Date.now() - row.oldest.at)}`);
+  if (row.oldest) add("Oldest", `${row.oldest.subject}, for ${lasting(ago(row.oldest.at))}`);
   if (row.last_error) add("Why", row.last_error);
   if (row.next_try_at) add("Tried again", moment(row.next_try_at));
   const settled = Object.entries(row.settled).map(([status, count]) => `${number(count)} ${status}`);
