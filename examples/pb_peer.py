@@ -25,7 +25,13 @@ async def main(reactor, role, port):
         print("listening on", listening.getHost().port, flush=True)
     else:
         peer.dial(f"pb:127.0.0.1:{port}")
-    await peer.when_connected()
+    connected = peer.when_connected()
+    if role == "dial":
+        connected.addTimeout(10, reactor)
+    try:
+        await connected
+    except defer.TimeoutError:
+        raise SystemExit(f"pb_peer: {peer.why()}") from None
     print("double of 21 is", await peer.call("double", 21), flush=True)
     await asked
     await peer.stop()

@@ -477,11 +477,12 @@ class RemoteFailed(MsgServiceError):
 
 
 class NotConnected(MsgServiceError):
-    """The other end of a peer is not there: nothing was asked of it."""
+    """The other end of a peer is not there: nothing was asked of it. `reason`: why it is not."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"peer {name!r} is not connected: nothing was called")
-        self.name = name
+    def __init__(self, name: str, reason: str = "") -> None:
+        why = f" ({reason})" if reason else ""
+        super().__init__(f"peer {name!r} is not connected: nothing was called{why}")
+        self.name, self.reason = name, reason
 
 
 # --- What a handler says ------------------------------------------------------------------------

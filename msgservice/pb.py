@@ -40,9 +40,11 @@ from msgservice.errors import (
     BadValue,
     InsecureListener,
     MalformedFrame,
+    MsgServiceError,
     NotAuthenticated,
     NotConnected,
     ProtocolError,
+    RemoteFailed,
     check_runs,
 )
 from msgservice.identity.throttle import Throttle
@@ -122,6 +124,7 @@ class PbPeer:
         self._openings: Waiters[None] = Waiters()
         self._views: list[ref[ReceiversView]] = []  # of the connection that is live
         self._is_stopped = False
+        self._denied: NotAuthenticated | None = None  # the last time
         self.throttle = Throttle(
             pair_max=self.limits.login_failures,
             address_max=self.limits.address_failures,
@@ -140,8 +143,32 @@ class PbPeer:
         """The instance id of the other end; empty while there is none."""
         return "" if self._live is None else self._live.other
 
+    def why(self) -> MsgServiceError | None:
+        """Return why there is no connection, as an error; None while there is one.
+
+        `NotAuthenticated` where the other end takes no such login, or may not be told it;
+        `NotConnected` otherwise, whose `reason` says what has failed last, or what is waited for.
+        It goes on dialling whatever it is.
+        """
+        if self.connected:
+            return None
+        connector = self._connector
+        if self._is_stopped:
+            return NotConnected(self.name, "it was stopped")
+        if connector is None:
+            waits = "nobody has dialled yet" if self._ports else "it neither dials nor listens"
+            return NotConnected(self.name, waits)
+        denied, last = self._denied, connector.last_error
+        if denied is not None and last == str(denied):
+            return denied
+        return NotConnected(self.name, f"{connector.address}: {last or 'it is being dialled'}")
+
+    def denied(self, error: NotAuthenticated) -> None:
+        """Take note that the other end has taken no login of this one."""
+        self._denied = error
+
     def when_connected(self) -> Deferred[None]:
-        """Fire when the other end can be called; at once if so."""
+        """Fire when the other end can be called; at once if so. `why` says why it does not."""
         return succeed(None) if self.connected else self._openings.wait()
 
     # --- verbs
@@ -173,7 +200,7 @@ class PbPeer:
         name = exact(name, "name")
         live = self._live
         if live is None or live.far is None or not live.is_usable:
-            return fail(NotConnected(self.name))
+            return fail(self.why() or NotConnected(self.name))
         return live.call(name, args, kw).addErrback(_in_our_words, self.name)
 
     def send(self, subject: str, body: bytes | str, **options: Any) -> Deferred[int]:
@@ -517,6 +544,10 @@ class PeerBroker(BoundedBroker):
         if self.state in ENDED or failure.check(pb.PBConnectionLost, pb.DeadReferenceError):
             return
         error = failure.value
+        if isinstance(error, RemoteFailed) and error.kind == qual(NotAuthenticated):
+            error = NotAuthenticated(error.reason)
+        if isinstance(error, NotAuthenticated):
+            self.peer.denied(error)
         self.refused = str(error)
         self.fail(error if isinstance(error, ProtocolError) else ProtocolError(str(error)))
 

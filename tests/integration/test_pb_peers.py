@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from twisted.logger import LogEvent
 from twisted.spread import pb
 
 from msgservice import Limits, Node, PbPeer
-from msgservice.errors import BadValue, InsecureListener, RemoteFailed
+from msgservice.errors import (
+    BadValue,
+    InsecureListener,
+    NotAuthenticated,
+    NotConnected,
+    RemoteFailed,
+)
+from msgservice.transport.pb import broker
+from msgservice.transport.tcp.shown import credentials_of
 from tests.kit.certificates import Authority
 from tests.kit.ports import free_port
 
@@ -271,7 +280,11 @@ async def test_a_login_that_is_right_comes_in_and_a_wrong_one_waits_and_does_not
         connector = wrong._connector
         assert connector is not None
         await until(lambda one=connector: one.last_error is not None)  # type: ignore[misc]  # bound
-        assert "wrong user" in str(connector.last_error) or "asks" in str(connector.last_error)
+        why = wrong.why()
+        assert isinstance(why, NotAuthenticated)
+        assert why.refusal_code
+        assert str(why) in ("wrong user or password", "this peer asks for a login")
+        assert str(why) in str(await failure_of(wrong.call("add", 1, 2)))
         await wrong.stop()
     assert not west.connected
     east = pair.peer("east")
@@ -380,3 +393,51 @@ async def test_a_view_says_when_its_connection_has_ended(pair: Pair, tmp_path: P
     await east.stop()
     assert again.is_over
     await node.stopService()
+
+
+def reason_of_no_connection(peer: PbPeer) -> str:
+    why = peer.why()
+    assert isinstance(why, NotConnected)
+    assert why.reason in str(why)
+    return why.reason
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_peer_says_why_it_is_not_connected_for_as_long_as_it_is_not(pair: Pair) -> None:
+    east, west = pair.peer("east"), pair.peer("west")
+    assert reason_of_no_connection(east) == "it neither dials nor listens"
+    number = free_port()
+    east.dial(f"pb:127.0.0.1:{number}")
+    assert reason_of_no_connection(east) == f"pb:127.0.0.1:{number}: it is being dialled"
+    while "refused" not in reason_of_no_connection(east):
+        await deferLater(reactor, 0.01)
+    port = await west.listen(f"pb:{number}")
+    assert reason_of_no_connection(west) == "nobody has dialled yet"
+    await east.when_connected()
+    await west.when_connected()
+    assert east.why() is west.why() is None
+    await port.stopListening()  # type: ignore[misc]  # a Deferred, of a port of TCP
+    await west.stop()
+    assert reason_of_no_connection(west) == "it was stopped"
+    while east.connected:
+        await deferLater(reactor, 0.01)
+    assert reason_of_no_connection(east)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_password_that_may_not_be_said_there_is_why_there_is_no_connection(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    west = pair.peer("west")
+    port = await west.listen("pb:0", users={"east": "right"})
+    # As to another machine without TLS.
+    monkeypatch.setattr(
+        broker,
+        "credentials_of",
+        lambda *args, **kw: replace(credentials_of(*args, **kw), is_private=False),
+    )
+    east = pair.peer("east")
+    east.dial(f"pb:127.0.0.1:{port.getHost().port}", user="east", password="right")  # type: ignore[attr-defined]  # of its address
+    while not isinstance(why := east.why(), NotAuthenticated):
+        await deferLater(reactor, 0.01)
+    assert str(why) == "a password is said over TLS and on this machine alone"
