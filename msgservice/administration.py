@@ -222,6 +222,14 @@ class CancelDelayed(Asked):
     reason: str = ""
 
 
+class AskUndo(Asked):
+    """The message that is to be undone, and how many of its sender's: it and those sent next."""
+
+    id: str
+    count: Annotated[int, msgspec.Meta(ge=1, le=INTEGER_MAX)] = 1
+    reason: str = ""
+
+
 class AskObserved(Asked):
     """The page of what is observed of the receivers behind a name."""
 
@@ -461,6 +469,37 @@ class ReceiverWhy(msgspec.Struct, frozen=True, kw_only=True):
     sentence: str
     since: int  # wall clock, ms: when it was connected, or was lost
     troubles: Sequence[Trouble]
+
+
+class UndoTold(msgspec.Struct, frozen=True, kw_only=True):
+    """The account of an undo: one outcome for each message at each receiver of its audience.
+
+    `receivers`: name -> outcome -> messages. Outcomes: `cancelled`, `in_flight` (left to its
+    answer), `cancelled_before`, or the word of the final status that it had. `next`: the message to
+    go on with, or None; and `left` is the count to say with it.
+    """
+
+    sender: str  # of the first one
+    subject: str
+    messages: int
+    receivers: dict[str, dict[str, int]]
+    next: str | None = None
+    left: int = 0
+
+
+def undone_too(told: UndoTold, more: UndoTold) -> UndoTold:
+    """Return the account of two pages of one undo."""
+    receivers = {name: dict(outcomes) for name, outcomes in told.receivers.items()}
+    for name, outcomes in more.receivers.items():
+        at = receivers.setdefault(name, {})
+        for outcome, messages in outcomes.items():
+            at[outcome] = at.get(outcome, 0) + messages
+    return UndoTold(
+        sender=told.sender,
+        subject=told.subject,
+        messages=told.messages + more.messages,
+        receivers=receivers,
+    )
 
 
 class DelayedTold(msgspec.Struct, frozen=True, kw_only=True):
@@ -831,6 +870,14 @@ DELAYED_CANCEL = Operation(
     changes=True,
     own=True,
 )
+UNDO = Operation(
+    "undo",
+    AskUndo,
+    UndoTold,
+    "Cancels what is not sent yet of messages, and says what became of the rest.",
+    changes=True,
+    own=True,
+)
 RELOAD = Operation(
     "reload",
     Nothing,
@@ -870,6 +917,7 @@ OPERATIONS: tuple[Operation[Any, Any], ...] = (
     RETAINED_CLEAR,
     DELAYED_LIST,
     DELAYED_CANCEL,
+    UNDO,
     RELOAD,
     AUDIT,
     WHOAMI,

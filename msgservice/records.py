@@ -602,6 +602,7 @@ class Found(msgspec.Struct, frozen=True):
     states: dict[int, tuple[Status, int, str]]  # receiver number -> (status, attempts, reason)
     more: bool = False  # there are receivers with higher numbers
     due: int = 0  # wall clock, ms: it waits until then, and has no position; 0: it does not
+    count: int = 1  # messages of its batch
 
 
 class Delayed(msgspec.Struct, frozen=True):

@@ -24,6 +24,7 @@ COMMANDS = {
     "retained": ("msgservice.cli.retained", "retained"),
     "streams": ("msgservice.cli.streams", "streams"),
     "delayed": ("msgservice.cli.delayed", "delayed"),
+    "undo": ("msgservice.cli.undo", "undo"),
     "status": ("msgservice.cli.status", "status"),
     "why": ("msgservice.cli.why", "why"),
     "top": ("msgservice.cli.top", "top"),

@@ -21,7 +21,16 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from msgservice.administration import DELAYED_CANCEL, WHY, Cause, WhyPage
+from msgservice.administration import (
+    DELAYED_CANCEL,
+    UNDO,
+    WHY,
+    Cause,
+    UndoTold,
+    WhyPage,
+    undone_too,
+)
+from msgservice.arguments import check_counts
 from msgservice.client.flow import Flow
 from msgservice.client.gathering import BARE_OVERHEAD, Gathering
 from msgservice.client.handed import joined
@@ -383,6 +392,31 @@ class Client:
             return fail(error)
         asking = Deferred.fromCoroutine(self._explain(id_))
         return asking.addErrback(partial(_unknown, id_))
+
+    def undo(self, message: str | Receipt, count: int = 1, reason: str = "") -> Deferred[UndoTold]:
+        """Cancel what is surely not sent yet of a message; fires with the exact account, on disk.
+
+        `message`: as for `explain`. `count`: of messages, that one and those that its sender sent
+        next. `UndoTold.receivers` says for each receiver how many are `cancelled`, `in_flight`
+        (left to their answer), or had which final status; these add up to the audience. Errors are
+        those of `explain`, and `ValueError` for a count below 1.
+        """
+        try:
+            id_ = self._identity_of(message)
+            check_counts(1, count=count)
+            asking = Deferred.fromCoroutine(self._undo(id_, count, exact(reason, "reason")))
+        except (TypeError, ValueError) as error:
+            return fail(error)
+        return asking.addErrback(partial(_unknown, id_))
+
+    async def _undo(self, id_: str, count: int, reason: str) -> UndoTold:
+        asked = {"id": id_, "count": count, "reason": reason}
+        told = page = msgspec.convert(await self.request(UNDO.right, asked), UndoTold)
+        while page.next is not None:
+            asked |= {"id": page.next, "count": page.left}
+            page = msgspec.convert(await self.request(UNDO.right, asked), UndoTold)
+            told = undone_too(told, page)
+        return told
 
     async def _explain(self, id_: str) -> list[Cause]:
         causes: list[Cause] = []

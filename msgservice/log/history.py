@@ -442,7 +442,7 @@ def find(
     index = index_of(position)
     if row is None or index >= row[6]:
         return None
-    sender, sequence, subject, size, stored_at, audience, _count = row
+    sender, sequence, subject, size, stored_at, audience, count = row
     key = sender_of(db, state, sender)
     if key is None:
         return None
@@ -468,6 +468,7 @@ def find(
         stored_at=stored_at,
         states=states,
         more=end < len(members),
+        count=count,
     )
 
 

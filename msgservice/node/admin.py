@@ -44,10 +44,12 @@ from msgservice.administration import (
     RETAINED_GET,
     RETAINED_LIST,
     STATUS,
+    UNDO,
     WHOAMI,
     WHY,
     AskObserved,
     AskStatus,
+    AskUndo,
     CancelDelayed,
     CancelledTold,
     ClearRetained,
@@ -95,6 +97,7 @@ from msgservice.administration import (
     Rewind,
     StatusPage,
     StatusTold,
+    UndoTold,
     Whoami,
     WhyPage,
 )
@@ -254,6 +257,7 @@ class Admin:
                 _by(RETAINED_CLEAR, self._retained_clear),
                 _by(DELAYED_LIST, self._delayed),
                 _by(DELAYED_CANCEL, self._cancel),
+                _by(UNDO, self._undo),
                 _by(RELOAD, self._reload),
                 _by(AUDIT, self._audit),
                 _by(WHOAMI, self._whoami),
@@ -523,6 +527,23 @@ class Admin:
             sender=sender_of(found),
             subject=found.subject,
             cancelled=sum(last - first + 1 for first, last in ranges),
+        )
+
+    async def _undo(self, asked: AskUndo, who: Pass) -> UndoTold:
+        own = self._own_senders(who, UNDO.right)
+        found = await self._operations.message(asked.id, own)
+        if own is not None and not who.has_sent(found.sender):
+            raise UnknownMessage(asked.id)  # as of one that there is not
+        by = f"{asked.reason or 'undone'} (by {who})"
+        done = await self._operations.undo(found, asked.count, by[:REASON_KEPT_MAX])
+        following = f"{found.sender}/{hash_of(found.incarnation)}/{done.next}"
+        return UndoTold(
+            sender=sender_of(found),
+            subject=found.subject,
+            messages=done.messages,
+            receivers=done.receivers,
+            next=following if done.next is not None else None,
+            left=0 if done.next is None else asked.count - (done.next - found.sequence),
         )
 
     async def _dead(self, asked: ListDead, who: Pass) -> LetterPage:

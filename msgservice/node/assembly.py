@@ -62,6 +62,7 @@ from msgservice.node.seldom import Seldom
 from msgservice.node.stored_bytes import StoredBytes
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
+from msgservice.node.undo import Undo
 from msgservice.node.upkeep import Upkeep
 from msgservice.node.view import ReceiversView
 from msgservice.node.visits import Visits
@@ -274,6 +275,7 @@ def assemble(
         first=snapshot.expires,
     )
     purge = Purge(log=log, directory=directory, dispatch=dispatch, tail=tail, settling=expiry)
+    undo = Undo(log=log, directory=directory, dispatch=dispatch, delayed=delayed, settling=expiry)
     total = RateLimits(time.clock, total=rate, seconds=time.now)
 
     # Who is there, and what each may do.
@@ -377,6 +379,7 @@ def assemble(
         upkeep=upkeep,
         acceptance=acceptance,
         delayed=delayed,
+        undo=undo,
         loaded=loaded_bytes,
         reload=reload,
         time=time,

@@ -52,6 +52,7 @@ from msgservice.node.replayer import COUNT_PAGES, Replayer
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.tail import Tail
 from msgservice.node.troubles import health_of, troubles_of, well
+from msgservice.node.undo import Undo
 from msgservice.node.upkeep import Upkeep
 from msgservice.node.view import Row
 from msgservice.receiver_options import ADDED
@@ -146,6 +147,7 @@ class Operations:
         upkeep: Upkeep,
         acceptance: Loops,
         delayed: DelayedMessages,
+        undo: Undo,
         loaded: LoadedBytes,
         reload: Callable[[], Deferred[list[Reread]]],
         time: Time,
@@ -170,6 +172,7 @@ class Operations:
         self.account, self.own = receivers.account, receivers.own
         self.owner_of, self.known = directory.owner_of, directory.get
         self.delayed, self.cancel = delayed.page, delayed.cancel
+        self.undo = undo.page
         self.letters_full = dead_letters.full
         self.letters, self.purge, self.dead_count = letters, purge.page, log.dead_count
         self._dead_letters = dead_letters
@@ -479,6 +482,11 @@ class Operations:
             since=since,
             troubles=troubles,
         )
+
+    async def message(self, id_: str, senders: Sequence[str] | None = None) -> Found:
+        """Return a message with its state at each receiver. Raises `UnknownMessage`."""
+        found: Found | None = await self._log.find(id_, 0, None, senders)
+        return found or await self.waiting(id_, senders)
 
     async def waiting(self, id_: str, senders: Sequence[str] | None = None) -> Found:
         """Return a message that waits until it is due, or was cancelled before.

@@ -25,17 +25,19 @@ class Head(NamedTuple):
 
 
 class Stretch:
-    """Batches that follow each other for a receiver, rising."""
+    """Batches that follow each other for a receiver, rising; of them `first` to `last` alone."""
 
     __slots__ = ("_bytes", "_firsts", "_heads", "_messages", "first", "last")
 
-    def __init__(self, heads: Sequence[Head]) -> None:
+    def __init__(
+        self, heads: Sequence[Head], first: int | None = None, last: int | None = None
+    ) -> None:
         self._heads = heads
         self._firsts = [position_of(head.number) for head in heads]
         self._messages = list(accumulate([head.messages for head in heads], initial=0))
         self._bytes = list(accumulate([head.size for head in heads], initial=0))
-        self.first = self._firsts[0]
-        self.last = self._firsts[-1] + heads[-1].messages - 1
+        self.first = self._firsts[0] if first is None else first
+        self.last = self._firsts[-1] + heads[-1].messages - 1 if last is None else last
 
     def counted(self, first: int, last: int) -> tuple[int, int]:
         """Return the messages between two positions, and their bytes.

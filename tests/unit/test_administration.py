@@ -189,16 +189,22 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         b'{"count":2,"size":20,"in_flight":0,"end":196607,"next":65538}',
     ),
     ("receivers.remove", {"name": "billing"}, b'{"queued":2,"dead":1}'),
+    (
+        "undo",
+        {"id": "log:65536"},
+        b'{"sender":"shop/4cd9b7672d7fbee8/1","subject":"orders.new","messages":1,'
+        b'"receivers":{"billing":{"dead":1}},"next":null,"left":0}',
+    ),
     ("receivers.remove", {"name": "billing", "confirm": 2}, b'{"removed":2,"dead":1}'),
     (
         "observe",
         {"after": "audit", "limit": 1},
         b'{"node":{"name":"node-1","version":"VERSION","log_id":"LOG","listeners":[],"at'
-        b'":1082,"started_at":0,"connections":1,"receivers":2,"room":{"used":196,"maximu'
+        b'":1084,"started_at":0,"connections":1,"receivers":2,"room":{"used":196,"maximu'
         b'm":17179869184,"free":0,"full":null},"loaded_bytes":0,"looped":0,"dead_letters'
         b'":{"new":1,"requeued":0,"dropped":0},"stored":4,"stored_bytes":38,"stored_rate'
         b'":0.0,"settled_rate":0.0,"refused":0,"troubles":[]},"receivers":[{"name":"far"'
-        b',"at":1082,"health":"away","since":1020,"connected":false,"address":"tcp:127.0'
+        b',"at":1084,"health":"away","since":1020,"connected":false,"address":"tcp:127.0'
         b'.0.1:1","subjects":[],"queued":0,"queued_bytes":0,"backlog_bytes":4194304,"old'
         b'est":null,"rate":0.0,"settled":{},"dead":0,"dead_bytes":0,"attempts":0,"last_error":"\'C'
         b'lock\' object has no attribute \'connectTCP\'","next_try_at":1520,"unaccounted":0'

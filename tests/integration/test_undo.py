@@ -1,0 +1,109 @@
+"""`msgservice undo` and `client.undo` over real sockets, and over kill -9."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.threads import deferToThread
+
+from msgservice import Limits, Node, connect
+from msgservice.errors import NotDelivered, UnknownMessage
+from tests.integration.command import Command
+from tests.integration.daemon import running
+from tests.kit.logs import recounted
+from tests.kit.ports import free_port
+
+
+def test_a_command_undoes_and_gives_the_account(msgservice: Command) -> None:
+    msgs = msgservice
+    for name in ("billing", "archive"):
+        assert msgs("receivers", "add", name, "orders.>").code == 0
+    assert msgs("send", "orders.new", "text", "--id", "o-1").code == 0
+    told = msgs("undo", "o-1", "--reason", "wrong price")
+    assert (told.code, told.err) == (0, "")
+    assert [line.split() for line in told.out.splitlines()] == [
+        ["receiver", "outcome"],
+        ["billing", "1", "cancelled"],
+        ["archive", "1", "cancelled"],
+    ]
+    page = msgs.data("undo", "o-1")
+    assert page["receivers"] == {
+        "billing": {"cancelled_before": 1},
+        "archive": {"cancelled_before": 1},
+    }
+    status = msgs.data("status", "o-1")["receivers"]["billing"]
+    assert status["status"] == "cancelled"
+    assert status["reason"].startswith("wrong price (by ")
+    assert msgs.receiver("billing")["unaccounted"] == 0
+    nothing = msgs("undo", "nothing")
+    assert (nothing.code, "no message 'nothing'" in nothing.err) == (1, True)
+    assert msgs("send", "nobody.listens", "text", "--id", "o-2").code == 0
+    assert msgs("undo", "o-2").out == "it was for nobody\n"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_producer_undoes_its_own_and_its_receipts_say_so(tmp_path: Path) -> None:
+    from twisted.internet import reactor
+
+    port = free_port()
+    limits = Limits(link_delay_min=0.05, stop_timeout=5)
+    node = Node(reactor, tmp_path / "n", listen=[f"tcp:{port}:interface=127.0.0.1"], limits=limits)
+    node.startService()
+    await node.when_ready()
+    await node.add_receiver("away", ["orders.>"])
+    client = await connect(reactor, f"tcp:127.0.0.1:{port}", name="shop", limits=limits)
+    try:
+        receipts = [await client.send("orders.new", b"%d" % number) for number in range(100)]
+        told: Any = await client.undo(receipts[10], count=80)
+        assert (told.messages, told.receivers) == (80, {"away": {"cancelled": 80}})
+        with pytest.raises(NotDelivered, match="cancelled"):
+            await receipts[10].acknowledged()
+        assert receipts[9].statuses["away"].name == "QUEUED"
+        with pytest.raises(UnknownMessage):
+            await client.undo("nothing")
+        with pytest.raises(ValueError, match="count = 0"):
+            await client.undo(receipts[0], count=0)
+        with pytest.raises(TypeError):
+            await client.undo(5)  # type: ignore[arg-type]  # what is tested
+    finally:
+        await client.close()
+        await node.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_told_to_be_undone_is_after_kill_9_too(tmp_path: Path) -> None:
+    from twisted.internet import reactor
+
+    port = free_port()
+    address = f"tcp:127.0.0.1:{port}"
+    data = tmp_path / "data"
+    words = ("twist", "--log-format=text", "msgservice", "--data", data, "--listen", f"tcp:{port}")
+    msgs = Command(address, tmp_path)
+    undone: set[bytes] = set()
+    with running(*words, cwd=tmp_path) as daemon:
+        await deferToThread(daemon.ports)
+        added = await deferToThread(msgs, "receivers", "add", "away", "orders.>")
+        assert added.code == 0, added
+        client = await connect(reactor, address, name="shop")
+        try:
+            receipts = [await client.send("orders.new", b"%d" % number) for number in range(40)]
+            for number in range(0, 40, 2):
+                told = await client.undo(receipts[number])
+                assert told.receivers == {"away": {"cancelled": 1}}
+                undone.add(b"%d" % number)
+            daemon.send(signal.SIGKILL)
+            assert await deferToThread(daemon.ended) == -signal.SIGKILL
+        finally:
+            await client.close()
+    with running(*words, cwd=tmp_path) as daemon:
+        await deferToThread(daemon.ports)
+        got = await deferToThread(msgs, "listen", "away", "--count", "20", "--json")
+        assert got.code == 0, got
+        assert len(got.out.splitlines()) == 20
+        row = await deferToThread(msgs.receiver, "away")
+        assert (row["settled"], row["queued"]) == ({"acknowledged": 20, "cancelled": 20}, 0)
+    assert recounted(data) == []
