@@ -133,7 +133,9 @@ class Attaching(Protocol):
     def begin_anew(self, row: ReceiverRow) -> None:
         """Take another incarnation towards a receiver."""
 
-    async def forgotten(self, row: ReceiverRow, missing: Sequence[Range]) -> None:
+    async def forgotten(
+        self, row: ReceiverRow, missing: Sequence[Range], *, is_empty: bool
+    ) -> None:
         """A node does not have these positions, and may have had some: those are sent again.
 
         Returns once that is stored.
@@ -454,13 +456,17 @@ class Greeter:
             connection.fail(error)
         else:
             forgotten: Sequence[Range] = ()
+            is_empty = False
             if outlet.is_node and not has_all:
                 forgotten = outlet.forgotten(resume, guest.node_log)
-            if not forgotten:
+                is_empty = outlet.is_empty_anew(resume, guest.node_log)
+            if not (forgotten or is_empty):
                 visitor.seated(outlet, resume)
                 return
             # First it is stored that this is sent again: what is taken next would hide the loss.
-            sending = Deferred.fromCoroutine(self._receivers.forgotten(outlet.row, forgotten))
+            sending = Deferred.fromCoroutine(
+                self._receivers.forgotten(outlet.row, forgotten, is_empty=is_empty)
+            )
             sending.addCallback(
                 lambda _: self._compared(
                     visitor, connection, guest, outlet, resume, None, has_all=True

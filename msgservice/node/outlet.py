@@ -412,6 +412,10 @@ class Outlet:
                 found += above.within(max(first, cursor + 1), end)
         return found
 
+    def is_empty_anew(self, resume: Resume, log_id: str) -> bool:
+        """Whether a node has another log than before, which has nothing of what was sent to it."""
+        return bool(self.row.inbox) and self.row.inbox != log_id and not _highest(resume)
+
     def begins_anew(self) -> None:
         """The node has another incarnation towards it: of that, nothing was acknowledged yet."""
         self._acked_to, self._was_seated = 0, False

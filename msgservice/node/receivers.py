@@ -711,12 +711,19 @@ class Receivers:
         await self._replayer.begin(row, replay)
         return replay
 
-    async def forgotten(self, row: ReceiverRow, missing: Sequence[Range]) -> None:
+    async def forgotten(
+        self, row: ReceiverRow, missing: Sequence[Range], *, is_empty: bool
+    ) -> None:
         """A node does not have these positions, and may have had some: those are sent again.
 
         As copies at the end of the log: no cursor goes back. Returns once that is stored, or where
-        it had taken nothing of it.
+        it had taken nothing of it. `is_empty`: it has another log, with nothing in it, and gets
+        what is retained first, as one that was just made.
         """
+        if is_empty:
+            await self._hand_retained(row)
+        if not missing:
+            return
         last = missing[-1][1]
         for first, end in missing:
             looked = Replay(row.number, LOST, first, first, end)
@@ -736,6 +743,21 @@ class Receivers:
             last=last,
         )
         await self._replayer.widen(row, Replay(row.number, LOST, first, first, last))
+
+    async def _hand_retained(self, row: ReceiverRow) -> None:
+        if row.removed or row.number in self._removing:
+            return
+        try:
+            join = self._join(row, self._wanted(row, row.patterns))
+        except LimitReached as error:
+            self._logger.error(
+                "node {name} has an empty log, and is not sent what is retained here: {why}",
+                name=row.name,
+                why=str(error),
+            )
+            return
+        if join is not None:
+            await self._store(row, join=join)
 
     async def rewind_left_out(self, name: str) -> Replay:
         """Send a receiver what it was left out of while it was suspended.

@@ -3274,6 +3274,13 @@ _ALL = [
         new="never = 0",
         catcher=_test("tests/unit/test_node_chains.py", "test_what_was_only_retained_and_lost"),
     ),
+    Mutant(
+        name="an-empty-log-is-handed-nothing-that-is-retained",
+        at="msgservice.node.outlet:Outlet.is_empty_anew",
+        old="self.row.inbox != log_id",
+        new="False",
+        catcher=_test("tests/unit/test_node_chains.py", "test_a_node_with_an_empty_log_gets"),
+    ),
     # --- streams with a node
     Mutant(
         name="what-a-removed-receiver-never-gets-is-waited-for",

@@ -439,11 +439,13 @@ def test_what_is_only_retained_is_retained_at_the_next_node_and_delivered_to_nob
 def test_what_was_only_retained_and_lost_is_not_delivered_when_it_is_sent_again() -> None:
     dialling = Dialling(HelloOptions(node="centre"))
     shop = dialling.world.peer("shop")
-    shop.transfer(1, "state.a", [b"one"], flags=FLAG_RETAIN | FLAG_RETAIN_ONLY)
-    shop.transfer(2, "state.a", [b"two"])
+    shop.transfer(1, "state.a", [b"one"])
     dialling.settle()
-    comes_back(dialling, "e" * 32, Resume())
-    assert [(b"two", FLAG_REPLAY)] == passed_on(dialling)
+    shop.transfer(2, "state.a", [b"two"], flags=FLAG_RETAIN | FLAG_RETAIN_ONLY)
+    shop.transfer(3, "state.a", [b"three"])
+    dialling.settle()
+    comes_back(dialling, "e" * 32, Resume(floor=(1 << 16) + 1))
+    assert [(b"three", FLAG_REPLAY)] == passed_on(dialling)
 
 
 def test_nothing_goes_back_to_a_node_where_it_has_been() -> None:
@@ -655,6 +657,36 @@ def test_what_a_node_has_lost_above_what_it_never_acknowledged_is_sent_again() -
     has = ((2 << 16, 2 << 16), (3 << 16, 3 << 16))
     comes_back(dialling, FAR, Resume(floor=1 << 16, ranges=has))
     assert [(b"1", 0), (b"4", FLAG_REPLAY)] == sorted(passed_on(dialling))
+
+
+def test_a_node_with_an_empty_log_gets_what_is_retained_first_as_one_that_was_just_made() -> None:
+    dialling = with_three_taken()
+    shop = dialling.world.peer("web")
+    shop.transfer(1, "state.a", [b"old"], flags=FLAG_RETAIN)
+    shop.transfer(2, "state.a", [b"new"], flags=FLAG_RETAIN)
+    dialling.settle()
+    comes_back(dialling, "e" * 32, Resume())
+    assert passed_on(dialling)[:2] == [(b"new", FLAG_RETAINED), (b"1", FLAG_REPLAY)]
+    has_all = Resume(floor=dialling.world.node.parts.tail.next_number << 16)
+    comes_back(dialling, "e" * 32, has_all)
+    assert [] == passed_on(dialling)
+    comes_back(dialling, "d" * 32, has_all)  # a copy of that has it
+    assert [] == passed_on(dialling)
+
+
+def test_a_node_with_an_empty_log_is_sent_on_though_it_gets_nothing_that_is_retained(
+    logged: list[Any],
+) -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    shop = dialling.world.peer("shop")
+    for number in range(1, 4):
+        shop.transfer(number, f"state.{number}", [b"%d" % number], flags=FLAG_RETAIN)
+        dialling.settle()
+    dialling.world.node.parts.receivers._retained._limits = Limits(retained_at_join=2)
+    comes_back(dialling, "e" * 32, Resume())
+    assert [(b"1", 2), (b"2", 2), (b"3", 2)] == passed_on(dialling)
+    (told,) = [event for event in logged if "what is retained here" in event["log_format"]]
+    assert "retained_at_join" in told["why"]
 
 
 def test_copies_that_a_node_has_lost_are_sent_again() -> None:
