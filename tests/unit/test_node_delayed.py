@@ -222,6 +222,55 @@ def test_44_what_expires_while_the_node_is_down_is_expired_after_the_start() -> 
     } == shop.statuses()
 
 
+def test_39_a_clock_a_year_ahead_at_a_start_and_back_again_takes_nothing_before_its_time() -> None:
+    """Who sets it right within the minute has lost nothing; behind that, all is by the clock."""
+    year = 365 * 24 * 3600.0
+    world, billing, shop = world_with()
+    billing.connection.abort()
+    world.settle(60)
+    send(shop, 1, b"later", delay=10 * MINUTE)
+    send(shop, 2, b"lives on", delay=None, ttl=10 * MINUTE)
+    send(shop, 3, b"kept", delay=10 * MINUTE, flags=FLAG_RETAIN)
+    down(world)
+    world.clock.rightNow += year
+    world.start()
+    for _ in range(30):
+        world.settle(1)
+    assert world.node.parts.due.is_held
+    assert world.node.log.next_due() is not None
+    down(world)
+    world.clock.rightNow -= year
+    world.start()
+    world.settle(1)
+    billing = world.peer("billing", receive={"subjects": ["orders.>"]}, resume=Resume())
+    assert [b"lives on"] == got(billing)
+    world.settle(400)
+    assert [] == got(billing)
+    world.settle(200)
+    assert [b"later", b"kept"] == got(billing)
+    again = world.peer("shop", status_from=1)
+    assert {("billing", Status.ACKNOWLEDGED): [(1, 3)]} == again.statuses()
+
+
+def test_39_a_minute_after_a_start_a_year_ahead_all_is_by_that_clock() -> None:
+    world, billing, shop = world_with()
+    billing.connection.abort()
+    world.settle(60)
+    send(shop, 1, b"later", delay=10 * MINUTE)
+    send(shop, 2, b"over", delay=None, ttl=10 * MINUTE)
+    down(world)
+    world.clock.rightNow += 365 * 24 * 3600.0
+    world.start()
+    for _ in range(70):
+        world.settle(1)
+    assert world.node.log.next_due() is None
+    billing = world.peer("billing", receive={"subjects": ["orders.>"]}, resume=Resume())
+    assert [b"later"] == got(billing)
+    again = world.peer("shop", status_from=1)
+    world.settle(1)
+    assert [(2, 2)] == again.statuses()["billing", Status.EXPIRED]
+
+
 def down(world: NodeWorld) -> None:
     """Stop the node; its log stays."""
     stopped: list[Any] = []
