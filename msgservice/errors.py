@@ -627,12 +627,12 @@ class NotConfirmed(MsgServiceError):
 
 
 class UnknownMessage(MsgServiceError):
-    """No message of this id is in the log."""
+    """No message of this id is in the log. `said`: a sentence that says so better."""
 
     refusal_code = 11
 
-    def __init__(self, id_: str) -> None:
-        super().__init__(f"no message {id_!r} in the log")
+    def __init__(self, id_: str, said: str | None = None) -> None:
+        super().__init__(said or f"no message {id_!r} in the log")
         self.id = id_
 
 

@@ -285,6 +285,12 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     code: int = 0  # of the error that is its reason, where that had one (`Refusal.code`)
 
     @property
+    def identity(self) -> str:
+        """The identity of its message, `SENDER/HASH/SEQUENCE`, as its receiver has had it."""
+        of = self.origin or Origin(self.sender, self.sequence, hash_of(self.incarnation))
+        return f"{of.sender}/{of.incarnation}/{of.sequence}"
+
+    @property
     def size(self) -> int:
         """The bytes that it takes, as `dead_bytes` counts them."""
         return len(self.message) + len(self.reason.encode()) + DEAD_OVERHEAD

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from msgservice.administration import DEAD_DROP, DEAD_GET, DEAD_LIST, DEAD_REQUEUE, Operation
 from msgservice.cli.acts import Act, Done, Touched, act_options
-from msgservice.cli.output import body_told, cut, moment, out, plain_table
+from msgservice.cli.output import body_told, counted, cut, moment, out, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages, whole_message
 from msgservice.cli.session import Session, Whole, is_utf8, node_options
 from msgservice.client.client import Client
@@ -203,12 +203,12 @@ def _act(
             count, size = found["count"], found["size"]
             if of is not None and not count:
                 raise UnknownDeadLetter(receiver, of)
-            what = f"{count:,} dead letter{'' if count == 1 else 's'} of {receiver}"
+            what = f"{counted(count, 'dead letter')} of {receiver}"
 
             async def do() -> Done:
                 # What has become one since it was asked is not among what somebody has said yes to.
                 done, failed = await touch(until=found["newest"])
-                told = f"{verb}: {done['count']:,} dead letters of {receiver}"
+                told = f"{verb}: {counted(done['count'], 'dead letter')} of {receiver}"
                 return Done(
                     sentence=told,
                     fields={"count": done["count"], "bytes": done["size"]},

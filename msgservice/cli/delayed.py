@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from msgservice.administration import DELAYED_CANCEL, DELAYED_LIST
-from msgservice.cli.output import cut, moment, out
+from msgservice.cli.output import counted, cut, moment, out
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, Whole, is_utf8, node_options
 from msgservice.clock import Reactor
@@ -72,7 +72,10 @@ def cancel(session: Session, message_id: str, count: int, reason: str) -> None:
     async def work(reactor: Reactor) -> None:
         asked = {"id": message_id, "count": count, "reason": reason}
         found = await session.ask(reactor, DELAYED_CANCEL, **asked)
-        session.show(found, f"{found['cancelled']:,} messages of {found['subject']} are cancelled")
+        cancelled = found["cancelled"]
+        verb = "is" if cancelled == 1 else "are"
+        said = f"{counted(cancelled, 'message')} of {found['subject']} {verb} cancelled"
+        session.show(found, said)
 
     session.run(work)
 

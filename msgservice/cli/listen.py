@@ -94,7 +94,15 @@ def listen(
     async def work(reactor: Reactor) -> None:
         # The node is asked something first: a receiver would dial for ever, and say nothing.
         async with session.client(reactor) as client:
-            if not subjects and await _is_new(session, reactor, client, name):
+            looks = not subjects or start != "new" or no_retained
+            is_new = await _is_new(session, reactor, client, name) if looks else None
+            if is_new is False and (start != "new" or no_retained):
+                click.echo(
+                    f"msgservice: the node knows {name!r} already:"
+                    f" {'--start' if start != 'new' else '--no-retained'} has no effect",
+                    err=True,
+                )
+            if not subjects and is_new:
                 click.echo(
                     f"msgservice: {name!r} is new to the node, and no SUBJECT is given: it gets"
                     " only what is sent to it by name (--to)",
@@ -119,8 +127,8 @@ def listen(
     session.run(work)
 
 
-async def _is_new(session: Session, reactor: Reactor, client: Any, name: str) -> bool:
-    """Whether the node has no receiver of this name; of who may not ask for that, False.
+async def _is_new(session: Session, reactor: Reactor, client: Any, name: str) -> bool | None:
+    """Whether the node has no receiver of this name; None: who asks may not know that.
 
     Pages rise by name, so that those behind it need not be asked for.
     """
@@ -134,7 +142,7 @@ async def _is_new(session: Session, reactor: Reactor, client: Any, name: str) ->
     except RequestFailed as error:
         if error.code != Forbidden.refusal_code:
             raise
-        return False
+        return None
     return True
 
 

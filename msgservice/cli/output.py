@@ -63,6 +63,11 @@ def console(file: IO[str]) -> Console:
     )
 
 
+def counted(count: int, what: str) -> str:
+    """Return so many of something, in words: one of it alone, and what has an s otherwise."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def cut(text: str) -> str:
     """Return a text that is told beside others: cut where a terminal would show a column of it."""
     most = console(sys.stdout).width * 3 // 4

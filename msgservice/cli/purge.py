@@ -8,14 +8,11 @@ import click
 
 from msgservice.administration import RECEIVERS_PURGE
 from msgservice.cli.acts import Act, Done, Touched, act_options
+from msgservice.cli.output import counted
 from msgservice.cli.session import Session, node_options
 from msgservice.clock import Reactor
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import MsgServiceError
-
-
-def _said(count: int) -> str:
-    return f"{count:,} message{'' if count == 1 else 's'}"
 
 
 @click.command(short_help="Cancel what waits for a receiver.")
@@ -62,21 +59,27 @@ def purge(session: Session, act: Act, /, receiver: str, subject: str | None) -> 
                 raise failed
             count, in_flight = found["count"], found["in_flight"]
             of = receiver if subject is None else f"{receiver} with subject {subject}"
-            what = f"{_said(count)} for {of}, {found['size']:,} bytes, would be cancelled"
+            what = (
+                f"{counted(count, 'message')} for {of}, {found['size']:,} bytes, would be cancelled"
+            )
             if not count:
                 what = f"nothing waits for {of} that could be cancelled"
-            stays = f"; {_said(in_flight)} in flight, left to the answer" if in_flight else ""
+            stays = (
+                f"; {counted(in_flight, 'message')} in flight, left to the answer"
+                if in_flight
+                else ""
+            )
 
             async def do() -> Done:
                 done, failed = await touch(end=found["end"])
                 left = done["in_flight"]
-                told = f"; {_said(left)} in flight, left to the answer" if left else ""
+                told = f"; {counted(left, 'message')} in flight, left to the answer" if left else ""
                 fields = {
                     "count": done["count"],
                     "bytes": done["size"],
                     "in_flight": left,
                 }
-                sentence = f"cancelled: {_said(done['count'])} for {of}{told}"
+                sentence = f"cancelled: {counted(done['count'], 'message')} for {of}{told}"
                 return Done(sentence=sentence, fields=fields, failed=failed)
 
             fields = {

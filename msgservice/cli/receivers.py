@@ -18,7 +18,7 @@ from msgservice.administration import (
     Operation,
 )
 from msgservice.cli.acts import confirmed
-from msgservice.cli.output import cut, lasting, out
+from msgservice.cli.output import counted, cut, lasting, out
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, Whole, node_options
 from msgservice.clock import Reactor
@@ -244,16 +244,19 @@ def remove(session: Session, name: str, yes: bool) -> None:
                 reactor, client, RECEIVERS_REMOVE, name=name, confirm=waiting
             )
         lost = removed.get("dead", 0)
-        letters = f", {lost:,} dead letters gone" if lost else ""
-        text = f"removed {name}; {removed['removed']:,} messages not delivered{letters}"
+        letters = f", {counted(lost, 'dead letter')} gone" if lost else ""
+        left = counted(removed["removed"], "message")
+        text = f"removed {name}; {left} not delivered{letters}"
         session.show(removed, text)
 
     session.run(work)
 
 
 def _question(name: str, waiting: int, dead: int) -> str:
-    wait = f"{waiting:,} messages wait for {name} and will not be delivered" if waiting else ""
-    letters = f"{dead:,} dead letters of {name} will be gone" if dead else ""
+    verb = "waits" if waiting == 1 else "wait"
+    wait = f"{counted(waiting, 'message')} {verb} for {name} and will not be delivered"
+    wait = wait if waiting else ""
+    letters = f"{counted(dead, 'dead letter')} of {name} will be gone" if dead else ""
     return f"{'; '.join(part for part in (wait, letters) if part)}. Remove it?"
 
 

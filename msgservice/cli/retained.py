@@ -11,7 +11,7 @@ from rich.text import Text
 
 from msgservice.administration import RETAINED_CLEAR, RETAINED_GET, RETAINED_LIST
 from msgservice.cli.acts import Act, Done, Touched, act_options
-from msgservice.cli.output import body_told, moment, out, plain_table
+from msgservice.cli.output import body_told, counted, moment, out, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
 from msgservice.client.client import Client
@@ -96,7 +96,7 @@ def clear(session: Session, act: Act, subjects: tuple[str, ...]) -> None:
             found = await _matching(session, reactor, client, subjects)
             touched = Touched(
                 count=len(found),
-                sentence=f"{len(found):,} retained messages would go",
+                sentence=f"{counted(len(found), 'retained message')} would go",
                 fields={"subjects": list(subjects)},
             )
 
@@ -110,7 +110,8 @@ def clear(session: Session, act: Act, subjects: tuple[str, ...]) -> None:
                         cleared += told["cleared"]
                 except MsgServiceError as error:
                     failed = error
-                sentence = f"{cleared:,} messages are retained no longer"
+                verb = "is" if cleared == 1 else "are"
+                sentence = f"{counted(cleared, 'message')} {verb} retained no longer"
                 return Done(sentence=sentence, fields={"cleared": cleared}, failed=failed)
 
             await act.carry_out(session, reactor, touched, do)

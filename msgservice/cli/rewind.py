@@ -22,7 +22,7 @@ from msgservice.administration import (
     RECEIVERS_REWIND_COUNT,
 )
 from msgservice.cli.acts import Act, Done, Touched, act_options
-from msgservice.cli.output import console
+from msgservice.cli.output import console, counted
 from msgservice.cli.session import Interrupted, Session, node_options
 from msgservice.client.client import Client
 from msgservice.clock import Reactor
@@ -100,11 +100,11 @@ def rewind(
 
     async def work(reactor: Reactor) -> None:
         async with session.client(reactor) as client:
-            counted = await _count(session, reactor, client, asked)
+            found = await _count(session, reactor, client, asked)
 
             async def do() -> Done:
                 if not suspended:  # as it was counted
-                    asked.update({"first": counted["first"], "end": counted["end"]})
+                    asked.update({"first": found["first"], "end": found["end"]})
                 told = await session.request(reactor, client, RECEIVERS_REWIND, **asked)
                 if not no_wait:
                     told = await _watch(session, reactor, client, told)
@@ -113,9 +113,9 @@ def rewind(
                 )
 
             touched = Touched(
-                count=counted["copied"],
-                sentence=_touched(receiver, counted, suspended),
-                fields={"replay": counted},
+                count=found["copied"],
+                sentence=_touched(receiver, found, suspended),
+                fields={"replay": found},
             )
             await act.carry_out(session, reactor, touched, do)
 
@@ -172,7 +172,7 @@ async def _watch(
                 )
     except CancelledError:
         raise Interrupted(
-            f"{replay['copied']:,} messages are copied, and the node goes on:"
+            f"{counted(replay['copied'], 'message')} copied, and the node goes on:"
             f" msgservice rewind {name} --cancel ends that"
         ) from None
     return told
@@ -183,16 +183,18 @@ def _sentence(told: dict[str, Any], what: str) -> str:
     if replay is None:
         return f"{name}: no replay runs"
     skipped = f", {replay['skipped']:,} were not kept any more" if replay["skipped"] else ""
-    return f"{name}: {what}, {replay['copied']:,} messages copied{skipped}"
+    return f"{name}: {what}, {counted(replay['copied'], 'message')} copied{skipped}"
 
 
-def _touched(name: str, counted: dict[str, Any], suspended: bool) -> str:
+def _touched(name: str, found: dict[str, Any], suspended: bool) -> str:
     which = f"{name} was left out of" if suspended else f"{name} has acknowledged"
-    gone = f", {counted['skipped']:,} more are not kept any more" if counted["skipped"] else ""
+    gone = f", {found['skipped']:,} more are not kept any more" if found["skipped"] else ""
     kept = ""
-    if counted["first"] == counted["kept_from"] > FIRST:  # else nothing has gone
-        kept = f" (nothing of before position {counted['first']} is kept)"
-    return (
-        f"{counted['copied']:,} messages that {which}, from position {counted['first']} to"
-        f" {counted['end']}{kept}, are to be sent to it again{gone}"
-    )
+    if found["first"] == found["kept_from"] > FIRST:  # else nothing has gone
+        kept = f" (nothing of before position {found['first']} is kept)"
+    count = found["copied"]
+    begin, end = found["first"], found["end"]
+    where = f"at position {begin}" if begin == end else f"from position {begin} to {end}"
+    verb = "is" if count == 1 else "are"
+    what = f"{counted(count, 'message')} that {which}, {where}{kept}"
+    return f"{what}, {verb} to be sent to it again{gone}"

@@ -13,6 +13,7 @@ from msgservice.cli.output import cut, moment, out, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, is_utf8, node_options
 from msgservice.clock import Reactor
+from msgservice.errors import RequestFailed, UnknownMessage
 
 
 @click.command(short_help="Say what became of a message at each receiver.")
@@ -40,7 +41,12 @@ def status(session: Session, message_id: str | None) -> None:
         async with session.client(reactor) as client:
             while after is not None:
                 question = {"id": identity, "after": after}
-                page = await session.request(reactor, client, STATUS, **question)
+                try:
+                    page = await session.request(reactor, client, STATUS, **question)
+                except RequestFailed as error:
+                    if error.code != UnknownMessage.refusal_code or not identity.isdecimal():
+                        raise
+                    raise _hinted(error, identity) from None
                 after = page["next"]
                 if page["position"]:
                     identity = f"log:{page['position']}"
@@ -55,7 +61,7 @@ def status(session: Session, message_id: str | None) -> None:
         if session.as_json:
             json.end()
         elif not shown:
-            out("no receivers")
+            out("nobody has it yet" if page.get("due") else "no receivers")
 
     session.run(work)
 
@@ -93,15 +99,22 @@ def _whoami_table(found: dict[str, Any]) -> Table:
     return table
 
 
+def _hinted(error: RequestFailed, said: str) -> RequestFailed:
+    """Return the error about what may have been meant as a position."""
+    return RequestFailed(f"{error}; the position {said} is said as log:{said}", error.code)
+
+
 def _facts(found: dict[str, Any]) -> Table:
     facts = plain_table()
-    facts.add_row("subject", found["subject"])
+    if found["subject"]:  # of what was cancelled before it was due nothing else is known
+        facts.add_row("subject", found["subject"])
     if due := found.get("due"):
         facts.add_row("delayed until", moment(due))
-    else:
+    elif found["position"]:
         facts.add_row("position", str(found["position"]))
     facts.add_row("sender", found["sender"])
-    facts.add_row("stored", moment(found["stored_at"]))
+    if found["stored_at"]:
+        facts.add_row("stored", moment(found["stored_at"]))
     return facts
 
 

@@ -34,6 +34,7 @@ TABLES = (
     "alias",
     "delayed",
     "delayed_id",
+    "cancelled_id",
     "retained",
 )
 DISCREPANCIES_MAX = 100  # told; more of the same helps nobody

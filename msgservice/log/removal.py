@@ -325,6 +325,7 @@ def _forget_senders(
         )
     operations += [
         ("delete from finished where sender in (select value from json_each(?))", ids),
+        ("delete from cancelled_id where sender in (select value from json_each(?))", ids),
         ("delete from run where sender in (select value from json_each(?))", ids),
         ("delete from sender where id in (select value from json_each(?))", ids),
         # Their numbers are part of the chain: none is given to another sender.
@@ -339,6 +340,8 @@ def _forget(
 ) -> None:
     state = staged.state
     operations.append(("delete from finished where at < ?", (entry.states_before,)))
+    if state.waiting.last:
+        operations.append(("delete from cancelled_id where at < ?", (entry.states_before,)))
     if entry.seen:
         for number, age in entry.seen:
             if number in state.senders_by_id:

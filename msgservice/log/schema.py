@@ -300,6 +300,20 @@ alter table receiver add column retry_delay_min integer not null default 0;
 alter table receiver add column retry_delay_max integer not null default 0;
 """
 
+# By which id of its sender's a message is found that was cancelled before it was due, for as long
+# as that is known of it (`finished`).
+_VERSION_CANCELLED_ID = """
+create table cancelled_id(
+    name text not null,
+    sender integer not null,
+    sequence integer not null,
+    at integer not null,            -- age of the log
+    primary key (name, sender, sequence)
+) without rowid;
+create index cancelled_id_sender on cancelled_id(sender, sequence);
+create index cancelled_id_at on cancelled_id(at);
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -332,6 +346,7 @@ SCHEMA = Schema(
         _VERSION_AWAY,
         _VERSION_DELAYED_EXPIRES,
         _VERSION_ATTEMPTS,
+        _VERSION_CANCELLED_ID,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

@@ -644,6 +644,13 @@ def stage_statuses_from(staged: Staged, group: Append, operations: list[Operatio
                 (sender.id, sender.status_from),
             ),
         ]
+        if staged.waiting.last:  # else nothing was ever delayed
+            operations.append(
+                (
+                    "delete from cancelled_id where sender = ? and sequence < ?",
+                    (sender.id, sender.status_from),
+                )
+            )
 
 
 def progress_operations(states: list[ReceiverProgress]) -> list[Operation]:

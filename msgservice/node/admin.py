@@ -165,8 +165,9 @@ def _by(
 def _letter(letter: DeadLetter) -> dict[str, Any]:
     return {
         "position": letter.position,
-        "sender": sender_of(letter),
-        "sequence": letter.sequence,
+        # Of one that was sent again, or passed on by a node, who sent it first.
+        "sender": letter.identity,
+        "sequence": letter.sequence if letter.origin is None else letter.origin.sequence,
         "subject": letter.subject,
         "id": decode_messages(letter.message)[0].id,
         "size": len(letter.message),

@@ -101,7 +101,8 @@ class Dispatch:
                 if outlet.connection is not None:
                     live[outlet] = None
                 if number in self._full:
-                    self._full_audiences[audience.number] = _why_full(outlet)
+                    limit = self.backlog_bytes_max(outlet.row)
+                    self._full_audiences[audience.number] = _why_full(outlet, limit)
 
     def audience_unmade(self, audience: Audience) -> None:
         """The audience is unused: no batch in the log has it, and none that waits to be stored."""
@@ -292,7 +293,8 @@ class Dispatch:
         for number in self._full:
             outlet = self.outlets.get(number)
             if outlet is not None:
-                self._full_audiences.update(dict.fromkeys(outlet.audiences, _why_full(outlet)))
+                why = _why_full(outlet, self.backlog_bytes_max(outlet.row))
+                self._full_audiences.update(dict.fromkeys(outlet.audiences, why))
 
     # --- for people
 
@@ -312,7 +314,11 @@ class Dispatch:
             outlet.stop()
 
 
-def _why_full(outlet: Outlet) -> str:
+def _why_full(outlet: Outlet, limit: int) -> str:
     if outlet.row.suspended:
         return f"receiver {outlet.name!r} is suspended until it has caught up"
-    return f"log full: the backlog of receiver {outlet.name!r}"
+    waiting = outlet.progress.queued.look()
+    return (
+        f"log full: the backlog of receiver {outlet.name!r}: {waiting} bytes wait for it, its limit"
+        f" is {limit}"
+    )

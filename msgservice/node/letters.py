@@ -82,8 +82,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     def _is(self, letter: DeadLetter) -> bool:
         if self.position == letter.position:
             return True
-        named = f"{letter.sender}/{hash_of(letter.incarnation)}/{letter.sequence}"
-        return self.of == named or self.of == decode_messages(letter.message)[0].id
+        here = f"{letter.sender}/{hash_of(letter.incarnation)}/{letter.sequence}"
+        return self.of in (here, letter.identity, decode_messages(letter.message)[0].id)
 
 
 class Touched(msgspec.Struct, frozen=True, kw_only=True):
@@ -319,7 +319,7 @@ def _told(name: str, letter: DeadLetter) -> dict[str, object]:
     return {
         "receiver": name,
         "position": letter.position,
-        "sender": f"{letter.sender}/{hash_of(letter.incarnation)}/{letter.sequence}",
+        "sender": letter.identity,
         "subject": letter.subject,
         "reason": first_line(letter.reason)[:REASON_SHOWN],
         "code": letter.code,

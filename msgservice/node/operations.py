@@ -343,6 +343,9 @@ class Operations:
                 end -= 1  # what was stored before that time
         kept = self._log.kept_from()
         end = min(end, newest)
+        if first > newest and isinstance(asked.first, str) and asked.first.startswith("@"):
+            at = asked.first[1:]
+            raise BadValue("first", f"nothing was stored since {at}: the log ends at {newest}")
         if first > newest:
             raise BadValue("first", f"position {first} is not in the log, which ends at {newest}")
         if first > end:
@@ -526,7 +529,7 @@ class Operations:
                 if not found or found[-1].subject > subject:
                     break
                 before = found[-1].subject
-        raise UnknownMessage(subject)
+        raise UnknownMessage(subject, f"nothing is retained of {subject!r}")
 
     async def clear_retained(self, subjects: Collection[str]) -> int:
         """Retain no message of these subjects any more; return of how many there was one."""

@@ -255,7 +255,8 @@ def test_49_what_waits_is_cancelled_message_by_message(
     for state in states:
         assert (Status.CANCELLED, "enough") == (state.status, state.reason)
     found = log.wait(log.log.find_delayed("three"))
-    assert (found is None) == (first <= 3 <= last)
+    assert found is not None  # as cancelled, where it was
+    assert (NOT_YET in found.states, found.due > 0) == (first <= 3 <= last, not first <= 3 <= last)
     stored = [b for b in move(log) if b.sender == "shop"]
     assert left == [(b.sequence, b.sequence + b.count - 1) for b in stored]
     assert [] == log.wait(log.log.audit())
@@ -347,10 +348,17 @@ def test_what_waits_is_found_by_its_names(open_log: Open) -> None:
     assert "web" == newest.sender
     assert log.wait(log.log.find_delayed("mine", ["nobody"])) is None
     log.append(cancel=[Cancel("shop", "i1", 2, 2, "why")])
+    for identity in (name, "mine"):
+        gone = log.wait(log.log.find_delayed(identity, ["shop"]))
+        assert gone is not None
+        assert {NOT_YET: (Status.CANCELLED, 0, "why")} == gone.states
+        assert ("shop", 2, 0) == (gone.sender, gone.sequence, gone.due)
+    newest = log.wait(log.log.find_delayed("mine"))  # … of those that wait still
+    assert newest is not None
+    assert "web" == newest.sender
+    assert log.wait(log.log.find_delayed("mine", ["nobody"])) is None
+    log.append(statuses_from=[StatusFrom(sender="shop", incarnation="i1", status_from=3)])
     assert log.wait(log.log.find_delayed("mine", ["shop"])) is None
-    gone = log.wait(log.log.find_delayed(name))
-    assert gone is not None
-    assert {NOT_YET: (Status.CANCELLED, 0, "why")} == gone.states
 
 
 def test_what_was_moved_is_found_by_the_id_of_its_sender(open_log: Open) -> None:

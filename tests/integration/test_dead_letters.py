@@ -108,7 +108,7 @@ def test_46_dead_letters_are_sent_again_and_dropped(msgservice: Command) -> None
     assert [row["id"] for row in found] == ["o-2"]
     assert msgs.data("dead", "list", "again", "--since", "2199-01-01")["dead"] == []
     dropped = msgs("dead", "drop", "again", "--subject", "again", "--reason", "customer 2", "--yes")
-    assert dropped.out == "dropped: 1 dead letters of again\n"
+    assert dropped.out == "dropped: 1 dead letter of again\n"
     assert msgs("dead", "drop", "again", "--all", "--yes").code == 0
     nothing = msgs("dead", "drop", "again", "--all")
     assert (nothing.code, nothing.out) == (0, "no dead letters of again\n")

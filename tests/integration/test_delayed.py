@@ -282,13 +282,21 @@ def test_43_the_commands_and_kill_9(tmp_path: Path) -> None:
         status = msgservice.data("status", "mine")
         assert status["due"] == listed[0]["due"]
         assert "delayed until" in msgservice("status", "mine").out
-        assert 1 == msgservice.data("delayed", "cancel", "mine")["cancelled"]
+        assert "nobody has it yet" in msgservice("status", "mine").out
+        assert msgservice("delayed", "cancel", "mine", "--reason", "paid").out == (
+            "1 message of orders.late is cancelled\n"
+        )
         assert msgservice("delayed", "cancel", "mine").code == 1
-        assert "cancelled" in msgservice("status", listed[0]["sender"]).out
+        for one in ("mine", listed[0]["sender"]):
+            said = msgservice("status", one).out
+            assert ("cancelled" in said, "paid (by " in said, "1970" in said) == (True, True, False)
+        hint = msgservice("status", "3080192")
+        assert (hint.code, "the position 3080192 is said as log:3080192" in hint.err) == (1, True)
         node.send(signal.SIGKILL)
         node.ended()
     with running(*command, cwd=tmp_path) as node:
         node.wait_for("listening on unix")
+        assert "paid" in msgservice("status", "mine").out
         left = msgservice.data("delayed", "list")["delayed"]
         assert listed[1:] == left
         assert 1 == msgservice.receiver("billing")["queued"]

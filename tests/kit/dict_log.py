@@ -227,6 +227,7 @@ class Content:
     waiting: dict[int, Batch] = field(default_factory=dict)  # until due, by number and place
     accepted_at: dict[int, int] = field(default_factory=dict)
     delayed: int = 0  # the highest number that was given to one
+    cancelled_ids: list[tuple[str, Key, int]] = field(default_factory=list)  # oldest first
     batches: dict[int, Batch] = field(default_factory=dict)
     stored_at: dict[int, int] = field(default_factory=dict)  # number -> age of the log
     senders: dict[Key, Sender] = field(default_factory=dict)
@@ -467,6 +468,11 @@ class DictLog:
                     content.waiting[piece.delayed_id] = piece
                     content.accepted_at[piece.delayed_id] = content.accepted_at[batch.delayed_id]
             sender = content.senders[key]
+            content.cancelled_ids += [
+                (name, key, first + index)
+                for index, name in batch.ids
+                if low <= first + index <= high
+            ]
             states = sender.states.setdefault(NOT_YET, {})
             cancelled = (Status.CANCELLED, wanted.reason, content.age)
             for sequence in range(low, high + 1):
@@ -552,6 +558,11 @@ class DictLog:
                         states={},
                         due=batch.due_at,
                     )
+        for own_id, key, sequence in reversed(self.content.cancelled_ids):
+            state = self.content.senders[key].states.get(NOT_YET, {}).get(sequence)
+            allowed = senders is None or any(matches(one, key[0]) for one in senders)
+            if own_id == identity and allowed and state is not None:
+                return Found(0, *key, sequence, "", 0, 0, {NOT_YET: (state[0], 0, state[1])})
         return None
 
     # --- retained messages

@@ -53,7 +53,7 @@ from tests.kit.logs import NOW, Driver, make_batch
 TABLES = (
     *("meta", "head", "batch", "audience", "receiver", "progress", "exception", "sender"),
     *("finished", "run", "dead", "message_id", "replay", "idempotency", "alias", "retained"),
-    *("delayed", "delayed_id"),
+    *("delayed", "delayed_id", "cancelled_id"),
 )
 
 

@@ -239,7 +239,11 @@ def test_18_what_is_changed_at_run_time_is_judged_at_once(told: Told) -> None:
     assert not scene.row()["suspended"]
     scene.send(b"named", "another.new", to=["slow"])
     (nack,) = scene.shop.take(Nack)
-    assert nack.reason == "log full: the backlog of receiver 'slow'"
+    queued = scene.row()["queued_bytes"]
+    assert nack.reason == (
+        f"log full: the backlog of receiver 'slow': {queued} bytes wait for it, its limit is"
+        f" {LIMIT}"
+    )
     assert nack.code == LogFull.refusal_code
     assert 4 == len(told.lines)
 
