@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,81 @@ async def test_bodies_of_all_connections_have_one_limit(make: Make) -> None:
     assert 190_000 == here.node.parts.web.held_bytes
     await second.go()
     await until(lambda: here.node.parts.web.held_bytes == 0)
+
+
+@pytest.mark.parametrize("in_chunks", [False, True])
+@ensure
+async def test_bodies_that_come_together_have_one_limit_too(make: Make, in_chunks: bool) -> None:
+    here = await make()
+    peers = [await here.peer() for _ in range(3)]
+    length = b"Transfer-Encoding: chunked" if in_chunks else b"Content-Length: 200000"
+    for peer in peers:  # all are announced while nothing is held
+        peer.say(
+            b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            + length
+            + b"\r\n\r\n"
+            + (b"30d40\r\n" if in_chunks else b"")
+        )
+    await until(lambda: sum(one.is_answering for one in here.node.parts.web._channels) == 3)
+    for peer in peers:
+        peer.say(b"x" * 190_000)
+    await until(lambda: any(peer.data for peer in peers))
+    (full,) = [peer for peer in peers if peer.data]
+    answer = await full.answer()
+    assert (503, "http_bytes") == (answer.status, answer.json["about"])
+    assert here.node.parts.web.held_bytes <= LIMITS.http_bytes
+    for peer in peers:
+        if peer is not full:
+            peer.say(b"x" * 10_000 + (b"\r\n0\r\n\r\n" if in_chunks else b""))
+            assert 200 == (await peer.answer()).status
+
+
+@ensure
+async def test_a_body_in_chunks_of_a_byte_takes_what_it_is_long(make: Make) -> None:
+    here = await make()
+    peer = await here.peer()
+    peer.say(
+        b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n" + b"2\r\n  \r\n" * 30_000
+    )
+    await until(lambda: here.node.parts.web.held_bytes == 60_000)
+    (channel,) = here.node.parts.web._channels
+    held = vars(channel.requests[0])
+    assert sum(sys.getsizeof(one) for one in held.values()) < 200_000
+    assert not any(isinstance(one, list) and len(one) > 100 for one in held.values())
+    peer.say(b"0\r\n\r\n")
+    assert 60_000 == (await peer.answer()).json
+
+
+@ensure
+async def test_who_asks_much_in_a_row_and_reads_nothing_fills_no_memory(make: Make) -> None:
+    here = await make()
+    answered: list[int] = []
+    whole = b"x" * 50_000
+
+    def large(_: Ask) -> Answer:
+        answered.append(len(whole))
+        return Answer(200, whole)
+
+    here.node.parts.web.paths.add(PathAt(method="GET", path="/large", answer=large, sentence=""))
+    peer = await here.peer()
+    peer.transport.pauseProducing()
+    peer.say(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
+    await until(lambda: bool(answered) and not here.node.parts.web._channels)  # it is cut off
+    assert sum(answered) < 20_000_000, "what the kernel takes, and one more"
+
+
+@ensure
+async def test_all_that_was_asked_in_a_row_is_answered_as_it_is_read(make: Make) -> None:
+    here = await make()
+    peer = await here.peer()
+    for number in range(200):
+        peer.say_request("POST", "/echo", b"x" * number)
+    peer.say_request("GET", "/page/page.js", headers={"Connection": "close"})
+    for number in range(200):
+        assert number == (await peer.answer()).json
+    assert b"The page" in (await peer.answer()).body
+    await peer.until_closed()
 
 
 @ensure

@@ -36,7 +36,7 @@ from msgservice.transport.owners import ChannelOwner
 from msgservice.transport.tcp.channel import PROGRESS_BYTES
 from msgservice.transport.tcp.pacing import Turn
 from msgservice.transport.tcp.shown import credentials_of
-from msgservice.transport.tcp.sockets import reason_of
+from msgservice.transport.tcp.sockets import reason_of, tune
 
 # A body that is refused and not longer is read and dropped, so that its connection can go on.
 DROPPED_BYTES = 64 * 1024
@@ -84,14 +84,15 @@ class HttpRequest(Request):
         super().__init__(channel)
         self.state: Any = None  # whoever answers keeps here what it has found out
         self.received = 0  # bytes of the body
-        self._parts: list[bytes] = []
+        self._coming = bytearray()  # a chunk may be a byte: each in an object of its own is many
+        self._whole: bytes | None = None  # once somebody has asked for it
 
     @property
     def body(self) -> bytes:
         """The body, as far as it is here."""
-        if len(self._parts) > 1:
-            self._parts = [b"".join(self._parts)]
-        return self._parts[0] if self._parts else b""
+        if self._whole is None or self._coming:
+            self._whole, self._coming = (self._whole or b"") + self._coming, bytearray()
+        return self._whole
 
     def header(self, name: str) -> str | None:
         """Return the value of a header that may come once; `WebRefused` where it came again."""
@@ -111,14 +112,21 @@ class HttpRequest(Request):
         self.length = length
 
     def handleContentChunk(self, data: bytes) -> None:
-        """Take a part of the body; one that is too long ends the request."""
+        """Take a part of the body; one that is too long ends the request.
+
+        So does one that has no room beside those of others: what they will take is not known from
+        their heads, nor that of one in chunks.
+        """
         self.received += len(data)
         if self.error is not None:
             return
-        self.channel.server.held_bytes += len(data)
-        self._parts.append(data)
+        channel = self.channel
+        channel.server.held_bytes += len(data)
+        self._coming += data
         if self.received > self.body_max and self.entering is None:
-            self.channel.refuse(self, too_large(self.body_max))
+            channel.refuse(self, too_large(self.body_max))
+        elif channel.server.held_bytes > channel.limits.http_bytes:
+            channel.refuse(self, LimitReached("http_bytes", channel.limits.http_bytes))
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Answer, or wait until it is known who asks."""
@@ -166,9 +174,10 @@ class HttpRequest(Request):
 
     def drop_body(self) -> None:
         """Forget the body: it counts no longer."""
-        if self._parts:
-            self.channel.server.held_bytes -= sum(map(len, self._parts))
-            self._parts = []
+        held = len(self._coming) + len(self._whole or b"")
+        if held:
+            self.channel.server.held_bytes -= held
+            self._coming, self._whole = bytearray(), None
 
     def finish(self) -> None:
         """End the answer."""
@@ -229,6 +238,7 @@ class HttpChannel(HTTPChannel):
         self._progress = 0  # bytes of the body when `_until` was set
         self._timer: IDelayedCall | None = None
         self._is_lost = False
+        self._answered: Request | None = None  # whose answer is not read yet
 
     # --- what it shows
 
@@ -278,6 +288,7 @@ class HttpChannel(HTTPChannel):
     def connectionMade(self) -> None:
         """The connection stands, but for TLS."""
         super().connectionMade()
+        tune(self.transport, self.limits)
         self.peer_address = describe(
             self.transport.getPeer(), "https" if self.is_secure else "http"
         )
@@ -387,6 +398,9 @@ class HttpChannel(HTTPChannel):
         """The transport has room again."""
         self._unread_since = None
         super().resumeProducing()
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            self.requestDone(answered)
 
     # --- what comes
 
@@ -438,7 +452,8 @@ class HttpChannel(HTTPChannel):
         if request.is_over:
             return
         self._read_on()
-        self._entered(request)
+        if request.error is None:
+            self._entered(request)
         if self._handlingRequest and not self._is_closing:
             request.process()
 
@@ -499,8 +514,14 @@ class HttpChannel(HTTPChannel):
             super().allContentReceived()
 
     def requestDone(self, request: Request) -> None:
-        """A request is answered: the next may come."""
+        """A request is answered: the next may come, when there is room for its answer.
+
+        Whoever says thousands in a row and reads nothing would else fill memory with answers.
+        """
         if self._is_lost:
+            return
+        if self._unread_since is not None and self.persistent:
+            self._answered = request
             return
         self._has_begun = False
         if self.persistent:
