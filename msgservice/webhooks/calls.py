@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import xmlrpc.client
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 from urllib.parse import quote
 from xml.parsers.expat import ExpatError
 
+from msgservice.core.xmlrpc import Declared, Outline, feed, xml_text
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.webhooks.signing import message_id, signature
 
@@ -28,8 +29,10 @@ ANSWER_SHOWN = 200  # characters of it that people are told
 HEADER_MAX = 2048  # characters of one header: what is longer is left out, with a mark
 # A message is wrong, not the endpoint: attempts are counted. After any other answer the endpoint
 # is not well, and all wait: one that says 404 while it is deployed would fill the dead letters.
-OF_THE_MESSAGE = frozenset({400, 413, 415, 422})
+OF_THE_MESSAGE = frozenset({400, 413, 415, 422, 431})
 GONE = 410
+# How an answer of XML-RPC begins: by that one is known of which the end is not read.
+RETURNED, FAULTY = ["methodResponse", "params"], ["methodResponse", "fault"]
 Pair = tuple[bytes, bytes]
 
 
@@ -46,8 +49,8 @@ class Verdict(Enum):
 class Call:
     """One call: headers and body, signed."""
 
-    headers: Sequence[Pair]
-    body: bytes
+    headers: Sequence[Pair] = field(repr=False)  # there are secrets of the operator's
+    body: bytes = field(repr=False)
 
 
 def call_of(
@@ -108,28 +111,15 @@ def _safe(text: str) -> str:
 
 def _xmlrpc_of(message: ReceivedMessage) -> bytes:
     said: dict[str, Any] = {
-        "subject": _xml(message.subject),
-        "sender": _xml(message.sender),
-        "identity": _xml(message.identity),
-        "id": _xml(message.id or ""),
-        "headers": {_xml(name): _xml(value) for name, value in message.headers.items()},
+        "subject": xml_text(message.subject),
+        "sender": xml_text(message.sender),
+        "identity": xml_text(message.identity),
+        "id": xml_text(message.id or ""),
+        "headers": {xml_text(name): xml_text(value) for name, value in message.headers.items()},
         "body": xmlrpc.client.Binary(bytes(message.body)),
     }
     text = xmlrpc.client.dumps((said,), METHOD, encoding="utf-8")
     return text.encode()
-
-
-def _xml(text: str) -> str:
-    """Return a text without what no document of XML can have (XML 1.0, 2.2)."""
-    return "".join(
-        one
-        if one in "\t\n\r"
-        or " " <= one <= "\ud7ff"
-        or "\ue000" <= one <= "\ufffd"
-        or one > "\uffff"
-        else "\ufffd"
-        for one in text
-    )
 
 
 def verdict_of(code: int, answer: bytes, *, is_xmlrpc: bool) -> tuple[Verdict, str]:
@@ -146,10 +136,14 @@ def verdict_of(code: int, answer: bytes, *, is_xmlrpc: bool) -> tuple[Verdict, s
 
 
 def _xmlrpc_verdict(answer: bytes) -> tuple[Verdict, str]:
-    if b"<!" in answer:  # declarations: an answer has none, and entities grow without end
-        return Verdict.UNWELL, "the endpoint's answer has a declaration, which no XML-RPC has"
+    """Return what an answer of XML-RPC means; of one that was cut off, by how it begins."""
+    outline, is_cut = Outline(), len(answer) >= ANSWER_MAX
     try:
-        xmlrpc.client.loads(answer)
+        feed(answer, outline, is_whole=not is_cut)
+        if not is_cut:
+            outline.close()
+    except Declared:
+        return Verdict.UNWELL, "the endpoint's answer has a declaration, which no XML-RPC has"
     except xmlrpc.client.Fault as fault:
         why = f"the endpoint says fault {fault.faultCode}: {fault.faultString}"
         return Verdict.WRONG, why[:ANSWER_SHOWN]
@@ -163,7 +157,11 @@ def _xmlrpc_verdict(answer: bytes) -> tuple[Verdict, str]:
         OverflowError,
     ):
         return Verdict.UNWELL, f"the endpoint's answer is no XML-RPC{_shown(answer)}"
-    return Verdict.TAKEN, ""
+    if outline.tags == RETURNED or not is_cut:
+        return Verdict.TAKEN, ""
+    if outline.tags == FAULTY:
+        return Verdict.WRONG, f"the endpoint says a fault{_shown(answer)}"
+    return Verdict.UNWELL, f"the endpoint's answer is no XML-RPC{_shown(answer)}"
 
 
 def _shown(answer: bytes) -> str:

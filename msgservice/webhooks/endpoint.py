@@ -72,6 +72,7 @@ class Endpoint:
         self._waiting: deque[Deferred[None]] = deque()
         self._timer: IDelayedCall | None = None  # until the next try
         self._is_trying = False  # one is under way
+        self._trouble = 0  # how often it was unwell: a try that is late is not one of this time
         self._is_stopped = False
 
     @property
@@ -86,23 +87,21 @@ class Endpoint:
 
         Raises `Retry` where it does not take this one: that is an attempt.
         """
-        is_try = False
+        tried: int | None = None  # which trouble this is a try of
         while True:
-            is_try = await self._turn(is_try)
+            tried = await self._turn(tried is not None)
             verdict, why, asked = Verdict.UNWELL, "", ""
             try:
                 answer = await self._post(self._make_call(message))
                 verdict, why = verdict_of(answer.code, answer.body, is_xmlrpc=self._is_xmlrpc)
                 asked = answer.retry_after
             except (CancelledError, GeneratorExit):
-                if is_try:  # it says nothing of the endpoint: another is the next try
-                    self._is_trying = False
+                if self._ends_try(tried):  # it says nothing of the endpoint: another is the next
                     self._unwell(self.trouble or "", "")
                 raise
             except Exception as error:
                 why = _reason_of(error)
-            if is_try:
-                self._is_trying = False
+            self._ends_try(tried)
             self._judge(verdict, why, asked)
             if verdict is Verdict.TAKEN:
                 return
@@ -112,8 +111,15 @@ class Endpoint:
                 self._gone(why)
                 raise Retry(None, why)
 
-    def _turn(self, first: bool) -> Deferred[bool]:
-        """Fire when a call may be made: with whether it is a try of an endpoint that is unwell."""
+    def _ends_try(self, tried: int | None) -> bool:
+        """Whether what ends was the try that is under way: of a trouble before it is none."""
+        if not self._is_trying or tried != self._trouble:
+            return False
+        self._is_trying = False
+        return True
+
+    def _turn(self, first: bool) -> Deferred[int | None]:
+        """Fire when a call may be made: with the trouble of which it is a try, if it is one."""
         waiting: Deferred[None] = Deferred(self._waiting_cancelled)
         was_unwell = self.trouble is not None
         if not was_unwell and not self._is_stopped:
@@ -122,7 +128,9 @@ class Endpoint:
             self._waiting.appendleft(waiting)  # as it was: whoever came later waits behind it
         else:
             self._waiting.append(waiting)
-        return waiting.addCallback(lambda _: was_unwell and self.trouble is not None)
+        return waiting.addCallback(
+            lambda _: self._trouble if was_unwell and self.trouble is not None else None
+        )
 
     def _waiting_cancelled(self, waiting: Deferred[None]) -> None:
         if waiting in self._waiting:
@@ -140,6 +148,7 @@ class Endpoint:
             return
         self._logger.info("webhook {url} takes messages again", url=self.url)
         self.trouble, self._failures = None, 0
+        self._is_trying = False  # a try that is still under way decides nothing any more
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -151,6 +160,7 @@ class Endpoint:
         if self._is_stopped:
             return
         if self.trouble is None:
+            self._trouble += 1
             self._logger.warn(
                 "webhook {url} takes nothing, its messages wait: {why}", url=self.url, why=why
             )

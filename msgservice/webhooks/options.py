@@ -29,7 +29,7 @@ class WebhookOptions:
     """
 
     secrets: tuple[Path, ...] = ()
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # secrets among them
     certificate: Path | None = None  # with its key, that calls show; PEM
     private_key: Path | None = None
     trust_roots: Path | None = None  # whose certificates are taken, PEM; None: this machine's

@@ -1,8 +1,9 @@
 """Posts of webhooks: one call over HTTP/1.1, by Twisted's `Agent`, within bounds.
 
 Only what `reach` allows is dialled. No redirect is followed, nothing is decompressed, no proxy of
-the environment is asked; of an answer so much is read as people are shown, and a call takes so long
-at most.
+the environment is asked; of an answer so much is read as people are shown, its head is bounded, and
+a call takes so long at most. What the other end does then is its own: a connection that we close
+is gone soon after.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import DNSLookupError
-from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.ssl import (
     Certificate,
@@ -21,6 +29,7 @@ from twisted.internet.ssl import (
     platformTrust,
     trustRootFromCertificates,
 )
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, HTTPConnectionPool, ResponseDone, ResponseFailed
 from twisted.web.http import PotentialDataLoss
@@ -35,6 +44,8 @@ from msgservice.webhooks.options import WebhookOptions
 from msgservice.webhooks.reach import Reach, ReachingReactor
 
 IDLE = 60  # seconds that a connection is kept for the next call
+HEAD_MAX = 64 * 1024  # bytes that may come for one call, and what one more read brings
+CLOSE_SECONDS = 5.0  # for the other end to close, too: with TLS it is asked, and need not answer
 
 
 class NotReachable(Exception):
@@ -43,6 +54,93 @@ class NotReachable(Exception):
 
 class TookTooLong(Exception):
     """A call had no whole answer in time."""
+
+
+class TooLong(Exception):
+    """The answer to a call had a head without an end."""
+
+
+class _Connection(ProtocolWrapper):
+    """One connection, between its socket (or TLS) and who speaks HTTP over it: what bounds it.
+
+    Twisted keeps all lines of a head, and waits for ever for the other end of TLS to close.
+    """
+
+    transport: Any
+
+    def __init__(self, factory: _Connections, wrapped: IProtocol, reactor: IReactorTime) -> None:
+        super().__init__(factory, wrapped)
+        self._reactor = reactor
+        self._came = 0  # bytes since a call was made
+        self._is_too_long = False
+        self._closing: IDelayedCall | None = None
+
+    def write(self, data: bytes) -> None:
+        """Write a part of a call."""
+        self._came = 0
+        super().write(data)
+
+    def writeSequence(self, data: Any) -> None:
+        """Write parts of a call."""
+        self._came = 0
+        super().writeSequence(data)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take what came, unless it is too much."""
+        if self._came > HEAD_MAX:
+            self._is_too_long = True
+            self.transport.abortConnection()
+            return
+        self._came += len(data)
+        super().dataReceived(data)
+
+    def loseConnection(self) -> None:
+        """Close; at once, where the other end does not close within a while."""
+        super().loseConnection()
+        if self._closing is None and self.connected:
+            self._closing = self._reactor.callLater(CLOSE_SECONDS, self._close)
+
+    def _close(self) -> None:
+        self._closing = None
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Leave no timer, and say why it has ended."""
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
+        if self._is_too_long:
+            reason = Failure(TooLong(f"an answer whose head has more than {HEAD_MAX:,} bytes"))
+        super().connectionLost(reason)
+
+
+class _Connections(WrappingFactory[_Connection]):
+    """The maker of connections."""
+
+    noisy = False
+
+    def __init__(self, wrapped: IProtocolFactory, reactor: IReactorTime) -> None:
+        super().__init__(wrapped)
+        self._reactor = reactor
+
+    def buildProtocol(self, addr: IAddress | None) -> _Connection:
+        """Return the connection to an address."""
+        return _Connection(self, self.wrappedFactory.buildProtocol(addr), self._reactor)
+
+
+@implementer(IStreamClientEndpoint)
+class _Bounded:
+    """The endpoint whose connections are bounded."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, reactor: IReactorTime) -> None:
+        self._endpoint, self._reactor = endpoint, reactor
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+        """Connect; fires with who speaks over the connection."""
+        connecting: Deferred[Any] = self._endpoint.connect(
+            _Connections(protocolFactory, self._reactor)
+        )
+        return connecting.addCallback(lambda connection: connection.wrappedProtocol)
 
 
 @implementer(IBodyProducer)
@@ -126,11 +224,12 @@ class _Endpoints:
         """Return the endpoint of a URL."""
         host = uri.host.decode("ascii")
         endpoint = HostnameEndpoint(self._reactor, host, uri.port, timeout=self._timeout)
+        reactor: Any = self._reactor
         if uri.scheme == b"http":
-            return endpoint
+            return _Bounded(endpoint, reactor)
         context = optionsForClientTLS(host, self._roots, self._shown)
         wrapped: IStreamClientEndpoint = wrapClientTLS(context, endpoint)
-        return wrapped
+        return _Bounded(wrapped, reactor)
 
 
 def _certificates(pem: bytes) -> list[Certificate]:

@@ -31,6 +31,21 @@ Network = IPv4Network | IPv6Network
 # NAT64 (RFC 6052, RFC 8215), 6to4 (RFC 3056), and what was once "IPv4-compatible" (RFC 4291).
 _NAT64 = (ip_network("64:ff9b::/96"), ip_network("64:ff9b:1::/48"))
 _COMPATIBLE = ip_network("::/96")
+_TRANSLATED = ip_network("::ffff:0:0:0/96")  # RFC 2765
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)  # before an IPv4 address at the end (RFC 5214, 6.1)
+# What no list of private addresses has, or not that of every version of Python.
+_NOT_PUBLIC = tuple(
+    ip_network(text)
+    for text in (
+        "168.63.129.16/32",  # Azure's services of a virtual machine, its metadata among them
+        "192.0.0.0/24",  # of protocols (RFC 6890); metadata at 192.0.0.192 in Oracle's cloud
+        "192.88.99.0/24",  # relays of 6to4 (RFC 7526)
+        "fec0::/10",  # of a site, once (RFC 3879)
+        "3fff::/20",  # examples (RFC 9637)
+        "5f00::/16",  # segments of an operator's own routing (RFC 9602)
+        "100::/16",  # discarded, and not for others (RFC 6666, RFC 9780)
+    )
+)
 
 
 def networks_of(texts: Sequence[str]) -> tuple[Network, ...]:
@@ -54,7 +69,8 @@ def _inside(ip: IPv4Address | IPv6Address) -> IPv4Address | None:
         return ip.sixtofour
     if ip.teredo is not None:
         return ip.teredo[1]
-    if any(ip in network for network in _NAT64) or ip in _COMPATIBLE:
+    embeds = any(ip in network for network in (*_NAT64, _COMPATIBLE, _TRANSLATED))
+    if embeds or (int(ip) >> 32) & 0xFFFFFFFF in _ISATAP:
         return IPv4Address(int(ip) & 0xFFFFFFFF)
     return None
 
@@ -76,6 +92,10 @@ class Reach:
         inside = _inside(ip)
         if inside is not None:
             return self.allows(str(inside))
+        if ip.version == 6 and getattr(ip, "scope_id", None) is not None:
+            return False
+        if any(ip in network for network in _NOT_PUBLIC if network.version == ip.version):
+            return False
         return ip.is_global and not ip.is_multicast
 
 

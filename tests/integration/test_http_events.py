@@ -15,6 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from msgservice import Limits, Reject
+from msgservice.core.xmlrpc import Outline, feed
 from tests.integration.test_http_listener import users
 from tests.integration.test_http_messages import World
 from tests.kit.house import MUTE, SHOP
@@ -460,6 +461,43 @@ async def test_bombs_and_what_is_no_call_are_faults(world: World, body: bytes) -
         xmlrpc.client.loads(answer.body)
     assert -32700 == caught.value.faultCode
     assert b"root:" not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        (b"<array><data><value>", b"</value></data></array>"),
+        (b"<struct><member><name>a</name><value>", b"</value></member></struct>"),
+    ],
+    ids=["arrays", "structs"],
+)
+@ensure
+async def test_what_is_nested_too_deeply_is_a_fault(world: World, begin: bytes, end: bytes) -> None:
+    deep = b"<param><value>%b</value></param>" % (begin * 3000 + b"<int>1</int>" + end * 3000)
+    body = CALL % (STRING % b"orders.new" + deep)
+    answer = await world.peer.ask("POST", "/xmlrpc", body, {"Content-Type": "text/xml"})
+    with pytest.raises(xmlrpc.client.Fault, match="nested too deeply"):
+        xmlrpc.client.loads(answer.body)
+
+
+@ensure
+async def test_what_no_xml_can_have_is_told_all_the_same(world: World) -> None:
+    posted = await world.post({"subject": "orders.\ufffe", "text": "x"})
+    states: Any = await call(world, "status", posted.json["id"])
+    assert "orders.\ufffd" == states["subject"]
+
+
+def test_lines_of_a_text_are_not_looked_at_one_by_one() -> None:
+    told: list[str] = []
+
+    class Told(Outline):
+        def data(self, text: str) -> None:
+            told.append(text)
+            super().data(text)
+
+    body = CALL % (STRING % b"a\n&lt;" * 20_000)
+    feed(body, Told())
+    assert len(told) < 100
 
 
 @ensure

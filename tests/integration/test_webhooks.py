@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import ssl
@@ -243,6 +244,63 @@ def test_an_answer_that_never_ends_is_read_no_further(tmp_path: Path, site: Site
         address = f"http://127.0.0.1:{site.port}/"
         msgservice("receivers", "add", "hook", "orders.>", "--address", address)
         site.answers.put(endless)
+        assert msgservice("send", "orders.new", "x", "--wait").code == 0
+        assert cut.wait(PATIENCE)
+
+
+def test_a_head_that_never_ends_is_read_no_further(tmp_path: Path, site: Site) -> None:
+    sent: Queue[int] = Queue()
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        count = 0
+        try:
+            while count < 1 << 28:
+                count += handler.connection.send(b"x-more: 1\r\n" * 1000)
+        except OSError:
+            pass
+        sent.put(count)
+        handler.close_connection = True
+
+    with node_of(tmp_path, ALLOWED) as (daemon, msgservice):
+        address = f"http://127.0.0.1:{site.port}/"
+        msgservice("receivers", "add", "hook", "orders.>", "--address", address)
+        site.answers.put(endless)
+        assert msgservice("send", "orders.new", "x").code == 0
+        assert sent.get(timeout=PATIENCE) < 1 << 26
+        daemon.wait_for("takes nothing, its messages wait: an answer whose head has more than")
+        site.answers.put(OK)
+        assert site.call().id == site.call().id
+
+
+@pytest.mark.parametrize("goes_on", [True, False], ids=["endless", "silent"])
+def test_an_endpoint_that_does_not_close_tls_keeps_no_connection(
+    tmp_path: Path, goes_on: bool
+) -> None:
+    authority = Authority(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    key, chain = authority.issue("localhost")
+    context.load_cert_chain(chain, key)
+    cut = threading.Event()
+
+    def stays(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 8192)
+        socket = handler.connection
+        try:
+            while goes_on:
+                handler.wfile.write(b"x" * 65536)
+            while os.read(socket.fileno(), 65536):  # below TLS: it does not close, too
+                pass
+        except OSError:
+            pass
+        cut.set()
+        handler.close_connection = True
+
+    own = f'{ALLOWED}\n[webhook.hook]\ntrust_roots = "{authority.ca_file}"\n'
+    with site_of(context) as site, node_of(tmp_path, own) as (_, msgservice):
+        address = f"https://localhost:{site.port}/"
+        msgservice("receivers", "add", "hook", "orders.>", "--address", address)
+        site.answers.put(stays)
         assert msgservice("send", "orders.new", "x", "--wait").code == 0
         assert cut.wait(PATIENCE)
 

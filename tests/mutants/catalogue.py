@@ -912,7 +912,7 @@ _ALL = [
     ),
     Mutant(
         name="entities-are-taken",
-        at="msgservice.node.web.xmlrpc:_declared",
+        at="msgservice.core.xmlrpc:_declared",
         old="raise Declared",
         new="return",
         catcher=_test(f"{EVENTS} -k bombs", "bombs"),

@@ -69,6 +69,15 @@ def a_message(body: bytes = b"one", sequence: int = 1, **more: Any) -> ReceivedM
         "2002:7f00:1::",
         "2002:a00:1::1",
         "2001:0:4136:e378:8000:63bf:f5ff:fffe",  # Teredo of 10.0.0.1
+        "::ffff:0:10.0.0.1",
+        "2001:4860::5efe:10.0.0.1",  # ISATAP
+        "2001:4860::200:5efe:10.0.0.1",
+        "2001:4860::1%eth0",
+        "fec0::1",
+        "5f00::1",
+        "168.63.129.16",  # the services of Azure for its machines
+        "64:ff9b::168.63.129.16",
+        "192.0.0.192",  # metadata of Oracle's cloud
         "no address",
         "",
     ],
@@ -253,6 +262,7 @@ def test_a_call_of_xmlrpc_is_read_by_the_standard_library(body: bytes, value: st
         (413, Verdict.WRONG),
         (415, Verdict.WRONG),
         (422, Verdict.WRONG),
+        (431, Verdict.WRONG),
         (429, Verdict.UNWELL),
         (500, Verdict.UNWELL),
         (503, Verdict.UNWELL),
@@ -272,6 +282,10 @@ def response(*parameters: Any) -> bytes:
     return xmlrpc.client.dumps(parameters, methodresponse=True, allow_none=True).encode()
 
 
+FAULT = b"<?xml version='1.0'?><methodResponse><fault><value><string>"
+DECLARES = f'<!DOCTYPE a [<!ENTITY b "c">]>{response(True).decode().partition("?>")[2]}'
+
+
 @pytest.mark.parametrize(
     ("answer", "verdict"),
     [
@@ -280,8 +294,15 @@ def response(*parameters: Any) -> bytes:
         (xmlrpc.client.dumps(xmlrpc.client.Fault(4, "no")).encode(), Verdict.WRONG),
         (b"<html>", Verdict.UNWELL),
         (b"", Verdict.UNWELL),
-        (response("x" * ANSWER_MAX)[:ANSWER_MAX], Verdict.UNWELL),
+        (response("x" * ANSWER_MAX)[:ANSWER_MAX], Verdict.TAKEN),  # the rest is not read
+        (FAULT + b"x" * ANSWER_MAX, Verdict.WRONG),
+        (b"<methodCall><params>" + b"x" * ANSWER_MAX, Verdict.UNWELL),
+        (b"<methodResponse>" + b" " * ANSWER_MAX, Verdict.UNWELL),
+        (b"x" * ANSWER_MAX, Verdict.UNWELL),
+        (response("x" * 100)[:150], Verdict.UNWELL),
         (b'<!DOCTYPE a [<!ENTITY b "c">]>' + response(True), Verdict.UNWELL),
+        (DECLARES.encode("utf-16"), Verdict.UNWELL),
+        (DECLARES.encode("utf-16") + b"\n\0" * ANSWER_MAX, Verdict.UNWELL),
     ],
 )
 def test_an_answer_of_xmlrpc_takes_a_message_only_where_it_is_one(
@@ -383,6 +404,28 @@ def test_an_endpoint_that_is_unwell_is_tried_with_one_message_at_a_time() -> Non
     for _ in range(3):
         site.answer(200)
     assert all(one.is_taken for one in [*outcomes, late])
+
+
+def test_a_try_that_hangs_lets_nobody_call_without_a_pause() -> None:
+    site = Site()
+    for body in (b"slow", b"a", b"b"):
+        site.deliver(body)
+    slow, first, _ = [answer for _, answer in site.calls]
+    first.callback(Answer(500, b""))
+    site.clock.advance(0.5)
+    assert [b"slow", b"b", b"a"] == site.take()  # the next try, which is not answered
+    slow.callback(Answer(200, b""))
+    assert site.endpoint.trouble is None
+    site.answer(500)  # b: it is unwell again, and waits as at the first time
+    assert [b"a"] == site.take()
+    assert site.endpoint.next_try_in == 0.5
+    site.clock.advance(0.5)
+    assert [b"a", b"b"] == site.take()
+    site.answer(500)  # the old try says no more than any call
+    assert [b"b"] == site.take()
+    assert site.endpoint.next_try_in is None, "one try at a time"
+    site.answer(500)
+    assert site.endpoint.next_try_in == 1.0
 
 
 def test_the_delay_is_bounded_and_begins_anew_once_it_was_well() -> None:

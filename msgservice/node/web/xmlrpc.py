@@ -13,20 +13,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 from xml.parsers.expat import ExpatError
-from xmlrpc.client import (
-    Binary,
-    DateTime,
-    ExpatParser,
-    Fault,
-    ResponseError,
-    Unmarshaller,
-    dumps,
-)
+from xmlrpc.client import Binary, DateTime, Fault, ResponseError, dumps
 
 from twisted.logger import Logger
 
 from msgservice.codecs import encode_content
 from msgservice.core.subjects import check_name, check_subject
+from msgservice.core.xmlrpc import Declared, Outline, feed, xml_text
 from msgservice.errors import BadValue, MessageTooLarge, MsgServiceError, NoResponder
 from msgservice.limits import Limits
 from msgservice.message import WireMessage
@@ -44,36 +37,13 @@ NOT_WELL_FORMED, NO_METHOD, BAD_ARGUMENTS = -32700, -32601, -32602
 APPLICATION_ERROR = -32500
 
 
-class Declared(BadValue):
-    """A document that declares something."""
-
-    def __init__(self) -> None:
-        super().__init__("the document", "declares a type or an entity, which is not taken")
-
-
-class _Parser(ExpatParser):
-    """A parser of the standard library's, without declarations."""
-
-    def __init__(self, target: Unmarshaller) -> None:
-        super().__init__(target)
-        parser: Any = self._parser  # type: ignore[attr-defined]  # expat's, which it keeps there
-        parser.StartDoctypeDeclHandler = _declared
-        parser.EntityDeclHandler = _declared
-
-
-def _declared(*_: object) -> None:
-    raise Declared
-
-
 def call_of(body: bytes) -> tuple[str, tuple[Any, ...]]:
     """Return the method and arguments of a call. Raises `BadValue` where it is none."""
     if body.count(b"<") > 2 * TAGS_MAX:
         raise BadValue("the document", f"has more than {TAGS_MAX} elements")
-    target = Unmarshaller(use_datetime=False, use_builtin_types=False)
-    parser = _Parser(target)
+    target = Outline()
     try:
-        parser.feed(body)
-        parser.close()
+        feed(body, target)
         arguments = target.close()
         method = target.getmethodname()
     except Declared:
@@ -121,7 +91,7 @@ class XmlRpc:
             said = dumps(fault, methodresponse=True)
         except MsgServiceError as error:
             code = error.refusal_code or APPLICATION_ERROR
-            said = dumps(Fault(code, str(error)), methodresponse=True)
+            said = dumps(Fault(code, xml_text(str(error))), methodresponse=True)
         return Answer(200, said.encode(), b"text/xml; charset=utf-8")
 
     async def _call(self, ask: Ask) -> Any:
@@ -142,6 +112,8 @@ class XmlRpc:
         content = body.data if isinstance(body, Binary) else body
         try:
             encoded, headers = encode_content(_plain(content))
+        except RecursionError:
+            raise Fault(BAD_ARGUMENTS, "body: is nested too deeply") from None
         except TypeError as error:
             raise Fault(BAD_ARGUMENTS, f"body: {error}") from None
         if len(encoded) > self._limits.body_bytes:
@@ -157,10 +129,14 @@ class XmlRpc:
     async def _status(self, ask: Ask, id_: Any) -> dict[str, Any]:
         states = await states_of(self._requests, _text("id", id_), ask.who)
         return {
-            "id": states.id,
-            "subject": states.subject,
+            "id": xml_text(states.id),
+            "subject": xml_text(states.subject),
             "receivers": {
-                name: {"status": one.status, "attempts": one.attempts, "reason": one.reason}
+                xml_text(name): {
+                    "status": one.status,
+                    "attempts": one.attempts,
+                    "reason": xml_text(one.reason),
+                }
                 for name, one in states.receivers.items()
             },
         }
