@@ -473,7 +473,7 @@ async def test_bombs_and_what_is_no_call_are_faults(world: World, body: bytes) -
 )
 @ensure
 async def test_what_is_nested_too_deeply_is_a_fault(world: World, begin: bytes, end: bytes) -> None:
-    deep = b"<param><value>%b</value></param>" % (begin * 3000 + b"<int>1</int>" + end * 3000)
+    deep = b"<param><value>%b</value></param>" % (begin * 2000 + b"<int>1</int>" + end * 2000)
     body = CALL % (STRING % b"orders.new" + deep)
     answer = await world.peer.ask("POST", "/xmlrpc", body, {"Content-Type": "text/xml"})
     with pytest.raises(xmlrpc.client.Fault, match="nested too deeply"):
@@ -495,7 +495,7 @@ def test_lines_of_a_text_are_not_looked_at_one_by_one() -> None:
             told.append(text)
             super().data(text)
 
-    body = CALL % (STRING % b"a\n&lt;" * 20_000)
+    body = CALL % (STRING % (b"a\n&lt;" * 20_000))
     feed(body, Told())
     assert len(told) < 100
 
