@@ -248,6 +248,18 @@ class LetterCounts(msgspec.Struct, frozen=True):
     dropped: int
 
 
+class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """The requests between peers of a node; answers that were dropped since its start.
+
+    `late`: when nobody waited for them any more, or a second time; `stray`: from who was not asked.
+    """
+
+    responders: int
+    pending: int
+    late: int
+    stray: int
+
+
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The node as a whole: who it is, and how full its log."""
 
@@ -260,6 +272,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     looped: int = 0  # messages that came back over a chain of nodes, since the start
     loaded_bytes: int = 0  # for all receivers together: sent and not answered, or to be sent
     dead_letters: LetterCounts | None = None
+    requests: RequestCounts | None = None  # of peers, to each other
 
 
 class Place(msgspec.Struct, frozen=True):

@@ -27,7 +27,16 @@ from msgservice.core.frames import (
     encode_frame,
 )
 from msgservice.core.reasons import one_line
-from msgservice.core.session import AuthStep, Greeted, Opened, PeerBye, PeerError, Session, State
+from msgservice.core.session import (
+    AuthStep,
+    Greeted,
+    Opened,
+    PeerBye,
+    PeerError,
+    Ponged,
+    Session,
+    State,
+)
 from msgservice.credentials import Credentials
 from msgservice.errors import ConnectionLimit, ProtocolError, UnexpectedFrame, stays_refused
 from msgservice.identity.steps import Compute, Proven, Say
@@ -124,6 +133,8 @@ class Connection:
     and answers in its own time with `auth`, and at the end with `authenticated`. With a `prover`
     this side logs in before its owner's HELLO is said, and nothing else is.
 
+    `ponged` is called with the token of a PING that its owner has sent, when that was answered.
+
     `arrivals`, where there are any, has the time of a turn for what comes before a session is open:
     very many may come together. What finds none waits, and of what follows one read is taken in.
     """
@@ -149,6 +160,7 @@ class Connection:
         self.is_writable = True
         self.is_gone = False
         self.auth_received: Callable[[bytes], None] | None = None
+        self.ponged: Callable[[int], None] | None = None
         self.error = ""  # why it ended, for people
         self.peer_error = 0  # code of the ERROR frame that ended it, or 0
         self._clock = clock
@@ -461,6 +473,9 @@ class Connection:
             assert self.channel is not None
             self.channel.established()
             self.owner.opened(self, event.resume)
+        elif isinstance(event, Ponged):
+            if self.ponged is not None:
+                self.ponged(event.token)
         elif isinstance(event, PeerBye):
             self.owner.peer_leaves(self, event.code, event.reason)
         elif isinstance(event, PeerError):

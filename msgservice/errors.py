@@ -416,6 +416,26 @@ class NoResponder(MsgServiceError):
         self.subject = subject
 
 
+class Busy(MsgServiceError):
+    """All who answer requests on this subject have as many as they take; nothing was asked."""
+
+    refusal_code = 22
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"all who answer requests on {subject!r} are busy")
+        self.subject = subject
+
+
+class ResponderLost(Ambiguous):
+    """The connection of who was asked was lost before the answer; it may have been handled."""
+
+    refusal_code = 23
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"who was asked on {subject!r} has gone; it may have been handled")
+        self.subject = subject
+
+
 class RequestFailed(MsgServiceError):
     """The other side answered the request with an error, and its code if that has one."""
 
@@ -731,6 +751,12 @@ ERROR_HEADER = "msgservice-error"  # of a REPLY that is not ok: the code of the 
 CODE_DIGITS_MAX = 9
 
 
+def code_said(text: str) -> int:
+    """Return the code that a header says; 0 where it says none."""
+    is_one = text.isascii() and text.isdecimal() and len(text) <= CODE_DIGITS_MAX
+    return int(text) if is_one else 0
+
+
 def refused(code: int, about: str, reason: str, subject: str) -> Refused:
     """Return the error that a NACK stands for, by its code; a plain `Refused` where it has none.
 
@@ -760,6 +786,10 @@ def request_failed(code: int, reason: str, subject: str, seconds: float) -> MsgS
             return NoResponder(subject)
         case RequestTimeout.refusal_code:
             return RequestTimeout(subject, seconds)
+        case Busy.refusal_code:
+            return Busy(subject)
+        case ResponderLost.refusal_code:
+            return ResponderLost(subject)
     return RequestFailed(reason, code)
 
 

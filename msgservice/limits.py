@@ -283,6 +283,8 @@ class Limits:
     patterns: int = 1_000  # patterns of one receiver
     pattern_tokens: int = 100_000  # of the patterns of all receivers together
     requests: int = 1_000  # pending at once on one connection
+    responding: int = 4_096  # of them, that one who answers is given at once, whatever it takes
+    pending_requests: int = 100_000  # of all connections together, that wait for who answers
     # --- replacements (SEMANTICS 27)
     replacements: int = 3
     replacement_window: float = 10.0

@@ -15,6 +15,7 @@ from msgservice.cli.exit_codes import MEANINGS
 # the others do not, and a command that ends at once is mostly imports.
 COMMANDS = {
     "send": ("msgservice.cli.send", "send"),
+    "request": ("msgservice.cli.request", "request"),
     "listen": ("msgservice.cli.listen", "listen"),
     "receivers": ("msgservice.cli.receivers", "receivers"),
     "peek": ("msgservice.cli.peek", "peek"),

@@ -100,7 +100,7 @@ def send(
     if to:
         options["to"] = list(to)
     if header:
-        options["headers"] = dict(_header(text) for text in header)
+        options["headers"] = dict(header_of(text) for text in header)
     if require:
         options["require"] = True
     if ttl is not None:
@@ -129,13 +129,7 @@ def send(
         source = lines or sys.stdin.buffer
         checked(b"")
         session.run(lambda reactor: _send_lines(session, reactor, name, subject, source, options))
-    content = (
-        body if file is None else file.read(MAX_BATCH_MAX + 1)
-    )  # one more is refused, with its size
-    if isinstance(content, str) and content_type_of(options.get("headers")) is not None:
-        content = os.fsencode(content)  # it is written in that type, as a file or a line is
-    elif isinstance(content, str) and not is_utf8(content):
-        raise click.UsageError("BODY is text, and this is no UTF-8: give it by --file")
+    content = content_of(body, file, options.get("headers"))
     checked(content)
     if message_id is not None:
         options["id"] = message_id
@@ -330,7 +324,22 @@ class _Progress:
         self._bar.update(self._task, completed=self.size, sent=self.sent, refresh=True)
 
 
-def _header(text: str) -> tuple[str, str]:
+def content_of(
+    body: str | None, file: BinaryIO | None, headers: dict[str, str] | None
+) -> str | bytes | None:
+    """Return what a BODY or a file is to who gets it; None where there is neither."""
+    content: str | bytes | None = body
+    if file is not None:
+        content = file.read(MAX_BATCH_MAX + 1)  # one more is refused, with its size
+    if isinstance(content, str) and content_type_of(headers) is not None:
+        return os.fsencode(content)  # it is written in that type, as a file or a line is
+    if isinstance(content, str) and not is_utf8(content):
+        raise click.UsageError("BODY is text, and this is no UTF-8: give it by --file")
+    return content
+
+
+def header_of(text: str) -> tuple[str, str]:
+    """Return name and value of a header that is NAME=VALUE."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise click.UsageError(f"--header takes NAME=VALUE, not {text!r}")

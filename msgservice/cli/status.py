@@ -140,6 +140,10 @@ def _info_table(found: dict[str, Any]) -> Table:
     if dead and dead["new"]:
         told = f"{dead['new']:,} since its start, {dead['requeued']:,} sent again"
         table.add_row("dead letters", f"{told}, {dead['dropped']:,} dropped")
+    asked = found.get("requests")
+    if asked and (asked["responders"] or asked["pending"]):
+        told = f"{asked['pending']:,} wait for an answer"
+        table.add_row("responders", f"{asked['responders']:,}; {told}")
     if room["full"]:
         table.add_row("refuses", room["full"])
     return table

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -37,21 +37,30 @@ from msgservice.client.handed import joined
 from msgservice.client.hop import NodeHop
 from msgservice.client.receipt import Receipt, Receipts
 from msgservice.client.requests import Requests
+from msgservice.client.responding import Handler, Responder
 from msgservice.client.shutdown import Shutdown
 from msgservice.clock import SteadyClock, monotonic_of, timed
 from msgservice.connection import Connection, Prover
 from msgservice.core.frames import Reply
 from msgservice.core.runs import Settled
-from msgservice.core.subjects import check_name, check_subject, exact
+from msgservice.core.subjects import (
+    check_name,
+    check_pattern,
+    check_subject,
+    exact,
+    is_reserved,
+)
 from msgservice.errors import (
+    BadSubject,
+    BadValue,
     ClientClosed,
     NotYetBuilt,
     RequestFailed,
     UnknownMessage,
 )
 from msgservice.interfaces import IChannelUser, IConnector
-from msgservice.limits import Limits, messages_and_bytes
-from msgservice.message import Headers, encode_mixed
+from msgservice.limits import INTEGER_MAX, Limits, is_integer, messages_and_bytes
+from msgservice.message import Headers
 from msgservice.records import hash_of
 from msgservice.waiters import Waiters
 
@@ -155,6 +164,10 @@ class Client:
             clock=reactor, now=now, pending_max=limits.requests, bytes_max=limits.window_bytes
         )
         self._connector = connector_factory(self._hop.connect)
+        self._connector_factory = connector_factory
+        self._new_incarnation, self._prover = new_incarnation, prover
+        self._limits, self._reactor, self._now = limits, reactor, now
+        self._responders: dict[Responder, None] = {}
         self._shutdown = Shutdown(
             hop=self._hop,
             flow=self._flow,
@@ -442,21 +455,70 @@ class Client:
     ) -> Deferred[Any]:
         """Ask whoever answers on `subject`; fires with the content of the answer.
 
-        In this version that is the node, on its own subjects (`$node.info`). Not stored, and sent
-        at most once. `timeout` in seconds. Fails with `NoResponder`, `RequestTimeout`,
-        `RequestFailed` (the other side says why), `Ambiguous` (the connection was lost after it was
-        sent), `LimitReached` (`limits.requests` are pending, or `limits.window_bytes` of them), or
-        as `send` does before sending. Cancelling ends the wait only.
+        That is the node on its own subjects (`$node.info`), and on others whoever says so with
+        `respond`: one of them, in turn. Not stored, and sent at most once. `timeout` in seconds.
+        Fails with `NoResponder`, `Busy` (all of them have as much as they take), `RequestTimeout`,
+        `RequestFailed` (the other side says why), `Ambiguous` (a connection was lost after it was
+        sent, `ResponderLost` where it was that of who was asked), `LimitReached`
+        (`limits.requests` are pending, or `limits.window_bytes` of them), or as `send` does before
+        sending. Cancelling ends the wait; one that was not sent is not sent then.
         """
         try:
             self._shutdown.check_open()
             subject = check_subject(subject)
-            item, _ = self._gathering.prepare(content, headers, None, self._gathering.limit_of())
+            item, size = self._gathering.prepare(content, headers, None, self._gathering.limit_of())
             if not 0 < timeout <= TIMEOUT_MAX:
                 raise ValueError(f"timeout must be above 0, at most {TIMEOUT_MAX} s")
         except Exception as error:  # see `send`
             return fail(error)
-        return self._requests.call(subject, encode_mixed([item]), timeout)
+        return self._requests.call(subject, item, size, timeout)
+
+    def respond(
+        self,
+        subject: str | Sequence[str],
+        handler: Handler,
+        *,
+        concurrency: int | None = None,
+    ) -> Responder:
+        """Answer requests on a subject or pattern, or several, from when a connection stands.
+
+        `handler(asked)` returns the content of the answer, as for `send`, or a Deferred or
+        coroutine of it. Where it fails its asker gets `RequestFailed`: with the sentence and code
+        of a `RequestFailed` that it raised, else with the name of the error's type alone.
+        `concurrency`: calls at once, `limits.requests` if left out; beyond it the node asks
+        another. It is cancelled where nobody waits for its answer any more.
+
+        Each responder has a connection of its own, which dials again when it is lost. Raises
+        `BadSubject` (of subjects that begin with `$` too), `BadValue`, `ClientClosed`, and
+        `TypeError` for a handler whose body would never run.
+        """
+        self._shutdown.check_open()
+        subjects = [subject] if isinstance(subject, str) else list(subject)
+        patterns = [check_pattern(exact(each, "subject")) for each in subjects]
+        for pattern in patterns:
+            if is_reserved(pattern):
+                raise BadSubject(pattern, "requests on subjects that begin with '$' are the node's")
+        if not patterns:
+            raise BadValue("subject", "must be one at least")
+        limits = self._limits
+        at_once = limits.requests if concurrency is None else concurrency
+        if not is_integer(at_once) or not 0 < at_once <= INTEGER_MAX:
+            raise BadValue("concurrency", f"must be an integer above 0, not {at_once!r}")
+        responder = Responder(
+            name=self.name,
+            patterns=patterns,
+            handler=handler,
+            concurrency=int(at_once),
+            incarnation=self._new_incarnation(),
+            connector_factory=self._connector_factory,
+            clock=self._reactor,
+            now=self._now,
+            limits=limits,
+            prover=self._prover,
+            ended=lambda one: self._responders.pop(one, None),
+        )
+        self._responders[responder] = None
+        return responder
 
     # --- hop.HopUser
 
@@ -464,7 +526,7 @@ class Client:
         """See `HopUser`."""
         self._gathering.fit(self._hop.batch_max)
         self._gathering.offered(connection.session.peer_features)
-        self._requests.opened(connection)
+        self._requests.opened(connection, self._hop.batch_max)
         self._connecting.fire(self)
 
     def settled(self, settled: list[Settled]) -> None:
@@ -489,6 +551,8 @@ class Client:
     def replaced(self) -> None:
         """See `HopUser`."""
         self._shutdown.replaced()
+        for responder in list(self._responders):
+            responder.close()
 
     # --- its life
 
@@ -517,9 +581,13 @@ class Client:
         there is no connection, fails with `ClientClosed`; it may still be stored. With `outbox=`
         a connection is waited for too, what an earlier process left included, and what stays in
         the file is logged; `unanswered` is how much. Safe to call twice. Cancelling ends the wait
-        only.
+        only. Its responders are closed as well.
         """
-        return self._shutdown.close()
+        closing = self._shutdown.close()
+        if not self._responders:
+            return closing
+        ends = [closing, *(responder.close() for responder in list(self._responders))]
+        return gatherResults(ends).addCallback(lambda _: None)
 
     def as_service(self) -> IService:
         """Return an `IService` that starts and closes this client, for `setServiceParent`."""

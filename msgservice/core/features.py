@@ -17,12 +17,13 @@ REQUIRE: Final = "require"  # a node refuses what is for nobody, where the flag 
 KEYS: Final = "keys"  # a node takes a message with an idempotency key once
 DELAY: Final = "delay"  # a node keeps messages until they are due, and cancels them before
 RETAIN: Final = "retain"  # a node keeps the last message of a subject for who joins
+RESPOND: Final = "respond"  # a node passes requests on to who says in its HELLO to answer them
 CODES: Final = "codes"  # refusals say which error they are: NACK, and REPLY in its header
 
 FACTS: Final = "facts"  # a receiver is told when its messages were stored, and of their attempts
 TTL: Final = "ttl"  # a node takes the time after which a message expires
 
-OF_NODES: Final = (CODES, DELAY, KEYS, REQUIRE, RETAIN, TO, TTL)
+OF_NODES: Final = (CODES, DELAY, KEYS, REQUIRE, RESPOND, RETAIN, TO, TTL)
 OF_PEERS: Final = (CODES,)  # of clients and receivers
 OF_RECEIVERS: Final = (*OF_PEERS, FACTS)
 # What those have who were made before there were names, and say none.

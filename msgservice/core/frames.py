@@ -8,7 +8,7 @@ what is behind may take for granted that a range has its ends in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -72,6 +72,7 @@ class HelloOptions(msgspec.Struct, omit_defaults=True):
     inbox: Name | None = None
     receive: ReceiveOptions | None = None
     features: Features | None = None  # see `core.features`
+    respond: list[Name] | None = None  # patterns of the requests that I answer
 
 
 class Hello(msgspec.Struct, array_like=True, tag=1, frozen=True):
@@ -270,6 +271,7 @@ Frame = _ByTag | Delivery
 
 KINDS: tuple[type[Frame], ...] = Frame.__args__
 CALLS_MAX = 4096  # of one REQUEST
+ANSWER_BYTES = 16  # of one answer in a REPLY, besides its message, at most
 REFUSALS_MAX = 64  # calls that one REPLY refuses: any `max_batch` has room for it
 RESUME_RANGES_MAX = 1000  # ranges of one RESUME frame; the rest follows with `more`
 # As many as are said in one: they fit in 8 KiB, so in any frame that the other side takes.
@@ -332,6 +334,24 @@ def refusals(calls: Iterable[int], message: msgspec.Raw) -> list[Reply]:
         Reply([(number, False, message) for number in numbers[at : at + REFUSALS_MAX]])
         for at in range(0, len(numbers), REFUSALS_MAX)
     ]
+
+
+Answer = tuple[int, bool, msgspec.Raw]  # the number of the call, whether it is one, the message
+
+
+def replies_of(answers: Iterable[Answer], size_max: int) -> Iterator[Reply]:
+    """Yield answers in frames with so many bytes of messages at most; one has one at least."""
+    frame: list[Answer] = []
+    room = size_max
+    for answer in answers:
+        size = len(answer[2]) + ANSWER_BYTES
+        if size > room and frame:
+            yield Reply(frame)
+            frame, room = [], size_max
+        frame.append(answer)
+        room -= size
+    if frame:
+        yield Reply(frame)
 
 
 def wrong_ranges(ranges: Sequence[Pair], above: int = 0) -> str | None:

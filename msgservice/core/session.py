@@ -170,7 +170,16 @@ class PeerError:
         self.code, self.reason = code, reason
 
 
-Event = Greeted | AuthStep | Opened | PeerBye | PeerError
+class Ponged:
+    """Event: the other side has answered a PING with a token, and so taken all that came before."""
+
+    __slots__ = ("token",)
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+
+Event = Greeted | AuthStep | Opened | PeerBye | PeerError | Ponged
 
 
 # What is waited for before a session is open, for people on both sides. Whoever has heard a HELLO
@@ -288,7 +297,8 @@ class Session:
                     # It hears us all the time that it reads: one answer says as much as many.
                     self._pong = Pong(frame.token)
             case Pong():
-                pass  # it was heard: that is all it is for
+                # That it was heard is all it is for, but where somebody asked by a token.
+                return Ponged(frame.token) if frame.token else None
             case Auth():
                 return self._take_auth(frame)
             case Bye():

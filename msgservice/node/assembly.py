@@ -57,6 +57,7 @@ from msgservice.node.perspectives import Perspectives
 from msgservice.node.purge import Purge
 from msgservice.node.receivers import Receivers
 from msgservice.node.replayer import Replayer
+from msgservice.node.responders import EveryRequest, Responders
 from msgservice.node.retained import ExpiredRetained, RetainedIndex
 from msgservice.node.seldom import Seldom
 from msgservice.node.stored_bytes import StoredBytes
@@ -115,6 +116,7 @@ class Parts:
     web: Web
     web_events: WebEvents
     posts: Posts
+    responders: Responders
     upkeep: Upkeep
     seldom: Seldom
     dead_letters: DeadLetters
@@ -169,6 +171,7 @@ def assemble(
             dispatch=dispatch,
             register=connections,
             requests=admin,
+            responders=responders,
             clock=time.clock,
             limits=limits,
         )
@@ -339,6 +342,7 @@ def assemble(
     )
 
     # What a connection may do.
+    responders = Responders(clock=time.clock, now=time.now, limits=limits)
     greeter = Greeter(
         name=facts.name,
         log_id=facts.log_id,
@@ -347,6 +351,7 @@ def assemble(
         tail=tail,
         receivers=receivers,
         places=connections,
+        responders=responders,
         limits=limits,
     )
     upkeep = Upkeep(
@@ -381,6 +386,7 @@ def assemble(
         delayed=delayed,
         undo=undo,
         loaded=loaded_bytes,
+        responders=responders,
         reload=reload,
         time=time,
     )
@@ -401,7 +407,12 @@ def assemble(
         look=operations.row,
     )
     perspectives = Perspectives(
-        view=view, instance=facts.log_id, gate=gate, intake=intake, requests=admin, limits=limits
+        view=view,
+        instance=facts.log_id,
+        gate=gate,
+        intake=intake,
+        requests=EveryRequest(admin, responders),
+        limits=limits,
     )
     posts = Posts(intake, requests=admin, tracker=tracker, time=time, limits=limits)
     web_events = WebEvents(
@@ -455,6 +466,7 @@ def assemble(
         web=web,
         web_events=web_events,
         posts=posts,
+        responders=responders,
         upkeep=upkeep,
         seldom=seldom,
         dead_letters=dead_letters,

@@ -175,6 +175,15 @@ class Pass:
             if not self.allows("receive", pattern):
                 raise NotAllowed(self.principal.user, f"receive {pattern!r}")
 
+    def check_responds(self, patterns: Iterable[str]) -> None:
+        """Raise `NotAllowed` for the first of these on which it may not answer requests.
+
+        Who answers a subject sees what is asked on it: it needs the right to receive it.
+        """
+        for pattern in patterns:
+            if not self.allows("receive", pattern):
+                raise NotAllowed(self.principal.user, f"answer requests on {pattern!r}")
+
     def refusal(self, subject: str) -> MsgServiceError:
         """Return why a request on this subject, which is not allowed, is refused."""
         if self.is_bound:

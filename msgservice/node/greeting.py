@@ -30,8 +30,9 @@ from msgservice.core.frames import (
 )
 from msgservice.core.ranges import Range
 from msgservice.core.session import State
-from msgservice.core.subjects import check_name, check_word
+from msgservice.core.subjects import check_name, check_pattern, check_word, is_reserved
 from msgservice.errors import (
+    BadSubject,
     ConnectionLimit,
     LimitReached,
     MalformedFrame,
@@ -60,6 +61,7 @@ class Guest:
     that was said. `over`: the node's incarnation towards it before its receiver was removed, where
     it comes back from then; it has no outlet. `waiting`: what it waits for has not been stored yet.
     `node_log`: the id of its log, of a node that passes on what others have sent; or nothing.
+    `respond`: patterns of the requests that it answers.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Guest:
     epoch: str = ""
     waiting: Deferred[None] | None = None
     node_log: str = ""
+    respond: tuple[str, ...] = ()
     allowed: Pass = field(kw_only=True)
 
     def gone(self) -> None:
@@ -149,6 +152,13 @@ class Places(Protocol):
         """Raise `NameHeld` while the name is held."""
 
 
+class Answering(Protocol):
+    """The responders of a node (`responders`)."""
+
+    def check_room(self, patterns: Sequence[str]) -> None:
+        """Raise `ConnectionLimit` where one more responder with these finds no room."""
+
+
 class Greeter:
     """Greets the connections of a node, as far as its gate lets them in."""
 
@@ -164,6 +174,7 @@ class Greeter:
         tail: Tail,
         receivers: Attaching,
         places: Places,
+        responders: Answering,
         limits: Limits,
     ) -> None:
         self._gate = gate
@@ -173,6 +184,7 @@ class Greeter:
         self._tail = tail
         self._receivers = receivers
         self._places = places
+        self._responders = responders
         self._limits = limits
 
     def greeted(
@@ -201,6 +213,7 @@ class Greeter:
             )
         if node_log:
             self._check_relays(hello.name, allowed)
+        respond = self._answers(hello, allowed)
         over = "" if dialled is not None else self._over(hello, allowed)
         outlet = None if over else self._outlet(hello, dialled, allowed)
         # What is not a receiver has taken nothing: its ranges count as everything else it says.
@@ -216,6 +229,7 @@ class Greeter:
             order=outlet.row.options.order if outlet is not None else "",
             over=over,
             node_log=node_log,
+            respond=respond,
             allowed=allowed,
         )
         visitor.admitted(guest)
@@ -292,6 +306,24 @@ class Greeter:
         if log_id == self._log_id:
             raise NameMismatch(f"node {hello.name!r} is this node itself")
         return log_id
+
+    def _answers(self, hello: Hello, allowed: Pass) -> tuple[str, ...]:
+        """Return the patterns of the requests that a peer answers; raise for those it may not."""
+        respond = tuple(map(check_pattern, hello.options.respond or ()))
+        if not respond:
+            return ()
+        if hello.options.node is not None:
+            raise NotSupported("a node that answers requests")
+        for pattern in respond:
+            if is_reserved(pattern):
+                raise BadSubject(pattern, "requests on subjects that begin with '$' are the node's")
+        try:
+            allowed.check_responds(respond)
+        except NotAllowed as error:
+            self._gate.turned_away(allowed, f"{error}: it may not `receive` that")
+            raise
+        self._responders.check_room(respond)
+        return respond
 
     def _check_relays(self, name: str, allowed: Pass) -> None:
         if not allowed.allows("relay", ""):

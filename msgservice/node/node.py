@@ -618,6 +618,7 @@ class Node(Service):
             parts.web.refuse_new()
             until = self.time.now() + self.limits.stop_timeout
             await parts.connections.stop()
+            parts.responders.stop()
             parts.dispatch.stop()
             stored = parts.commits.idle()
             stored.addTimeout(max(LAST_GROUP, until - self.time.now()), self.time.clock)

@@ -49,6 +49,7 @@ from msgservice.node.peek import Peek
 from msgservice.node.purge import Purge
 from msgservice.node.receivers import Receivers
 from msgservice.node.replayer import COUNT_PAGES, Replayer
+from msgservice.node.responders import Responders
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.tail import Tail
 from msgservice.node.troubles import health_of, troubles_of, well
@@ -149,6 +150,7 @@ class Operations:
         delayed: DelayedMessages,
         undo: Undo,
         loaded: LoadedBytes,
+        responders: Responders,
         reload: Callable[[], Deferred[list[Reread]]],
         time: Time,
     ) -> None:
@@ -165,6 +167,7 @@ class Operations:
         self._receivers, self._replayer, self._tail = receivers, replayer, tail
         self._acceptance = acceptance
         self._loaded = loaded
+        self._responders = responders
         self._time = time
         self._causes = why.Causes(time)
         self.add, self.change = receivers.add, receivers.change
@@ -193,6 +196,7 @@ class Operations:
             looped=self._acceptance.looped,
             loaded_bytes=self._loaded.total,
             dead_letters=LetterCounts(dead.new, dead.requeued, dead.dropped),
+            requests=self._responders.counts(),
         )
 
     async def receivers(

@@ -36,6 +36,7 @@ from msgservice.core.frames import (
     BYE_SETTLED,
     CALLS_MAX,
     Ack,
+    Answer,
     Delivery,
     Frame,
     Hello,
@@ -45,9 +46,11 @@ from msgservice.core.frames import (
     Request,
     Transfer,
 )
+from msgservice.core.subjects import is_reserved
 from msgservice.errors import (
     ContentChanged,
     FrameTooLarge,
+    LimitReached,
     MalformedFrame,
     ProtocolError,
     UnexpectedFrame,
@@ -64,7 +67,8 @@ from msgservice.node.ingress import Ingress
 from msgservice.node.intake import Intake, Sender, Senders
 from msgservice.node.login import PeerLogin
 from msgservice.node.outlet import Outlet
-from msgservice.node.replies import busy, refusal_of
+from msgservice.node.replies import busy, cut_answers, refusal, refusal_of
+from msgservice.node.responders import Responder, Responders
 from msgservice.node.status_frames import StatusFrames
 from msgservice.node.tracker import News, Tracker, Watch
 from msgservice.records import Piece, Resume, StatusFrom
@@ -177,6 +181,8 @@ class Peer:
         "_paused",
         "_register",
         "_requests",
+        "_responder",
+        "_responders",
         "_room",
         "_seat",
         "_sent_any",
@@ -210,6 +216,7 @@ class Peer:
         dispatch: Dispatch,
         register: Register,
         requests: Requests,
+        responders: Responders,
         clock: IReactorTime,
         limits: Limits,
     ) -> None:
@@ -236,6 +243,8 @@ class Peer:
         self._dispatch = dispatch
         self._register = register
         self._requests = requests
+        self._responders = responders
+        self._responder: Responder | None = None  # while it answers requests of others
         self._clock = clock
         self._limits = limits
         self._guest: Guest | None = None
@@ -289,6 +298,13 @@ class Peer:
                 whole_reasons=guest.allowed.sees_all,
             )
             self._watch = self._tracker.watch(self, guest.name, guest.incarnation, status_from)
+        if guest.respond:
+            self._responder = self._responders.join(
+                self,
+                guest.respond,
+                room=_said(hello.options.requests, self._limits.requests),
+                batch_max=self._answer_bytes,
+            )
         self._greeter.opened(self, connection, guest, resume)
 
     def takes(self, frame: Frame) -> bool:
@@ -306,9 +322,12 @@ class Peer:
             return connection.has_room and self.ingress.has_room and not connection.is_look
         if self._seat is not None and not self._seat.takes:
             return False
-        if kind is Request:
+        if type(frame) is Request:
             assert self.connection is not None
-            return self.connection.has_room and self._answering < self._limits.answering
+            if not self.connection.has_room:
+                return False
+            # What others answer takes nothing here: `requests` bounds it.
+            return self._answering < self._limits.answering or not is_reserved(frame.subject)
         return True
 
     def received(self, connection: Connection, frame: Frame) -> None:
@@ -334,7 +353,9 @@ class Peer:
             if self._seat is not None:
                 self._seat.note(frame.sequence, frame.attempts, frame.reason)
         elif type(frame) is Reply:
-            pass  # the node asks nobody; a late reply is dropped (SEMANTICS 30)
+            if self._responder is not None:
+                self._responders.answered(self._responder, frame)
+            # of one that was asked nothing; who left does not say that it answered
         elif type(frame) is Delivery:
             raise UnexpectedFrame("Transfer", "with what nodes tell their receivers")
         else:
@@ -380,6 +401,9 @@ class Peer:
                 timer.cancel()
         if self.ingress is not None:
             self.ingress.stop()
+        if self._responder is not None:
+            self._responders.lost(self._responder)
+        self._responders.forget(self)
         if self._watch is not None:
             self._tracker.unwatch(self._watch)
         leaving, was_here = self.is_leaving, self.stage is Stage.HERE
@@ -398,6 +422,8 @@ class Peer:
 
     def _happens(self, event: Event) -> None:
         self.stage = NEXT[self.stage, event]
+        if self.is_leaving and self._responder is not None:
+            self._responders.leaves(self._responder)
 
     # --- `greeting.Visitor`
 
@@ -600,6 +626,8 @@ class Peer:
             return
         if self._seat is not None and not self._seat.idle:
             return
+        if self._responder is not None and self._responder.pending:
+            return
         if self.ingress is None or not self.ingress.waiting:
             self.connection.close()
 
@@ -620,8 +648,11 @@ class Peer:
             return
         decode_messages(frame.messages)  # raises `MalformedFrame`
         self._calls += calls
-        self._answering += 1
         assert self._guest is not None
+        if not is_reserved(frame.subject):
+            self._responders.ask(self, frame, self._guest.allowed)
+            return
+        self._answering += 1
         answer: Deferred[Reply] = self._requests.answer(frame, self._guest.allowed)
         answer.addBoth(self._answered, calls).addErrback(self.fault)
 
@@ -637,3 +668,50 @@ class Peer:
             self._send([reply])
         except FrameTooLarge as error:
             self._tell([*refusal_of(reply, str(error))])
+
+    # --- `responders.Asker`, and `responders.End`
+
+    @property
+    def _answer_bytes(self) -> int:
+        """The bytes of messages that one frame to this peer may hold."""
+        assert self.connection is not None
+        hello, own = self.connection.session.peer_hello, self._limits.max_batch
+        return own if hello is None else min(_said(hello.options.max_batch, own), own)
+
+    def told(self, answers: list[Answer]) -> None:
+        """See `Asker`. What a peer that does not read would be told goes beyond no window."""
+        self._calls -= len(answers)
+        if self.is_gone:
+            return
+        assert self.connection is not None
+        assert self.connection.channel is not None
+        if self.connection.channel.unsent > self._limits.window_bytes:
+            error = LimitReached("window_bytes", self._limits.window_bytes)
+            said = refusal(f"answered, but answers are not read: {error}", error.refusal_code)
+            answers = [(number, False, said) for number, _, _ in answers]
+        self._say([*cut_answers(answers, self._answer_bytes)])
+
+    @property
+    def may_be_asked(self) -> bool:
+        """See `End`."""
+        return self.connection is not None and self.connection.may_send
+
+    def ask(self, requests: list[Request]) -> None:
+        """See `End`."""
+        self._say([*requests])
+
+    def _say(self, frames: list[Frame]) -> None:
+        """Send what others have said: where that fails, this connection ends, and no other."""
+        try:
+            self._tell(frames)
+        except Exception:
+            self.fault(Failure())
+
+    def has_answered(self) -> None:
+        """See `End`."""
+        self._close_if_done()
+
+
+def _said(number: int | None, default: int) -> int:
+    """Return what a HELLO says; 0 is as left out."""
+    return number or default

@@ -28,6 +28,7 @@ from zope.interface import implementer
 
 from msgservice.administration import RECEIVERS_LIST
 from msgservice.clock import monotonic_of
+from msgservice.codecs import CONTENT_TYPE, decode_content
 from msgservice.core.frames import Reply, Request
 from msgservice.core.reasons import one_line
 from msgservice.core.refusal import Refusal
@@ -40,6 +41,8 @@ from msgservice.errors import (
     LogUnavailable,
     MsgServiceError,
     NotAuthenticated,
+    RequestFailed,
+    code_said,
     refused,
     request_failed,
 )
@@ -48,6 +51,7 @@ from msgservice.limits import NAME_BYTES_MAX, Limits
 from msgservice.message import FLAG_REQUIRE, WireMessage, decode_messages, encode_messages
 from msgservice.node.gate import Door, Pass
 from msgservice.node.intake import LocalSender
+from msgservice.node.replies import JSON_TYPE
 from msgservice.node.slices import Slices
 from msgservice.node.view import ReceiversView
 from msgservice.records import Batch, Outcome, RefusedBatch
@@ -361,7 +365,7 @@ class Perspective(Service):
             body = _to_json(_plain(content)) if content is not None else b""
         except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
             raise BadValue("content", f"has no form in JSON: {error}") from None
-        request = Request(1, name, msgspec.Raw(encode_messages([WireMessage(body)])))
+        request = Request(1, name, msgspec.Raw(encode_messages([_json(body)])))
         asked = _Asked(request, len(body), Deferred())
         self._asked.append(asked)
         self._asked_bytes += asked.size
@@ -428,6 +432,11 @@ class Perspective(Service):
         return self.perspective_request("$node.status", {"id": _text("id", id)})
 
 
+def _json(body: bytes) -> WireMessage:
+    """Return the message of a request: JSON, which says so to whoever answers."""
+    return WireMessage(body, {CONTENT_TYPE: JSON_TYPE} if body else None)
+
+
 def _position(outcome: Outcome) -> int:
     if isinstance(outcome, RefusedBatch):
         raise outcome.error
@@ -438,9 +447,12 @@ def _answer(reply: Reply, subject: str) -> Any:
     ((_, ok, raw),) = reply.replies
     (message,) = decode_messages(msgspec.Raw(b"\x91" + bytes(raw)))
     if ok:
-        return jellied.plain(msgspec.json.decode(message.body))
-    code = int((message.headers or {}).get(ERROR_HEADER, "0"))
-    raise request_failed(code, message.body.decode(), subject, 0)
+        try:
+            return jellied.plain(decode_content(message.body, message.headers))
+        except ValueError as error:  # a program's answer, which says of itself what it is not
+            raise RequestFailed(f"{subject!r}: answer cannot be read: {error}") from None
+    code = code_said((message.headers or {}).get(ERROR_HEADER, ""))
+    raise request_failed(code, message.body.decode(errors="replace"), subject, 0)
 
 
 def _refused(refusal: Refusal, subject: str) -> MsgServiceError:

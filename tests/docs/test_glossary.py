@@ -38,6 +38,8 @@ CENTRAL = [
     "link",
     "outlet",
     "receipt",
+    "request",
+    "responder",
     "replay",
     "status",
     "settled",

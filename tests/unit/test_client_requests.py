@@ -56,13 +56,57 @@ def test_30_answers_in_any_order_reach_each_its_own_request() -> None:
     world = ClientWorld()
     asked = [world.client.request("prices.get", b"%d" % number) for number in range(3)]
     world.settle()
-    late, second, third = world.node.requests
+    (request,) = world.node.requests  # those of one turn share a frame
+    messages = decode_messages(request.messages)
     asked[0].addErrback(lambda failure: failure.trap(CancelledError))
     asked[0].cancel()
-    for request in (third, late, second):
-        echo(world.node.connection, request)
+    for at in (2, 0, 1):
+        reply(world.node.connection, request.id + at, True, messages[at])
     world.settle()
     assert [b"1", b"2"] == [now(asked[1]), now(asked[2])]
+
+
+def test_57_calls_of_one_turn_share_a_frame_where_their_subject_and_time_are_the_same() -> None:
+    world = ClientWorld()
+    said = [("a", 5), ("b", 5), ("a", 5), ("a", 9), ("b", 5)]
+    asked = [
+        world.client.request(subject, b"", timeout=timeout).addErrback(lambda _: None)
+        for subject, timeout in said
+    ]
+    gone = world.client.request("a", b"never sent", timeout=5)
+    gone.addErrback(lambda failure: failure.trap(CancelledError))
+    gone.cancel()
+    world.settle()
+    frames = [
+        (request.subject, request.timeout, len(decode_messages(request.messages)))
+        for request in world.node.requests
+    ]
+    assert [("a", 5000, 2), ("b", 5000, 2), ("a", 9000, 1)] == frames
+    assert len(asked) == len({r.id + at for r in world.node.requests for at in range(2)} - {6})
+    world.client.close()
+
+
+def test_57_a_frame_has_no_more_calls_and_bytes_than_the_node_takes() -> None:
+    world = ClientWorld(limits=Limits(max_batch=4096))
+    asked = [world.client.request("a", b"x" * 1000) for _ in range(9)]
+    world.settle()
+    assert [4, 4, 1] == [len(decode_messages(r.messages)) for r in world.node.requests]
+    assert all(len(bytes(r.messages)) <= 4096 for r in world.node.requests)
+    for one in asked:
+        one.addErrback(lambda _: None)
+    world.client.close()
+
+
+def test_57_what_waits_for_a_node_and_is_given_up_is_not_kept() -> None:
+    clock = Clock()
+    requests = Requests(clock=clock, now=clock.seconds, pending_max=10, bytes_max=1000)
+    for _ in range(100):
+        requests.call("a", b"", 3, 1.0).addErrback(lambda _: None)
+        clock.advance(0)
+        clock.advance(1.5)
+    assert not len(requests)
+    assert not requests._parked
+    assert not clock.getDelayedCalls()
 
 
 def test_30_nobody_answers() -> None:
@@ -198,9 +242,9 @@ def test_one_that_fails_may_cancel_others_that_fail_with_it() -> None:
 def test_the_deadlines_of_requests_that_have_gone_are_bounded() -> None:
     clock = Clock()
     requests = Requests(clock=clock, now=clock.seconds, pending_max=10, bytes_max=1000)
-    first = requests.call("a", b"", 1000.0)
+    first = requests.call("a", b"", 3, 1000.0)
     for _ in range(1000):
-        other = requests.call("a", b"", 2000.0)
+        other = requests.call("a", b"", 3, 2000.0)
         other.addErrback(lambda failure: failure.trap(CancelledError))
         other.cancel()
     assert len(requests._dues) <= 2 + 1 + DUES_SPARE

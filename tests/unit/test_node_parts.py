@@ -67,6 +67,7 @@ from msgservice.node.outlet_progress import Decreed, OutletProgress
 from msgservice.node.peer import Peer
 from msgservice.node.receivers import Receivers
 from msgservice.node.replies import busy
+from msgservice.node.responders import Responders
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.rights import ANYONE
 from msgservice.node.seldom import Seldom
@@ -156,7 +157,7 @@ def a_connection(**more: Any) -> Any:
         "is_writable": True,
         "has_room": True,
         "channel": double(credentials=THIS_PROCESS),
-        "session": double(peer_hello=peer, state=SessionState.GREETED),
+        "session": double(peer_hello=peer, state=SessionState.GREETED, peer_features=frozenset()),
     }
     return double(**(attributes | more))
 
@@ -994,6 +995,11 @@ def a_newcomer() -> Any:
     return double(is_leaving=False, principal=None, door=LISTENER)
 
 
+def some_responders() -> Responders:
+    clock = Clock()
+    return Responders(clock=clock, now=clock.seconds, limits=LIMITS)
+
+
 def a_greeter(**more: Any) -> Greeter:
     collaborators: dict[str, Any] = {
         "name": "node-1",
@@ -1003,6 +1009,7 @@ def a_greeter(**more: Any) -> Greeter:
         "tail": Tail(1, 1),
         "receivers": double(stored=lambda: succeed(None)),
         "places": double(),
+        "responders": some_responders(),
         "limits": LIMITS,
     }
     return Greeter(**(collaborators | more))
@@ -1089,6 +1096,7 @@ def a_peer(expected: Outlet | None = None, **more: Any) -> Peer:
         "dispatch": double(),
         "register": double(opened=lambda peer: True, replace=lambda outlet, peer: True),
         "requests": double(),
+        "responders": some_responders(),
         "clock": Clock(),
         "limits": LIMITS,
     }
@@ -1221,6 +1229,7 @@ def some_operations(**more: Any) -> Operations:
         "purge": double(),
         "delayed": double(page=None, cancel=None),
         "loaded": LoadedBytes(LIMITS.loaded_bytes),
+        "responders": some_responders(),
         "reload": lambda: succeed([]),
         "retained": RetainedIndex(LIMITS),
         "time": Time(Clock()),

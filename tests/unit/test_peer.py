@@ -21,6 +21,7 @@ from msgservice.core.frames import (
 from msgservice.limits import Limits
 from msgservice.node.greeting import Guest
 from msgservice.node.peer import NEXT, Event, Peer, Stage
+from msgservice.node.responders import Responders
 from msgservice.records import Resume
 from tests.kit.doubles import double
 from tests.kit.passes import a_gate, at_home
@@ -82,6 +83,7 @@ class Scene:
             dispatch=self.dispatch,
             register=self.register,
             requests=double(),
+            responders=Responders(clock=self.clock, now=self.clock.seconds, limits=Limits()),
             clock=self.clock,
             limits=Limits(),
         )
