@@ -54,6 +54,18 @@ def _live(test: str) -> ByTest:
     return _test(f"tests/unit/test_streams_server.py::{test}", test)
 
 
+RESPONDERS = "msgservice.node.responders:Responders"
+
+
+def _asked(test: str) -> ByTest:
+    path = "tests/unit/test_node_responders.py"
+    return _test(f"{path}::test_57_{test}", f"test_57_{test}")
+
+
+def _play(test: str) -> ByTest:
+    return _test(f"tests/simulation/test_requests.py::test_57_{test}", f"test_57_{test}")
+
+
 def _purge(test: str) -> ByTest:
     return _test(f"tests/unit/test_node_purge.py::{test}", test)
 
@@ -1475,8 +1487,8 @@ _ALL = [
     Mutant(
         name="reply-to-the-wrong-request",
         at="msgservice.client.requests:Requests.replied",
-        old="call = self._take(number)",
-        new="call = self._take(min(self._calls, default=0))",
+        old="call = sent.get(number)",
+        new="call = sent.get(min(sent, default=0))",
         catcher=_test("tests/unit/test_client_requests.py", "answers_in_any_order"),
     ),
     # --- the client
@@ -3570,6 +3582,128 @@ _ALL = [
         new="if False:",
         catcher=_stream(
             "test_rule_5_9_a_list_comes_when_all_that_its_connection_has_put_is_stored"
+        ),
+    ),
+    Mutant(
+        name="what-was-written-is-asked-of-the-next",
+        at=f"{RESPONDERS}._flush",
+        old="queued, responder.queued = responder.queued, {}",
+        new="queued = dict(responder.queued)",
+        catcher=_asked("one_who_goes_afterwards_may_have_handled_it_and_nobody_else_is_asked"),
+    ),
+    Mutant(
+        name="an-answer-from-who-was-not-asked",
+        at=f"{RESPONDERS}._answer_came",
+        old="if run.responder is not responder or run in responder.queued:",
+        new="if False:",
+        catcher=_play("each_request_is_answered_once_or_fails_and_no_answer_reaches_another"),
+    ),
+    Mutant(
+        name="an-answer-to-the-call-beside",
+        at=f"{RESPONDERS}._give",
+        old="shift=number - first",
+        new="shift=number - first + 1",
+        catcher=_play("each_request_is_answered_once_or_fails_and_no_answer_reaches_another"),
+    ),
+    Mutant(
+        name="what-who-went-has-asked-stays",
+        at=f"{RESPONDERS}.forget",
+        old="self._end(run)",
+        new="pass",
+        catcher=_asked("an_asker_that_has_gone_leaves_nothing_and_its_answer_reaches_nobody"),
+    ),
+    Mutant(
+        name="a-call-whose-time-is-over-stays",
+        at=f"{RESPONDERS}._expire",
+        old="if run.left:",
+        new="if False:",
+        catcher=_asked("answers_late_twice_or_from_another_are_dropped_and_counted"),
+    ),
+    Mutant(
+        name="one-who-answers-is-asked-all",
+        at="msgservice.node.responders:_shares",
+        old="turn.at = (place + 1) % size",
+        new="turn.at = 0",
+        catcher=_asked("several_who_answer_are_asked_in_turn_and_a_frame_is_shared_among_them"),
+    ),
+    Mutant(
+        name="nobody-is-ever-busy",
+        at="msgservice.node.responders:Responder.free",
+        old="self.room - self.pending",
+        new="self.room",
+        catcher=_asked("who_has_as_many_as_it_takes_is_passed_over_and_all_busy_is_said_at_once"),
+    ),
+    Mutant(
+        name="who-goes-is-waited-for",
+        at=f"{RESPONDERS}.lost",
+        old="self._fail(run, ResponderLost(run.subject))",
+        new="pass",
+        catcher=_asked("one_who_goes_afterwards_may_have_handled_it_and_nobody_else_is_asked"),
+    ),
+    Mutant(
+        name="who-goes-before-it-was-written-to-loses-it",
+        at=f"{RESPONDERS}.leaves",
+        old="self._place(run.asker",
+        new="(lambda *_: None)(run.asker",
+        catcher=_asked(
+            "one_who_goes_before_it_was_written_to_is_asked_nothing_and_the_next_one_is"
+        ),
+    ),
+    Mutant(
+        name="what-is-no-message-is-passed-on",
+        at=f"{RESPONDERS}._answer_came",
+        old="decode_message(raw)",
+        new="pass",
+        catcher=_asked("what_is_no_message_ends_who_said_it_and_nobody_else"),
+    ),
+    Mutant(
+        name="everybody-may-ask",
+        at=f"{RESPONDERS}.ask",
+        old='if not who.allows("request", frame.subject):',
+        new="if False:",
+        catcher=_asked("rights_are_asked_of_both_sides"),
+    ),
+    Mutant(
+        name="everybody-may-answer",
+        at="msgservice.node.gate:Pass.check_responds",
+        old='if not self.allows("receive", pattern):',
+        new="if False:",
+        catcher=_asked("rights_are_asked_of_both_sides"),
+    ),
+    Mutant(
+        name="the-nodes-own-subjects-are-answered",
+        at="msgservice.node.greeting:Greeter._answers",
+        old="if is_reserved(pattern):",
+        new="if False:",
+        catcher=_asked("a_pattern_of_the_nodes_own_subjects_is_refused[$node.>-9]"),
+    ),
+    Mutant(
+        name="answers-pile-up",
+        at="msgservice.node.peer:Peer.told",
+        old="if self.connection.channel.unsent > self._limits.window_bytes:",
+        new="if False:",
+        catcher=_asked("answers_that_are_not_read_go_beyond_no_window"),
+    ),
+    Mutant(
+        name="asked-again-on-the-next-connection",
+        at="msgservice.client.requests:Requests.lost",
+        old="self._connection = None",
+        new="self._connection = None; self._parked |= dict.fromkeys(self._sent.values());"
+        " self._sent = {}",
+        catcher=_test(
+            "tests/unit/test_client_requests.py"
+            "::test_one_that_was_sent_is_ambiguous_when_the_connection_is_lost",
+            "test_one_that_was_sent_is_ambiguous_when_the_connection_is_lost",
+        ),
+    ),
+    Mutant(
+        name="ready-before-the-node-knows",
+        at="msgservice.client.responding:Responder.opened",
+        old="connection.send(Ping(READY))",
+        new="self._is_heard(connection)",
+        catcher=_test(
+            "tests/unit/test_responding.py",
+            "test_57_it_is_ready_when_the_node_passes_requests_on_and_not_before",
         ),
     ),
 ]
