@@ -23,6 +23,7 @@ from bench import (
     pb,
     receivers,
     replay,
+    rpc,
     security,
     udp,
     udp_flood,
@@ -52,6 +53,7 @@ MEASUREMENTS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("pb", pb.measure),
     ("chain", chain.measure),
     ("http", http.measure),
+    ("rpc", rpc.measure),
 ]
 
 

@@ -21,10 +21,10 @@ LINE_TIMEOUT = 600.0
 
 
 class Role:
-    """A process of `bench.roles`."""
+    """A process of `bench.roles`, or of another module that has roles."""
 
-    def __init__(self, role: str, **options: Any) -> None:
-        command = [sys.executable, "-m", "bench.roles", role]
+    def __init__(self, role: str, module: str = "bench.roles", **options: Any) -> None:
+        command = [sys.executable, "-m", module, role]
         for name, value in options.items():
             if value is not None and value is not False:
                 command.append("--" + name.replace("_", "-"))
