@@ -1228,6 +1228,7 @@ def some_operations(**more: Any) -> Operations:
         "acceptance": double(looped=0),
         "purge": double(),
         "delayed": double(page=None, cancel=None),
+        "undo": double(),
         "loaded": LoadedBytes(LIMITS.loaded_bytes),
         "responders": some_responders(),
         "reload": lambda: succeed([]),
