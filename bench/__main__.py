@@ -25,6 +25,7 @@ from bench import (
     replay,
     rpc,
     security,
+    shared,
     udp,
     udp_flood,
 )
@@ -52,6 +53,7 @@ MEASUREMENTS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("security", security.measure),
     ("pb", pb.measure),
     ("chain", chain.measure),
+    ("shared", shared.measure),
     ("http", http.measure),
     ("rpc", rpc.measure),
 ]

@@ -154,12 +154,15 @@ def login_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def receiver(args: argparse.Namespace) -> None:
     """Takes everything; says when it is attached, and when it has `--count`."""
-    seen = 0
+    seen, last = 0, 0.0
     count = args.count
 
     def handle(message: Any) -> None:
-        nonlocal seen
+        nonlocal seen, last
+        if args.sleep:
+            time.sleep(args.sleep / 1000)
         seen += 1
+        last = time.monotonic()
         if seen == count:
             say(end=time.monotonic(), count=seen)
 
@@ -168,6 +171,8 @@ def receiver(args: argparse.Namespace) -> None:
         name=args.name,
         handler=handle,
         window=(args.window, 64 * 1024 * 1024) if args.window else None,
+        order="none" if args.shared else "strict",
+        shared=args.shared,
     )
     attachment = made.attach(
         args.address, subjects=args.subjects.split(","), start=args.start, **login_of(args)
@@ -179,7 +184,7 @@ def receiver(args: argparse.Namespace) -> None:
             seen, count = 0, int(line.split()[1])
             say(counting=count)
         else:
-            say(seen=seen)
+            say(seen=seen, last=last)
 
     def attached() -> None:
         if attachment.connected:
@@ -594,6 +599,8 @@ def main() -> None:
     of_receiver.add_argument("--subjects", default="orders.>")
     of_receiver.add_argument("--window", type=int, default=0)
     of_receiver.add_argument("--start", default="new")
+    of_receiver.add_argument("--shared", action="store_true")
+    of_receiver.add_argument("--sleep", type=float, default=0.0, help="ms of each handler")
     of_sender = roles.add_parser("sender")
     of_sender.add_argument("--address", required=True)
     of_sender.add_argument("--name", default="shop")

@@ -367,6 +367,7 @@ class ReceiverState(
     left_out: LeftOut | None = None
     away_s: float | None = None  # that it is away, where `away_max` counts it; over restarts too
     stays: str = ""  # why it is there though that was too long
+    workers: int = 0  # connections that share its messages, or one
     health: str = ""  # up, away, probing, failing, paused, suspended or full
 
 
@@ -708,6 +709,8 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     unaccounted: int
     replay: Replaying | None
     troubles: Sequence[Trouble]  # the worst first
+    shared: bool = False  # among several connections ...
+    workers: int = 0  # ... so many now
 
 
 class ObservedNode(msgspec.Struct, frozen=True, kw_only=True):

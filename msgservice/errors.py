@@ -210,6 +210,17 @@ class ConfiguredOtherwise(ProtocolError):
         self.name, self.what = name, what
 
 
+class SharedOtherwise(ProtocolError):
+    """A receiver is shared by several connections, and this one would have it alone; or not."""
+
+    wire_code = 18
+
+    def __init__(self, name: str, *, shared: bool) -> None:
+        how = "is shared, and this connection" if shared else "is not shared, and this connection"
+        super().__init__(f"receiver {name!r} {how} {'does not say' if shared else 'says'} shared")
+        self.name, self.shared = name, shared
+
+
 class ConnectionLimit(ProtocolError):
     """A limit of the node, named, leaves this connection no room."""
 

@@ -91,6 +91,15 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
             configured=False,
         ),
     ] = 0
+    shared: Annotated[
+        bool,
+        # What a connection has in flight is counted otherwise: it is made so, and stays so.
+        About(
+            help="Several connections share its messages, each of which goes to one of them; only"
+            " with the order none.",
+            changed=False,
+        ),
+    ] = False
     max_attempts: Annotated[
         int,
         About(
@@ -151,6 +160,8 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
             wrong = option.wrong(value, repr)
             if wrong is not None:
                 raise BadValue(option.name, wrong)
+        if self.shared and self.order != NONE:
+            raise BadValue("order", f"must be {NONE!r} where `shared` is true, not {self.order!r}")
         return msgspec.structs.replace(self, **exact) if exact else self
 
     def check_against(self, limits: Limits, names: Iterable[str] = OF_NODES) -> None:

@@ -23,6 +23,7 @@ from msgservice.limits import INTEGER_MAX
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver.ways import Attachment
+from msgservice.receiver_options import NONE, STRICT
 
 WATCH_SECONDS = 0.5  # between two looks at the connection
 
@@ -66,6 +67,11 @@ class Start(click.ParamType[Any]):
     is_flag=True,
     help="Of a NAME that is new: not what is retained of these SUBJECTs, only what is sent.",
 )
+@click.option(
+    "--shared",
+    is_flag=True,
+    help="Share the messages of NAME with others that say so: each goes to one of them.",
+)
 @click.option("--forget", is_flag=True, help="Remove the receiver at the end.")
 @node_options
 def listen(
@@ -75,6 +81,7 @@ def listen(
     count: int | None,
     start: str | int | datetime,
     no_retained: bool,
+    shared: bool,
     forget: bool,
 ) -> None:
     """Attach to the node as the receiver NAME, and print what it gets for these SUBJECTs.
@@ -109,7 +116,13 @@ def listen(
                     err=True,
                 )
             printer = Printer(reactor, sys.stdout.buffer, count=count, as_json=session.as_json)
-            receiver = Receiver(reactor, name=name, handler=printer.handle)
+            receiver = Receiver(
+                reactor,
+                name=name,
+                handler=printer.handle,
+                order=NONE if shared else STRICT,
+                shared=shared,
+            )
             watch = Watch(reactor, printer.done)
             try:
                 watch.start(

@@ -300,6 +300,8 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _state(row: dict[str, Any]) -> str:
     state = "connected" if row["connected"] else _away(row)
+    if row.get("shared"):
+        state = f"{row['workers']} workers, {state}" if row["connected"] else f"shared, {state}"
     if row.get("health") == "probing":
         state = f"probing, {state}"
     marks = [mark for mark in ("paused", "suspended", "refuses") if row[mark]]

@@ -135,6 +135,8 @@ def _head(node: dict[str, Any]) -> RenderableType:
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
     oldest, health = row["oldest"], row["health"]
+    if row.get("shared") and row["connected"]:
+        health = f"{health}, {row['workers']} workers"
     if not row["connected"] and health == "away":
         health = f"away {lasting((row['at'] - row['since']) / 1000)}"
     return (

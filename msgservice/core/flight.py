@@ -24,7 +24,7 @@ from msgservice.core.backlog import Backlog
 from msgservice.core.frames import Delivery, Transfer
 from msgservice.core.ranges import Range, RangeSet
 from msgservice.core.refusal import Refusal
-from msgservice.core.runs import WAITING, Run, parts_of
+from msgservice.core.runs import WAITING, Run, Tally, parts_of
 from msgservice.errors import NeverSent
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import Action, Status
@@ -89,7 +89,6 @@ class Flight:
         due: Deadlines | None = None,
         tells_facts: bool = False,
     ) -> None:
-        assert not backlog.in_flight.runs  # the flight before has ended
         self.window_messages, self.window_bytes = own_window
         if window is not None:
             self.window_messages = min(self.window_messages, window[0])
@@ -104,12 +103,18 @@ class Flight:
         self._tells_facts = tells_facts
         self._backlog = backlog
         self._limit = backlog.limit
-        self._ready, self._in_flight = backlog.ready, backlog.in_flight
+        self._ready, self._in_flight = backlog.ready, self._begin()
         self._sent = RangeSet()
         self._nacks = 0
         self._sent_suspect = False  # what is in flight is one message, that was lost alone before
         self._limit.begin()
         backlog.let_go()
+
+    def _begin(self) -> Tally:
+        """Count what is in flight: all that the backlog has in flight is in this one."""
+        backlog = self._backlog
+        assert not backlog.in_flight.runs  # the flight before has ended
+        return backlog.in_flight
 
     # --- getters
 
@@ -141,10 +146,7 @@ class Flight:
         Of more than `runs_max` of them, or of ranges, the rest waits for `go_on`.
         Raises `NeverSent` if some of it was not sent on this connection; nothing is changed then.
         """
-        covers = self._sent.covers
-        for first, last in ranges:
-            if not covers(first, last):
-                raise NeverSent(first, last)
+        self._check_sent(ranges)
         backlog = self._backlog
         before = backlog.open_runs
         if before > runs_max or len(ranges) > runs_max:
@@ -168,11 +170,22 @@ class Flight:
 
         Returns the runs that this took; of more than `runs_max` of them the rest waits for `go_on`.
         """
-        if not self._sent.covers(first, last):
-            raise NeverSent(first, last)
+        ranges = [(first, last)]
+        self._check_sent(ranges)
         if refusal.action in (Action.RETRY, Action.LATER):
             self._nacks += 1
-        self._rest = _Rest(deque([(first, last)]), refusal, delay)
+        return self._refused(ranges, refusal, delay, now, runs_max)
+
+    def _check_sent(self, ranges: Sequence[Range]) -> None:
+        covers = self._sent.covers
+        for first, last in ranges:
+            if not covers(first, last):
+                raise NeverSent(first, last)
+
+    def _refused(
+        self, ranges: Sequence[Range], refusal: Refusal, delay: float, now: float, runs_max: int
+    ) -> int:
+        self._rest = _Rest(deque(ranges), refusal, delay)
         return self.go_on(now, runs_max)
 
     def go_on(self, now: float, runs_max: int = INTEGER_MAX) -> int:
@@ -212,8 +225,8 @@ class Flight:
         if not messages:
             return
         backlog, limit = self._backlog, self._limit
-        was_alone = limit.most == 1 or self._sent_suspect
-        unanswered = backlog.land_all(now)
+        was_alone = messages == 1 and (limit.most == 1 or self._sent_suspect)
+        unanswered = self._land_all(now)
         if not lost:
             return
         limit.lost(messages)
@@ -224,6 +237,9 @@ class Flight:
             limit.suspect(unanswered[0])
         else:
             limit.prove(backlog.sendable(unanswered))
+
+    def _land_all(self, now: float) -> list[Run]:
+        return self._backlog.land_all(now)
 
     # --- to the world
 
@@ -330,11 +346,8 @@ class Flight:
         in_flight, count = self._in_flight, run.count
         limit = self._limit
         flying, most = in_flight.messages, limit.most
-        if limit.suspects:
-            if run.first in limit.suspects:
-                return 0 if flying else 1  # alone, whatever else is ready
-            if flying and self._sent_suspect:
-                return 0
+        if limit.suspects and (alone := self._alone(run, flying)) is not None:
+            return alone
         if most is not None:
             count = min(count, most - flying)
         if flying and (
@@ -342,6 +355,12 @@ class Flight:
         ):
             return 0
         return count
+
+    def _alone(self, run: Run, flying: int) -> int | None:
+        """The room that there is for a suspect, or beside one; None: this is about none."""
+        if run.first in self._limit.suspects:
+            return 0 if flying else 1  # alone, whatever else is ready
+        return 0 if flying and self._sent_suspect else None
 
     def _send(self, run: Run, transfers: list[Transfer]) -> None:
         backlog = self._backlog

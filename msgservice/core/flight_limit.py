@@ -70,5 +70,7 @@ class FlightLimit:
 
     def lost(self, messages: int) -> None:
         """A connection was lost with so many messages unanswered: half of that is the limit."""
-        self.most = max(1, messages // 2)
+        most = max(1, messages // 2)
+        # One of several connections may have had more, sent before the others were lost.
+        self.most = most if self.most is None else min(self.most, most)
         self._unproven = RangeSet()

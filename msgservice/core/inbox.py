@@ -59,6 +59,7 @@ class Answers:
         "_discarded",
         "_discarded_ranges",
         "_discarding",
+        "_is_shared",
         "_nacks",
         "_received_max",
         "_refusals",
@@ -67,7 +68,14 @@ class Answers:
         "refused_bytes",
     )
 
-    def __init__(self, said: int = 0, window_messages: int = WINDOW_MESSAGES_MAX) -> None:
+    def __init__(
+        self,
+        said: int = 0,
+        window_messages: int = WINDOW_MESSAGES_MAX,
+        *,
+        is_shared: bool = False,
+    ) -> None:
+        self._is_shared = is_shared  # others get what lies between: only what is owed is kept
         self.received = RangeSet()  # what the sender sent here: all that may be answered
         self._received_max = RECEIVED_MAX + said
         self._acked = RangeSet()
@@ -189,7 +197,11 @@ class Answers:
 
     def take_over(self, first: int, last: int) -> None:
         """Acknowledge sequences that were taken, as far as this connection received them."""
-        if self.received.covers(first, last):
+        if self._is_shared:
+            for low, high in self.received.within(first, last):
+                self._acked.add(low, high)
+            self.received.remove(first, last)
+        elif self.received.covers(first, last):
             self._acked.add(first, last)
         else:
             for low, high in self.received.within(first, last):
@@ -202,6 +214,8 @@ class Answers:
         action, text = refusal.action, sendable(refusal.reason)
         code, about = refusal.code, refusal.about or None
         self._owe(Nack(first, last, int(action), delay_ms, text, code, about))
+        if self._is_shared:
+            self.received.remove(first, last)
         if action in (Action.RETRY, Action.LATER):
             self._nacks += 1
             if lane is not None:
@@ -272,11 +286,13 @@ class Inbox:
         ordered: bool = True,
         rejected: Iterable[Rejected] = (),
         window_messages: int = WINDOW_MESSAGES_MAX,
+        is_shared: bool = False,
     ) -> None:
+        self._is_shared = is_shared
         self.marks = Marks() if marks is None else marks
         self.ordered = ordered
         self._window_messages = window_messages
-        self.answers = Answers(0, window_messages)
+        self.answers = Answers(0, window_messages, is_shared=is_shared)
         self._taking = RangeSet()  # given to the handler, not taken yet
         self._newest: Arrival | None = None  # that reaches highest, of those given to the handler
         self._newest_last = 0
@@ -301,7 +317,9 @@ class Inbox:
 
     def reconnect(self) -> None:
         """A new connection of the same sender: nothing is owed on it yet."""
-        self.answers = Answers(len(self.marks.taken), self._window_messages)
+        self.answers = Answers(
+            len(self.marks.taken), self._window_messages, is_shared=self._is_shared
+        )
 
     def lane_of(self, transfer: Transfer) -> Hashable:
         """The lane of a run: the first sender's name and the subject, or None."""

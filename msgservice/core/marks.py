@@ -20,6 +20,8 @@ from msgservice.records import Resume
 Key = tuple[str, str]  # (sender's name, incarnation)
 
 SAMPLE_BYTES = 1024  # of a run, three times, for its `fingerprint`
+# Ranges that a shared inbox keeps, the newest: what others take are holes in it, without end.
+SHARED_RANGES_MAX = 10_000
 # Holes that a receiver leaves below what its sender has settled, the newest: so many ranges more.
 HOLES_MAX = 100
 
@@ -36,6 +38,12 @@ def raised_floor(floor: int, taken: RangeSet, settled: int) -> int:
     if many > 0:
         passed = taken.lowest(many)[-1]
     return floor if passed is None else max(floor, min(passed[1] + 1, settled))
+
+
+def keep_newest(taken: RangeSet, most: int, slack: int = 0) -> None:
+    """Forget the oldest ranges beyond `most`, once there are `slack` more: they may come again."""
+    if len(taken) > most + slack:
+        taken.remove_below(taken.lowest(len(taken) - most)[-1][1] + 1)
 
 
 Messages = bytes | memoryview | msgspec.Raw
@@ -73,15 +81,26 @@ class Marks:
     messages, and whatever is below the floor must show it.
     """
 
-    __slots__ = ("_last", "_newest", "_printed", "_prints", "floor", "settled", "taken")
+    __slots__ = (
+        "_last",
+        "_newest",
+        "_printed",
+        "_prints",
+        "floor",
+        "ranges_max",
+        "settled",
+        "taken",
+    )
 
     def __init__(
         self,
         floor: int = 1,
         taken: RangeSet | None = None,
         last: tuple[int, int, int] | None = None,
+        ranges_max: int = 0,
     ) -> None:
         self.floor = floor
+        self.ranges_max = ranges_max  # that are kept; 0: all
         self.taken = RangeSet() if taken is None else taken
         self._last = last
         self.settled = floor  # the floor that the sender has said
@@ -125,6 +144,8 @@ class Marks:
     def take(self, after: int, last: int) -> None:
         """Sequences from behind `after` to `last` are taken; nothing else is open among them."""
         self.taken.add(max(after + 1, 1), last)
+        if self.ranges_max:
+            keep_newest(self.taken, self.ranges_max, self.ranges_max // 10)
 
     def remember(self, last: int, arrival: Came) -> None:
         """A sequence was taken, or refused for good. The CRC is computed when `last` is asked for.
@@ -148,6 +169,8 @@ class Marks:
 
     def resume(self) -> Resume:
         """The marks as a RESUME frame says them."""
+        if self.ranges_max:
+            keep_newest(self.taken, self.ranges_max)
         return Resume(self.floor, tuple(self.taken), self.last)
 
 

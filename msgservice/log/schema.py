@@ -314,6 +314,11 @@ create index cancelled_id_sender on cancelled_id(sender, sequence);
 create index cancelled_id_at on cancelled_id(at);
 """
 
+# Whether several connections share a receiver's messages.
+_VERSION_SHARED = """
+alter table receiver add column shared integer not null default 0;
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -347,6 +352,7 @@ SCHEMA = Schema(
         _VERSION_DELAYED_EXPIRES,
         _VERSION_ATTEMPTS,
         _VERSION_CANCELLED_ID,
+        _VERSION_SHARED,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

@@ -60,6 +60,7 @@ from msgservice.node.replayer import Replayer
 from msgservice.node.responders import EveryRequest, Responders
 from msgservice.node.retained import ExpiredRetained, RetainedIndex
 from msgservice.node.seldom import Seldom
+from msgservice.node.shared_outlet import SharedOutlet
 from msgservice.node.stored_bytes import StoredBytes
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
@@ -186,7 +187,8 @@ def assemble(
         )
 
     def make_outlet(row: ReceiverRow, exceptions: Sequence[ExceptionRow]) -> Outlet:
-        return Outlet(
+        kind = SharedOutlet if row.options.shared else Outlet
+        return kind(
             row,
             exceptions,
             log=log,

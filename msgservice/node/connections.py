@@ -36,6 +36,12 @@ def _subjects_asked(peer: Peer) -> set[str]:
     return set(receive.subjects or ()) if receive is not None else set()
 
 
+def _place_of(peer: Peer, outlet: Outlet) -> str:
+    """Return which place of its receiver a peer wants: of one that is shared, its own."""
+    hello = peer.connection.session.peer_hello if peer.connection is not None else None
+    return hello.incarnation if hello is not None and outlet.row.options.shared else ""
+
+
 def _same_program(older: Peer, newer: Peer) -> bool:
     """Whether one program came back: where no close travels, its last connection seems to live."""
     hellos = [each.connection.session.peer_hello for each in (older, newer) if each.connection]
@@ -72,7 +78,8 @@ class Connections:
         self._limits = limits
         self._peers_made = 0
         self._senders: dict[tuple[str, str], Peer] = {}
-        self._receiving: dict[int, Peer] = {}
+        # By receiver number: of one that is shared by incarnation, of any other there is one.
+        self._receiving: dict[int, dict[str, Peer]] = {}
         # Not told to the log yet: senders that ended for ever, and those that were here since.
         self._left: dict[tuple[str, str], None] = {}
         self._seen: dict[tuple[str, str], None] = {}
@@ -152,9 +159,9 @@ class Connections:
         link = self.links.pop(outlet.row.number, None)
         if link is None:
             return succeed(None)
-        peer = self._receiving.get(outlet.row.number)
-        if peer is not None and peer.is_dialled:
-            peer.ended_by_us = True
+        for peer in self._receiving.get(outlet.row.number, {}).values():
+            if peer.is_dialled:
+                peer.ended_by_us = True
         stopped: Deferred[Any] = link.stopService() or succeed(None)
         return stopped
 
@@ -211,8 +218,12 @@ class Connections:
                 self._left[key] = None
                 self._seen.pop(key, None)
         if peer.outlet is not None:
-            if self._receiving.get(peer.outlet.row.number) is peer:
-                del self._receiving[peer.outlet.row.number]
+            receiving = self._receiving.get(peer.outlet.row.number, {})
+            place = _place_of(peer, peer.outlet)
+            if receiving.get(place) is peer:
+                del receiving[place]
+                if not receiving:
+                    del self._receiving[peer.outlet.row.number]
             else:
                 self._have_come_again(peer, peer.outlet)
         if self._peers_gone is not None and not self.peers:
@@ -276,12 +287,13 @@ class Connections:
     def replace(self, outlet: Outlet, peer: Peer) -> bool:
         """Let this peer be the receiver's connection; the older of two is sent away.
 
-        Returns whether it is.
+        Where it is shared, the connection of its incarnation. Returns whether it is.
         """
-        number = outlet.row.number
-        other = self._receiving.get(number)
+        receiving = self._receiving.setdefault(outlet.row.number, {})
+        place = _place_of(peer, outlet)
+        other = receiving.get(place)
         if other is None or other is peer:
-            self._receiving[number] = peer
+            receiving[place] = peer
             return True
         older, newer = sorted((other, peer), key=lambda each: each.number)
         # Who dials again has not died. Another process may have come because the older one did, of
@@ -290,7 +302,7 @@ class Connections:
         older.leave(BYE_REPLACED, "a newer connection of this receiver", lost=not same)
         if newer is other:
             return False
-        self._receiving[number] = peer
+        receiving[place] = peer
         if not same:
             self._count_replacement(outlet)
         return True
@@ -313,15 +325,13 @@ class Connections:
             )
 
     def send_away(self, outlet: Outlet, code: int, reason: str) -> None:
-        """Take nothing more from a receiver's connection, and let it end."""
-        peer = self._receiving.pop(outlet.row.number, None)
-        if peer is not None:
+        """Take nothing more from a receiver's connections, and let them end."""
+        for peer in self._receiving.pop(outlet.row.number, {}).values():
             peer.dismiss(code, reason)
 
     def part(self, outlet: Outlet, reason: str) -> None:
-        """Feed a receiver's connection nothing more, and take no more answers; it stays."""
-        peer = self._receiving.pop(outlet.row.number, None)
-        if peer is not None:
+        """Feed a receiver's connections nothing more, and take no more answers; they stay."""
+        for peer in self._receiving.pop(outlet.row.number, {}).values():
             peer.part(reason)
 
     def dismiss_all(self, outlet: Outlet, code: int, reason: str) -> None:
@@ -337,9 +347,10 @@ class Connections:
 
     def give_up_place(self, outlet: Outlet, reason: str) -> None:
         """Send a receiver's connection away as a replaced one: another one of the name wants it."""
-        older = self._receiving.pop(outlet.row.number, None)
-        if older is not None:
+        receiving = self._receiving.pop(outlet.row.number, {})
+        if receiving:
             self._count_replacement(outlet)
+        for older in receiving.values():
             older.leave(BYE_REPLACED, reason)
 
     # --- flow

@@ -40,6 +40,7 @@ from msgservice.errors import (
     NotAllowed,
     NotSupported,
     ProtocolError,
+    SharedOtherwise,
 )
 from msgservice.identity.principal import Principal
 from msgservice.interfaces import ILog
@@ -127,6 +128,7 @@ class Attaching(Protocol):
         start: str | int | None = None,
         *,
         retained: bool = True,
+        shared: bool = False,
     ) -> Outlet:
         """A peer attaches as the receiver of this name; raise what speaks against it."""
 
@@ -143,6 +145,12 @@ class Attaching(Protocol):
 
         Returns once that is stored.
         """
+
+
+def check_shared(row: ReceiverRow, *, shared: bool) -> None:
+    """Raise `SharedOtherwise` where a peer would share a receiver that is not shared, or not."""
+    if row.options.shared is not shared:
+        raise SharedOtherwise(row.name, shared=row.options.shared)
 
 
 class Places(Protocol):
@@ -365,11 +373,10 @@ class Greeter:
                     + ("" if receive is not None else ", which does not receive")
                 )
             self._places.hold_check(dialled)
+            check_shared(dialled.row, shared=receive.shared)
             return dialled
         if receive is None:
             return None
-        if receive.shared:
-            raise NotSupported("receive.shared")
         if receive.order not in (None, *ORDERS):
             raise NotSupported(f"receive.order = {receive.order!r}")
         try:
@@ -380,6 +387,7 @@ class Greeter:
                 allowed,
                 receive.start,
                 retained=receive.retained,
+                shared=receive.shared,
             )
         except LimitReached as error:
             raise ConnectionLimit(error.limit, error.value) from None
@@ -411,7 +419,9 @@ class Greeter:
         if outlet is not None:
             guest.epoch = outlet.row.epoch
             incarnation = self._incarnation(outlet)
-            receive = ReceiveOptions(order=guest.order, paused=guest.was_paused)
+            receive = ReceiveOptions(
+                order=guest.order, paused=guest.was_paused, shared=outlet.row.options.shared
+            )
         elif guest.over:
             incarnation, receive = guest.over, ReceiveOptions()
         visitor.answering(guest, len(taken.ranges))

@@ -323,4 +323,6 @@ def _observed(state: ReceiverState, before: Observed | None, rate: float, wall: 
         unaccounted=state.unaccounted,
         replay=state.replay,
         troubles=troubles_of(state, since),
+        shared=bool(getattr(state, "shared", False)),
+        workers=state.workers,
     )

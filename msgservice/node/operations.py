@@ -282,6 +282,7 @@ class Operations:
             ),
             away_s=self._away.since(row),
             stays=self._away.stays(row),
+            workers=outlet.workers,
         )
         health = health_of(state, probing=outlet.is_probing)
         return msgspec.structs.replace(state, health=health)

@@ -9,6 +9,7 @@ next time to send, without one for unloading.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -23,6 +24,7 @@ from msgservice.core.frames import Ack, Frame, Nack, Transfer
 from msgservice.core.ranges import Range
 from msgservice.core.reasons import first_line
 from msgservice.core.refusal import Refusal, refusal_in
+from msgservice.core.shared import SharedBacklog
 from msgservice.interfaces import ILog
 from msgservice.limits import (
     INTEGER_MAX,
@@ -55,6 +57,37 @@ TURN_ANSWERS = 2048
 READ_AGAIN = 1.0  # seconds after a page of the log that could not be read
 SHORT_AGAIN = 1.0  # seconds until who has no room, and nothing to be answered, looks for it again
 UNLOAD_AFTER = 30.0  # seconds without a connection before what is loaded is let go
+
+
+class Seat(Protocol):
+    """The place of a connection in the delivery to its receiver: where its answers go."""
+
+    @property
+    def outlet(self) -> Outlet:
+        """The delivery to the receiver."""
+
+    @property
+    def takes(self) -> bool:
+        """Whether an answer is heard now, and what comes behind it; else in a later turn."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in flight on it."""
+
+    def received(self, frame: Frame) -> None:
+        """An ACK or a NACK; `turn_ended` follows. Raises `NeverSent`."""
+
+    def note(self, sequence: int, attempts: int, reason: str) -> None:
+        """The receiver tries by itself; for people."""
+
+    def turn_ended(self) -> None:
+        """The answers of one read were all taken, or as many as one turn takes."""
+
+    def pump(self) -> None:
+        """Send runs, as far as window and rate limit allow."""
+
+    def detach(self, reason: str, *, lost: bool) -> None:
+        """The connection has gone; `lost`: without anybody's wish (SEMANTICS 14)."""
 
 
 class Outlet:
@@ -166,7 +199,7 @@ class Outlet:
 
     def _make_backlog(self, exceptions: Sequence[ExceptionRow]) -> Backlog:
         row, limits = self.row, self._limits
-        backlog = Backlog(
+        backlog = (SharedBacklog if row.options.shared else Backlog)(
             ordered=row.options.order == STRICT,
             cursor=row.cursor,
             retry_delay=lambda attempts: self._retry_delay(attempts, self.row.options),
@@ -290,8 +323,11 @@ class Outlet:
 
     # --- the connection
 
-    def attach(self, connection: Connection, resume: Resume, inbox: str | None) -> None:
-        """A session with this receiver is open; `resume`: what it has taken."""
+    def attach(self, connection: Connection, resume: Resume, inbox: str | None) -> Seat:
+        """A session with this receiver is open; `resume`: what it has taken.
+
+        Returns where its answers go, and what ends with it.
+        """
         assert self.connection is None
         self._cancel_timer()
         self._check_memory(resume, inbox)
@@ -307,22 +343,35 @@ class Outlet:
         self.supply.attach(self.flight)
         self.progress.gather()
         self.pump()
+        return self
+
+    @property
+    def outlet(self) -> Outlet:
+        """See `Seat`."""
+        return self
+
+    @property
+    def workers(self) -> int:
+        """The number of its connections that are fed."""
+        return 0 if self.connection is None else 1
 
     def _make_flight(self, connection: Connection) -> Flight:
+        return Flight(self.backlog, **self._flight_options(connection))
+
+    def _flight_options(self, connection: Connection) -> dict[str, Any]:
         peer = connection.session.peer_hello
         assert peer is not None
         options, row, limits = peer.options, self.row, self._limits
-        return Flight(
-            self.backlog,
-            own_window=(
+        return {
+            "own_window": (
                 row.options.window_messages or limits.window_messages,
                 row.options.window_bytes or limits.window_bytes,
             ),
-            window=options.window,
-            batch_max=min(options.max_batch or INTEGER_MAX, limits.max_batch),
-            due=self._due,
-            tells_facts=features.FACTS in connection.session.peer_features,
-        )
+            "window": options.window,
+            "batch_max": min(options.max_batch or INTEGER_MAX, limits.max_batch),
+            "due": self._due,
+            "tells_facts": features.FACTS in connection.session.peer_features,
+        }
 
     def _receive_resume(self, resume: Resume) -> None:
         backlog = self.backlog
@@ -508,28 +557,29 @@ class Outlet:
 
     def received(self, frame: Frame) -> None:
         """An ACK or a NACK; `turn_ended` follows. Raises `NeverSent`."""
-        flight = self.flight
-        assert flight is not None
-        room = max(1, TURN_ANSWERS - self._answered)
+        assert self.flight is not None
+        self._answered += self._hear_answer(self.flight, frame, self._answered)
+
+    def _hear_answer(self, flight: Flight, frame: Frame, answered: int) -> int:
+        """Return how many runs an answer is about, as far as it is heard in this turn."""
+        room = max(1, TURN_ANSWERS - answered)
         if isinstance(frame, Ack):
-            self._answered += flight.receive_acks(frame.ranges, room)
+            heard = flight.receive_acks(frame.ranges, room)
             if frame.ranges:  # they rise
                 self._acked_to = max(self._acked_to, frame.ranges[-1][1])
-        else:
-            assert isinstance(frame, Nack)
-            reason = self._last_nack = first_line(frame.reason)
-            delay = frame.delay / 1000
-            if delay > self._limits.asked_delay_max:
-                delay = self._limits.asked_delay_max
-                self._last_nack = (
-                    f"{reason} (asked for {frame.delay / 1000:.0f} s, gets asked_delay_max ="
-                    f" {delay:g} s)"
-                )
-            now = self._time.now()
-            refusal = refusal_in(frame)
-            self._answered += flight.receive_nack(
-                frame.first, frame.last, refusal, delay, now, room
+            return heard
+        assert isinstance(frame, Nack)
+        reason = self._last_nack = first_line(frame.reason)
+        delay = frame.delay / 1000
+        if delay > self._limits.asked_delay_max:
+            delay = self._limits.asked_delay_max
+            self._last_nack = (
+                f"{reason} (asked for {frame.delay / 1000:.0f} s, gets asked_delay_max ="
+                f" {delay:g} s)"
             )
+        now = self._time.now()
+        refusal = refusal_in(frame)
+        return flight.receive_nack(frame.first, frame.last, refusal, delay, now, room)
 
     def note(self, sequence: int, attempts: int, reason: str) -> None:
         """The receiver tries by itself (PROTOCOL: NOTE); for people."""

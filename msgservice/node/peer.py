@@ -66,7 +66,7 @@ from msgservice.node.greeting import Greeter, Guest
 from msgservice.node.ingress import Ingress
 from msgservice.node.intake import Intake, Sender, Senders
 from msgservice.node.login import PeerLogin
-from msgservice.node.outlet import Outlet
+from msgservice.node.outlet import Outlet, Seat
 from msgservice.node.replies import busy, cut_answers, refusal, refusal_of
 from msgservice.node.responders import Responder, Responders
 from msgservice.node.status_frames import StatusFrames
@@ -232,7 +232,7 @@ class Peer:
         self.goodbye = ""  # the reason that the node gave for letting it go
         self.has_settled = False  # the sender needs nothing any more that is known of it
         self.number = 0  # rises with each connection of the node
-        self._seat: Outlet | None = None  # the outlet while it feeds this: SEATED and DRAINING
+        self._seat: Seat | None = None  # the outlet while it feeds this: SEATED and DRAINING
         self._dialled = dialled
         self._gate = gate
         self._greeter = greeter
@@ -410,7 +410,7 @@ class Peer:
         contradicts = connection.peer_error == ContentChanged.wire_code
         if contradicts and self._seat is not None:
             assert self._guest is not None
-            self._greeter.contradicted(self._guest, self._seat, reason)
+            self._greeter.contradicted(self._guest, self._seat.outlet, reason)
         self._happens(Event.LOST)
         # A goodbye is no error; and what was in flight is not why the two contradict each other.
         by_itself = not (leaving or self.ended_by_us or contradicts)
@@ -467,8 +467,7 @@ class Peer:
             self._happens(Event.SEATED)
             if self.is_next_node:
                 self._directory.next_node(outlet.row, guest.node_log)
-            self._seat = outlet
-            outlet.attach(connection, resume, guest.inbox)
+            self._seat = outlet.attach(connection, resume, guest.inbox)
             self._dispatch.connected(outlet)
 
     def waits(self) -> None:
@@ -615,7 +614,8 @@ class Peer:
     def _leave_seat(self, reason: str, *, lost: bool) -> None:
         seat, self._seat = self._seat, None
         if seat is not None:
-            self._dispatch.disconnected(seat)
+            if seat.outlet.workers == 1:
+                self._dispatch.disconnected(seat.outlet)
             seat.detach(reason, lost=lost)
             if self.connection is not None:
                 self.connection.go_on_soon()  # what waited until its answers were heard to the end

@@ -44,6 +44,7 @@ from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.gate import Gate, Pass
+from msgservice.node.greeting import check_shared
 from msgservice.node.outlet import Outlet
 from msgservice.node.replayer import Replayer
 from msgservice.node.retained import RetainedIndex
@@ -174,6 +175,8 @@ class Receivers:
         # Paused at run time stays paused over a restart, whatever the file says.
         paused = row.options.paused or wanted.options.paused
         options = msgspec.structs.replace(wanted.options, paused=paused).check()
+        if options.shared is not row.options.shared:
+            raise BadValue("shared", f"of receiver {row.name!r} cannot be changed: remove it first")
         options.check_against(self._limits)
         _check_stays(options, configured=True)
         _check_node(row.address, options, wanted.patterns)
@@ -211,6 +214,7 @@ class Receivers:
         start: str | int | None = None,
         *,
         retained: bool = True,
+        shared: bool = False,
     ) -> Outlet:
         """A peer attaches as the receiver of this name, which is made if new (SEMANTICS 27).
 
@@ -225,7 +229,8 @@ class Receivers:
         if row is None:
             first = self._first_of(start)
             row = self._directory.new_row(name, patterns)
-            row.options = ReceiverOptions(order=order or DEFAULTS.order)
+            row.options = ReceiverOptions(order=order or DEFAULTS.order, shared=shared)
+            _check_shared(row.options)
             row.owner = row.owner or who.owner
             if first is None:
                 return self._add(
@@ -236,6 +241,7 @@ class Receivers:
                 row, Replay(row.number, START, position, position, INTEGER_MAX, since=since)
             )
         outlet = self._dispatch.outlets[row.number]
+        check_shared(row, shared=shared)
         self._connections.hold_check(outlet)
         if row.options.paused or outlet.is_going:
             return outlet  # it gets nothing, and has changed nothing
@@ -248,6 +254,7 @@ class Receivers:
         else:
             patterns = patterns or row.patterns
             options = msgspec.structs.replace(options, order=order or options.order)
+            _check_shared(options)
             changes = set(patterns) != set(row.patterns) or options != row.options
         if changes:
             self._change(outlet, patterns, options, by_itself=True, retained=retained)
@@ -824,6 +831,14 @@ class Receivers:
         if not waiting or waiting[-1][0] != self._last_change:
             waiting.append((self._last_change, Waiters()))
         return waiting[-1][1].wait()
+
+
+def _check_shared(options: ReceiverOptions) -> None:
+    """End the connection of a peer that would share a receiver, and keep an order."""
+    try:
+        options.check()
+    except BadValue as error:
+        raise ProtocolError(str(error)) from None
 
 
 def _check_stays(options: ReceiverOptions, *, configured: bool) -> None:

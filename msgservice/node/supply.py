@@ -94,8 +94,13 @@ FOLLOWS: Final = State.FOLLOWS
 class Room(Protocol):
     """The room for more of a backlog: that of a flight, or less (`UpTo`)."""
 
-    window_messages: int
-    window_bytes: int
+    @property
+    def window_messages(self) -> int:
+        """The messages that may be unanswered."""
+
+    @property
+    def window_bytes(self) -> int:
+        """The bytes of them."""
 
     @property
     def wants(self) -> bool:

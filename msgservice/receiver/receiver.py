@@ -34,6 +34,7 @@ from msgservice.clock import monotonic_of, timed
 from msgservice.codecs import decode_content
 from msgservice.connection import Prover
 from msgservice.core.frames import ReceiveOptions
+from msgservice.core.marks import SHARED_RANGES_MAX
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import CannotListen, LimitReached, LogFailed, MsgServiceError, check_runs
 from msgservice.identity.prover import prover_of
@@ -77,7 +78,8 @@ class Receiver(Service):
 
     `order`: "strict" or "none"; what the node answers holds. `window`: how much is taken
     unanswered, `(messages, bytes)` or messages. `concurrency`: asynchronous handlers at once.
-    `shared`: several connections share the name's messages (order "none"). `transports`: finds
+    `shared`: this is one of several workers of its name, each of which gets messages of its own
+    (order "none"); its window is twice `concurrency`, unless it says another. `transports`: finds
     the transport of an address. `decode(body, headers)` makes `message.content`.
 
     Raises `BadName`, and `ValueError` or `TypeError` for arguments that cannot be.
@@ -163,7 +165,10 @@ class Receiver(Service):
             name=name,
             incarnation=uuid.uuid4().hex if incarnation is None else incarnation,
             order=order,
-            window=_window(window, self.limits),
+            window=_window(
+                (2 * (threads or concurrency)) if shared and window is None else window, self.limits
+            ),
+            shared=shared,
             limits=self.limits,
             reactor=reactor,
             now=now,
@@ -439,7 +444,11 @@ class Receiver(Service):
             self.stop()
 
     def _make_inbox(self, path: str | Path) -> StoredInbox:
-        return InboxFile(path, reactor=cast("IReactorFromThreads", self.reactor))
+        return InboxFile(
+            path,
+            reactor=cast("IReactorFromThreads", self.reactor),
+            ranges_max=SHARED_RANGES_MAX if self._shared else 0,
+        )
 
     def stopService(self) -> Deferred[None]:  # noqa: D102  # Twisted's
         return self.stop()

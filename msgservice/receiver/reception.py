@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
 from msgservice.core import features
 from msgservice.core.frames import HelloOptions, ReceiveOptions
 from msgservice.core.inbox import Inbox
-from msgservice.core.marks import Marks
+from msgservice.core.marks import SHARED_RANGES_MAX, Marks
 from msgservice.core.ranges import RangeSet
 from msgservice.limits import Limits
 from msgservice.receiver.handling.engine import Handling
@@ -49,6 +49,7 @@ class Reception:
     decode: Decode
     handling: Handling
     ways: Sequence[HearsOfLosses]
+    shared: bool = False
     openings: Waiters[None] = field(default_factory=Waiters)
 
     @property
@@ -76,12 +77,14 @@ class Reception:
                 idle = [key for key, n in nodes.items() if n.connection is None and not n.works]
                 for key in idle[:1]:
                     del nodes[key]
-            inbox = Inbox(window_messages=self.window[0])
+            most = SHARED_RANGES_MAX if self.shared else 0
+            how: dict[str, Any] = {"window_messages": self.window[0], "is_shared": self.shared}
+            inbox = Inbox(Marks(ranges_max=most), **how)
             if self.inbox is not None:
                 known = self.inbox.resume(name, incarnation)
-                marks = Marks(known.floor, RangeSet(known.ranges), known.last)
+                marks = Marks(known.floor, RangeSet(known.ranges), known.last, most)
                 rejected = self.inbox.rejected(name, incarnation)
-                inbox = Inbox(marks, rejected=rejected, window_messages=self.window[0])
+                inbox = Inbox(marks, rejected=rejected, **how)
             node = NodeIncarnation(name, incarnation, inbox, self.window)
         nodes[name, incarnation] = node  # who was here last is the last to be forgotten
         return node

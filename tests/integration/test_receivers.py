@@ -313,3 +313,58 @@ async def test_14_a_program_that_is_told_to_end_says_goodbye_and_that_is_no_atte
     (outlet,) = outlets
     assert [run.attempts for run in outlet.backlog.waiting_runs] == [0]
     assert outlet.last_error == ""
+
+
+class Worker:
+    """One of several receivers that share a name, each over sockets of its own."""
+
+    def __init__(self, scene: Scene, log: list[bytes], dies: Callable[[bytes], bool]) -> None:
+        self.held: list[bytes] = []
+        self.is_dead = False
+        self._log, self._dies = log, dies
+        self.receiver = scene.receiver(
+            self.handle, name="pool", order="none", shared=True, concurrency=4
+        )
+        self.attachment = self.receiver.attach(scene.address, subjects=["a.>"])
+
+    def handle(self, message: ReceivedMessage) -> Deferred[None] | None:
+        if self.is_dead or self._dies(message.body):
+            self.held.append(message.body)
+            self.is_dead = True
+            return Deferred()  # its process is about to be gone
+        self._log.append(message.body)
+        return None
+
+    def die(self) -> None:
+        for connection in self.attachment.connections:
+            connection.connection.abort()
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp", "pb"])
+@pytest_twisted.ensureDeferred
+async def test_52_a_worker_that_dies_leaves_its_share_to_the_others(
+    tmp_path: Path, scheme: str
+) -> None:
+    scene = Scene(tmp_path, scheme=scheme)
+    await scene.start()
+    log: list[bytes] = []
+    workers = [
+        Worker(scene, log, lambda body, n=n: n == 0 and body > b"3")  # type: ignore[misc]
+        for n in range(3)
+    ]
+    await until(lambda: all(one.attachment.connected for one in workers))
+    client = await scene.client()
+    receipts = [await client.send("a.b", body) for body in BODIES[:300]]
+    await until(lambda: workers[0].is_dead)
+    stopping = workers[0].receiver.stop()
+    workers[0].die()
+    for receipt in receipts:
+        await receipt.acknowledged()
+    assert workers[0].held
+    assert sorted(log) == sorted(BODIES[:300])  # each once, and what the dead one had as well
+    states, _ = await scene.node.parts.operations.receivers("", 100)
+    (row,) = [one for one in states if one.name == "pool"]
+    assert (getattr(row, "shared", None), row.workers, row.unaccounted) == (True, 2, 0)
+    del stopping
+    scene.receivers.remove(workers[0].receiver)
+    await scene.stop()

@@ -21,13 +21,13 @@ from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 DEAD = 1 << 16
 _LIST = (
-    b'{"order":"none","on_full":"suspend","backlog_bytes":8589934592,"paused":true,"away_max":0,'
+    b'{"order":"none","on_full":"suspend","backlog_bytes":8589934592,"paused":true,"away_max":0,"shared":false,'
     b'"max_attempts":20,"retry_delay_min":0,"retry_delay_max":0,'
     b'"name":"audit","address":null,"subjects":[">"],"suspended":false,"rate":null,'
     b'"refuses":false,"connected":false,"since_s":0.006,"cursor":196607,"attempts":0,'
     b'"waits":null,"last_error":"","next_try_s":null,"oldest_s":null,"dead":0,"dead_bytes":0,'
-    b'"queued":0,"queued_bytes":0,"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":"","health":"paused"},'
-    b'{"order":"strict","on_full":"refuse","backlog_bytes":8589934592,"paused":false,"away_max":0,'
+    b'"queued":0,"queued_bytes":0,"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":"","workers":0,"health":"paused"},'
+    b'{"order":"strict","on_full":"refuse","backlog_bytes":8589934592,"paused":false,"away_max":0,"shared":false,'
     b'"max_attempts":20,"retry_delay_min":0,"retry_delay_max":0,'
     b'"name":"billing","address":null,"subjects":["orders.>"],"suspended":false,'
     b'"rate":{"messages":100.0,"bytes":null,"burst_seconds":1.0},"refuses":false,'
@@ -35,14 +35,14 @@ _LIST = (
     b'"waits":{"position":65537,"subject":"orders.new"},"last_error":"later",'
     b'"next_try_s":null,"oldest_s":1.018,"dead":1,"dead_bytes":158,"queued":2,"queued_bytes":20,'
     b'"oldest":{"position":65537,"subject":"orders.new","at":6},"routed":3,"unaccounted":0,'
-    b'"settled":{"dead":1},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":"","health":"failing"},'
-    b'{"order":"strict","on_full":"refuse","backlog_bytes":4194304,"paused":false,"away_max":0,'
+    b'"settled":{"dead":1},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":"","workers":1,"health":"failing"},'
+    b'{"order":"strict","on_full":"refuse","backlog_bytes":4194304,"paused":false,"away_max":0,"shared":false,'
     b'"max_attempts":20,"retry_delay_min":0,"retry_delay_max":0,'
     b'"name":"far","address":"tcp:127.0.0.1:1","subjects":[],"suspended":false,"rate":null,'
     b'"refuses":false,"connected":false,"since_s":0.004,"cursor":196607,"attempts":0,'
     b'"waits":null,"last_error":"\'Clock\' object has no attribute \'connectTCP\'",'
     b'"next_try_s":0.496,"oldest_s":null,"dead":0,"dead_bytes":0,"queued":0,"queued_bytes":0,'
-    b'"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":"","health":"away"}'
+    b'"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":"","workers":0,"health":"away"}'
 )
 _LETTER = (
     b'"position":65536,"sender":"shop/4cd9b7672d7fbee8/1","sequence":1,"subject":"orders.new",'
@@ -211,7 +211,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         b',"replay":null,"troubles":[{"kind":"away","sentence":"far is away: \'Clock\' obj'
         b'ect has no attribute \'connectTCP\'. 0 messages wait for it.","help":"The node d'
         b'ials tcp:127.0.0.1:1 again by itself: see that it listens there.","command":""'
-        b',"since":1020,"is_severe":false}]}],"next":null}',
+        b',"since":1020,"is_severe":false}],"shared":false,"workers":0}],"next":null}',
     ),
 ]
 

@@ -24,7 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.core.inbox import Arrival, sendable
-from msgservice.core.marks import Key, SenderState, raised_floor
+from msgservice.core.marks import Key, SenderState, keep_newest, raised_floor
 from msgservice.disk.database import is_full, one, row_crc, telling_full
 from msgservice.disk.files import OS, Files
 from msgservice.disk.guarded import GuardedFile
@@ -189,7 +189,8 @@ class _Stage:
 class InboxFile:
     """The stored inbox in the file `path`; its folder is made if needed.
 
-    `entropy` gives the random bytes of a new inbox's id. `vfs`: for tests.
+    `entropy` gives the random bytes of a new inbox's id. `vfs`: for tests. `ranges_max`: of
+    what was taken of one incarnation, the newest are kept; 0: all.
     """
 
     _logger = Logger()
@@ -203,7 +204,9 @@ class InboxFile:
         vfs: str | None = None,
         files: Files = OS,
         threads: Threads | None = None,
+        ranges_max: int = 0,
     ) -> None:
+        self._ranges_max = ranges_max
         self.path = Path(path)
         self.inbox = ""  # names this inbox: HELLO `inbox`
         self._entropy = entropy
@@ -575,6 +578,8 @@ class InboxFile:
             )
         self._handle_items(db, run, mark, stage)
         stage.settle_below(run, mark)
+        if self._ranges_max and mark.ranges is not None:
+            keep_newest(mark.ranges, self._ranges_max)
 
     def _handle_items(
         self, db: apsw.Connection, run: _WaitingRun[Any], mark: SenderState, stage: _Stage
