@@ -157,6 +157,9 @@ class SharedFlight(Flight):
 
     def _send(self, run: Run, transfers: list[Transfer]) -> None:
         super()._send(run, transfers)
+        self._was_sent(run, transfers)
+
+    def _was_sent(self, run: Run, transfers: list[Transfer]) -> None:
         self._sent.remove_below(run.last + 1)
         self._highest = max(self._highest, run.last)
         self._shared.fly_in(run, self)

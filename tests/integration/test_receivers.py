@@ -336,6 +336,7 @@ class Worker:
         return None
 
     def die(self) -> None:
+        self.attachment.stop()
         for connection in self.attachment.connections:
             connection.connection.abort()
 
@@ -356,7 +357,6 @@ async def test_52_a_worker_that_dies_leaves_its_share_to_the_others(
     client = await scene.client()
     receipts = [await client.send("a.b", body) for body in BODIES[:300]]
     await until(lambda: workers[0].is_dead)
-    stopping = workers[0].receiver.stop()
     workers[0].die()
     for receipt in receipts:
         await receipt.acknowledged()
@@ -365,6 +365,4 @@ async def test_52_a_worker_that_dies_leaves_its_share_to_the_others(
     states, _ = await scene.node.parts.operations.receivers("", 100)
     (row,) = [one for one in states if one.name == "pool"]
     assert (getattr(row, "shared", None), row.workers, row.unaccounted) == (True, 2, 0)
-    del stopping
-    scene.receivers.remove(workers[0].receiver)
     await scene.stop()

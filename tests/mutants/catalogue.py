@@ -1891,11 +1891,62 @@ _ALL = [
         catcher=_test("tests/unit/test_outbox.py -k dies_of", "that_its_receiver_dies_of"),
     ),
     Mutant(
+        name="what-a-worker-had-takes-others-along",
+        at="msgservice.core.shared:SharedBacklog.land",
+        old="if carriers[first] is flight]",
+        new="if carriers[first]]",
+        catcher=_swarm("kill_worker", "two workers have one message", seeds=20),
+    ),
+    Mutant(
+        name="a-late-answer-counts-for-what-another-has",
+        at="msgservice.core.shared:SharedFlight._carried_of",
+        old="if carriers.get(run.first) is self",
+        new="if True",
+        catcher=_test("tests/unit/test_node_shared.py", "late_answer_to_what_another_has"),
+    ),
+    Mutant(
+        name="a-shared-run-says-what-lies-between",
+        at="msgservice.core.shared:SharedFlight._was_sent",
+        old="if transfers[-1].after is not None:",
+        new="if False:",
+        catcher=_test("tests/unit/test_node_shared.py -k after_says", "after_says_no_more"),
+    ),
+    Mutant(
+        name="workers-replace-each-other",
+        at="msgservice.node.connections:_place_of",
+        old='return hello.incarnation if hello is not None and outlet.row.options.shared else ""',
+        new='return ""',
+        catcher=_test(
+            "tests/unit/test_node_shared.py -k newest_connection", "newest_connection_of"
+        ),
+    ),
+    Mutant(
+        name="who-has-least-room-gets-the-next",
+        at="msgservice.node.shared_outlet:SharedOutlet._deal",
+        old="max(here, key=lambda one: one.flight.free)",
+        new="min(here, key=lambda one: one.flight.free)",
+        catcher=_test("tests/unit/test_node_shared.py", "worker_that_has_most_room"),
+    ),
+    Mutant(
+        name="who-would-have-it-alone-shares",
+        at="msgservice.node.greeting:check_shared",
+        old="if row.options.shared is not shared:",
+        new="if False:",
+        catcher=_test("tests/unit/test_node_shared.py", "shared_against_unshared"),
+    ),
+    Mutant(
+        name="a-shared-inbox-keeps-all",
+        at="msgservice.core.marks:keep_newest",
+        old="if len(taken) > most + slack:",
+        new="if False:",
+        catcher=_test("tests/unit/test_node_shared.py", "keeps_its_newest_ranges"),
+    ),
+    Mutant(
         name="who-was-lost-alone-is-one-of-many-again",
         at=f"{FLIGHT_LIMIT}.suspect",
         old="self.suspects.add(run.first)",
         new="pass",
-        catcher=_test("tests/unit/test_flight.py", "is_alone_until_it_is_answered"),
+        catcher=_test("tests/unit/test_flight.py -k alone_until", "is_alone_until_it_is_answered"),
     ),
     Mutant(
         name="attempts-are-of-the-node-alone",

@@ -48,7 +48,8 @@ def test_52_a_run_is_cut_to_what_is_free_and_after_says_no_more_than_the_sequenc
     world = NodeWorld()
     shop = world.peer("shop")
     a, b = worker(world, "a"), worker(world, "b")
-    send(shop, 1, [b"%d" % n for n in range(20)])
+    send(shop, 1, [b"0"])
+    send(shop, 2, [b"%d" % n for n in range(1, 20)])
     found = [a.take(Transfer), b.take(Transfer)]
     assert all(one.after is None for frames in found for one in frames)
     counts = [sum(len(_messages(one)) for one in frames) for frames in found]

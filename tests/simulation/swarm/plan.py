@@ -467,6 +467,7 @@ def _reorder(random: Random, plan: Plan) -> Plan:
     return replace(plan, ops=tuple(sorted(ops, key=lambda op: op.at)))
 
 
+POOL = "pool"  # the receiver that workers share
 THEFTS = ("guess", "skip", "name")
 
 
@@ -707,6 +708,67 @@ def _retained(drawing: Drawing) -> list[Op]:
     return ops
 
 
+def _share(random: Random, plan: Plan) -> Plan:
+    """Workers that share a receiver: each is killed, cut and stopped by itself."""
+    if random.random() >= 0.25:
+        return plan
+    pick, chance = random.choice, random.random
+    options: dict[str, Any] = {
+        "patterns": pick([(">",), ("a.*", "b.>"), ("a.1",)]),
+        "workers": pick((2, 2, 3, 5)),
+    }
+    if chance() < 0.5:
+        options["concurrency"] = pick([1, 2, 10])
+    if chance() < 0.3:
+        options["window"] = pick([(1, 1), (2, 3_000), (20, 20_000)])
+    if chance() < 0.8:
+        options["pause"] = pick([0.02, 0.3, 3.0])
+    if chance() < 0.4:
+        options["fails"] = pick([0.03, 0.15, 0.4])
+    ops = list(plan.ops)
+    span = max(plan.end, 5.0)
+    for _ in range(random.randint(1, 12)):
+        at, worker = round(random.uniform(0.0, span), 3), random.randrange(options["workers"])
+        seconds = round(pick((0.05, 1.0, 5.0)) * random.uniform(0.7, 1.3), 3)
+        ops.append(
+            pick(
+                (
+                    Op(at, "kill_worker", POOL, (worker, seconds)),
+                    Op(at, "kill_worker", POOL, (worker, seconds)),
+                    Op(at, "cut_worker", POOL, (worker,)),
+                    Op(at, "stop_worker", POOL, (worker, seconds)),
+                )
+            )
+        )
+        for _ in range(random.choice((0, 2, 6))):  # there is something that it has in hand
+            near = max(0.0, round(at - random.uniform(0.0, 0.5), 3))
+            who = pick([part.name for part in plan.cast if part.kind == "producer"])
+            args = (pick(SUBJECTS[:3]), pick((1, 5, 20)), pick((0, 300)), None, False)
+            ops.append(Op(near, "send", who, args))
+    for _ in range(random.choice((0, 0, 1, 2))):
+        at = round(random.uniform(0.0, span), 3)
+        ops.append(
+            pick(
+                (
+                    Op(at, "kill", POOL, (1.0,)),
+                    Op(at, "remove", POOL, (pick((0.0, 1.0)),)),
+                    Op(at, "pause", POOL),
+                    Op(at, "hold", POOL, (5.0, pick(("in", "out", "both")))),
+                )
+            )
+        )
+        ops.append(Op(round(at + 5.0, 3), "unpause", POOL))
+    if plan.limits.get("max_attempts", 1000) <= 10 and chance() < 0.4:
+        who = pick([part.name for part in plan.cast if part.kind == "producer"])
+        at = round(random.uniform(0.0, span), 3)
+        ops.append(Op(at, "poison", who, (*random.sample(SUBJECTS[:3], 2), POOL)))
+    return replace(
+        plan,
+        cast=(*plan.cast, Part("pool", POOL, options)),
+        ops=tuple(sorted(ops, key=lambda op: op.at)),
+    )
+
+
 def draw(seed: int, *, options: bool = True) -> Plan:
     """Return what this seed does; without `options` of messages it is what it was before them."""
     random = Random(f"swarm {seed}")
@@ -734,5 +796,6 @@ def draw(seed: int, *, options: bool = True) -> Plan:
     plan = _say_more(Random(f"options {seed}"), plan, (_keys, _lifetimes, _delays))
     if any(op.kind in ("restore", "power") and op.who in ("node", "") for op in plan.ops):
         # A log that went back, or may: what was dead or retained then is not told apart.
-        return plan
-    return _say_more(Random(f"more options {seed}"), plan, (_letters, _retained))
+        return _share(Random(f"shared {seed}"), plan)
+    plan = _say_more(Random(f"more options {seed}"), plan, (_letters, _retained))
+    return _share(Random(f"shared {seed}"), plan)

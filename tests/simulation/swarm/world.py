@@ -53,6 +53,7 @@ from tests.simulation.swarm.parties import (
     Sent,
 )
 from tests.simulation.swarm.plan import LATE, Part, Plan, limits_of
+from tests.simulation.swarm.pools import PoolParty, Pools
 from tests.simulation.swarm.retained import Retained
 from tests.simulation.swarm.scripted import Intruder, ScriptedParty, Stray, Wolf
 from tests.simulation.swarm.times import Delays, Lifetimes
@@ -145,6 +146,7 @@ class World:
             Delays(self),
             Letters(self),
             Retained(self),
+            Pools(self),
         )
         self.witness.watches_times = any(op.kind == "short" for op in plan.ops)
         self.node = NodeParty(self, folder)
@@ -153,6 +155,8 @@ class World:
         for part in plan.cast:
             if part.kind == "producer":
                 self.producers[part.name] = ProducerParty(self, part, folder)
+            elif part.kind == "pool":
+                self.receivers[part.name] = PoolParty(self, part)
             elif part.kind == "receiver":
                 self.receivers[part.name] = LibraryParty(self, part, folder)
             else:

@@ -320,7 +320,8 @@ function rowOf(row) {
   }
   made.health.className = row.health;
   const since = row.connected || row.health !== "away" ? "" : ` ${lasting(ago(row.since))}`;
-  say(made.health, `${row.health}${since}`);
+  const workers = row.shared && row.connected ? `, ${row.workers} workers` : "";
+  say(made.health, `${row.health}${since}${workers}`);
   say(made.queued, number(row.queued));
   say(made.bytes, bytes(row.queued_bytes));
   say(made.oldest, row.oldest ? lasting(ago(row.oldest.at)) : "–");

@@ -22,6 +22,9 @@ function facts(row) {
   add("Subjects", row.subjects.join(" ") || "only what names it");
   add("Address", row.address ?? "it attaches by itself");
   add("Health", `${row.health}, ${row.connected ? "connected" : "away"} since ${moment(row.since)}`);
+  if (row.shared) {
+    add("Workers", `${row.workers}, which share its messages`);
+  }
   add("Waiting", `${counted(row.queued, "message")}, ${bytes(row.queued_bytes)}`);
   if (row.oldest) add("Oldest", `${row.oldest.subject}, for ${lasting(ago(row.oldest.at))}`);
   if (row.last_error) add("Why", row.last_error);
