@@ -150,6 +150,8 @@ class SharedOutlet(Outlet):
         """The connection of a worker has gone: what it had not answered is for the others."""
         del self.seats[worker]
         worker.flight.end(self._time.now(), lost=lost)
+        if not self._due.is_held:
+            self.backlog.expire_all(self._due.now())  # a pass left it to its answer
         if self.flight is worker.flight:
             self.flight = None
         if not self.seats:

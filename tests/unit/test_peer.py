@@ -40,8 +40,17 @@ class Seat:
         self.is_node = False
         self.last_error = "before"
 
-    def attach(self, connection: Any, resume: Resume, inbox: str | None) -> None:
+    def attach(self, connection: Any, resume: Resume, inbox: str | None) -> Seat:
         self.feeds += 1
+        return self
+
+    @property
+    def outlet(self) -> Seat:
+        return self
+
+    @property
+    def workers(self) -> int:
+        return self.feeds
 
     def detach(self, reason: str, *, lost: bool) -> None:
         self.feeds -= 1

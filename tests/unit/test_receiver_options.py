@@ -30,6 +30,10 @@ from tests.kit.nodes import NodeWorld
 EACH = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 
 
+# What an option cannot be without.
+BESIDE: dict[str, dict[str, Any]] = {"shared": {"order": "none"}}
+
+
 def another(option: Option) -> Any:
     """Return a value that is not the default."""
     if option.about.choices:
@@ -38,14 +42,17 @@ def another(option: Option) -> Any:
 
 
 def with_another(option: Option) -> ReceiverOptions:
-    return msgspec.structs.replace(DEFAULTS, **{option.name: another(option)}).check()
+    said = {option.name: another(option), **BESIDE.get(option.name, {})}
+    return msgspec.structs.replace(DEFAULTS, **said).check()
 
 
 @pytest.mark.parametrize("option", CONFIGURED, ids=lambda option: option.name)
 def test_an_option_of_the_configuration_is_kept(option: Option, tmp_path: Path) -> None:
     value = msgspec.json.encode(another(option)).decode()
     file = tmp_path / "node.toml"
-    said = f"{'.'.join(option.key)} = {value}"
+    said = f"{'.'.join(option.key)} = {value}\n"
+    for name, beside in BESIDE.get(option.name, {}).items():
+        said += f'{name} = "{beside}"'
     file.write_text(f'[[receiver]]\nname = "billing"\nsubjects = []\n{said}\n')
     (receiver,) = load_config(file).receivers
     assert with_another(option) == receiver.options
@@ -79,6 +86,7 @@ def test_an_option_is_taken_and_told_by_requests(option: Option) -> None:
     admin = world.peer("admin")
     value = another(option)
     asked = {"name": "billing", "subjects": ["orders.>"], option.name: value}
+    asked |= BESIDE.get(option.name, {})
     taken, why = admin.request("$node.receivers.add", asked)
     assert option.about.added == taken, why
     if not taken:
