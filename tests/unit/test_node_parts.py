@@ -138,7 +138,7 @@ def an_outlet(row: ReceiverRow | None = None, *, clock: Clock | None = None, **m
         "tracker": double(),
         "time": time,
         "limits": LIMITS,
-        "retry_delay": lambda attempts: 1.0,
+        "retry_delay": lambda attempts, options: 1.0,
         "letters": double(room=lambda row: 1_000_000, due=lambda row, size: None),
         "stored": StoredBytes(),
         "loaded": LoadedBytes(LIMITS.loaded_bytes),
@@ -1018,7 +1018,7 @@ def a_greeter(**more: Any) -> Greeter:
 def test_greeter_answers_when_a_receiver_that_is_new_is_stored() -> None:
     outlet, waiter = an_outlet(), Deferred[None]()
     receivers = double(
-        attaching=lambda name, patterns, order, who, start, *, retained: outlet,
+        attaching=lambda name, patterns, order, who, start, *, retained, shared: outlet,
         stored=lambda: waiter,
     )
     visitor, connection = a_newcomer(), a_connection()
