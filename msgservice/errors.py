@@ -213,7 +213,7 @@ class ConfiguredOtherwise(ProtocolError):
 class SharedOtherwise(ProtocolError):
     """A receiver is shared by several connections, and this one would have it alone; or not."""
 
-    wire_code = 18
+    wire_code = 22
 
     def __init__(self, name: str, *, shared: bool) -> None:
         how = "is shared, and this connection" if shared else "is not shared, and this connection"

@@ -299,13 +299,16 @@ class NotEncodable(TypeError):
 encode_frame = msgspec.msgpack.Encoder(enc_hook=plain).encode
 _decode = msgspec.msgpack.Decoder(_ByTag).decode
 _decode_delivery = msgspec.msgpack.Decoder(Delivery).decode
-_DELIVERY_HEAD = bytes((0x90 + 1 + len(Delivery.__struct_fields__), 2))
+_DELIVERY_HEAD = 0x90 + 1 + len(Delivery.__struct_fields__)
 
 
 def decode_frame(data: bytes | memoryview) -> Frame:
     """Return the frame; `UnknownKind` or `MalformedFrame` where it is none."""
     try:
-        frame: Frame = _decode_delivery(data) if data[:2] == _DELIVERY_HEAD else _decode(data)
+        if len(data) > 1 and data[0] == _DELIVERY_HEAD and data[1] == 2:
+            frame: Frame = _decode_delivery(data)
+        else:
+            frame = _decode(data)
     except UNDECODABLE as error:
         raise _diagnosis(data, error) from None
     if isinstance(frame, Transfer):

@@ -197,15 +197,13 @@ class Answers:
 
     def take_over(self, first: int, last: int) -> None:
         """Acknowledge sequences that were taken, as far as this connection received them."""
-        if self._is_shared:
-            for low, high in self.received.within(first, last):
-                self._acked.add(low, high)
-            self.received.remove(first, last)
-        elif self.received.covers(first, last):
+        if self.received.covers(first, last):
             self._acked.add(first, last)
         else:
             for low, high in self.received.within(first, last):
                 self._acked.add(low, high)
+        if self._is_shared:
+            self.received.remove(first, last)
 
     def refuse(
         self, first: int, last: int, refusal: Refusal, lane: Hashable, delay_ms: int = 0

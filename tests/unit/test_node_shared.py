@@ -31,7 +31,7 @@ def send(shop: ScriptedPeer, first: int, bodies: Sequence[bytes]) -> None:
     shop.world.settle()
 
 
-def test_52_each_message_goes_to_the_worker_that_has_most_room() -> None:
+def test_28_each_message_goes_to_the_worker_that_has_most_room() -> None:
     world = NodeWorld()
     shop = world.peer("shop", status_from=1)
     small, large = worker(world, "a", window=2), worker(world, "b", window=6)
@@ -65,7 +65,7 @@ def _messages(frame: Transfer) -> list[Any]:
     return list(decode_messages(frame.messages))
 
 
-def test_52_what_a_worker_had_when_it_died_goes_to_the_others_at_once() -> None:
+def test_28_what_a_worker_had_when_it_died_goes_to_the_others_at_once() -> None:
     world = NodeWorld()
     shop = world.peer("shop", status_from=1)
     a, b = worker(world, "a"), worker(world, "b")
@@ -118,7 +118,7 @@ def test_52_a_late_answer_to_what_another_has_is_dropped() -> None:
     assert a.lost_because is not None  # that was never sent: a fault, as anywhere
 
 
-def test_52_the_newest_connection_of_one_incarnation_wins_and_others_stay() -> None:
+def test_28_the_newest_connection_of_one_incarnation_wins_and_others_stay() -> None:
     world = NodeWorld()
     shop = world.peer("shop")
     a, b = worker(world, "a"), worker(world, "b")
