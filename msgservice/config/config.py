@@ -40,13 +40,14 @@ from msgservice.config.users import check_users_file, read_users
 from msgservice.core.subjects import EVERY_STREAM, check_name, check_pattern, streams_of
 from msgservice.disk.filesystem import check_folder
 from msgservice.errors import BadValue, ConfigError
+from msgservice.identity.login_files import read_login
 from msgservice.identity.rules import Patterns
 from msgservice.identity.users import User
 from msgservice.limits import ORDERED, PARTS, Limits, Rate, contradictions, wrong_with
 from msgservice.receiver_options import CONFIGURED, DEFAULTS, ReceiverOptions
 from msgservice.stream_limits import STREAMS_KEYS as STREAMS_KEYS
 from msgservice.stream_limits import StreamLimits, wrong_with_stream
-from msgservice.transport.addresses import PLAIN_NEEDS, is_plain, parse_address
+from msgservice.transport.addresses import PLAIN_NEEDS, is_node, is_plain, parse_address
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import VERSIONS, WARN_DAYS, TlsProfile, TlsProfiles
 from msgservice.transport.tcp.tls import check_profile
@@ -70,6 +71,7 @@ SECTIONS = (
     "web",
     "streams",
     "tls",
+    "login",
     "webhook",
     "receiver",
     "user",
@@ -185,6 +187,7 @@ class Config:
     web_hosts: tuple[str, ...] = ()  # names by which HTTP is asked, besides localhost and addresses
     streams: StreamLimits = field(default_factory=StreamLimits)  # of the listener of streams
     tls: TlsProfiles = field(default_factory=TlsProfiles)  # what addresses with TLS leave out
+    logins: Mapping[str, Path] = field(default_factory=dict)  # of nodes that are dialled, by name
     webhooks: WebhooksOptions = field(default_factory=WebhooksOptions)  # receivers at URLs
     receivers: tuple[ReceiverConfig, ...] = ()
     users: tuple[User, ...] = ()  # as soon as there is one, every listener asks who is there
@@ -276,6 +279,7 @@ def _read(reader: Reader, folder: Path) -> Config:
     tls = _tls(reader, folder)
     webhooks = _webhooks(reader, folder, insecure)
     transports = Transports(tls=tls)
+    receivers = _receivers(reader, folder, limits, transports, users, insecure)
     return Config(
         name=name,
         data=absolute_path(folder / data),
@@ -285,7 +289,8 @@ def _read(reader: Reader, folder: Path) -> Config:
         streams=_streams(reader),
         tls=tls,
         webhooks=webhooks,
-        receivers=_receivers(reader, folder, limits, transports, users, insecure),
+        receivers=receivers,
+        logins=_logins(reader, folder, receivers),
         users=users,
         users_file=users_file,
         rate=_rate(reader, ("rate",)),
@@ -373,6 +378,28 @@ def _tls(reader: Reader, folder: Path) -> TlsProfiles:
         named={name: _profile(reader, ("tls", name), folder) for name in names},
         warn_days=days,
     )
+
+
+def _logins(reader: Reader, folder: Path, receivers: Sequence[ReceiverConfig]) -> dict[str, Path]:
+    """Return the files of [login], each by the name of the node that it is for."""
+    addresses = {one.name: one.address for one in receivers}
+    found: dict[str, Path] = {}
+    for name in map(str, reader.value(("login",), Table, {})):
+        path = ("login", name)
+        said = reader.value(path, str, None)
+        if said == "":
+            reader.problem(path, "must name a file")
+        if not (reader.check(path, check_name, name) and said):
+            continue
+        found[name] = absolute_path(folder / said)
+        if name in addresses and not is_node(addresses[name]):
+            reader.problem(path, f"receiver {shown(name)} is no node that is dialled, at node:…")
+        try:
+            read_login(found[name])
+        except ConfigError as error:
+            for problem in error.problems:
+                reader.problem(path, problem)
+    return found
 
 
 def _profile(reader: Reader, path: KeyPath, folder: Path) -> TlsProfile:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from twisted.internet.defer import Deferred
 
 from msgservice.clock import Time
+from msgservice.connection import Prover
 from msgservice.core.backoff import delay_of
 from msgservice.errors import LogFailed
 from msgservice.identity.users import Users
@@ -139,6 +140,7 @@ def assemble(
     insecure: bool,
     web_hosts: Collection[str],
     transports: Transports,
+    provers: Mapping[str, Prover],
     reload: Callable[[], Deferred[list[Reread]]],
     rate: Rate | None,
     rates: Mapping[str, Rate],
@@ -292,6 +294,7 @@ def assemble(
         gate=gate,
         visits=Visits(Seldom(time.clock)),
         transports=transports,
+        provers=provers,
         time=time,
         limits=limits,
     )

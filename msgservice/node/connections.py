@@ -7,14 +7,14 @@ Newest connection wins: for senders per name and incarnation, for receivers per 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import Logger
 
 from msgservice.clock import Time
-from msgservice.connection import UNCOMMITTED, Connection
+from msgservice.connection import UNCOMMITTED, Connection, Prover
 from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED
 from msgservice.core.subjects import exact
 from msgservice.errors import BadAddress, NameHeld
@@ -51,7 +51,8 @@ def _same_program(older: Peer, newer: Peer) -> bool:
 class Connections:
     """The connections of a node.
 
-    `make_peer(outlet)`: one more, of what was dialled or of None.
+    `make_peer(outlet)`: one more, of what was dialled or of None. `provers`: by the name of a node
+    that is dialled, the login there.
     """
 
     _logger = Logger()
@@ -64,6 +65,7 @@ class Connections:
         gate: Gate,
         visits: Visits,
         transports: Transports,
+        provers: Mapping[str, Prover],
         time: Time,
         limits: Limits,
     ) -> None:
@@ -74,6 +76,7 @@ class Connections:
         self._gate = gate
         self._visits = visits
         self._transports = transports
+        self._provers = provers
         self._time = time
         self._limits = limits
         self._peers_made = 0
@@ -105,6 +108,9 @@ class Connections:
             now=time.now,
             limits=self._limits,
             takes=peer.takes,
+            prover=(
+                self._provers.get(dialled.name) if dialled is not None and dialled.is_node else None
+            ),
             arrivals=self._gate.arrivals,
             says_why=False,  # the visits do, however many there are
         )

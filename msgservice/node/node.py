@@ -37,6 +37,7 @@ from msgservice.errors import (
     NotAuthenticated,
     check_runs,
 )
+from msgservice.identity.login_files import FileProver
 from msgservice.identity.users import Users
 from msgservice.interfaces import IChannelUser, IConnector, ILog
 from msgservice.limits import Limits, Rate
@@ -113,7 +114,8 @@ class Node(Service):
     `reload`. `without_login`: addresses of `listen` that ask for no login, and the user whom
     everybody is who comes there. `insecure`: a login, or where there are no users everybody, is
     also taken where others read along; without it the start fails there with `InsecureListener`.
-    `tls`: what addresses with TLS leave out. `webhooks`: of receivers at URLs. `rates`: what each
+    `tls`: what addresses with TLS leave out. `logins`: files with the logins at nodes that are
+    dialled, by the names of these. `webhooks`: of receivers at URLs. `rates`: what each
     receiver may get, by its name; `rate`: what all of them may get together. `rng`: for the jitter
     of delays. `failed`: called with the error when it cannot start or go on, and the process must
     end then; by default that is logged and the process ends with status 1.
@@ -137,6 +139,7 @@ class Node(Service):
         read_users: Callable[[], Users] | None = None,
         without_login: Mapping[str, str] | None = None,
         tls: TlsProfiles | None = None,
+        logins: Mapping[str, str | os.PathLike[str]] | None = None,
         webhooks: WebhooksOptions | None = None,
         rate: Rate | None = None,
         rates: Mapping[str, Rate] | None = None,
@@ -154,6 +157,10 @@ class Node(Service):
         self.listeners: list[str] = []  # the same for people, each with its own scheme
         self._rng = rng or random.SystemRandom().random
         self.transports = Transports(rng=self._rng, tls=tls)
+        self._provers = {
+            check_name(name): FileProver(reactor, Path(file).absolute())
+            for name, file in (logins or {}).items()
+        }
         self._webhooks = WebhooksOptions(plain=insecure) if webhooks is None else webhooks
         self.transports.register(
             WebhookTransport(
@@ -296,6 +303,7 @@ class Node(Service):
             insecure=self._insecure,
             web_hosts=self._web_hosts,
             transports=self.transports,
+            provers=self._provers,
             reload=self.reload,
             rate=self._rate,
             rates=self._rates,

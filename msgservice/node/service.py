@@ -60,6 +60,7 @@ def build_service(config: Config, *, reactor: IReactorTime) -> Node:
         read_users=partial(read_users, config),
         without_login={one.address: one.user for one in config.listen if one.user is not None},
         tls=config.tls,
+        logins=config.logins,
         webhooks=config.webhooks,
         rate=config.rate,
         rates={one.name: one.rate for one in config.receivers if one.rate is not None},

@@ -410,8 +410,8 @@ heartbeat = -1
         "20: limits.max_batch: must be at least 4096, not 1",
         '21: limits.connections: must be an integer, not "many"',
         "22: limits.heartbeat: must be at least 0.1, not -1.0",
-        "23: www: unknown key (allowed: node, listen, web, streams, tls, webhook, receiver, user,"
-        " rate, limits)",
+        "23: www: unknown key (allowed: node, listen, web, streams, tls, login, webhook, receiver,"
+        " user, rate, limits)",
     ] == problems(file, text)
 
 
@@ -725,3 +725,48 @@ def test_a_limit_of_streams_that_cannot_be_is_told_with_its_line(
 ) -> None:
     (problem,) = problems(file, f"[streams]\n{text}\n")
     assert told in problem
+
+
+def test_logins_at_other_nodes_are_files_by_their_names(file: Path, tmp_path: Path) -> None:
+    login = tmp_path / "centre.login"
+    login.write_text('user = "edge"\npassword = "secret"\n')
+    login.chmod(0o600)
+    assert load(file, "[login]\ncentre = 'centre.login'\n").logins == {"centre": login}
+    assert load(file, "").logins == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "mode", "told"),
+    [
+        ('user = "edge"\npassword = "secret"', 0o640, "others can use it"),
+        ('password = "secret"', 0o600, "user is missing"),
+        ('user = "edge"', 0o600, "needs a password or a token"),
+        ('user = "edge"\npasswort = "secret"', 0o600, "there are user, password and token"),
+        ('token = "secret"', 0o600, "token is none"),
+        ("secret", 0o600, "is not TOML"),
+        ("\udcff", 0o600, "is not UTF-8"),
+    ],
+)
+def test_a_file_that_has_no_login_is_told_without_what_it_says(
+    file: Path, tmp_path: Path, said: str, mode: int, told: str
+) -> None:
+    login = tmp_path / "centre.login"
+    login.write_bytes(said.encode(errors="surrogateescape"))
+    login.chmod(mode)
+    (problem,) = problems(file, "[login]\ncentre = 'centre.login'\n")
+    assert problem.startswith("2: login.centre: ")
+    assert told in problem
+    assert "secret" not in problem
+
+
+def test_a_login_that_is_for_no_node_is_refused(file: Path, tmp_path: Path) -> None:
+    login = tmp_path / "centre.login"
+    login.write_text('user = "edge"\npassword = "secret"\n')
+    login.chmod(0o600)
+    text = "[login]\ncentre = 'centre.login'\n[[receiver]]\nname = 'centre'\n"
+    for address in ("", "address = 'tcp:127.0.0.1:7411'\n"):
+        assert any("is no node that is dialled" in one for one in problems(file, text + address))
+    node = "address = 'node:tcp:127.0.0.1:7411'\nsubjects = ['>']\n"
+    assert load(file, text + node).logins
+    (problem,) = problems(file, "[login]\ncentre = 5\n")
+    assert "must be a string" in problem

@@ -1144,6 +1144,7 @@ def some_connections(**more: Any) -> Connections:
         "dispatch": double(),
         "visits": double(),
         "transports": double(),
+        "provers": {},
         "time": Time(Clock()),
         "gate": a_gate(),
         "limits": LIMITS,
