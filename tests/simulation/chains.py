@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import apsw
@@ -26,6 +27,7 @@ from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
 from msgservice.errors import Expired
 from msgservice.log.memory import MemoryLog
+from msgservice.log.sqlite import SqliteLog
 from msgservice.node.node import Node
 from msgservice.receiver.receiver import Receiver
 from msgservice.records import Account, ReceiverRow
@@ -34,6 +36,7 @@ from msgservice.transport.registry import Transports
 from tests.kit.faulty import CALM, Faults, FaultyWorld
 from tests.kit.faulty_transport import FaultyTransport, Process
 from tests.kit.limits import Limits
+from tests.kit.simdisk import SimDisk, SimThreads
 
 LIMITS = Limits(link_delay_max=3.0, retry_delay_max=3.0, max_attempts=1000)
 SUBJECTS = ("lane.1", "lane.2", "lane.3")
@@ -57,6 +60,8 @@ class NodeOfChain:
         self.kills = 0
         self._chain = chain
         self._store: Any = None
+        self.limits = chain.limits.get(name, LIMITS)
+        self.disk = chain.disks.get(name)
         self.begin()
 
     def begin(self, put_back: apsw.Connection | None = None, log_id: str = "") -> None:
@@ -64,9 +69,24 @@ class NodeOfChain:
         chain, world = self._chain, self._chain.world
         process = self.process = Process(world, self.name)
         clock: Any = process.clock
-        log = self.log = MemoryLog(
-            reactor=clock, limits=LIMITS, delay=DISK_DELAY, entropy=world.random.randbytes
-        )
+        log: Any
+        if self.disk is not None:
+            if self._store is not None:
+                self.disk = self.disk.killed()
+            log = SqliteLog(
+                self.disk.folder / "data",
+                reactor=clock,
+                limits=self.limits,
+                entropy=world.random.randbytes,
+                vfs=self.disk.vfs,
+                files=self.disk.files,
+                threads=SimThreads(clock, lambda: DISK_DELAY),
+            )
+        else:
+            log = MemoryLog(
+                reactor=clock, limits=self.limits, delay=DISK_DELAY, entropy=world.random.randbytes
+            )
+        self.log = log
         if put_back is not None:
             log._store.connect()
             _copy(put_back, log._store.db)
@@ -74,7 +94,7 @@ class NodeOfChain:
                 said = "update meta set value = ? where key = 'log_id'"
                 log._store.db.execute(said, (log_id,))
             log._made = True
-        elif self._store is not None:
+        elif self._store is not None and self.disk is None:
             log._store.db, log._made = self._store.db, True
         self._store = log._store
         service = self.service = Node(
@@ -86,17 +106,21 @@ class NodeOfChain:
                 ReceiverRow(number=0, name=far, address=f"node:faulty:{far}", patterns=(">",))
                 for far in self.next_nodes
             ],
-            limits=LIMITS,
+            limits=self.limits,
             rng=world.random.random,
             failed=chain.failures.append,
         )
         service.transports = Transports([FaultyTransport(world, process)])
         service.startService()
 
-    def kill(self) -> None:
-        """End the node as kill -9 does; it comes back."""
+    def end(self) -> None:
+        """End the node as kill -9 does; it is back with `begin`."""
         self.kills += 1
         self.process.kill()
+
+    def kill(self) -> None:
+        """End the node as kill -9 does; it comes back."""
+        self.end()
         self._chain.world.clock.callLater(self._chain.world.between((0.01, 4.0)), self.begin)
 
     def snapshot(self) -> apsw.Connection:
@@ -179,8 +203,15 @@ class Chain:
     """See the module."""
 
     def __init__(
-        self, seed: int, links: Mapping[str, Sequence[str]], *, faults: Faults | None = CALM
+        self,
+        seed: int,
+        links: Mapping[str, Sequence[str]],
+        *,
+        faults: Faults | None = CALM,
+        limits: Mapping[str, Limits] = MappingProxyType({}),
+        disks: Mapping[str, SimDisk] = MappingProxyType({}),
     ) -> None:
+        self.limits, self.disks = limits, disks  # of nodes that have their own
         self.world = FaultyWorld(seed, faults=CALM, limits=LIMITS)
         self.links = links
         self.failures: list[Any] = []
@@ -233,15 +264,20 @@ class Chain:
         self.check()
 
     def send_some(
-        self, messages: int, names: Sequence[str], *, ttl: tuple[float, ...] = ()
+        self,
+        messages: int,
+        names: Sequence[str],
+        *,
+        ttl: tuple[float, ...] = (),
+        size: int = 0,
     ) -> None:
-        """Send so many messages from these nodes, within some time."""
+        """Send so many messages from these nodes, within some time; `size`: bytes more of each."""
         random = self.world.random
         for _ in range(messages):
             self.sent += 1
             name = random.choice(names)
             subject = random.choice(SUBJECTS)
-            body = f"{subject} {name} {self.sent}".encode()
+            body = f"{subject} {name} {self.sent}{' ' * bool(size)}{'x' * size}".encode()
             seconds = random.choice((None, *ttl))
             if seconds is not None and seconds < FOR_EVER:
                 self.may_expire.add(body)
@@ -328,7 +364,7 @@ class Chain:
         for body in node.handled:
             if body not in seen:  # the first of each way: later copies come by longer ones
                 seen.add(body)
-                subject, name, number = body.split(b" ")
+                subject, name, number, *_ = body.split(b" ")
                 lanes.setdefault((subject, name), []).append(int(number))
         ways = Counter(len(paths) for paths in node.paths.values())
         for lane in lanes.values():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
+from pathlib import Path
+from random import Random
 
 import pytest
 from twisted.internet.defer import Deferred
 
 from tests.kit.faulty import CALM, Faults
+from tests.kit.limits import Limits
+from tests.kit.simdisk import SimDisk
 from tests.simulation.chains import FOR_EVER, Chain, NodeOfChain
 
 LINE = {"edge": ["mid"], "mid": ["centre"], "centre": []}
@@ -106,3 +111,48 @@ def test_a_ring_of_three_both_ways_brings_each_message_once_for_each_path() -> N
     assert 1 == chain.ways("a", "a")
     assert 2 == chain.ways("a", "c")  # directly, and by way of b
     assert 1 == Chain(8, RING, faults=CALM).ways("a", "c")
+
+
+# --- a full log, and a full disk, in the middle
+
+# Where no link fails, nothing else could keep messages back for so long.
+QUIET = (CALM, Faults(), Faults())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_middle_whose_log_is_full_keeps_nothing_back_once_there_is_room(seed: int) -> None:
+    """The centre is away, so what the middle takes fills its log; the edge has the rest."""
+    small = Limits(link_delay_max=3.0, retry_delay_max=3.0, max_attempts=1000, max_bytes=60_000)
+    chain = Chain(600 + seed, LINE, limits={"mid": small}, faults=QUIET[seed])
+    mid, centre = chain.nodes["mid"], chain.nodes["centre"]
+    centre.end()
+    chain.send_some(120, ["edge"], size=1_000)
+    chain.world.run(60)
+    assert len(mid.handled) < 120  # it was full, and took no more
+    if seed:
+        mid.kill()
+    centre.begin()
+    chain.settle()
+    chain.check()
+    assert 120 == len(centre.handled) == len(mid.handled)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_middle_whose_disk_is_full_loses_and_doubles_nothing(seed: int, tmp_path: Path) -> None:
+    disk = SimDisk(tmp_path / "disk", Random(seed))
+    chain = Chain(700 + seed, LINE, disks={"mid": disk}, faults=QUIET[seed])
+    mid, centre = chain.nodes["mid"], chain.nodes["centre"]
+    chain.send_some(30, ["edge", "mid"])
+    chain.world.run(5)
+    assert mid.disk is not None
+    mid.disk.full = lambda name: errno.ENOSPC
+    chain.send_some(60, ["edge"])
+    chain.world.run(30)
+    assert len(centre.handled) < 90, "it was full"
+    mid.disk.full = lambda name: 0
+    if seed:
+        mid.kill()
+    chain.send_some(30, ["edge", "mid"])
+    chain.settle()
+    chain.check()
+    assert 120 == len(centre.handled) == len(mid.handled)
