@@ -33,8 +33,7 @@ from msgservice.interfaces import IChannelUser
 from msgservice.limits import Limits
 from msgservice.transport.addresses import describe
 from msgservice.transport.owners import ChannelOwner
-from msgservice.transport.tcp.channel import PROGRESS_BYTES
-from msgservice.transport.tcp.pacing import Turn
+from msgservice.transport.tcp.pacing import PROGRESS_BYTES, Turn
 from msgservice.transport.tcp.shown import credentials_of
 from msgservice.transport.tcp.sockets import reason_of, tune
 

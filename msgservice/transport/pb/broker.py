@@ -47,7 +47,7 @@ from msgservice.transport.addresses import describe
 from msgservice.transport.owners import ChannelOwner
 from msgservice.transport.pb import expressions, jellied
 from msgservice.transport.pb.expressions import Expressions
-from msgservice.transport.tcp.pacing import Turn, Watch
+from msgservice.transport.tcp.pacing import PROGRESS_BYTES, Progress, Turn
 from msgservice.transport.tcp.shown import credentials_of
 from msgservice.transport.tcp.sockets import reason_of, tune, unwritten, write_now
 from msgservice.waiters import Waiters
@@ -62,7 +62,6 @@ STRANGER_BYTES_MIN = 16 * 1024
 UNREAD_BYTES = 4 * 1024 * 1024
 NAME_BYTES_MAX = 64  # of a method
 CACHED_MAX = 16  # objects of the other side's that update themselves here
-PROGRESS_BYTES = 64 * 1024
 NO_NAMED: Final = [b"dictionary"]  # arguments
 TURN_SECONDS = 0.01  # of calls of one connection, before others have their turn
 # Why a connection is not read from.
@@ -200,8 +199,7 @@ class BoundedBroker(pb.Broker):
         self._room: Waiters[None] = Waiters()
         self._going_on: IDelayedCall | None = None  # with what was read in an earlier turn
         self._calls = 0  # of the other side that are being answered
-        self._half_call = Watch(limits.frame_timeout)
-        self._unread = Watch(limits.write_timeout)
+        self._progress = Progress(limits, "call")
         self._watching: IDelayedCall | None = None
         self._deadline: IDelayedCall | None = None
 
@@ -704,17 +702,15 @@ class BoundedBroker(pb.Broker):
         self._stop_watching()
         if self.state not in (State.OPENING, State.OPEN):
             return
-        now, limits, came = self._now(), self._limits, self._expressions
+        now, came = self._now(), self._expressions
         half = (came.completed, came.partial // PROGRESS_BYTES) if came.partial else None
         unread = (self._drained_count, unwritten(self.transport)) if self._is_full else None
         unread = unread if unread is not None else self.waits()  # type: ignore[assignment]
-        if self._half_call.stalled(half, now):
-            self.fail(DeadlinePassed("the rest of a call", limits.frame_timeout))
-        elif self._unread.stalled(unread, now):
-            self.fail(DeadlinePassed("reading what was sent", limits.write_timeout), abort=True)
+        if (ended := self._progress.ended(half, unread, now)) is not None:
+            error, abort = ended
+            self.fail(error, abort=abort)
         elif half is not None or unread is not None:
-            interval = min(limits.frame_timeout, limits.write_timeout) / 10
-            self._watching = self._reactor.callLater(interval, self._look_again)
+            self._watching = self._reactor.callLater(self._progress.interval, self._look_again)
 
     def _look_again(self) -> None:
         self._watching = None

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IListeningPort,
     IReactorTime,
@@ -32,10 +32,9 @@ from msgservice.transport.pb.channel import PbChannel, Root
 from msgservice.transport.probing import check_port_free
 from msgservice.transport.tcp.endpoints import client_endpoint, server_endpoint
 from msgservice.transport.tcp.listening import (
-    ChannelFactory,
     ConnectionCount,
     MakeChannel,
-    listen_on,
+    listen_at,
 )
 from msgservice.transport.tcp.pacing import Turn
 from msgservice.transport.tcp.profiles import TlsProfiles
@@ -158,19 +157,15 @@ class PbTransport:
         limits: Limits,
         make_user: Callable[[], IChannelUser],
     ) -> Deferred[IListeningPort]:
-        reactor = timed(reactor)
-        try:
-            endpoint = _server(reactor, address, self._tls)
-        except BadAddress as error:
-            return fail(error)
-        factory = ChannelFactory(
-            reactor=reactor,
+        return listen_at(
+            lambda reactor: _server(reactor, address, self._tls),
+            reactor,
+            address,
+            make_channel=make_channel,
             make_user=make_user,
             limits=limits,
             count=self.accepted,
-            make_channel=make_channel,
         )
-        return listen_on(endpoint, address, factory)
 
     def reload(self) -> list[Reread]:
         """See `ITransport`."""

@@ -58,7 +58,7 @@ from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
 from msgservice.transport.addresses import describe
 from msgservice.transport.owners import ChannelOwner
-from msgservice.transport.tcp.pacing import Turn, Watch
+from msgservice.transport.tcp.pacing import PROGRESS_BYTES, Progress, Turn
 from msgservice.transport.tcp.records import decrypted, read_ahead
 from msgservice.transport.tcp.shown import credentials_of
 from msgservice.transport.tcp.sockets import (
@@ -74,8 +74,6 @@ from msgservice.transport.tcp.sockets import (
 PIECE_BYTES = 256 * 1024
 # Queued here beyond what the transport holds; the user is told to stop above it.
 QUEUE_BYTES = 256 * 1024
-# A half frame that grows by less than this within `frame_timeout` is not making progress.
-PROGRESS_BYTES = 64 * 1024
 
 
 class ChannelState(enum.Enum):
@@ -157,8 +155,7 @@ class FrameProtocol(Int32StringReceiver):
         self._full = False
         self._drained_count = 0
         self._told_writable = True
-        self._half_frame = Watch(limits.frame_timeout)
-        self._unread = Watch(limits.write_timeout)
+        self._progress = Progress(limits, "frame")
         self._watching: IDelayedCall | None = None
         self._deadline: IDelayedCall | None = None  # of the handshake, then of closing
 
@@ -452,19 +449,16 @@ class FrameProtocol(Int32StringReceiver):
         if self.state is not ChannelState.OPEN:
             return
         now = self._now()
-        splitter, limits = self._splitter, self._limits
+        splitter = self._splitter
         half = None
         if splitter.partial and not self.paused:
             half = (splitter.completed, splitter.partial // PROGRESS_BYTES)
         unread = (self._drained_count, unwritten(self.transport)) if self._full else None
-        if self._half_frame.stalled(half, now):
-            self._fail(DeadlinePassed("the rest of a frame", limits.frame_timeout))
-        elif self._unread.stalled(unread, now):
-            # Nothing can be said to a peer that does not read.
-            self._fail(DeadlinePassed("reading what was sent", limits.write_timeout), abort=True)
+        if (ended := self._progress.ended(half, unread, now)) is not None:
+            error, abort = ended
+            self._fail(error, abort=abort)
         elif half is not None or unread is not None:
-            interval = min(limits.frame_timeout, limits.write_timeout) / 10
-            self._watching = self._reactor.callLater(interval, self._look_again)
+            self._watching = self._reactor.callLater(self._progress.interval, self._look_again)
 
     def _look_again(self) -> None:
         self._watching = None

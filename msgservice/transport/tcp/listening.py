@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 from typing import Protocol as PythonProtocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import (
     IAddress,
@@ -25,8 +25,8 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.clock import monotonic_of
-from msgservice.errors import CannotListen
+from msgservice.clock import monotonic_of, timed
+from msgservice.errors import BadAddress, CannotListen
 from msgservice.interfaces import IChannelUser
 from msgservice.limits import Limits
 from msgservice.transport.addresses import describe
@@ -169,6 +169,32 @@ class ChannelFactory(Factory):
             untold=self._untold,
         )
         self._told_at, self._untold = now, 0
+
+
+def listen_at(
+    make_endpoint: Callable[[IReactorTime], IStreamServerEndpoint],
+    reactor: IReactorTime,
+    address: str,
+    *,
+    make_channel: MakeChannel,
+    make_user: Callable[[], IChannelUser],
+    limits: Limits,
+    count: ConnectionCount,
+) -> Deferred[IListeningPort]:
+    """Fire with the port of an endpoint that is made here; also fail with `BadAddress`."""
+    reactor = timed(reactor)
+    try:
+        endpoint = make_endpoint(reactor)
+    except BadAddress as error:
+        return fail(error)
+    factory = ChannelFactory(
+        reactor=reactor,
+        make_user=make_user,
+        limits=limits,
+        count=count,
+        make_channel=make_channel,
+    )
+    return listen_on(endpoint, address, factory)
 
 
 def listen_on(

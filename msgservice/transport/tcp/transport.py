@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IListeningPort,
     IReactorPluggableNameResolver,
@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from msgservice.clock import timed
-from msgservice.errors import BadAddress, CannotListen
+from msgservice.errors import CannotListen
 from msgservice.interfaces import IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
 from msgservice.records import Reread
@@ -33,10 +33,9 @@ from msgservice.transport.tcp.endpoints import (
     server_endpoint,
 )
 from msgservice.transport.tcp.listening import (
-    ChannelFactory,
     ConnectionCount,
     MakeChannel,
-    listen_on,
+    listen_at,
 )
 from msgservice.transport.tcp.pacing import Turn
 from msgservice.transport.tcp.profiles import TlsProfiles
@@ -143,19 +142,15 @@ class TcpTransport:
         limits: Limits,
         make_user: Callable[[], IChannelUser],
     ) -> Deferred[IListeningPort]:
-        reactor = timed(reactor)
-        try:
-            endpoint = server_endpoint(reactor, address, self._tls)
-        except BadAddress as error:
-            return fail(error)
-        factory = ChannelFactory(
-            reactor=reactor,
+        return listen_at(
+            lambda reactor: server_endpoint(reactor, address, self._tls),
+            reactor,
+            address,
+            make_channel=make_channel,
             make_user=make_user,
             limits=limits,
             count=self.accepted,
-            make_channel=make_channel,
         )
-        return listen_on(endpoint, address, factory)
 
     def endpoint(self, reactor: IReactorTime, address: str) -> IStreamServerEndpoint:
         """Return what listens at an address, for what speaks another protocol there.
