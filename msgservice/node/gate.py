@@ -302,9 +302,7 @@ class Gate:
             error, why = "no password over a connection that others can read: use TLS", "no TLS"
             return self._refuse_later(Deny(NotAuthenticated(error), 0.0, why, key), address)
         if not self._throttle.allows(address, key, self._time.now()):
-            error, why = "too many logins failed: try again in a minute", "too many failed before"
-            denied = Deny(NotAuthenticated(error), self._throttle.delay, why, key)
-            return self._refuse_later(denied, address)
+            return self._refuse_throttled(key, address)
         mark = hmac.digest(self._secret, f"{user}\0{password}".encode(), "sha256")
         known = self._proven.get(mark)
         if known is not None and users.holds(known, self._time.wall()):
@@ -313,17 +311,27 @@ class Gate:
             raise LimitReached("login_checks", self._login_checks)
         self._checking += 1
         record, reactor = users.record(user), cast("IReactorFromThreads", self._time.clock)
-        checking: Deferred[bool] = self._checks.run(
-            in_daemon_thread, reactor, lambda: record.is_of(password)
-        )
+
+        def compare() -> Deferred[bool | None]:
+            # Of many guesses that came at once those are counted by now that were compared before.
+            if not self._throttle.allows(address, key, self._time.now()):
+                return succeed(None)
+            compared: Deferred[bool | None] = in_daemon_thread(
+                reactor, lambda: record.is_of(password)
+            )
+            return compared
+
+        checking: Deferred[bool | None] = self._checks.run(compare)
         return checking.addBoth(self._checked, key, address, mark)
 
     def _checked(
-        self, is_right: bool | Failure, user: str, address: str, mark: bytes
+        self, is_right: bool | Failure | None, user: str, address: str, mark: bytes
     ) -> Deferred[Principal]:
         self._checking -= 1
         if isinstance(is_right, Failure):
             is_right.raiseException()
+        if is_right is None:
+            return self._refuse_throttled(user, address)
         principal = self._users.by_password(user) if self._users and is_right else None
         if principal is None:
             self._throttle.failed(address, user, self._time.now())
@@ -335,6 +343,11 @@ class Gate:
         if len(self._proven) > PROVEN_MAX:
             self._proven.popitem(last=False)
         return succeed(principal)
+
+    def _refuse_throttled(self, user: str, address: str) -> Deferred[Principal]:
+        error, why = "too many logins failed: try again in a minute", "too many failed before"
+        denied = Deny(NotAuthenticated(error), self._throttle.delay, why, user)
+        return self._refuse_later(denied, address)
 
     def _refuse_later(self, denied: Deny, address: str) -> Deferred[Principal]:
         return cast("Deferred[Principal]", self._deny_later(denied, address))

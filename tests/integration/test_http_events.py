@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from msgservice import Limits, Reject
 from msgservice.core.xmlrpc import Outline, feed
+from msgservice.node.web import events
 from tests.integration.test_http_listener import users
 from tests.integration.test_http_messages import World
 from tests.kit.house import MUTE, SHOP
@@ -345,6 +347,69 @@ async def test_when_time_is_over_it_is_202_with_the_states(world: World) -> None
         assert (202, False) == (answer.status, answer.json["final"])
         assert "queued" == answer.json["receivers"]["billing"]["status"]
     assert {} == world.node.parts.tracker._followers
+
+
+@ensure
+async def test_who_goes_before_its_message_is_stored_waits_no_longer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.node.pause_receiver("billing", True)
+    posts = world.node.parts.posts
+    store, stored = posts.store, Deferred[None]()
+
+    async def late(sender: Any, batch: Any) -> Any:
+        done = await store(sender, batch)
+        await stored
+        return done
+
+    monkeypatch.setattr(posts, "store", late)
+    peer = await world.dial()
+    path = "/v1/messages?wait=acknowledged&timeout=600"
+    peer.say_request("POST", path, b'{"subject": "orders.a"}')
+    while not posts._waits:
+        await deferLater(reactor, 0.01, int)
+    await peer.go()
+    while len(world.node.parts.web._channels) > 1:
+        await deferLater(reactor, 0.01, int)
+    stored.callback(None)
+    while posts._waits:  # until the test's time is over
+        await deferLater(reactor, 0.01, int)
+    assert {} == world.node.parts.tracker._followers
+
+
+@ensure
+async def test_who_waits_holds_no_body(world: World) -> None:
+    await world.node.pause_receiver("billing", True)
+    body = b'{"subject": "orders.a", "text": "%b"}' % (b"x" * 10_000)
+    world.peer.say_request("POST", "/v1/messages?wait=acknowledged", body)
+    while not world.node.parts.tracker._followers:
+        await deferLater(reactor, 0.01, int)
+    assert 0 == world.node.parts.web.held_bytes
+
+
+@ensure
+async def test_who_is_told_nothing_hears_that_nothing_has_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "QUIET", 0.05)
+    await world.node.pause_receiver("billing", True)
+    posted = await world.post({"subject": "orders.a"})
+    peer = await world.dial()
+    peer.say_request("GET", f"/v1/messages/{posted.json['id']}/events")
+    await peer.until(lambda: peer.data.count(b"3\r\n:\n\n\r\n") >= 3)
+    assert b"event: state" in peer.data
+    await world.node.pause_receiver("billing", False)
+    await peer.until(lambda: b"event: end" in peer.data)
+    await peer.until_closed()
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/messages/log:65536/events"])
+@ensure
+async def test_what_has_no_end_has_no_head_alone(world: World, path: str) -> None:
+    assert 201 == (await world.post({"subject": "orders.a"})).status
+    answer = await world.peer.ask("HEAD", path)
+    assert (405, "GET") == (answer.status, answer.headers["allow"])
+    assert 200 == (await world.peer.ask("HEAD", "/readyz")).status, "the connection goes on"
 
 
 @ensure

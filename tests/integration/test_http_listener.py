@@ -21,6 +21,7 @@ from msgservice.errors import BadAddress, InsecureListener
 from msgservice.identity.passwords import ITERATIONS_MIN, PasswordRecord
 from msgservice.identity.tokens import new_token
 from msgservice.identity.users import Users
+from msgservice.node.gate import CHECKS
 from msgservice.node.web.answers import Answer, Ask, as_json
 from msgservice.node.web.paths import PathAt
 from msgservice.transport.tcp.endpoints import client_endpoint
@@ -652,6 +653,19 @@ async def test_guessing_is_throttled(make: Make) -> None:
         answer.status,
         answer.json["detail"],
     )
+
+
+@ensure
+async def test_guesses_that_come_at_once_are_throttled_too(make: Make) -> None:
+    known, _ = users(SHOP)
+    here = await make(users=known)
+    peers = [await here.peer() for _ in range(40)]
+    for peer in peers:
+        peer.say_request("GET", "/who/x/is", headers=basic("shop", "guess"))
+    said = [(await peer.answer()).json["detail"] for peer in peers]
+    looked_at = said.count("wrong user or password")
+    assert LIMITS.login_failures <= looked_at <= LIMITS.login_failures + CHECKS
+    assert len(said) - looked_at == said.count("too many logins failed: try again in a minute")
 
 
 @ensure

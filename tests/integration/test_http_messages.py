@@ -17,6 +17,7 @@ from twisted.internet.task import deferLater
 from msgservice import Limits, Node, Receiver, Reject
 from msgservice.administration import OPERATIONS
 from msgservice.errors import LogFull
+from msgservice.node.web import messages
 from msgservice.node.web.operations import place_of
 from tests.integration.test_http_listener import bearer, users
 from tests.kit.house import BOSS, MUTE, SHOP
@@ -104,6 +105,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 @pytest.mark.parametrize(
     ("said", "content"),
     [
+        ({"body": ["1e999", 1e299, 10**280]}, ["1e999", 1e299, 10**280]),
         ({"body": {"id": 17, "of": ["a", None, 1.5]}}, {"id": 17, "of": ["a", None, 1.5]}),
         ({"body": "text"}, "text"),
         ({"body": None}, None),
@@ -164,6 +166,9 @@ async def test_posts_of_one_turn_are_one_group(world: World) -> None:
         (b'{"subject": "a", "body": "\xff"}', 400, "BadValue"),
         (b'{"subject": "a", "body": ' + b"[" * 200 + b"]" * 200 + b"}", 400, "BadValue"),
         (b'{"subject": "a", "body": ' + b"[" * 9000 + b"]" * 9000 + b"}", 400, "BadValue"),
+        (b'{"subject": "a", "body": 1e999}', 400, "BadValue"),  # no receiver could read it
+        (b'{"subject": "a", "body": [-12E+0999]}', 400, "BadValue"),
+        (b'{"subject": "a", "body": ' + b"9" * 5000 + b"}", 400, "BadValue"),
         ({"body": 1}, 400, "BadValue"),
         ({"subject": "a", "colour": "red"}, 400, "BadValue"),
         ({"subject": "a..b"}, 400, "BadSubject"),
@@ -311,6 +316,49 @@ async def test_lines_of_which_some_found_no_room_say_which_are_stored(world: Wor
     answer = await world.lines({"subject": "orders.a"}, {"subject": "orders.b"})
     assert (503, 1, 2) == (answer.status, answer.json["accepted"], answer.json["line"])
     assert [1] == [run["line"] for run in answer.json["runs"]]
+
+
+@ensure
+async def test_runs_of_very_many_are_stored_in_waves_and_in_their_order(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "WAVE", 3)
+    submitted: list[int] = []
+    store = messages.Posts._store
+
+    async def noted(posts: Any, wave: Any) -> None:
+        submitted.append(len(wave.batches))
+        await store(posts, wave)
+
+    monkeypatch.setattr(messages.Posts, "_store", noted)
+    said = [{"subject": f"orders.{n % 2}", "body": n} for n in range(10)]
+    answer = await world.lines(*said)
+    assert (201, 10) == (answer.status, answer.json["accepted"])
+    assert list(range(1, 11)) == [run["line"] for run in answer.json["runs"]]
+    assert [*range(10)] == [got.content for got in await world.until(10)]
+    assert [3, 3, 3, 1] == submitted
+    wrong = await world.lines(*said, {"subject": "a..b"})
+    assert (400, 11, 0) == (wrong.status, wrong.json["line"], wrong.json["accepted"])
+    assert [3, 3, 3, 1] == submitted, "none of it is stored"
+
+
+@pytest.mark.parametrize(
+    ("body", "lines"),
+    [
+        (b"", []),
+        (b"\n\n\n\n\n\n\n\n\n", []),
+        (b"a", [(1, b"a")]),
+        (b"a\nb\n", [(1, b"a"), (2, b"b")]),
+        (b"\n\na\n\n\n\n\n\n\n\nb", [(3, b"a"), (11, b"b")]),
+        (b"\n\n\n\n\n \n\nabcdefghi\n\n", [(6, b" "), (8, b"abcdefghi")]),
+    ],
+    ids=repr,
+)
+def test_lines_have_their_numbers(
+    monkeypatch: pytest.MonkeyPatch, body: bytes, lines: list[tuple[int, bytes]]
+) -> None:
+    monkeypatch.setattr(messages, "EMPTY_AT_ONCE", 4)
+    assert lines == [one for one in messages._lines_of(body) if one[1]]
 
 
 @ensure

@@ -37,6 +37,7 @@ from msgservice.transport.http.channel import HttpRequest
 EVENTS = b"text/event-stream"
 PAGE = 100  # receivers of one event
 LINGER = 15.0  # seconds that what changes is kept after the last reader has gone, for its return
+QUIET = 20.0  # seconds without an event, after which a reader is told that nothing has ended
 ROUND = 200  # events that are written to one reader in a row, at most
 
 _to_json = msgspec.json.Encoder().encode
@@ -115,7 +116,7 @@ class Events:
         self.holds = holds
         self._tracker = tracker
         self._requests = requests
-        self._time = time
+        self.time = time
         self._limits = limits
         self._readers: dict[_ViewReader, None] = {}
         self._reading = 0  # of both kinds
@@ -199,7 +200,7 @@ class Events:
     def _leave(self) -> None:
         self._reading -= 1
         if not self._readers and self._is_watching and self._linger is None:
-            self._linger = self._time.clock.callLater(LINGER, self._unwatch)
+            self._linger = self.time.clock.callLater(LINGER, self._unwatch)
 
     def _unwatch(self) -> None:
         """Nobody reads: what changes is not looked at, so what was before leads nowhere."""
@@ -264,6 +265,7 @@ class _Reader:
         self._request = request
         self._who = who
         self._room: Deferred[None] | None = None
+        self._beat: IDelayedCall | None = None  # until it is told that nothing has ended
         self._stays: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
@@ -274,6 +276,7 @@ class _Reader:
         self._request.notifyFinish().addBoth(lambda _: self.end())
         self._request.begin_answer(200, listener.head_of(Answer(200, b"", EVENTS)))
         self._request.registerProducer(self, True)
+        self._beat = self._events.time.clock.callLater(QUIET, self._say_nothing)
 
     def write(self, data: bytes) -> None:
         """Write an event."""
@@ -281,6 +284,14 @@ class _Reader:
             self.finish()
         if not self.is_over:
             self._request.write(data)
+            if self._beat is not None:
+                self._beat.reset(QUIET)
+
+    def _say_nothing(self) -> None:
+        """Write a comment: a peer that has vanished is noticed, one in between does not give up."""
+        self._beat = self._events.time.clock.callLater(QUIET, self._say_nothing)
+        if not self.is_paused:
+            self.write(b":\n\n")
 
     async def room(self) -> None:
         """Return when the reader reads, or has gone."""
@@ -298,6 +309,9 @@ class _Reader:
         if self.is_over:
             return
         self.is_over = True
+        if self._beat is not None:
+            self._beat.cancel()
+            self._beat = None
         self._stays()
         request = self._request
         if not request.is_over:

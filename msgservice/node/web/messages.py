@@ -14,8 +14,10 @@ finds what the first has stored.
 from __future__ import annotations
 
 import binascii
+import re
 from base64 import b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, NamedTuple, Protocol, cast
 
 import msgspec
@@ -55,6 +57,8 @@ JSON, LINES = "application/json", "application/x-ndjson"
 UNPROCESSABLE = 422
 SECONDS = 0.01  # of each turn for lines of all posts; so many of one are looked at in a row:
 LINES_AT_ONCE = 100
+EMPTY_AT_ONCE = 1 << 20
+WAVE = 500  # runs of one post that are stored at once
 WAIT_SECONDS, WAIT_SECONDS_MAX = 30.0, 600.0
 LINE_OVERHEAD = 64  # bytes that a message may take in a run beside its body and headers
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=TIME_DAYS_MAX * 86400)]
@@ -131,6 +135,16 @@ class PartlyAccepted(Problem, frozen=True, omit_defaults=False):
     runs: list[AcceptedRun] = []
 
 
+class _Wave:
+    """So many batches of a post as are stored at once, and what became of those before."""
+
+    def __init__(self, sender: LocalSender) -> None:
+        self.sender = sender
+        self.batches: list[tuple[Batch, int]] = []  # and the first line of each
+        self.stored: list[AcceptedRun] = []
+        self.failed: tuple[Exception, int] | None = None
+
+
 class Intake(Protocol):
     """The intake of a node (`intake`)."""
 
@@ -156,6 +170,9 @@ class _Run(NamedTuple):
     line: int
 
 
+_some_line = re.compile(rb"[^\n]").search
+# A number of JSON that its receivers may not be able to read: all others are below 1e300.
+_may_be_out_of_range = re.compile(rb"[0-9][0-9.]{299}|[0-9][eE][+-]?[0-9]{3}").search
 _decode = msgspec.json.Decoder(Post).decode
 _json = JsonCodec()
 _TYPE_OF_JSON = {CONTENT_TYPE: JsonCodec.content_type}
@@ -229,8 +246,11 @@ class Posts:
             return as_json(await self.store(sender, batch), 201)
         waiting = Following(self._requests, self._tracker, ask.who)
         self._waits[waiting] = None
+        ask.request.notifyFinish().addBoth(lambda _: waiting.stop())  # also when it goes meanwhile
         try:
-            return await self._settled(ask, await self.store(sender, batch), waiting, seconds)
+            accepted = await self.store(sender, batch)
+            ask.request.drop_body()  # it may wait long, and others have no room meanwhile
+            return await self._settled(accepted, waiting, seconds)
         finally:
             del self._waits[waiting]
             waiting.stop()
@@ -256,13 +276,10 @@ class Posts:
             raise LimitReached("http_waits", self._limits.http_waits)
         return seconds
 
-    async def _settled(
-        self, ask: Ask, accepted: Accepted, waiting: Following, seconds: float
-    ) -> Answer:
+    async def _settled(self, accepted: Accepted, waiting: Following, seconds: float) -> Answer:
         """Return the states of a message when they are final, or time is over."""
         if accepted.id is None:  # it has gone long ago, with all that was known of it
             return as_json(Settled(None, by_key=True, receivers={}, final=True), 200)
-        ask.request.notifyFinish().addBoth(lambda _: waiting.stop())
         timer = self._time.clock.callLater(seconds, waiting.stop)
         try:
             states = await waiting.first(accepted.id)
@@ -297,42 +314,63 @@ class Posts:
 
     async def _lines(self, ask: Ask, key: str | None) -> Answer:
         sender, who = self.sender_of(ask.who), ask.who
+        wave, count = _Wave(sender), 0
         try:
-            runs = await self._runs(ask.body, key)
+            async for run in self._runs(ask.body, key):  # all of it, before any of it is stored
+                try:
+                    batch = self._checked(sender, who, run, key)
+                except MsgServiceError as error:
+                    raise _WrongLine(error, run.line) from None
+                count += 1
+                if count <= WAVE:
+                    wave.batches.append((batch, run.line))
+                await self._slices.run(_nothing)
         except _WrongLine as wrong:
             return _partly(wrong.error, wrong.line, [])
-        batches: list[Batch] = []
-        for run in runs:
-            await self._slices.run(_nothing)
-            try:
-                batches.append(self._checked(sender, who, run, key))
-            except MsgServiceError as error:
-                return _partly(error, run.line, [])
-        waiting = [sender.submit(batch) for batch in batches]
-        outcomes = cast("list[Outcome | Exception]", await _all_of(waiting))
-        stored: list[AcceptedRun] = []
-        failed: tuple[Exception, int] | None = None
-        for run, batch, outcome in zip(runs, batches, outcomes, strict=True):
+        await self._store(wave)
+        if count > WAVE:  # a batch for each would be many times what was posted: made once more
+            at = 0
+            async for run in self._runs(ask.body, key):
+                at += 1
+                if at <= WAVE:
+                    continue
+                try:
+                    wave.batches.append((self._checked(sender, who, run, key), run.line))
+                except MsgServiceError as error:  # it has become wrong meanwhile
+                    wave.failed = wave.failed or (error, run.line)
+                await self._slices.run(_nothing)
+                if len(wave.batches) >= WAVE:
+                    await self._store(wave)
+            await self._store(wave)
+        if wave.failed is not None:
+            return _partly(*wave.failed, wave.stored)
+        return as_json(AcceptedRuns(sum(run.count for run in wave.stored), wave.stored), 201)
+
+    async def _store(self, wave: _Wave) -> None:
+        """Store what a wave has, and note what became of it."""
+        batches, wave.batches = wave.batches, []
+        waiting = []
+        for batch, _ in batches:
+            waiting.append(await self._slices.run(partial(_submitted, wave.sender, batch)))
+        outcomes = cast("list[Outcome | Exception]", await _all_of(one.done for one in waiting))
+        for (batch, line), outcome in zip(batches, outcomes, strict=True):
             try:
                 if isinstance(outcome, Exception):
                     raise outcome
-                one = accepted_of(sender, batch, outcome)
+                one = accepted_of(wave.sender, batch, outcome)
             except MsgServiceError as error:
-                failed = failed or (error, run.line)
+                wave.failed = wave.failed or (error, line)
                 continue
-            stored.append(
-                AcceptedRun(one.id, one.position, one.due, one.by_key, batch.count, run.line)
+            wave.stored.append(
+                AcceptedRun(one.id, one.position, one.due, one.by_key, batch.count, line)
             )
-        if failed is not None:
-            return _partly(*failed, stored)
-        return as_json(AcceptedRuns(sum(run.count for run in stored), stored), 201)
 
-    async def _runs(self, body: bytes, key: str | None) -> list[_Run]:
-        """Return the runs that lines become. Raises `_WrongLine`."""
-        runs: list[_Run] = []
-        size, last = 0, None
-        for line, text in enumerate(body.split(b"\n"), 1):
-            if not line % LINES_AT_ONCE:
+    async def _runs(self, body: bytes, key: str | None) -> AsyncIterator[_Run]:
+        """Yield the runs that lines become. Raises `_WrongLine`."""
+        last: _Run | None = None
+        size = 0
+        for at, (line, text) in enumerate(_lines_of(body), 1):
+            if not at % LINES_AT_ONCE or not text:
                 await self._slices.run(_nothing)
             if not text.strip():
                 continue
@@ -356,20 +394,20 @@ class Posts:
                 last.messages.append(message)
                 size += grows
                 continue
-            runs.append(run)
+            if last is not None:
+                if key is not None:
+                    raise WebRefused(
+                        422,
+                        "what has an Idempotency-Key is one run: up to 4,096 messages of one"
+                        " subject with the same options; more have a key in each line",
+                    )
+                yield last
             last, size = run, grows
-        if not runs:
+        if last is None:
             raise BadValue("the body", "has no message")
-        if key is not None:
-            if len(runs) > 1:
-                raise WebRefused(
-                    422,
-                    "what has an Idempotency-Key is one run: up to 4,096 messages of one subject"
-                    " with the same options; more have a key in each line",
-                )
-            if any(message.key is not None for message in runs[0].messages):
-                raise WebRefused(422, "a key in a line, beside the Idempotency-Key of all of them")
-        return runs
+        if key is not None and any(message.key is not None for message in last.messages):
+            raise WebRefused(422, "a key in a line, beside the Idempotency-Key of all of them")
+        yield last
 
     # --- one message
 
@@ -434,7 +472,7 @@ def _content(post: Post, size_max: int) -> tuple[bytes, Headers | None]:
         raise MessageTooLarge(len(body), size_max)
     if isinstance(post.body, msgspec.Raw):
         body.decode()  # JSON is UTF-8, and what is kept raw was not looked at
-        if body.count(b"[") + body.count(b"{") > DEPTH_MAX:
+        if body.count(b"[") + body.count(b"{") > DEPTH_MAX or _may_be_out_of_range(body):
             try:
                 _json.decode(body)
             except ValueError as error:
@@ -482,6 +520,40 @@ def _options(post: Post) -> _Options:
     if ttl is not None and delay is not None and ttl <= delay:
         raise BadValue("ttl", "is over when the delay is: it must be above it")
     return _Options(to, ttl, delay, flags)
+
+
+class _Submitted(NamedTuple):
+    """A batch that was submitted. A slice that fired with the `Deferred` itself would wait for it.
+
+    What it fires with is an `Outcome`, or it fails with why there is none.
+    """
+
+    done: Deferred[Outcome]
+
+
+def _submitted(sender: LocalSender, batch: Batch) -> _Submitted:
+    return _Submitted(sender.submit(batch))
+
+
+def _lines_of(body: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a body that are not empty, each with its number.
+
+    One at a time: there may be as many as it has bytes. An empty one now and then, where a long
+    piece has nothing else.
+    """
+    line, begin = 1, 0
+    while begin < len(body):
+        beyond = begin + EMPTY_AT_ONCE
+        found = _some_line(body, begin, beyond)
+        at = min(beyond, len(body)) if found is None else found.start()
+        line += body.count(b"\n", begin, at)
+        begin = at
+        if found is None:
+            yield line, b""
+            continue
+        end = body.find(b"\n", at)
+        begin = len(body) if end < 0 else end
+        yield line, body[at:begin]
 
 
 def _nothing() -> None:

@@ -22,7 +22,7 @@ class PathAt:
     """One method at one path, and who answers there.
 
     Args:
-        method: GET serves HEAD too.
+        method: GET serves HEAD too, but where it `streams`: that has no end, and so no length.
         path: `/v1/messages/{id}`; what stands for a name in braces is one segment, decoded.
         answer: answers; raises what a problem document then says.
         sentence: what it is for.
@@ -92,16 +92,19 @@ class Paths:
         Where several fit that has the fewest names which is for this method.
         """
         name = method.decode("latin-1")
-        name = "GET" if name == "HEAD" else name
+        is_head = name == "HEAD"
+        name = "GET" if is_head else name
         there: set[str] = set()
         for methods, parts in self._fitting(path):
             found = methods.get(name)
-            if found is not None:
+            if found is not None and not (is_head and found.streams):
                 return found, parts
             there |= methods.keys()
+            if "GET" in methods and not methods["GET"].streams:
+                there.add("HEAD")
         if not there:
             raise WebRefused(404, "nothing is at this path")
-        raise NotThisMethod(sorted({*there, *(("HEAD",) if "GET" in there else ())}))
+        raise NotThisMethod(sorted(there))
 
     def _fitting(self, path: bytes) -> Iterator[tuple[dict[str, PathAt], dict[str, str]]]:
         plain = self._plain.get(path)

@@ -341,12 +341,12 @@ async function find(event) {
   const place = $("way");
   place.replaceChildren("Looking …");
   try {
-    const receivers = {};
+    let receivers = {};
     let after = 0;
     let page = null;
     while (after !== null) {
       page = await ask("GET", path(["v1", "messages", id], { after }));
-      Object.assign(receivers, page.receivers);
+      receivers = { ...receivers, ...page.receivers }; // assigned, one called __proto__ is lost
       after = page.next;
     }
     place.replaceChildren(way(page, receivers));
