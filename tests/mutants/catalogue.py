@@ -930,6 +930,29 @@ _ALL = [
         catcher=_test(f"{EVENTS} -k bombs", "bombs"),
     ),
     Mutant(
+        name="bodies-that-come-together-have-no-bound",
+        at="msgservice.transport.http.channel:HttpRequest.handleContentChunk",
+        old="channel.server.held_bytes > channel.limits.http_bytes",
+        new="False",
+        catcher=_test(
+            "tests/integration/test_http_listener.py -k come_together_have", "come_together_have"
+        ),
+    ),
+    Mutant(
+        name="an-old-try-of-a-webhook-goes-on",
+        at="msgservice.webhooks.endpoint:Endpoint._well",
+        old="self._is_trying = False",
+        new="pass",
+        catcher=_test("tests/unit/test_webhooks.py -k try_that_hangs", "try_that_hangs"),
+    ),
+    Mutant(
+        name="a-long-return-of-xmlrpc-is-none",
+        at="msgservice.webhooks.calls:_xmlrpc_verdict",
+        old="outline.tags == RETURNED or not is_cut",
+        new="not is_cut",
+        catcher=_test("tests/unit/test_webhooks.py -k answer_of_xmlrpc", "answer_of_xmlrpc"),
+    ),
+    Mutant(
         name="an-overtaken-reader-is-not-told",
         at="msgservice.node.web.events:_ViewReader.read",
         old="events.number - place > len(events.ring)",
