@@ -317,6 +317,30 @@ _ALL = [
         new="pass",
         catcher=_test("tests/unit/test_node_retained.py -k waits_on", "waits_on"),
     ),
+    # --- options that are said together
+    Mutant(
+        name="what-is-due-is-not-retained",
+        at="msgservice.log.dedupe:take_batches",
+        old="if flags & FLAG_RETAIN and not flags & FLAG_REPLAY:",
+        new="if flags & FLAG_RETAIN and not flags & FLAG_REPLAY and not item.due_at:",
+        catcher=_swarm(
+            "keep_later", "a wrong message is retained", "a retained message is missing"
+        ),
+    ),
+    Mutant(
+        name="what-is-retained-forgets-its-ttl",
+        at="msgservice.records:Retained.of",
+        old="batch.expires_at or 0",
+        new="0",
+        catcher=_swarm("keep_short", "a wrong message is retained", "sent when it was over"),
+    ),
+    Mutant(
+        name="a-ttl-counts-from-when-the-delay-is-over",
+        at="msgservice.node.acceptance:Acceptance.batch",
+        old="self._due.now() + transfer.ttl",
+        new="self._due.now() + transfer.ttl + (transfer.delay or 0)",
+        catcher=_swarm("later_short", "sent when it was over"),
+    ),
     # --- keys of what waits
     Mutant(
         name="who-came-second-is-not-told-that-it-is-due",

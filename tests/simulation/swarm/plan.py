@@ -542,7 +542,9 @@ FAMILY = 0.25  # of the seeds have each
 MISHAPS = ("kill", "kill", "cut", "stop")
 
 
-LATE = ("late0", "late1", "late2")  # who joins late
+LATE = ("late0", "late1", "late2", "late3", "late4")  # who joins late
+FIRST_LATE = 3  # of these, among what is retained without more
+TIMED = ("short", "later", "keep_later", "keep_short", "later_short")  # that fall due, or expire
 
 
 @dataclass
@@ -589,7 +591,7 @@ def _say_more(
             if who not in LATE:
                 some.append(Op(at, kind, who, () if kind == "cut" else (seconds,)))
         ops += some
-    if any(op.kind in ("short", "later") for op in ops):
+    if any(op.kind in TIMED for op in ops):
         # By a clock that was set back for days, what is due then is due in days.
         ops = [op for op in ops if op.kind != "jump"]
     ops.sort(key=lambda op: op.at)
@@ -696,7 +698,7 @@ def _retained(drawing: Drawing) -> list[Op]:
     for _ in range(random.randint(2, 10)):
         how = pick(("keep", "keep", "keep", "only", "clear"))
         ops.append(Op(drawing.at(), "keep", pick(producers), (pick(SUBJECTS[:3]), how)))
-    for name in LATE[: random.randint(1, 3)]:
+    for name in LATE[: random.randint(1, FIRST_LATE)]:
         patterns = pick([(">",), ("a.*",), ("a.1", "b.1"), ("b.>",)])
         at = drawing.at()
         ops.append(Op(at, "join", name, (patterns,)))
@@ -769,6 +771,43 @@ def _share(random: Random, plan: Plan) -> Plan:
     )
 
 
+def _together(drawing: Drawing) -> list[Op]:
+    """Options that are said of one message: a delay with `retain` or a ttl, `retain` with a ttl."""
+    random, producers = drawing.random, drawing.producers
+    pick = random.choice
+    ops: list[Op] = []
+    for _ in range(random.randint(2, 10)):
+        at, who, subject = drawing.at(), pick(producers), pick(SUBJECTS[:3])
+        delay = round(pick((0.05, 0.5, 3.0, 20.0)) * random.uniform(0.7, 1.3), 3)
+        ttl = round(pick((0.05, 0.5, 3.0, 20.0)) * random.uniform(0.7, 1.3), 3)
+        match pick(("keep_later", "keep_later", "keep_short", "later_short", "keep")):
+            case "keep_later":
+                how = pick(("keep", "keep", "only", "clear"))
+                over = pick((None, None, round(delay + ttl, 3))) if how != "clear" else None
+                ops.append(Op(at, "keep_later", who, (subject, how, delay, over)))
+                if random.random() < 0.5:  # what is sent meanwhile, or when it is due, is older
+                    near = round(at + pick((delay * random.random(), delay)), 3)
+                    ops.append(Op(near, "keep", pick(producers), (subject, "keep")))
+                if random.random() < 0.3:
+                    near = round(at + delay * random.uniform(0.2, 1.02), 3)
+                    ops.append(Op(near, "call_back", who, (random.randint(0, 3),)))
+            case "keep_short":
+                ops.append(Op(at, "keep_short", who, (subject, ttl)))
+            case "later_short":
+                args = (subject, pick((1, 3)), delay, round(delay + ttl, 3))
+                ops.append(Op(at, "later_short", who, args))
+            case _:
+                ops.append(Op(at, "keep", who, (subject, pick(("keep", "clear")))))
+    for op in random.sample(ops, min(4, len(ops))):
+        if random.random() < 0.4:  # nobody moves what is due, or lets go of what is over
+            seconds = round(random.uniform(0.2, 15.0), 3)
+            ops.append(Op(round(op.at + 0.02, 3), "kill", "node", (seconds,)))
+    for name in LATE[FIRST_LATE:]:
+        patterns = pick([(">",), ("a.*",), ("a.1", "b.1")])
+        ops.append(Op(drawing.at(), "join", name, (patterns,)))
+    return ops
+
+
 def draw(seed: int, *, options: bool = True) -> Plan:
     """Return what this seed does; without `options` of messages it is what it was before them."""
     random = Random(f"swarm {seed}")
@@ -798,4 +837,5 @@ def draw(seed: int, *, options: bool = True) -> Plan:
         # A log that went back, or may: what was dead or retained then is not told apart.
         return _share(Random(f"shared {seed}"), plan)
     plan = _say_more(Random(f"more options {seed}"), plan, (_letters, _retained))
+    plan = _say_more(Random(f"together {seed}"), plan, (_together,))
     return _share(Random(f"shared {seed}"), plan)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.simulation.swarm.world import World
 
 RETAINED = 16  # the flag of a copy
+GONE_WITHIN = 1.0  # seconds that what is said in time may take to the node
 
 
 class Retained(Family):
@@ -33,11 +34,27 @@ class Retained(Family):
 
     def do_keep(self, who: str, subject: str, how: str) -> None:
         """Hand over what is retained, or ("clear") ends that."""
+        self._keep(who, subject, how)
+
+    def do_keep_later(
+        self, who: str, subject: str, how: str, delay: float, ttl: float | None
+    ) -> None:
+        """Hand over what is retained, or ends that, when it is due."""
+        self._keep(who, subject, how, delay=delay, **({} if ttl is None else {"ttl": ttl}))
+
+    def do_keep_short(self, who: str, subject: str, ttl: float) -> None:
+        """Hand over what is retained until its time is over."""
+        self._keep(who, subject, "keep", ttl=ttl)
+
+    def _keep(self, who: str, subject: str, how: str, **times: float) -> None:
         world, producer = self.world, self.world.producers[who]
         number = world.next_number()
         body = f"{who}-{producer.lives} {subject} {number} ".encode() if how != "clear" else b""
         sent = Sent(body, who, producer.lives, subject, None, world.now, number, retain=how)
-        if producer.hand_over(sent, retain="only" if how == "only" else True):
+        sent.ttl, sent.delay = times.get("ttl"), times.get("delay")
+        if producer.hand_over(sent, retain="only" if how == "only" else True, **times):
+            if sent.delay is not None:
+                producer.sent.append(sent)  # it may be called back
             self.put.setdefault(subject, []).append(sent)
             if body:
                 world.sent[body] = sent
@@ -48,6 +65,13 @@ class Retained(Family):
         if who not in world.receivers:
             self.joined[who] = (world.now, patterns)
             world.join(Part("scripted", who, {"patterns": patterns}))
+
+    @property
+    def drain_seconds(self) -> float:
+        """See `Family`. What clears when it is due, too."""
+        now = self.world.now
+        left = [one.at + (one.delay or 0.0) - now for some in self.put.values() for one in some]
+        return max(0.0, *left, 0.0) if left else 0.0
 
     def waiting_besides(self, name: str) -> int:
         """See `Family`."""
@@ -119,7 +143,8 @@ class Retained(Family):
             one
             for one in self.put.get(subject, ())
             # What a program had not been told when it ended may be stored.
-            if one.error is None or isinstance(one.error, ClientClosed)
+            if (one.error is None or isinstance(one.error, ClientClosed))
+            and not self._is_cancelled(one)
         ]
         known = {position: one for one in put if (position := self._position(one)) is not None}
         if len(known) < len(put):
@@ -127,17 +152,30 @@ class Retained(Family):
         if joined_at is None:
             # It may have joined at any moment since: all of it must have been there before.
             came_at, _ = self.joined[name]
-            if any(one.accepted_at is None or one.accepted_at > came_at for one in put):
+            if any(
+                one.accepted_at is None
+                or max(one.accepted_at, one.at + (one.delay or 0.0)) > came_at
+                or one.delay is not None  # when it was moved nobody was told
+                for one in put
+            ):
                 return
             if self.world.row_of(name) is None or not self._was_here(name):
                 return
             joined_at = max(known, default=0) + 1
         before = [position for position in known if position < joined_at]
         last = known[max(before)] if before else None
+        if last is not None and last.ttl is not None:
+            if self.joined[name][0] <= last.at + last.ttl + GONE_WITHIN:
+                return  # it may have joined before that was over, or behind it
+            last = None
         wanted = [] if last is None or last.retain == "clear" else [last.body]
         if mine != wanted:
             sign = "a wrong message is retained" if mine else "a retained message is missing"
             check.fail(sign, f"{what}; of {subject}: {mine}, and not {wanted}")
+
+    @staticmethod
+    def _is_cancelled(sent: Sent) -> bool:
+        return sent.receipt is not None and "$delayed" in sent.receipt.statuses
 
     def _was_here(self, name: str) -> bool:
         """Whether it was greeted, and had time for what it is sent first."""

@@ -101,6 +101,10 @@ class Delays(Family):
         """Hand over what is to be delivered later."""
         self.world.producers[who].send(subject, count, 0, to, False, delay=delay)
 
+    def do_later_short(self, who: str, subject: str, count: int, delay: float, ttl: float) -> None:
+        """Hand over what is to be delivered later, and soon then."""
+        self.world.producers[who].send(subject, count, 0, None, False, delay=delay, ttl=ttl)
+
     def do_call_back(self, who: str, which: int) -> None:
         """Cancel what was handed over before, whether or not it still waits."""
         producer = self.world.producers[who]

@@ -52,7 +52,7 @@ from tests.simulation.swarm.parties import (
     ReceiverParty,
     Sent,
 )
-from tests.simulation.swarm.plan import LATE, Part, Plan, limits_of
+from tests.simulation.swarm.plan import LATE, TIMED, Part, Plan, limits_of
 from tests.simulation.swarm.pools import PoolParty, Pools
 from tests.simulation.swarm.retained import Retained
 from tests.simulation.swarm.scripted import Intruder, ScriptedParty, Stray, Wolf
@@ -148,7 +148,7 @@ class World:
             Retained(self),
             Pools(self),
         )
-        self.witness.watches_times = any(op.kind == "short" for op in plan.ops)
+        self.witness.watches_times = any(op.kind in TIMED for op in plan.ops)
         self.node = NodeParty(self, folder)
         self.producers: dict[str, ProducerParty] = {}
         self.receivers: dict[str, ReceiverParty] = {}
