@@ -73,7 +73,7 @@ def test_removing_a_receiver_with_a_backlog_asks_first(msgservice: Command) -> N
     msgservice("send", "asked", "one")
     for answer in (b"n\n", b""):
         refused = msgservice("receivers", "remove", "asked", stdin=answer)
-        assert "1 messages wait for asked and will not be delivered" in refused.err
+        assert "1 message waits for asked and will not be delivered" in refused.err
         assert refused.code == 1
         assert msgservice.receiver("asked")["queued"] == 1
     assert msgservice("receivers", "remove", "asked", stdin=b"y\n").code == 0

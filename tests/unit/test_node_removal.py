@@ -89,7 +89,7 @@ def test_one_who_confirmed_too_few_does_not_join_one_who_confirmed_enough() -> N
     assert answer(shop) == (True, {"removed": 1, "dead": 0})
     ok, reason = answer(other)
     assert not ok
-    assert "1 messages wait for 'billing'" in reason
+    assert "1 message waits for 'billing'" in reason
 
 
 def test_what_a_receiver_asked_behind_its_answers_is_answered_while_its_removal_is_stored(
