@@ -670,6 +670,19 @@ class Whoami(msgspec.Struct, frozen=True, kw_only=True):
     request: Sequence[str]
 
 
+class Tested(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a test of a webhook. `code`: of HTTP; None: there was no answer.
+
+    `reason`: why a message would not have been taken, for people; empty: it would have been.
+    """
+
+    name: str
+    taken: bool
+    code: int | None
+    reason: str
+    seconds: float
+
+
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
     """The trouble of a receiver, or of the node itself: why, and what would help.
 
@@ -805,6 +818,13 @@ RECEIVERS_PURGE = Operation(
 RECEIVERS_OWN = Operation(
     "receivers.own", OwnReceiver, Owned, "Gives a receiver's name to a user.", changes=True
 )
+RECEIVERS_TEST = Operation(
+    "receivers.test",
+    Name,
+    Tested,
+    "Posts a test to the web address of a receiver, stored nowhere, and says what came back.",
+    changes=True,
+)
 RECEIVERS_REWIND = Operation(
     "receivers.rewind",
     Rewind,
@@ -915,6 +935,7 @@ OPERATIONS: tuple[Operation[Any, Any], ...] = (
     RECEIVERS_REMOVE,
     RECEIVERS_PURGE,
     RECEIVERS_OWN,
+    RECEIVERS_TEST,
     RECEIVERS_REWIND,
     RECEIVERS_REWIND_COUNT,
     RECEIVERS_REWIND_CANCEL,

@@ -35,6 +35,7 @@ from msgservice.records import (
     Snapshot,
     StreamHeader,
     StreamPage,
+    Tried,
 )
 
 
@@ -421,6 +422,12 @@ class INamingTransport(ITransport):
         name: str,
     ) -> IConnector:
         """Return an `IConnector` to the receiver of this name, as `connector` does."""
+
+    def try_out(reactor: IReactorTime, address: str, name: str) -> Deferred[Tried]:
+        """Fire with what an endpoint answers to a test, by the options of a receiver's name.
+
+        Fails with `LimitReached` where too many are under way.
+        """
 
 
 class ICodec(Interface):

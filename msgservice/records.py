@@ -1,8 +1,8 @@
 """Records that go into a log and come out of it: plain values, shared by `ILog` and the node.
 
 A position is `number << 16 | index`. A *group* is what one transaction holds: everything that
-arrived while the last one ran. Nothing here knows how it is stored. The last of them, `Reread`,
-comes out of a transport instead.
+arrived while the last one ran. Nothing here knows how it is stored. `Reread` and
+`Tried` come out of a transport instead.
 """
 
 from __future__ import annotations
@@ -593,6 +593,15 @@ class History(msgspec.Struct, frozen=True):
     next: int | None
     gone: tuple[tuple[int, int], ...] = ()
     by_key: tuple[int, ...] = ()
+
+
+class Tried(NamedTuple):
+    """The answer of an endpoint to a test. `reason`: why a message would not have been taken."""
+
+    code: int | None  # None: there was none
+    is_taken: bool
+    reason: str
+    seconds: float
 
 
 class Found(msgspec.Struct, frozen=True):

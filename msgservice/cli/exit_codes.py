@@ -22,8 +22,8 @@ class ExitCode(enum.IntEnum):
 
 MEANINGS = {
     ExitCode.DONE: "done",
-    ExitCode.REFUSED: "the node refused, the message was not delivered, an audit found what does"
-    " not add up, or nothing can be printed",
+    ExitCode.REFUSED: "the node refused, the message was not delivered, a webhook did not take a"
+    " test, an audit found what does not add up, or nothing can be printed",
     ExitCode.USAGE: "a wrong option, name, subject, address or configuration; nothing was done",
     ExitCode.NO_ANSWER: "no node there, no answer in time, or none that can come any more;"
     " what was asked may have been done",

@@ -15,9 +15,11 @@ from msgservice.administration import (
     RECEIVERS_PAUSE,
     RECEIVERS_REMOVE,
     RECEIVERS_RESUME,
+    RECEIVERS_TEST,
     Operation,
 )
 from msgservice.cli.acts import confirmed
+from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import counted, cut, lasting, out
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, Whole, node_options
@@ -212,6 +214,27 @@ def own(session: Session, name: str, owner: str | None, nobody: bool) -> None:
 
     async def work(reactor: Reactor) -> None:
         session.show(await session.ask(reactor, RECEIVERS_OWN, name=name, user=owner or ""), told)
+
+    session.run(work)
+
+
+@receivers.command(short_help="Post a test to the webhook NAME.")
+@NAME
+@node_options
+def test(session: Session, name: str) -> None:
+    """Post a test to the web address of the receiver NAME, and say what came back.
+
+    It is no message: nothing is stored or counted. Exits with 1 where it was not taken.
+    """
+    session.check(check_name, name)
+
+    async def work(reactor: Reactor) -> None:
+        told = await session.ask(reactor, RECEIVERS_TEST, name=name)
+        code = "" if told["code"] is None else f" {told['code']}"
+        done = f"{name} has taken a test:{code} after {told['seconds']:g} s"
+        session.show(told, done if told["taken"] else f"not taken: {told['reason']}")
+        if not told["taken"]:
+            raise SystemExit(ExitCode.REFUSED)
 
     session.run(work)
 

@@ -38,6 +38,7 @@ from msgservice.administration import (
     RECEIVERS_REWIND,
     RECEIVERS_REWIND_CANCEL,
     RECEIVERS_REWIND_COUNT,
+    RECEIVERS_TEST,
     RECEIVERS_WHY,
     RELOAD,
     RETAINED_CLEAR,
@@ -97,6 +98,7 @@ from msgservice.administration import (
     Rewind,
     StatusPage,
     StatusTold,
+    Tested,
     UndoTold,
     Whoami,
     WhyPage,
@@ -240,6 +242,7 @@ class Admin:
                 _by(RECEIVERS_REMOVE, self._remove),
                 _by(RECEIVERS_PURGE, self._purge),
                 _by(RECEIVERS_OWN, self._own),
+                _by(RECEIVERS_TEST, self._test),
                 _by(RECEIVERS_REWIND, self._rewind),
                 _by(RECEIVERS_REWIND_COUNT, self._rewind_count),
                 _by(RECEIVERS_REWIND_CANCEL, self._rewind_cancel),
@@ -402,6 +405,16 @@ class Admin:
     async def _own(self, asked: OwnReceiver, who: Pass) -> Owned:
         await self._operations.own(asked.name, asked.user)
         return Owned(name=asked.name, user=asked.user)
+
+    async def _test(self, asked: Name, who: Pass) -> Tested:
+        tried = await self._operations.test(asked.name)
+        return Tested(
+            name=asked.name,
+            taken=tried.is_taken,
+            code=tried.code,
+            reason=tried.reason,
+            seconds=round(tried.seconds, 3),
+        )
 
     async def _rewind(self, asked: Rewind, who: Pass) -> ReplayTold:
         return ReplayTold(name=asked.name, replay=await self._operations.rewind(asked))

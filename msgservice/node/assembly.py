@@ -31,6 +31,7 @@ from msgservice.connection import Prover
 from msgservice.core.backoff import delay_of
 from msgservice.errors import LogFailed
 from msgservice.identity.users import Users
+from msgservice.installation import installed_version
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits, Rate
 from msgservice.node.acceptance import Acceptance
@@ -50,7 +51,7 @@ from msgservice.node.intake import Intake
 from msgservice.node.letters import Events, Letters
 from msgservice.node.loaded_bytes import LoadedBytes
 from msgservice.node.observe import Observer
-from msgservice.node.operations import Operations, installed_version
+from msgservice.node.operations import Operations
 from msgservice.node.outlet import Outlet
 from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer

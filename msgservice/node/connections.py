@@ -17,7 +17,7 @@ from msgservice.clock import Time
 from msgservice.connection import UNCOMMITTED, Connection, Prover
 from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED
 from msgservice.core.subjects import exact
-from msgservice.errors import BadAddress, NameHeld
+from msgservice.errors import BadAddress, BadValue, NameHeld
 from msgservice.interfaces import IChannelUser, IConnector, INamingTransport
 from msgservice.limits import Limits
 from msgservice.node.dispatch import Dispatch
@@ -25,6 +25,7 @@ from msgservice.node.gate import LISTENER, Door, Gate
 from msgservice.node.outlet import Outlet
 from msgservice.node.peer import Peer
 from msgservice.node.visits import Visits
+from msgservice.records import ReceiverRow, Tried
 from msgservice.transport.addresses import way_to
 from msgservice.transport.registry import Transports
 
@@ -159,6 +160,20 @@ class Connections:
                 self._time.clock, address, lambda: self._connection(dialled), limits
             )
         return connector
+
+    def try_out(self, row: ReceiverRow) -> Deferred[Tried]:
+        """Fire with what the endpoint of a receiver answers to a test (`INamingTransport`).
+
+        Raises `BadValue` for a receiver that is at no web address, or may not be dialled.
+        """
+        transport = None if row.address is None else self._transports.find(way_to(row.address))
+        if row.address is None or not INamingTransport.providedBy(transport):
+            raise BadValue("name", f"{row.name} is at no web address: only webhooks are tested")
+        if (why := self._gate.why_not_dialled(row)) is not None:
+            raise BadValue("name", f"{row.name} is not dialled: {why}")
+        naming: INamingTransport = transport
+        tried: Deferred[Tried] = naming.try_out(self._time.clock, way_to(row.address), row.name)
+        return tried
 
     def undial(self, outlet: Outlet) -> Deferred[Any]:
         """Dial it no more; fire when the connection that was dialled has gone."""

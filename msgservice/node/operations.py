@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
 import msgspec
@@ -33,6 +31,7 @@ from msgservice.administration import (
 from msgservice.clock import Time
 from msgservice.core.reasons import first_line
 from msgservice.errors import BadValue, UnknownMessage, UnknownReceiver
+from msgservice.installation import installed_version
 from msgservice.interfaces import ILog
 from msgservice.limits import Rate
 from msgservice.message import Status
@@ -68,6 +67,7 @@ from msgservice.records import (
     Replay,
     Reread,
     Retained,
+    Tried,
     hash_of,
     position_of,
 )
@@ -97,15 +97,6 @@ def sender_of(of: Found | DeadLetter) -> str:
 def word_of(status: int) -> str:
     """Return the word of a status, as it is told."""
     return Status(status).name.lower()
-
-
-@cache
-def installed_version() -> str:
-    """The version of this installation. Looked up once: it is read from a file, and parsed."""
-    try:
-        return version("msgservice")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _moment(field: str, text: str) -> int:
@@ -374,6 +365,13 @@ class Operations:
         if found is None:
             raise UnknownMessage(said)
         return found.position
+
+    async def test(self, name: str) -> Tried:
+        """Try the endpoint of a webhook out; nothing is stored, counted or told of it."""
+        row = self.known(name)
+        if row is None:
+            raise UnknownReceiver(name)
+        return await self._connections.try_out(row)
 
     async def call_off(self, name: str) -> Replaying | None:
         """End the replay of a receiver; return how far it came, or None where none runs."""

@@ -10,6 +10,7 @@ headers and body.
 
 from __future__ import annotations
 
+import secrets as randomness
 import xmlrpc.client
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from msgservice.receiver.received import ReceivedMessage
 from msgservice.webhooks.signing import message_id, signature
 
 METHOD = "receive"
+TEST_SUBJECT = "$test"  # of no message: names that begin so are the node's
 OCTETS = "application/octet-stream"
 ANSWER_MAX = 4096  # bytes of an answer that are read
 ANSWER_SHOWN = 200  # characters of it that people are told
@@ -70,6 +72,48 @@ def call_of(
     else:
         body, kind = bytes(message.body), message.headers.get("content-type") or OCTETS
     id_ = message_id(message.identity)
+    return _signed(headers, body, kind, id_, secrets, timestamp, more, agent)
+
+
+def test_call(
+    name: str,
+    *,
+    is_xmlrpc: bool,
+    secrets: Sequence[bytes],
+    timestamp: int,
+    more: Mapping[str, str],
+    agent: str,
+) -> Call:
+    """Return the call that tries the endpoint of a receiver out: signed as all are, of no message.
+
+    Arguments are as `call_of` has them.
+    """
+    headers = {"msgservice-test": "1", "msgservice-subject": TEST_SUBJECT}
+    body, kind = b'{"test": true}', "application/json"
+    id_ = message_id(f"test/{name}/{randomness.token_hex(16)}")
+    if is_xmlrpc:
+        said = {
+            "subject": TEST_SUBJECT,
+            "sender": "",
+            "identity": "",
+            "id": "",
+            "headers": {"msgservice-test": "1"},
+            "body": xmlrpc.client.Binary(body),
+        }
+        body, kind = xmlrpc.client.dumps((said,), METHOD, encoding="utf-8").encode(), "text/xml"
+    return _signed(headers, body, kind, id_, secrets, timestamp, more, agent)
+
+
+def _signed(
+    headers: dict[str, str],
+    body: bytes,
+    kind: str,
+    id_: str,
+    secrets: Sequence[bytes],
+    timestamp: int,
+    more: Mapping[str, str],
+    agent: str,
+) -> Call:
     headers |= more
     headers |= {
         "content-type": _safe(kind),

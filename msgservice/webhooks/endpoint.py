@@ -100,7 +100,7 @@ class Endpoint:
                     self._unwell(self.trouble or "", "")
                 raise
             except Exception as error:
-                why = _reason_of(error)
+                why = reason_of(error)
             self._ends_try(tried)
             self._judge(verdict, why, asked)
             if verdict is Verdict.TAKEN:
@@ -210,6 +210,7 @@ def seconds_asked(text: str, wall: int) -> float:
         return 0.0
 
 
-def _reason_of(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return why a call has no answer, for people."""
     text = str(error) or type(error).__name__
     return " ".join(text.split())[:300]

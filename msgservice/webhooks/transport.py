@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from twisted.application.service import Service
@@ -18,17 +17,18 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from msgservice.clock import wall_of
-from msgservice.errors import BadAddress
+from msgservice.errors import BadAddress, LimitReached
+from msgservice.installation import installed_version
 from msgservice.interfaces import IChannel, IChannelUser, IConnector, INamingTransport
 from msgservice.limits import Limits
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
-from msgservice.records import Reread
+from msgservice.records import Reread, Tried
 from msgservice.transport.addresses import URL_SCHEMES
 from msgservice.transport.local import local_connector
 from msgservice.waiters import Waiters
-from msgservice.webhooks.calls import Call, call_of
-from msgservice.webhooks.endpoint import Endpoint
+from msgservice.webhooks.calls import Call, Verdict, call_of, test_call, verdict_of
+from msgservice.webhooks.endpoint import Endpoint, reason_of
 from msgservice.webhooks.options import WebhookOptions, WebhooksOptions
 from msgservice.webhooks.posting import Poster
 from msgservice.webhooks.reach import Reach
@@ -36,6 +36,21 @@ from msgservice.webhooks.urls import check_url, url_of
 
 # A call that is under way when the node stops has so long to be answered; then it is made again.
 STOP_SECONDS = 5.0
+TRIES_MAX = 8  # tests at once
+
+
+def poster_of(
+    reactor: IReactorTime, url: str, options: WebhooksOptions, own: WebhookOptions
+) -> Poster:
+    """Return the way to make the calls of one webhook. Reads the files that `own` names."""
+    return Poster(
+        reactor,
+        url,
+        reach=Reach(options.networks),
+        options=own,
+        timeout=options.timeout,
+        concurrency=options.concurrency,
+    )
 
 
 @implementer(INamingTransport)
@@ -58,6 +73,7 @@ class WebhookTransport:
     ) -> None:
         self.options = WebhooksOptions() if options is None else options
         self._gone, self._secrets, self._rng = gone, secrets, rng
+        self._trying = 0  # tests that are under way
 
     def check_dial(self, address: str) -> None:
         """See `ITransport`."""
@@ -113,6 +129,38 @@ class WebhookTransport:
         """See `ITransport`."""
         return fail(BadAddress(address, "nothing listens at a URL"))
 
+    def try_out(self, reactor: IReactorTime, address: str, name: str) -> Deferred[Tried]:
+        """See `INamingTransport`: one call by a connection of its own, whatever waits."""
+        return Deferred.fromCoroutine(self._try_out(reactor, address, name))
+
+    async def _try_out(self, reactor: IReactorTime, address: str, name: str) -> Tried:
+        self.check_dial(address)
+        if self._trying >= TRIES_MAX:
+            raise LimitReached("tests of webhooks at once", TRIES_MAX)
+        url, is_xmlrpc = url_of(address)
+        own = self.options.own.get(name, WebhookOptions())
+        self._trying += 1
+        begin, poster = reactor.seconds(), None
+        try:
+            call = test_call(
+                name,
+                is_xmlrpc=is_xmlrpc,
+                secrets=self._secrets(name),
+                timestamp=wall_of(reactor)() // 1000,
+                more=own.headers,
+                agent=agent_name(),
+            )
+            poster = poster_of(reactor, url, self.options, own)
+            answer = await poster(call)
+        except Exception as error:  # whatever is wrong is what was asked
+            return Tried(None, False, reason_of(error), reactor.seconds() - begin)
+        finally:
+            self._trying -= 1
+            if poster is not None:
+                await poster.stop()
+        verdict, why = verdict_of(answer.code, answer.body, is_xmlrpc=is_xmlrpc)
+        return Tried(answer.code, verdict is Verdict.TAKEN, why, reactor.seconds() - begin)
+
     def reload(self) -> Sequence[Reread]:
         """See `ITransport`: secrets and certificates are read when a receiver is dialled."""
         return []
@@ -156,7 +204,7 @@ class Webhook(Service):
         self._options, self._own = options, options.own.get(name, WebhookOptions())
         self._read_secrets, self._gone, self._rng = secrets, gone, rng
         self._secrets: Sequence[bytes] = ()
-        self._agent = f"msgservice/{_version()}"
+        self._agent = agent_name()
         self._wall = wall_of(reactor)
         self._error: str | None = None
         self._endpoint: Endpoint | None = None
@@ -220,14 +268,7 @@ class Webhook(Service):
     def _begin(self) -> None:
         try:
             self._secrets = self._read_secrets()
-            self._poster = Poster(
-                self._reactor,
-                self._url,
-                reach=Reach(self._options.networks),
-                options=self._own,
-                timeout=self._options.timeout,
-                concurrency=self._options.concurrency,
-            )
+            self._poster = poster_of(self._reactor, self._url, self._options, self._own)
         except Exception as error:  # files that cannot be used: the others are served all the same
             self._error = f"not dialled: {error}"
             self._logger.error(
@@ -308,8 +349,6 @@ class Webhook(Service):
             stopping.fire(None)
 
 
-def _version() -> str:
-    try:
-        return version("msgservice")
-    except PackageNotFoundError:
-        return "unknown"
+def agent_name() -> str:
+    """Return what calls say that they are made by."""
+    return f"msgservice/{installed_version()}"

@@ -159,6 +159,43 @@ def test_what_is_left_is_left(shown: Shown) -> None:
     assert shown.msgservice.receiver("billing")["paused"]
 
 
+def test_what_was_acknowledged_is_sent_again_from_where_one_says(
+    shown: Shown, tmp_path: Path
+) -> None:
+    taking = REJECTING.replace('raise Reject("no such customer")', 'print("took", flush=True)')
+    (tmp_path / "taking.py").write_text(taking.replace("if not message.replay:", "if True:"))
+    with running("python", "taking.py", shown.msgservice.node, cwd=tmp_path) as receiver:
+        receiver.wait_for("attached")
+        for id_ in ("o-1", "o-2", "o-3"):
+            assert shown.msgservice("send", "orders.new", "x", "--id", id_, "--wait").code == 0
+        shown.click("billing")
+        shown.page.fill("#rewind-from", "o-2")
+        shown.click("Rewind")
+        shown.sees("2 messages, as copies that say so, from o-2 on.")
+        assert shown.page.locator("#act-command").inner_text() == (
+            "msgservice rewind billing --from o-2"
+        )
+        shown.click("Do it")
+        shown.sees("billing is sent again what it has acknowledged.")
+        for _ in range(5):
+            receiver.wait_for("took")
+
+
+def test_a_webhook_is_sent_a_test_by_clicking(shown: Shown) -> None:
+    address = "http://127.0.0.1:1/"
+    shown.msgservice("receivers", "add", "hook", "a.>", "--address", address)
+    shown.msgservice("receivers", "add", "billing", "b.>")
+    shown.click("billing")
+    shown.sees("Nothing waits.")
+    assert shown.page.get_by_role("button", name="Send a test").count() == 0
+    shown.click("Close")
+    shown.click("hook")
+    shown.click("Send a test")
+    shown.sees("One call to its address")
+    shown.click("Do it")
+    shown.sees("Not taken: 127.0.0.1 is no address that this node may dial (networks)")
+
+
 def test_names_are_text(shown: Shown) -> None:
     name = "<script"
     assert shown.msgservice("receivers", "add", "<img>", "a.>").code == 0

@@ -135,6 +135,68 @@ def test_a_message_is_posted_signed_and_acknowledged_by_the_answer(
         assert site.calls.empty()
 
 
+def test_a_test_is_signed_and_says_what_came_back_whatever_waits(
+    tmp_path: Path, site: Site
+) -> None:
+    own = f'{ALLOWED}\n[webhook.hook]\nheaders = {{ Authorization = "Bearer 7f3a" }}'
+    with node_of(tmp_path, own) as (_, msgservice):
+        address = f"http://127.0.0.1:{site.port}/hook"
+        assert msgservice("receivers", "add", "hook", "orders.>", "--address", address).code == 0
+        assert msgservice("receivers", "pause", "hook").code == 0
+        assert msgservice("send", "orders.new", "x").code == 0
+        site.answers.put(OK)
+        done = msgservice("receivers", "test", "hook")
+        assert (done.code, done.err) == (0, "")
+        assert done.out.startswith("hook has taken a test: 204 after ")
+        call = site.call()
+        secret = (tmp_path / "data/webhook.secret").read_text().strip()
+        assert {"test": True} == Verifier(secret).verify(call.body, call.headers)
+        assert ("/hook", "1", "Bearer 7f3a") == (
+            call.path,
+            call.headers["msgservice-test"],
+            call.headers["authorization"],
+        )
+        for code, told in ((500, "the endpoint says 500: no"), (410, "it wants no more: no")):
+            site.answers.put((code, {}, b"no"))
+            done = msgservice("receivers", "test", "hook")
+            assert (done.code, told in done.out) == (1, True)
+            assert site.call().id != call.id
+        site.answers.put((302, {"location": "http://127.0.0.1:1/"}, b""))
+        told = msgservice("receivers", "test", "hook", "--json").data
+        assert (told["taken"], told["code"]) == (False, 302)
+        row = msgservice.receiver("hook")
+        assert (row["queued"], row["attempts"], row["paused"]) == (1, 0, True)
+        assert site.calls.qsize() == 1  # the last test's: nothing of what waits
+
+
+def test_a_test_reaches_no_further_than_a_message(tmp_path: Path, site: Site) -> None:
+    with node_of(tmp_path, "") as (_, msgservice):
+        address = f"http://127.0.0.1:{site.port}/"
+        msgservice("receivers", "add", "hook", "orders.>", "--address", address)
+        told = msgservice("receivers", "test", "hook", "--json").data
+        assert (told["taken"], told["code"]) == (False, None)
+        assert "127.0.0.1 is no address that this node may dial" in told["reason"]
+        assert site.calls.empty()
+        msgservice("receivers", "add", "near", "orders.>")
+        refused = msgservice("receivers", "test", "near")
+        assert (refused.code, "only webhooks are tested" in refused.err) == (1, True)
+        assert msgservice("receivers", "test", "nobody").code == 1
+
+
+def test_a_test_by_xmlrpc_is_a_call(tmp_path: Path, site: Site) -> None:
+    from xmlrpc.client import dumps, loads
+
+    with node_of(tmp_path, ALLOWED) as (_, msgservice):
+        address = f"xmlrpc+http://127.0.0.1:{site.port}/"
+        msgservice("receivers", "add", "hook", "orders.>", "--address", address)
+        site.answers.put((200, {}, dumps((True,), methodresponse=True).encode()))
+        assert msgservice("receivers", "test", "hook").code == 0
+        said: Any = loads(site.call().body)
+        assert (said[1], said[0][0]["headers"]) == ("receive", {"msgservice-test": "1"})
+        site.answers.put((200, {}, b"<html>hello</html>"))
+        assert msgservice("receivers", "test", "hook").code == 1
+
+
 def test_what_was_not_taken_waits_for_the_endpoint_and_keeps_its_order(
     tmp_path: Path, site: Site
 ) -> None:

@@ -17,6 +17,7 @@ from msgservice.administration import OPERATIONS, Operation
 from msgservice.core.frames import Reply, Request
 from msgservice.limits import Rate
 from msgservice.message import FLAG_RETAIN, Action, WireMessage, encode_messages
+from msgservice.webhooks.transport import WebhookTransport
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 DEAD = 1 << 16
@@ -213,6 +214,17 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         b'ials tcp:127.0.0.1:1 again by itself: see that it listens there.","command":""'
         b',"since":1020,"is_severe":false}],"shared":false,"workers":0}],"next":null}',
     ),
+    (
+        "receivers.add",
+        {"name": "hook", "subjects": [], "address": "https://192.0.2.1/"},
+        b'{"name":"hook"}',
+    ),
+    (
+        "receivers.test",
+        {"name": "hook"},
+        b'{"name":"hook","taken":false,"code":null,"reason":"\'Clock\' object has no attribute'
+        b' \'nameResolver\'","seconds":0.0}',
+    ),
 ]
 
 
@@ -237,6 +249,7 @@ def ask(shop: ScriptedPeer, operation: str, asked: dict[str, Any]) -> bytes:
 def a_scene() -> ScriptedPeer:
     """A node with two receivers: of one message is dead, one waits to be tried again."""
     world = NodeWorld(rates={"billing": Rate(messages=100.0)})
+    world.node.parts.connections._transports.register(WebhookTransport())
     billing = world.peer("billing", receive={"subjects": ["orders.>"]})
     shop = world.peer("shop", status_from=1)
     shop.transfer(1, "orders.new", [b"one", b"two", b"three"])

@@ -15,7 +15,16 @@ PACKAGE = Path(__file__).resolve().parents[2] / "msgservice"
 
 # Lowest first; a module may import its own part and those of the layers before it.
 LAYERS: list[tuple[str, ...]] = [
-    ("arguments", "credentials", "errors", "limits", "output", "threads", "waiters"),
+    (
+        "arguments",
+        "credentials",
+        "errors",
+        "installation",
+        "limits",
+        "output",
+        "threads",
+        "waiters",
+    ),
     (
         "message",
         "codecs",

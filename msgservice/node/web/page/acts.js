@@ -118,6 +118,52 @@ export const purge = (name) =>
     done: (told) => `${counted(told.count, "message")} for ${name} cancelled.`,
   });
 
+export const sendTest = (name) =>
+  confirm({
+    heading: `Send a test to ${name}`,
+    words: ["receivers", "test", name],
+    touches: async () => ({ text: "One call to its address, of no message: nothing is stored or counted." }),
+    act: async () => {
+      const told = await ask("POST", path(["v1", "receivers", name, "test"]), {});
+      if (!told.taken) throw new Error(`Not taken: ${told.reason}`);
+      return told;
+    },
+    done: (told) => `${name} has taken the test: ${told.code} after ${told.seconds} s.`,
+  });
+
+// What lies behind a place is sent again; the node counts it a part at a time.
+async function countFrom(name, first) {
+  let count = 0;
+  let replay = { next: first, over: false };
+  while (!replay.over) {
+    const told = await ask("POST", path(["v1", "receivers", name, "rewind", "count"]), { first: replay.next, end: replay.end });
+    replay = told.replay;
+    count += replay.copied;
+  }
+  return count;
+}
+
+export const rewind = (name, from) =>
+  confirm({
+    heading: `Send ${name} again what it has acknowledged`,
+    words: ["rewind", name, ...(from ? ["--from", from.replace(/^@/, "")] : [])],
+    touches: async () => {
+      const count = await countFrom(name, from || "first");
+      return { text: `${counted(count, "message")}, as copies that say so, from ${from || "the oldest that is kept"} on.`, nothing: count === 0 };
+    },
+    act: () => ask("POST", path(["v1", "receivers", name, "rewind"]), { first: from || "first" }),
+    done: () => `${name} is sent again what it has acknowledged.`,
+  });
+
+export const cancelRewind = (name) =>
+  confirm({
+    heading: `End the rewind of ${name}`,
+    words: ["rewind", name, "--cancel"],
+    touches: async () => ({ text: "Nothing more is copied; what was copied is still delivered." }),
+    act: () => ask("DELETE", path(["v1", "receivers", name, "rewind"])),
+    done: () => `The rewind of ${name} has ended.`,
+  });
+
 export const cancelDelayed = (id, count) =>
   confirm({
     heading: `Cancel ${id}`,

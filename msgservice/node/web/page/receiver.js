@@ -1,6 +1,6 @@
 // The dialog of one receiver: what it is, its dead letters, what is next for it, and what can be done.
 
-import { drop, pause, purge, requeue, resume } from "./acts.js";
+import { cancelRewind, drop, pause, purge, requeue, resume, rewind, sendTest } from "./acts.js";
 import { ask, path } from "./api.js";
 import { ago } from "./clock.js";
 import { $, bytes, counted, el, lasting, moment, number, say } from "./dom.js";
@@ -11,7 +11,7 @@ export async function show(row) {
   const name = row.name;
   say($("receiver-heading"), name);
   const body = $("receiver-body");
-  body.replaceChildren(facts(row), buttons(row), ...(await parts(name)));
+  body.replaceChildren(facts(row), buttons(row), ...(await parts(name)), ...again(row));
   const dialog = $("receiver");
   if (!dialog.open) dialog.showModal();
 }
@@ -35,16 +35,52 @@ function facts(row) {
 }
 
 function buttons(row) {
-  const again = (act) => async () => {
+  const close = (act) => async () => {
     if (await act()) $("receiver").close();
   };
   const paused = row.health === "paused";
   return el(
     "p",
     { class: "buttons" },
-    el("button", { type: "button", on: { click: again(() => (paused ? resume : pause)(row.name)) } }, paused ? "Resume" : "Pause"),
-    el("button", { type: "button", on: { click: again(() => purge(row.name)) } }, "Cancel what waits"),
+    el("button", { type: "button", on: { click: close(() => (paused ? resume : pause)(row.name)) } }, paused ? "Resume" : "Pause"),
+    el("button", { type: "button", on: { click: close(() => purge(row.name)) } }, "Cancel what waits"),
+    /^(xmlrpc\+)?https?:/i.test(row.address ?? "")
+      ? el("button", { type: "button", on: { click: () => sendTest(row.name) } }, "Send a test")
+      : null,
   );
+}
+
+// What it has acknowledged, sent again: the form, or how far it is.
+function again(row) {
+  const close = (act) => async () => {
+    if (await act()) $("receiver").close();
+  };
+  const heading = el("h3", {}, "Send again");
+  const { replay } = row;
+  if (replay && !replay.over) {
+    const waits = replay.waits ? `, and waits: ${replay.waits}` : "";
+    return [
+      heading,
+      el("p", {}, `It is sent again from log:${replay.first} to log:${replay.end}: ${counted(replay.copied, "message")} until now${waits}. `),
+      el("p", { class: "buttons" }, el("button", { type: "button", on: { click: close(() => cancelRewind(row.name)) } }, "End it")),
+    ];
+  }
+  const from = el("input", { id: "rewind-from", type: "text", autocomplete: "off", spellcheck: false, placeholder: "the oldest that is kept" });
+  const submit = (event) => {
+    event.preventDefault();
+    close(() => rewind(row.name, from.value.trim()))();
+  };
+  return [
+    heading,
+    el(
+      "form",
+      { on: { submit } },
+      el("label", { for: "rewind-from" }, "What it has acknowledged, from this id, log:POSITION or @time on "),
+      from,
+      " ",
+      el("button", { type: "submit" }, "Rewind"),
+    ),
+  ];
 }
 
 async function parts(name) {
