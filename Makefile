@@ -62,7 +62,7 @@ simulate: .venv/.made
 
 # Each target for FUZZ_SECONDS, from where the last time ended; stops at the first finding.
 fuzz: .venv/.made
-	for target in datagrams keys frames config logins; do \
+	for target in datagrams keys frames config logins http; do \
 		$(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
 

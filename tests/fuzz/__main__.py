@@ -15,7 +15,16 @@ from pathlib import Path
 FOLDER = Path(os.environ.get("FUZZ_FOLDER", ".fuzz"))
 # An input that takes so many seconds is a finding: none should take one, but machines stand still.
 TIMEOUT = 60
-TARGETS = ("datagrams", "keys", "frames", "config", "logins", "planted_error", "planted_twice")
+TARGETS = (
+    "datagrams",
+    "keys",
+    "frames",
+    "config",
+    "logins",
+    "http",
+    "planted_error",
+    "planted_twice",
+)
 
 
 def fill(folder: Path, seeds: list[bytes]) -> None:

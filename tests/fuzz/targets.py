@@ -35,6 +35,10 @@ def load(name: str) -> Target:
         from tests.fuzz import login_target
 
         return Target(login_target.run, login_target.seeds)
+    if name == "http":
+        from tests.fuzz import http_target
+
+        return Target(http_target.run, http_target.seeds)
     from tests.fuzz import datagram_target
 
     if name == "planted_error":

@@ -15,7 +15,14 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # Some ten seconds in all on one core; in runs, so that a slow machine finds the same.
-RUNS = {"datagrams": 700, "keys": 700, "frames": 20_000, "config": 1500, "logins": 700}
+RUNS = {
+    "datagrams": 700,
+    "keys": 700,
+    "frames": 20_000,
+    "config": 1500,
+    "logins": 700,
+    "http": 2000,
+}
 RESET_PASSED_ON = (
     "010700070301c802010e0301c80202150301c8ffff01c802021503ffff02031c0301cc0204230301"
     "c802052a0301c80206310301c80207380301c802083f0301c80209460301c8020a4d0301c8020b54"
