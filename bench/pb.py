@@ -16,12 +16,12 @@ import os
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from bench import playing
 
 ROUNDS = 5
 RUNS = 60
@@ -35,49 +35,13 @@ VIEW_ROUNDS = 3
 LOAD_BATCHES = 400  # a second
 
 
-def _run(role: str, *arguments: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "bench.pb", "--role", role, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _line(process: subprocess.Popen[str]) -> dict[str, Any]:
-    assert process.stdout is not None
-    said: dict[str, Any] = json.loads(process.stdout.readline())
-    return said
-
-
-def _ask(process: subprocess.Popen[str], what: str) -> dict[str, Any]:
-    assert process.stdin is not None
-    process.stdin.write(what + "\n")
-    process.stdin.flush()
-    return _line(process)
-
-
-def _say(**what: Any) -> None:
-    print(json.dumps(what), flush=True)
-
-
-def _react(main: Callable[..., Any], *arguments: Any) -> None:
-    from twisted.internet.defer import ensureDeferred
-    from twisted.internet.task import react
-
-    react(lambda reactor: ensureDeferred(main(reactor, *arguments)))
-
-
-async def _asked(reactor: Any) -> str:
-    from twisted.internet.threads import deferToThread
-
-    line: str = await deferToThread(sys.stdin.readline)
-    return line.strip()
-
-
 def _cpu() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
+
+
+def _run(role: str, *arguments: Any) -> subprocess.Popen[str]:
+    return playing.run("bench.pb", role, *arguments)
 
 
 # --- processes
@@ -95,9 +59,9 @@ async def node(reactor: Any) -> None:
         node.startService()
         await node.when_ready()
         ports = [int(one.split(":")[2]) for one in node.listeners]
-        _say(tcp=ports[0], pb=ports[1])
-        while await _asked(reactor):
-            _say(cpu=_cpu(), at=time.monotonic())
+        playing.say(tcp=ports[0], pb=ports[1])
+        while await playing.asked(reactor):
+            playing.say(cpu=_cpu(), at=time.monotonic())
         await node.stopService()
 
 
@@ -107,13 +71,13 @@ async def producer(reactor: Any, address: str) -> None:
 
     client = await connect(reactor, address, name=f"bench-{os.getpid()}")
     bodies = [BODY] * RUN_MESSAGES
-    _say(ready=True)
-    while await _asked(reactor):
+    playing.say(ready=True)
+    while await playing.asked(reactor):
         began = time.monotonic()
         open_ = [client.send_many("bench.a", bodies) for _ in range(RUNS)]
         for one in open_:
             await one
-        _say(rate=RUNS * RUN_MESSAGES / (time.monotonic() - began))
+        playing.say(rate=RUNS * RUN_MESSAGES / (time.monotonic() - began))
     await client.close()
 
 
@@ -122,7 +86,7 @@ async def load(reactor: Any, address: str) -> None:
     from msgservice import connect
 
     client = await connect(reactor, address, name="load")
-    _say(ready=True)
+    playing.say(ready=True)
     numbers = itertools.count()
 
     def send() -> None:
@@ -133,7 +97,7 @@ async def load(reactor: Any, address: str) -> None:
     from twisted.internet.task import LoopingCall
 
     LoopingCall(send).start(1 / 20)
-    await _asked(reactor)  # until who has started this one is gone
+    await playing.asked(reactor)  # until who has started this one is gone
 
 
 async def receivers(reactor: Any, port: str) -> None:
@@ -144,8 +108,8 @@ async def receivers(reactor: Any, port: str) -> None:
         receiver = Receiver(reactor, name=f"r{number}", handler=lambda message: None)
         receiver.attach(f"tcp:127.0.0.1:{port}", subjects=[f"r.{number}"])
         await receiver.when_connected()
-    _say(ready=True)
-    await _asked(reactor)  # until who has started this one is gone
+    playing.say(ready=True)
+    await playing.asked(reactor)  # until who has started this one is gone
 
 
 async def watchers(reactor: Any, port: str) -> None:
@@ -170,10 +134,10 @@ async def watchers(reactor: Any, port: str) -> None:
     for peer in peers:
         await peer.when_connected()
         views.append(await peer.watch())
-    _say(ready=True)
-    while await _asked(reactor):
+    playing.say(ready=True)
+    while await playing.asked(reactor):
         told = [getattr(view, "told", 0) for view in views]
-        _say(told=min(told), complete=sum(bool(view.is_complete) for view in views))
+        playing.say(told=min(told), complete=sum(bool(view.is_complete) for view in views))
 
 
 async def called(reactor: Any, kind: str) -> None:
@@ -194,8 +158,8 @@ async def called(reactor: Any, kind: str) -> None:
         port = (
             reactor.listenTCP(0, pb.PBServerFactory(Root()), interface="127.0.0.1").getHost().port
         )
-    _say(port=port)
-    await _asked(reactor)  # until who has started this one is gone
+    playing.say(port=port)
+    await playing.asked(reactor)  # until who has started this one is gone
 
 
 async def caller(reactor: Any, kind: str, port: str) -> None:
@@ -214,12 +178,12 @@ async def caller(reactor: Any, kind: str, port: str) -> None:
         reactor.connectTCP("127.0.0.1", int(port), factory)
         root = await factory.getRootObject()
         call = lambda value: root.callRemote("echo", value)  # noqa: E731
-    _say(ready=True)
-    while await _asked(reactor):
+    playing.say(ready=True)
+    while await playing.asked(reactor):
         began = time.monotonic()
         for number in range(CALLS):
             await call(number)
-        _say(rate=CALLS / (time.monotonic() - began))
+        playing.say(rate=CALLS / (time.monotonic() - began))
 
 
 PLAYED = (node, producer, load, receivers, watchers, called, caller)
@@ -231,14 +195,14 @@ ROLES = {one.__name__: one for one in PLAYED}
 
 def hop() -> dict[str, float]:
     house = _run("node")
-    ports = _line(house)
+    ports = playing.line(house)
     ours = {kind: _run("producer", f"{kind}:127.0.0.1:{ports[kind]}") for kind in ("tcp", "pb")}
     return _in_turns("hop", ours, [house], "pb", "tcp", "messages")
 
 
 def calls() -> dict[str, float]:
     servers = {kind: _run("called", kind) for kind in ("bare", "peer")}
-    ours = {kind: _run("caller", kind, _line(one)["port"]) for kind, one in servers.items()}
+    ours = {kind: _run("caller", kind, playing.line(one)["port"]) for kind, one in servers.items()}
     return _in_turns("calls", ours, list(servers.values()), "peer", "bare", "calls")
 
 
@@ -252,13 +216,13 @@ def _in_turns(
 ) -> dict[str, float]:
     try:
         for one in ours.values():
-            _line(one)
+            playing.line(one)
         rates: dict[str, list[float]] = {kind: [] for kind in ours}
         for one in ours.values():
-            _ask(one, "warm")
+            playing.ask(one, "warm")
         for _ in range(ROUNDS):
             for kind, one in ours.items():
-                rates[kind].append(_ask(one, "go")["rate"])
+                rates[kind].append(playing.ask(one, "go")["rate"])
         ratios = [a / b for a, b in zip(rates[measured], rates[against], strict=True)]
         return {
             f"{name}_{against}_{unit}_s": round(statistics.median(rates[against])),
@@ -273,21 +237,24 @@ def _in_turns(
 
 def view() -> dict[str, float]:
     house = _run("node")
-    ports = _line(house)
-    others = [_run("receivers", ports["tcp"]), _run("load", f"tcp:127.0.0.1:{ports['tcp']}")]
+    ports = playing.line(house)
+    others = [
+        _run("receivers", ports["tcp"]),
+        _run("load", f"tcp:127.0.0.1:{ports['tcp']}"),
+    ]
     alone, watched = [], []
     told: dict[str, Any] = {}
     try:
         for one in others:
-            _line(one)
+            playing.line(one)
         for _ in range(VIEW_ROUNDS):
             alone.append(_part(house))
             watching = _run("watchers", ports["pb"])
             others.append(watching)
-            _line(watching)
+            playing.line(watching)
             time.sleep(2)  # the first pages
             watched.append(_part(house))
-            told = _ask(watching, "state")
+            told = playing.ask(watching, "state")
             watching.kill()
             watching.wait()
         costs = [b - a for a, b in zip(alone, watched, strict=True)]
@@ -306,9 +273,9 @@ def view() -> dict[str, float]:
 
 
 def _part(house: subprocess.Popen[str]) -> float:
-    before = _ask(house, "cpu")
+    before = playing.ask(house, "cpu")
     time.sleep(VIEW_SECONDS)
-    after = _ask(house, "cpu")
+    after = playing.ask(house, "cpu")
     return float((after["cpu"] - before["cpu"]) / (after["at"] - before["at"]))
 
 
@@ -322,7 +289,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["hop", "calls", "view"])
     arguments = parser.parse_args()
     if arguments.role:
-        _react(ROLES[arguments.role[0]], *arguments.role[1:])
+        playing.react(ROLES[arguments.role[0]], *arguments.role[1:])
         return
     found = {"hop": hop, "calls": calls, "view": view, None: measure}[arguments.only]()
     print(json.dumps(found))
