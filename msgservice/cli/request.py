@@ -32,7 +32,7 @@ def request(
     """Ask who answers requests on SUBJECT, within --timeout, and print the answer.
 
     Text and JSON are printed as such, other bytes as they are. Nothing is stored, and nothing is
-    asked twice. The node itself answers on its own subjects, $node.info say.
+    asked twice. The node itself answers on subjects of its own.
     """
     if body is not None and file is not None:
         raise click.UsageError("give one of BODY and --file")
