@@ -360,8 +360,12 @@ class Responder:
             self._failed(call, Failure(has_not_run(result)))
             return
         try:
-            body, headers = encode_content(result)
-            item = (body,) if headers is None else (body, headers)
+            item: tuple[Any, ...]
+            if type(result) is bytes:
+                item = (result,)
+            else:
+                body, headers = encode_content(result)
+                item = (body,) if headers is None else (body, headers)
             raw = msgspec.Raw(_encode(item))
         except Exception:
             self._failed(call, Failure())
