@@ -404,6 +404,7 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True):
     queued: int | msgspec.UnsetType = msgspec.UNSET  # before it is confirmed
     removed: int | msgspec.UnsetType = msgspec.UNSET  # behind that
     dead: int
+    configured: bool | msgspec.UnsetType = msgspec.UNSET  # true: the next start makes it anew
 
 
 class PurgeTold(msgspec.Struct, frozen=True, kw_only=True):

@@ -804,6 +804,20 @@ def request_failed(code: int, reason: str, subject: str, seconds: float) -> MsgS
     return RequestFailed(reason, code)
 
 
+def kind_of(error: MsgServiceError) -> type[MsgServiceError]:
+    """Return the kind of an error for who knows it by name: of a failed answer, what its code is.
+
+    The kind of `RequestFailed` itself where the answer has no code, or one that is not known.
+    """
+    code = error.code if isinstance(error, RequestFailed) else 0
+    kinds = list(MsgServiceError.__subclasses__()) if code else []
+    for kind in kinds:
+        if kind.refusal_code == code:
+            return kind
+        kinds += kind.__subclasses__()
+    return type(error)
+
+
 # --- A function of a program's that can never do what it was given for -------------------------
 
 # What a function returns that has not run at all: nobody would ever ask it for anything.

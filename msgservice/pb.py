@@ -634,8 +634,9 @@ class PeerBroker(BoundedBroker):
             self._ping_later()
 
     def has_failed(self, error: ProtocolError) -> None:
-        """See `BoundedBroker`."""
-        self._logger.warn("{peer}: {error}", peer=self.peer_address, error=str(error))
+        """See `BoundedBroker`; of a stranger its owner tells."""
+        if self.is_known:
+            self._logger.warn("{peer}: {error}", peer=self.peer_address, error=str(error))
 
     def has_gone(self, reason: str) -> None:
         """See `BoundedBroker`."""

@@ -30,7 +30,7 @@ from msgservice.errors import Refused
 from msgservice.limits import INTEGER_MAX
 from msgservice.receiver_options import ADDED, OPTIONS, Option
 from msgservice.threads import in_daemon_thread
-from msgservice.transport.addresses import parse_address
+from msgservice.transport.addresses import checked_way_to, parse_address
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -270,6 +270,8 @@ def remove(session: Session, name: str, yes: bool) -> None:
         letters = f", {counted(lost, 'dead letter')} gone" if lost else ""
         left = counted(removed["removed"], "message")
         text = f"removed {name}; {left} not delivered{letters}"
+        if removed.get("configured"):
+            text += "; the node's configuration has it: the next start makes it anew"
         session.show(removed, text)
 
     session.run(work)
@@ -302,7 +304,7 @@ def _check(question: dict[str, Any]) -> None:
     text = question.get("address")
     if text is None:
         return
-    address = parse_address(text)
+    address = parse_address(checked_way_to(text))
     # Files in an address are on the node's machine, and other schemes are the node's to know.
     if address.scheme in SCHEMES_CHECKED_HERE and not address.options:
         check_receiver_address(text)

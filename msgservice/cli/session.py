@@ -60,6 +60,7 @@ from msgservice.errors import (
     RequestFailed,
     RequestTimeout,
     UnknownReceiver,
+    kind_of,
     stays_refused,
 )
 from msgservice.identity.prover import LoginProver
@@ -146,17 +147,6 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _name_of(error: MsgServiceError) -> str:
-    """The name of an error for programs: where a node's answer has its code, of what that says."""
-    code = error.code if isinstance(error, RequestFailed) else 0
-    kinds = list(MsgServiceError.__subclasses__()) if code else []
-    for kind in kinds:
-        if kind.refusal_code == code:
-            return kind.__name__
-        kinds += kind.__subclasses__()
-    return type(error).__name__
 
 
 def _is_unknown_receiver(error: MsgServiceError) -> bool:
@@ -400,7 +390,7 @@ class Session:
     def complain(self, error: MsgServiceError) -> None:
         """Say on standard error why the command ends."""
         if self.as_json:
-            told = {"error": _name_of(reason_of(error)), "message": str(error)}
+            told = {"error": kind_of(reason_of(error)).__name__, "message": str(error)}
             click.echo(msgspec.json.encode(told), err=True)
             return
         advice = f" ({HOW_ADDED})" if _is_unknown_receiver(reason_of(error)) else ""

@@ -16,6 +16,7 @@ from msgservice.transport.addresses import (
     URL_SCHEMES,
     check_listener,
     check_web_listener,
+    checked_way_to,
     is_node,
     is_url,
     parse_address,
@@ -119,7 +120,7 @@ def check_receiver_address(
 
     `plain`: it may speak where others read along.
     """
-    address = way_to(address)
+    address = checked_way_to(address)
     if is_url(address):
         check_url(address, plain=plain)
         return

@@ -387,10 +387,12 @@ class Admin:
     async def _remove(self, asked: RemoveReceiver, who: Pass) -> Removal:
         account = await self._operations.account(asked.name)
         dead = self._operations.dead_count(account.receiver)
+        row = self._operations.known(asked.name)
+        configured = True if row is not None and row.configured else msgspec.UNSET
         if asked.confirm is None:
-            return Removal(queued=account.queued, dead=dead)
+            return Removal(queued=account.queued, dead=dead, configured=configured)
         removed = await self._operations.remove(asked.name, asked.confirm)
-        return Removal(removed=removed, dead=dead)
+        return Removal(removed=removed, dead=dead, configured=configured)
 
     async def _purge(self, asked: PurgeReceiver, who: Pass) -> PurgeTold:
         page = await self._operations.purge(

@@ -26,7 +26,7 @@ from msgservice.node.outlet import Outlet
 from msgservice.node.peer import Peer
 from msgservice.node.visits import Visits
 from msgservice.records import ReceiverRow, Tried
-from msgservice.transport.addresses import way_to
+from msgservice.transport.addresses import checked_way_to, way_to
 from msgservice.transport.registry import Transports
 
 
@@ -147,7 +147,7 @@ class Connections:
         return address
 
     def _connector(self, address: str, dialled: Outlet | None) -> IConnector:
-        address = way_to(address)
+        address = checked_way_to(address)
         transport, limits = self._transports.find(address), self._limits
         connector: IConnector
         if dialled is not None and INamingTransport.providedBy(transport):

@@ -275,7 +275,9 @@ class Greeter:
     ) -> None:
         """The node that was dialled has answered: what it has taken follows, in its RESUME."""
         if hello.options.node is None:
-            raise NotSupported(f"passing messages on to {hello.name!r}, which is no node that")
+            raise NotSupported(
+                f"passing on to {hello.name!r}, which does not say that it is a node,"
+            )
         if hello.name != dialled.name:
             raise NameMismatch(f"dialled node {dialled.name!r}, but {hello.name!r} answered")
         if hello.incarnation == self._log_id:

@@ -49,6 +49,7 @@ from msgservice.core.frames import (
 from msgservice.core.subjects import is_reserved
 from msgservice.errors import (
     ContentChanged,
+    DeadlinePassed,
     FrameTooLarge,
     LimitReached,
     MalformedFrame,
@@ -417,6 +418,11 @@ class Peer:
         self._leave_seat("" if leaving else reason, lost=by_itself)
         self._room.fire(None)
         if self._dialled is not None and was_here:  # it never came to be seated: that is why
+            failed = connection.session.failed
+            codes = connection.peer_error, failed.wire_code if failed is not None else 0
+            waited = DeadlinePassed.wire_code in codes and self._guest is None
+            if waited and not self._dialled.is_node:  # two nodes wait for each other so
+                reason = f"{reason}; if a node is there, its address is node:…"
             self._dialled.last_error = reason
         self._register.gone(self)
 

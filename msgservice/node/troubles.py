@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from msgservice.administration import ReceiverState, Trouble
 from msgservice.records import Room
+from msgservice.transport.addresses import is_url
 
 UP, AWAY, PROBING, FAILING, PAUSED, SUSPENDED, FULL = (
     "up",
@@ -126,6 +127,14 @@ def _delivery(state: ReceiverState, since: int) -> Trouble | None:
             command=_command("peek", name) if state.queued else "",
             since=since,
             is_severe=bool(state.queued),
+        )
+    if state.last_error and not state.attempts and is_url(state.address or ""):
+        # No attempt was counted, so it is no message that fails: the endpoint takes none.
+        return Trouble(
+            kind=FAILING,
+            sentence=f"{name} takes nothing{why}. {_waiting(state)} for it.",
+            help=f"The node tries {state.address} again by itself: see what answers there.",
+            command=_command("peek", name),
         )
     if state.attempts or state.last_error:
         where = f" ({state.waits.subject}, log:{state.waits.position})" if state.waits else ""

@@ -227,6 +227,14 @@ def way_to(address: str) -> str:
     return address[len(NODE) :] if is_node(address) else address
 
 
+def checked_way_to(address: str) -> str:
+    """Return as `way_to`; `BadAddress` for a URL behind `node:`, where messages are only posted."""
+    way = way_to(address)
+    if way != address and is_url(way):
+        raise BadAddress(address, "a node is dialled where it takes messages, at tcp: or tls: say")
+    return way
+
+
 def is_plain(address: str) -> bool:
     """Whether what is said at an address travels beyond this machine where others can read it."""
     try:

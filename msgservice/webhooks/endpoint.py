@@ -21,6 +21,7 @@ from twisted.logger import Logger
 from msgservice.core.backoff import delay_of
 from msgservice.errors import Retry
 from msgservice.receiver.received import ReceivedMessage
+from msgservice.transport.tcp.refusals import told
 from msgservice.webhooks.calls import Call, Verdict, verdict_of
 
 DELAY_MIN, DELAY_MAX = 0.5, 300.0  # seconds between two tries of an endpoint that is unwell
@@ -212,5 +213,7 @@ def seconds_asked(text: str, wall: int) -> float:
 
 def reason_of(error: Exception) -> str:
     """Return why a call has no answer, for people."""
-    text = str(error) or type(error).__name__
+    of_tls = told(error)
+    text = f"TLS: {of_tls}" if of_tls is not None else str(error).rstrip(".")
+    text = text or type(error).__name__
     return " ".join(text.split())[:300]

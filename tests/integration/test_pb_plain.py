@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import socket
@@ -18,7 +19,7 @@ from twisted.internet import ssl
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
-from twisted.logger import LogEvent
+from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 from twisted.spread import pb
 from twisted.spread.jelly import unjellyableRegistry
 
@@ -148,9 +149,36 @@ WRONG: dict[str, tuple[str, list[Any], str]] = {
     "a method that is not there": ("sendd", ["a", b"x"], "BadValue"),
     "a private method": ("_check", [], "BadValue"),
     "content with a number as key": ("request", ["$node.info", {1: 2}], "BadValue"),
-    "a message that is not there": ("status", ["log:1"], "RequestFailed"),
+    "a message that is not there": ("status", ["log:1"], "UnknownMessage"),
+    "arguments of another shape": ("request", ["$node.status", {"no": "id"}], "BadValue"),
+    "a receiver that is to be paused and is not there": (
+        "request",
+        ["$node.receivers.pause", {"name": "nobody"}],
+        "UnknownReceiver",
+    ),
     "too large": ("send", ["a", bytes(630 * 1024)], ""),
 }
+
+
+def say_frames(port: int) -> None:
+    """Speak as a client of msgservice does at `tcp:`, until the other side ends it."""
+    with socket.create_connection(("127.0.0.1", port)) as peer:
+        peer.sendall(b"\x00\x00\x00\x35\x93\r\x03\xd9\x30" + b"x" * 48)
+        with contextlib.suppress(ConnectionError):
+            while peer.recv(65536):
+                pass
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_speaks_something_else_is_told_of_once(house: House) -> None:
+    await house.start()
+    with capturedLogs() as events:
+        for _ in range(5):
+            await deferToThread(say_frames, house.port)
+    lines = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
+    (line,) = lines
+    assert line.startswith("pb:127.0.0.1:")
+    assert "was turned away: the other side does not speak Perspective Broker" in line
 
 
 @pytest.mark.parametrize("what", WRONG)
@@ -212,7 +240,7 @@ async def test_a_login_has_the_rights_of_its_user_and_no_others(house: House) ->
     error = await failure_of(perspective.callRemote("send", "bills.new", b"x"))
     assert "Forbidden" == kind_of(error)
     error = await failure_of(perspective.callRemote("request", "$node.info"))
-    assert "RequestFailed" == kind_of(error)
+    assert "Forbidden" == kind_of(error)
 
 
 @pytest_twisted.ensureDeferred

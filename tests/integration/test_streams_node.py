@@ -31,6 +31,7 @@ from twisted.python.failure import Failure
 
 from msgservice import Limits, Node, connect
 from msgservice.faces.streams import Closed, NodeStreams, RemoteStream, serve
+from msgservice.faces.streams.service import NodeWithStreams
 from tests.integration.daemon import BIN, running
 from tests.kit.ports import free_port
 from tests.soak.points import NODE
@@ -394,6 +395,22 @@ def tls_remote(port: int, folder: Path, certificate: str | None) -> RemoteStream
     options = optionsForClientTLS("127.0.0.1", trustRoot=roots, clientCertificate=mine)
     where = wrapClientTLS(options, HostnameEndpoint(reactor, "127.0.0.1", port))
     return RemoteStream("", 0, reactor, endpoint=where, reconnect=False)
+
+
+@ensure
+async def test_a_node_says_where_its_streams_are(tmp_path: Path) -> None:
+    node = Node(reactor, tmp_path / "node")
+    service = NodeWithStreams(reactor, node, "tcp:0:interface=127.0.0.1")
+    for _ in range(2):
+        service.startService()
+        await node.when_ready()
+        server = service.server
+        assert server is not None
+        client = node.client("asker")
+        info = await client.request("$node.info", {})
+        assert [f"streams at tcp:127.0.0.1:{server.port}"] == info["listeners"]
+        await client.close()
+        await service.stopService()
 
 
 @pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")

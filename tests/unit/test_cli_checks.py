@@ -50,6 +50,7 @@ WRONG = [
     (("receivers", "add", "a b"), "bad name 'a b'"),
     (("receivers", "change", "a", "b..c"), "bad subject 'b..c': empty token"),
     (("receivers", "add", "a", "--address", "tcp:h:p"), "port must be from 1 to 65535"),
+    (("receivers", "add", "a", "--address", "node:https://h/x"), "a node is dialled where it"),
     (("receivers", "pause", "a b"), "bad name 'a b'"),
     (("receivers", "resume", "a b"), "bad name 'a b'"),
     (("receivers", "remove", "a b"), "bad name 'a b'"),

@@ -116,6 +116,20 @@ def test_a_page_has_as_many_receivers_as_were_asked_for() -> None:
     assert answer == {"receivers": [], "next": None}
 
 
+def test_of_a_receiver_of_the_configuration_its_removal_says_so() -> None:
+    limits, clock = Limits(receivers=1), Clock()
+    world = ManyReceivers(limits, MemoryLog(reactor=clock, limits=limits), clock)
+    operator = world.peer("operator")
+    for question in ({}, {"confirm": 0}):
+        ok, told = operator.request("$node.receivers.remove", {"name": "receiver-0", **question})
+        assert (ok, told["configured"]) == (True, True)
+    assert operator.request("$node.receivers.add", {"name": "own", "subjects": ["a"]})[0]
+    assert operator.request("$node.receivers.remove", {"name": "own", "confirm": 0}) == (
+        True,
+        {"removed": 0, "dead": 0},
+    )
+
+
 @pytest.mark.parametrize("wrong", [-1, 2**53, 2**63, 2**64, 2**70])
 @pytest.mark.parametrize(
     ("subject", "arguments", "field"),
@@ -229,6 +243,11 @@ def test_dead_letters_are_told_in_pages_however_long_their_reasons() -> None:
         ("receivers.add", {"name": "n", "subjects": ["a..b"]}, BadSubject),
         ("receivers.add", {"name": "", "subjects": ["a"]}, BadName),
         ("receivers.add", {"name": "n", "subjects": [], "address": "ftp:x"}, BadAddress),
+        (
+            "receivers.add",
+            {"name": "n", "subjects": [], "address": "node:http://[::1]/"},
+            BadAddress,
+        ),
         ("receivers.add", {"name": "n", "subjects": [], "order": "odd"}, BadValue),
         ("receivers.add", {"name": "n"}, BadValue),
         ("receivers.change", {"name": "billing", "order": "odd"}, BadValue),

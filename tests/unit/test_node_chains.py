@@ -392,6 +392,21 @@ def test_a_node_says_hello_first_as_a_sender_that_is_a_node() -> None:
     assert f"{log_id}.{number}" == hello.incarnation
 
 
+def test_a_node_that_was_meant_and_not_said_is_hinted_at() -> None:
+    dialling = Dialling(None)
+    receivers = dialling.world.node.parts.receivers
+    made = receivers.add("meant", ["a.>"], address="faulty:centre")
+    Deferred.fromCoroutine(made).addErrback(dialling.failed)
+    dialling.settle()
+    dialling.net.run(dialling.world.limits.hello_timeout + 1)
+    ok, told = dialling.world.peer("asker").request("$node.receivers.list", {})
+    assert ok
+    errors = {row["name"]: row["last_error"] for row in told["receivers"]}
+    assert "if a node is there, its address is node:" in errors["meant"]
+    assert "not within" in errors["centre"]
+    assert "its address" not in errors["centre"]
+
+
 def test_what_is_passed_on_has_its_origin_and_asks_for_nobody() -> None:
     dialling = Dialling(HelloOptions(node="centre"))
     world, far = dialling.world, dialling.far[0]
@@ -461,7 +476,7 @@ def test_nothing_goes_back_to_a_node_where_it_has_been() -> None:
 
 
 ANSWERS = {
-    "an older node, or a receiver": (HelloOptions(), {}, "is no node that"),
+    "an older node, or a receiver": (HelloOptions(), {}, "does not say that it is a node"),
     "another name": (HelloOptions(node="edge"), {"name": "edge"}, "but 'edge' answered"),
 }
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
 
-from msgservice.administration import Observed, ObservedNode, Trouble
+from msgservice.administration import Observed, ObservedNode, ReceiverState, Trouble
 from msgservice.cli.main import COMMANDS
 from msgservice.core.frames import Transfer
 from msgservice.limits import Limits
 from msgservice.message import Action
 from msgservice.node import observe
 from msgservice.node.observe import EVERY, FRESH, KEEP, PAGE, Seen
-from msgservice.node.troubles import HEALTHS
+from msgservice.node.troubles import HEALTHS, troubles_of
 from tests.kit.nodes import NodeWorld
 
 ORDERS = {"subjects": ["orders.>"]}
@@ -286,6 +287,27 @@ def test_the_trouble_of_a_handler_that_fails_names_the_message_and_why() -> None
     assert "no bank" in trouble.sentence
     assert "orders.new" in trouble.sentence
     assert one.next_try_at is not None
+
+
+def test_a_webhook_that_is_unwell_has_no_trouble_with_a_message() -> None:
+    world = World()
+    address = "https://shop.example/hook"
+    (row,) = listed(world)
+    unwell = msgspec.structs.replace(
+        row, address=address, connected=True, last_error="the endpoint says 503", queued=3
+    )
+    (trouble,) = troubles_of(unwell, 0)
+    assert "hook takes nothing: the endpoint says 503. 3 messages wait for it." == trouble.sentence
+    assert address in trouble.help
+    (trouble,) = troubles_of(msgspec.structs.replace(unwell, attempts=2), 0)
+    assert "does not get on with a message, 2 attempts so far" in trouble.sentence
+
+
+def listed(world: World) -> list[ReceiverState]:
+    world.peer("hook", receive=ORDERS)
+    ok, told = world.peer("asker").request("$node.receivers.list", {})
+    assert ok
+    return msgspec.convert(told["receivers"], list[ReceiverState])
 
 
 def test_the_trouble_of_dead_letters_says_how_many() -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from OpenSSL import SSL
 from standardwebhooks import Webhook as Verifier
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
@@ -379,6 +380,14 @@ def test_messages_are_calls_at_once_while_the_endpoint_is_well() -> None:
     site.answer(204)
     assert [True, True] == [one.is_taken for one in outcomes]
     assert site.endpoint.trouble is None
+
+
+def test_what_tls_came_to_is_told_in_words() -> None:
+    site = Site()
+    site.deliver()
+    ((_, waiting),) = site.calls
+    waiting.errback(SSL.Error([("SSL routines", "", "wrong version number")]))
+    assert "TLS: the other side speaks no TLS" == site.endpoint.trouble
 
 
 def test_an_endpoint_that_is_unwell_is_tried_with_one_message_at_a_time() -> None:

@@ -120,6 +120,7 @@ class StreamServer(ListeningService):
         self._tls = tls
         self._is_insecure = insecure
         self._port: IListeningPort | None = None
+        self.address = ""  # where it listens, for people
         self._connections: dict[_Connection, None] = {}
         self._served: Served = LiveStreams(stream) if isinstance(stream, MessageStream) else stream
         self._served.serve(self)
@@ -188,7 +189,8 @@ class StreamServer(ListeningService):
             raise self._insecure(str(port.getHost()))
         self._port = port
         self._served.begin()
-        self._log.info("streams at {address}", address=describe(port.getHost()))
+        self.address = describe(port.getHost(), "tls" if self._tls is not None else "tcp")
+        self._log.info("streams at {address}", address=self.address)
 
     def _not_listening(self, failure: Failure) -> None:
         raise CannotListen(self._described, failure.getErrorMessage()) from failure.value

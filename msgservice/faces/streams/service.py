@@ -22,7 +22,9 @@ from msgservice.stream_limits import StreamLimits
 
 
 class ServiceNode(StreamsNode, Protocol):
-    """A node, as far as this service needs one."""
+    """A node, as far as this service needs one. `listeners`: where it listens, for people."""
+
+    listeners: list[str]
 
     def startService(self) -> None:
         """Start it."""
@@ -98,6 +100,7 @@ class NodeWithStreams(Service):
             self._failed(error)
             return
         server.startService()
+        self.node.listeners.append(f"streams at {server.address}")
         self.server = server
 
     def stopService(self) -> Deferred[None]:

@@ -190,6 +190,7 @@ class BoundedBroker(pb.Broker):
         self._is_identified = False
         self._is_known = False
         self._error: ProtocolError | None = None
+        self._was_turned_away = False
         self._stranger_bytes = max(limits.unauthenticated_bytes, STRANGER_BYTES_MIN)
         self._expressions = Expressions(self._budget)
         self._out: list[bytes] = []
@@ -230,8 +231,13 @@ class BoundedBroker(pb.Broker):
 
     @property
     def has_opened(self) -> bool:
-        """Whether its peer was turned away by no handshake."""
-        return self.state is not State.OPENING
+        """Whether its peer was let in, or has gone by itself: it was not turned away."""
+        return not self._was_turned_away
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its peer has said who it is, and may be here."""
+        return self._is_known
 
     @property
     def is_writable(self) -> bool:
@@ -384,6 +390,9 @@ class BoundedBroker(pb.Broker):
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: D102
         if self.state is State.LOST:
             return
+        by_tls = self.state is State.OPENING and isinstance(self.transport, TLSMemoryBIOProtocol)
+        is_stranger = not (self._is_known or self._is_identified)
+        self._was_turned_away = is_stranger and (by_tls or self._error is not None)
         self.state = State.LOST
         self._stop_watching()
         self._stop_deadline()

@@ -127,7 +127,9 @@ class Expressions:
             return _FLOAT.unpack_from(data, end), end + _FLOAT.size
         if kind == VOCAB and number in _VOCABULARY:
             return (_VOCABULARY[number],), end
-        raise MalformedFrame(f"no item of banana begins with {kind:#x} {number}")
+        raise MalformedFrame(
+            f"the other side does not speak Perspective Broker: nothing of it begins with {kind:#x}"
+        )
 
     def _put(self, item: Any) -> Iterator[Any]:
         lists = self._open

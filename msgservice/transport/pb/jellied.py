@@ -18,7 +18,14 @@ from twisted.spread.pb import CopyableFailure
 
 from msgservice.arguments import wrong
 from msgservice.core.reasons import one_line
-from msgservice.errors import BadValue, MalformedFrame, MsgServiceError, RemoteFailed
+from msgservice.errors import (
+    BadValue,
+    MalformedFrame,
+    MsgServiceError,
+    RemoteFailed,
+    RequestFailed,
+    kind_of,
+)
 from msgservice.transport.pb.expressions import Encoded, encode
 
 PARTS_MAX = 100_000  # lists of a value that is sent: more than a call has room for
@@ -186,6 +193,9 @@ def told(error: BaseException) -> Any:
     state = CopyableFailure(error).getStateToCopy()
     is_ours = isinstance(error, MsgServiceError)
     state["value"] = one_line(str(error)) if is_ours else HIDDEN
+    if isinstance(error, RequestFailed):  # a type is all that a program has there
+        state["type"] = qual(kind_of(error)).encode()
+        state["parents"] = [qual(kind) for kind in kind_of(error).__mro__]
     state["traceback"] = HIDDEN + "\n"
     return [_FAILURE, jelly(state, _BASICS)]
 
