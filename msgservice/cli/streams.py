@@ -110,6 +110,7 @@ class _Streams:
 
     def __init__(self, session: Session, reactor: Any) -> None:
         self.session, self.reactor = session, reactor
+        self.is_heard = False  # streams have answered there
         self._lines: _Lines | None = None
 
     def endpoint(self) -> IStreamClientEndpoint:
@@ -124,15 +125,22 @@ class _Streams:
                 there = _Lines()
                 await session.in_time(self.reactor, connectProtocol(self.endpoint(), there))
                 self._lines = there
-            return await session.in_time(self.reactor, self._lines.ask(lines))
+            answer = await session.in_time(self.reactor, self._lines.ask(lines))
         except NoAnswer:
+            why = "are streams there?"
+            if self.is_heard:
+                why = (
+                    "what was put waits, it may be that the node has no room; it may be stored yet"
+                )
             raise NoStreams(
-                session.node, f"nothing came within {session.timeout:g} s; are streams there?"
+                session.node, f"nothing came within {session.timeout:g} s; {why}"
             ) from None
         except (Refused, NoStreams):
             raise
         except Exception as error:  # of an endpoint: any of Twisted's, or of the system's
-            raise NoStreams(session.node, str(error) or type(error).__name__) from None
+            raise NoStreams(session.node, str(error).rstrip(".") or type(error).__name__) from None
+        self.is_heard = True
+        return answer
 
     def end(self) -> None:
         """Leave."""
@@ -392,6 +400,8 @@ def _line(key: str, text: str, is_text: bool, name: str) -> bytes:
 
 
 async def _put(served: _Streams, lines: list[bytes]) -> None:
+    if not served.is_heard:
+        await served.ask(_ask_line())  # so that what waits is not taken for a port without streams
     try:
         answer = await served.ask(b"".join(lines) + _ask_line())
     except NoStreams as error:
@@ -401,9 +411,8 @@ async def _put(served: _Streams, lines: list[bytes]) -> None:
         why = f"{error.why}; {longest - 1} bytes may be more than its line_bytes"
         raise NoStreams(served.session.node, why) from None
     if answer["ignored"]:
-        raise Refused(
-            f"{answer['ignored']:,} lines were not taken; the log of the streams says why"
-        )
+        lines_were = "1 line was" if answer["ignored"] == 1 else f"{answer['ignored']:,} lines were"
+        raise Refused(f"{lines_were} not taken; the log of the streams says why")
 
 
 def _say(session: Session, text: str) -> None:

@@ -476,7 +476,7 @@ def _bytes(field: str, value: Any) -> bytes:
     if isinstance(value, str):
         return value.encode(errors="surrogatepass")
     if not isinstance(value, bytes):
-        raise BadValue(field, f"is {type(value).__name__}, not bytes")
+        raise BadValue(field, f"is {type(value).__name__}, not bytes or text")
     return value
 
 

@@ -81,6 +81,18 @@ def test_what_is_put_is_printed_by_who_listens_a_line_each(place: Place) -> None
     assert out.decode().splitlines() == ['{"k":3,"é":null}', "[1,2.5]", '"x"', "7"]
 
 
+def test_what_waits_for_room_is_not_taken_for_a_port_without_streams(place: Place) -> None:
+    few = ("--backlog-bytes", "65536")
+    assert place.command("receivers", "add", "behind", "streams.behind", *few).code == 0
+    for _ in range(2):
+        assert place("put", "behind", "0" * 40_000, "--text").code == 0
+    waits = place("put", "behind", "more", "--text", "--timeout", "3")
+    assert waits.code == 3
+    assert "what was put waits" in waits.err
+    assert "are streams there" not in waits.err
+    assert place.command("receivers", "remove", "behind", "--yes").code == 0
+
+
 def test_what_was_put_is_stored_when_the_command_ends(place: Place) -> None:
     place.command.data("receivers", "add", "all", "streams.kept")
     assert place("put", "kept", "plain words", "--text").code == 0

@@ -390,7 +390,7 @@ async function lookDelayed() {
             "li",
             {},
             el("strong", {}, run.subject),
-            ` ${counted(run.messages, "message")} from ${run.sender}, due ${moment(run.due)} `,
+            ` ${counted(run.messages, "message")} ${run.message_id ? `${run.message_id} ` : ""}from ${run.sender}, due ${moment(run.due)} `,
             el(
               "button",
               {
