@@ -461,6 +461,7 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     since: int | None = None  # that the receiver is away, in this process of the node
     next_try_at: int | None = None
     behind: Place | None = None  # the message that is in its way
+    node: str = ""  # of a chain: which one says so, NEXT or NEXT/FURTHER; empty: who is asked
 
 
 class WhyPage(msgspec.Struct, frozen=True, kw_only=True):

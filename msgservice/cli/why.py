@@ -79,6 +79,7 @@ def _message(session: Session, identity: str) -> None:
 def _cause(one: Mapping[str, Any]) -> list[str]:
     status = f" ({one['status']})" if one["status"] else ""
     name = one["receiver"] or "nobody"
+    name = f"{one['node']}: {name}" if one.get("node") else name
     told = [shown(one["sentence"])]
     if one["since"] is not None:
         told.append(f"Since {moment(one['since'])}.")

@@ -295,6 +295,14 @@ class Connections:
             if peer.outlet is not None and peer.is_greeted and not peer.is_leaving
         }
 
+    def next_node(self, number: int) -> Peer | None:
+        """Return the connection to a node that messages are passed on to, while it stands."""
+        for peer in self.peers:
+            outlet = peer.outlet
+            if outlet is not None and outlet.row.number == number and peer.is_next_node:
+                return None if peer.is_leaving else peer
+        return None
+
     def hold_check(self, outlet: Outlet) -> None:
         """Raise `NameHeld` while the name is held."""
         number = outlet.row.number

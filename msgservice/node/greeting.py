@@ -255,19 +255,21 @@ class Greeter:
 
     def greet_node(self, connection: Connection, outlet: Outlet) -> None:
         """Say HELLO to a node that was dialled: it takes messages in, as from any sender."""
+        connection.hello(self.hello_to(outlet))
+
+    def hello_to(self, outlet: Outlet) -> Hello:
+        """Return what this node says to one that it passes messages on to."""
         limits = self._limits
-        connection.hello(
-            Hello(
-                VERSION,
-                self._name,
-                self._incarnation(outlet),
-                HelloOptions(
-                    max_batch=limits.max_batch,
-                    heartbeat=int(limits.heartbeat * 1000),
-                    node=self._name,
-                    features=list(features.OF_NODES),
-                ),
-            )
+        return Hello(
+            VERSION,
+            self._name,
+            self._incarnation(outlet),
+            HelloOptions(
+                max_batch=limits.max_batch,
+                heartbeat=int(limits.heartbeat * 1000),
+                node=self._name,
+                features=list(features.OF_NODES),
+            ),
         )
 
     def _answered_by_node(

@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 
 from msgservice.administration import (
     PAGE_ROWS,
+    WHY,
     Cause,
     LeftOut,
     LetterCounts,
@@ -27,10 +28,11 @@ from msgservice.administration import (
     ReceiverWhy,
     Replaying,
     Rewind,
+    WhyPage,
 )
 from msgservice.clock import Time
 from msgservice.core.reasons import first_line
-from msgservice.errors import BadValue, UnknownMessage, UnknownReceiver
+from msgservice.errors import BadValue, MsgServiceError, UnknownMessage, UnknownReceiver
 from msgservice.installation import installed_version
 from msgservice.interfaces import ILog
 from msgservice.limits import Rate
@@ -97,6 +99,10 @@ def sender_of(of: Found | DeadLetter) -> str:
 def word_of(status: int) -> str:
     """Return the word of a status, as it is told."""
     return Status(status).name.lower()
+
+
+TAKEN = (Status.SENT, Status.ACKNOWLEDGED)  # of what a next node may know
+NEXT_NODE_SECONDS = 5.0  # that a next node has to say why; it asks further nodes as well
 
 
 def _moment(field: str, text: str) -> int:
@@ -444,6 +450,8 @@ class Operations:
                     outlet, link, found, at.status, at.attempts, at.reason, sees_all=sees_all
                 )
             causes.append((at.number, cause))
+            if outlet is not None and outlet.is_node and at.status in TAKEN:
+                causes += [(at.number, one) for one in await self._further(at.number, found)]
         if not found.more and sees_all and found.position:
             causes += [(-1, one) for one in why.left_out(self._directory, found)]
         if not causes and not found.more and not after:
@@ -453,6 +461,25 @@ class Operations:
                 cause = why.cause_of_nobody(found.subject)
             causes.append((-1, cause))
         return found, causes
+
+    async def _further(self, number: int, found: Found) -> list[Cause]:
+        """Return what the next node says of a message that was passed on, if it answers."""
+        peer = self._connections.next_node(number)
+        row = self._directory.numbered(number)
+        if peer is None or row is None:
+            return []  # that it is away is said already, or that it took it before it went
+        asked = {"id": f"{peer.sender_there}/{found.position}"}
+        try:
+            answer = await peer.ask_node(WHY.right, asked, NEXT_NODE_SECONDS)
+            page = msgspec.convert(answer, WhyPage)
+        except (MsgServiceError, msgspec.ValidationError) as error:
+            return [why.cause_unsaid(row.name, str(error))]
+        return [
+            msgspec.structs.replace(
+                one, node=f"{row.name}/{one.node}" if one.node else row.name, command=""
+            )
+            for one in page.causes
+        ]
 
     async def why_all(self, id_: str) -> list[Cause]:
         """Return the causes at all receivers. Raises `UnknownMessage`."""

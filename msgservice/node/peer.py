@@ -21,13 +21,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from twisted.internet.defer import Deferred, succeed
+import msgspec
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from msgservice.client.requests import Requests as NodeRequests
+from msgservice.clock import monotonic_of
 from msgservice.connection import Connection
 from msgservice.core.frames import (
     BYE_CLOSING,
@@ -53,6 +56,7 @@ from msgservice.errors import (
     FrameTooLarge,
     LimitReached,
     MalformedFrame,
+    NotConnected,
     ProtocolError,
     UnexpectedFrame,
 )
@@ -72,12 +76,13 @@ from msgservice.node.replies import busy, cut_answers, refusal, refusal_of
 from msgservice.node.responders import Responder, Responders
 from msgservice.node.status_frames import StatusFrames
 from msgservice.node.tracker import News, Tracker, Watch
-from msgservice.records import Piece, Resume, StatusFrom
+from msgservice.records import Piece, Resume, StatusFrom, hash_of
 from msgservice.waiters import Waiters
 
 # Seconds that a paused receiver may stay; it says anew what it has taken then. Longer than
 # `link_healthy` is at most places, so that it comes back without delay, now and after a resume.
 PAUSED_STAY = 65.0
+BODY_OVERHEAD = 16  # bytes of a run, at most, that a body has around it
 LOOK_EVERY = 60.0  # seconds between two looks at the wall clock, for a login that ends by it
 
 
@@ -166,6 +171,7 @@ class Peer:
     __slots__ = (
         "_abort",
         "_answering",
+        "_asking",
         "_calls",
         "_clock",
         "_commits",
@@ -253,6 +259,7 @@ class Peer:
         self._abort: IDelayedCall | None = None
         self._look: IDelayedCall | None = None  # whether its login has ended by itself
         self._paused: IDelayedCall | None = None  # ends the stay of a receiver that is paused
+        self._asking: NodeRequests | None = None  # of a node that was dialled
         self._calls = 0  # that are being answered, and the frames they came in
         self._answering = 0
         self._sent_any = False
@@ -299,6 +306,14 @@ class Peer:
                 whole_reasons=guest.allowed.sees_all,
             )
             self._watch = self._tracker.watch(self, guest.name, guest.incarnation, status_from)
+        if self.is_next_node:
+            self._asking = NodeRequests(
+                clock=self._clock,
+                now=monotonic_of(self._clock),
+                pending_max=self._limits.requests,
+                bytes_max=self._limits.window_bytes,
+            )
+            self._asking.opened(connection, self._answer_bytes)
         if guest.respond:
             self._responder = self._responders.join(
                 self,
@@ -354,7 +369,9 @@ class Peer:
             if self._seat is not None:
                 self._seat.note(frame.sequence, frame.attempts, frame.reason)
         elif type(frame) is Reply:
-            if self._responder is not None:
+            if self._asking is not None:
+                self._asking.replied(frame)
+            elif self._responder is not None:
                 self._responders.answered(self._responder, frame)
             # of one that was asked nothing; who left does not say that it answered
         elif type(frame) is Delivery:
@@ -402,6 +419,8 @@ class Peer:
                 timer.cancel()
         if self.ingress is not None:
             self.ingress.stop()
+        if self._asking is not None:
+            self._asking.close(NotConnected(reason))
         if self._responder is not None:
             self._responders.lost(self._responder)
         self._responders.forget(self)
@@ -643,6 +662,23 @@ class Peer:
             self.connection.abort()
 
     # --- requests
+
+    def ask_node(self, subject: str, arguments: Any, seconds: float) -> Deferred[Any]:
+        """Ask the node that was dialled; fires with its answer. Fails as a client's request does.
+
+        It answers as to whoever sends what is passed on: about that, without a right.
+        """
+        if self._asking is None:
+            return fail(NotConnected(f"no session with node {self.name!r}"))
+        body = msgspec.json.encode(arguments)
+        return self._asking.call(subject, body, len(body) + BODY_OVERHEAD, seconds)
+
+    @property
+    def sender_there(self) -> str:
+        """The sender that this node is at the one that was dialled, as that tells it."""
+        assert self._dialled is not None
+        hello = self._greeter.hello_to(self._dialled)
+        return f"{hello.name}/{hash_of(hello.incarnation)}"
 
     def _request(self, frame: Request) -> None:
         calls, calls_max = count_of(frame.messages), self._limits.requests

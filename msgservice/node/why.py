@@ -28,6 +28,7 @@ DELAYED_UNTIL, LEFT_OUT, NOBODY = "delayed", "left_out", "nobody"
 PAUSED, REMOVING, AWAY = "paused", "removing", "away"
 IN_FLIGHT, PROBING, RETRYING, REFUSING = "in_flight", "probing", "retrying", "refusing"
 TOO_LARGE, BEHIND, LETTER, IN_LINE = "too_large", "behind", "letter", "in_line"
+UNSAID = "unsaid"  # by the next node of a chain
 KINDS = (
     *(status.name.lower() for status in Status if status.final),
     DELAYED_UNTIL,
@@ -44,6 +45,7 @@ KINDS = (
     BEHIND,
     LETTER,
     IN_LINE,
+    UNSAID,
 )
 
 
@@ -143,6 +145,18 @@ def cause_of_nobody(subject: str) -> Cause:
         sentence=f"No receiver had a pattern that matches {subject} when it was stored.",
         help="A receiver that is made with a start gets what was stored before.",
         command=_command("listen", "NAME", subject, "--start", "first"),
+    )
+
+
+def cause_unsaid(node: str, error: str) -> Cause:
+    """Return the cause of what a next node does not tell."""
+    return Cause(
+        receiver="",
+        status="",
+        kind=UNSAID,
+        sentence=_ended(f"{node} took it, and does not say what became of it: {error}"),
+        help="Ask that node.",
+        node=node,
     )
 
 

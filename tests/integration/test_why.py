@@ -90,3 +90,53 @@ async def test_56_a_producer_and_the_nodes_own_process_ask_for_causes(tmp_path: 
         await receiver.stop()
         await client.close()
         await node.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_56_of_a_chain_the_next_nodes_say_what_became_of_it(tmp_path: Path) -> None:
+    from twisted.internet import reactor
+
+    limits = Limits(link_delay_min=0.05, stop_timeout=5)
+    nodes: dict[str, Node] = {}
+    ports: dict[str, int] = {}
+    for name in ("edge", "centre", "archive"):
+        ports[name] = free_port()
+        nodes[name] = Node(
+            reactor,
+            tmp_path / name,
+            name=name,
+            listen=[f"tcp:{ports[name]}:interface=127.0.0.1"],
+            limits=limits,
+        )
+        nodes[name].startService()
+        await nodes[name].when_ready()
+    edge, centre, archive = nodes.values()
+    for node, far in ((centre, "archive"), (edge, "centre")):
+        await node.add_receiver(far, [">"], address=f"node:tcp:127.0.0.1:{ports[far]}")
+    await centre.add_receiver("books", ["orders.>"])
+    await archive.add_receiver("shelf", ["orders.>"])
+    client = await connect(reactor, f"tcp:127.0.0.1:{ports['edge']}", name="shop", limits=limits)
+    try:
+        receipt = await client.send("orders.new", b"1", id="o-1")
+        await receipt.acknowledged()
+        seen: dict[tuple[str, str], Cause] = {}
+        while ("centre/archive", "shelf") not in seen:
+            seen = {(one.node, one.receiver): one for one in await client.explain(receipt)}
+        assert {place: one.kind for place, one in seen.items()} == {
+            ("", "centre"): "acknowledged",
+            ("centre", "archive"): "acknowledged",
+            ("centre", "books"): "away",
+            ("centre/archive", "shelf"): "away",
+        }
+        await archive.stopService()
+        while ("centre/archive", "shelf") in seen:
+            seen = {(one.node, one.receiver): one for one in await client.explain(receipt)}
+        assert seen["centre", "books"].kind == "away"
+        await centre.stopService()
+        while len(seen) > 1:
+            seen = {(one.node, one.receiver): one for one in await client.explain(receipt)}
+        assert seen["", "centre"].kind == "acknowledged"
+    finally:
+        await client.close()
+        for node in nodes.values():
+            await node.stopService()

@@ -324,4 +324,4 @@ def test_56_answers_of_settled_positions_need_no_receiver() -> None:
 
 def test_56_every_kind_is_told_by_a_test_of_this_file() -> None:
     """It counts what the tests before it were told: run with the whole file."""
-    assert set(KINDS) == TOLD
+    assert set(KINDS) - {"unsaid"} == TOLD  # that one is said of chains: `test_chains`
