@@ -30,7 +30,7 @@ from msgservice.limits import INTEGER_MAX
 from msgservice.message import Action, Status
 
 
-class _Rest(NamedTuple):
+class Rest(NamedTuple):
     """The rest of an answer: `refusal` and `delay` of a NACK, or an ACK."""
 
     ranges: deque[Range]
@@ -97,7 +97,7 @@ class Flight:
         self.larger: Run | None = None  # the last one that waits for a side that takes it
         # The last `take_transfers` ended at a bound of its call, or made room.
         self.has_more = False
-        self._rest: _Rest | None = None
+        self._rest: Rest | None = None
         self._larger_is_dead = larger_is_dead
         self._due = due
         self._tells_facts = tells_facts
@@ -150,7 +150,7 @@ class Flight:
         backlog = self._backlog
         before = backlog.open_runs
         if before > runs_max or len(ranges) > runs_max:
-            self._rest = _Rest(deque(ranges), None, 0.0)
+            self._rest = Rest(deque(ranges), None, 0.0)
             return self.go_on(0.0, runs_max)
         backlog.acknowledge(ranges)
         if self._limit.most is not None:
@@ -170,23 +170,18 @@ class Flight:
 
         Returns the runs that this took; of more than `runs_max` of them the rest waits for `go_on`.
         """
-        ranges = [(first, last)]
-        self._check_sent(ranges)
+        if not self._sent.covers(first, last):
+            raise NeverSent(first, last)
         if refusal.action in (Action.RETRY, Action.LATER):
             self._nacks += 1
-        return self._refused(ranges, refusal, delay, now, runs_max)
+        self._rest = Rest(deque([(first, last)]), refusal, delay)
+        return self.go_on(now, runs_max)
 
     def _check_sent(self, ranges: Sequence[Range]) -> None:
         covers = self._sent.covers
         for first, last in ranges:
             if not covers(first, last):
                 raise NeverSent(first, last)
-
-    def _refused(
-        self, ranges: Sequence[Range], refusal: Refusal, delay: float, now: float, runs_max: int
-    ) -> int:
-        self._rest = _Rest(deque(ranges), refusal, delay)
-        return self.go_on(now, runs_max)
 
     def go_on(self, now: float, runs_max: int = INTEGER_MAX) -> int:
         """Go on with the answer that was not heard to its end; return the runs that this took."""

@@ -269,7 +269,8 @@ _ByTag = (
 # Of one tag with Transfer: the number of elements tells which of both it is.
 Frame = _ByTag | Delivery
 
-KINDS: tuple[type[Frame], ...] = Frame.__args__
+# By their numbers: a delivery is a TRANSFER.
+KINDS: tuple[type[Frame], ...] = tuple(k for k in Frame.__args__ if k is not Delivery)
 CALLS_MAX = 4096  # of one REQUEST
 ANSWER_BYTES = 16  # of one answer in a REPLY, besides its message, at most
 REFUSALS_MAX = 64  # calls that one REPLY refuses: any `max_batch` has room for it

@@ -10,13 +10,14 @@ Which of the flights gets the next run is the business of the owner (`node.share
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from msgservice.core.backlog import Backlog
-from msgservice.core.flight import Flight
+from msgservice.core.flight import Flight, Rest
 from msgservice.core.frames import Transfer
 from msgservice.core.ranges import Range
 from msgservice.core.refusal import Refusal
@@ -120,7 +121,10 @@ class SharedFlight(Flight):
         if refusal.action in (Action.RETRY, Action.LATER):
             self._nacks += 1
         mine = self._carried_of([(first, last)])
-        return self._refused(mine, refusal, delay, now, runs_max) if mine else 0
+        if not mine:
+            return 0
+        self._rest = Rest(deque(mine), refusal, delay)
+        return self.go_on(now, runs_max)
 
     def _check_sent(self, ranges: Sequence[Range]) -> None:
         for first, last in ranges:

@@ -77,7 +77,9 @@ class Scene:
         hello = Hello(VERSION, "billing", "i1", HelloOptions())
         self.ends = 0
         self.connection = double(
-            session=double(peer_hello=hello), close=self.close, abort=self.close
+            session=double(peer_hello=hello, failed=None),
+            close=self.close,
+            abort=self.close,
         )
         self.dispatch = double()
         self.register = double(opened=lambda peer: True, replace=lambda outlet, peer: True)
