@@ -118,7 +118,9 @@ async def test_57_three_who_answer_share_the_work(world: World) -> None:
     answers = [await shop.request("work", b"", timeout=60) for _ in range(6)]
     assert ["one", "two", "three"] * 2 == answers
     together = await gatherResults([shop.request("work", b"", timeout=60) for _ in range(300)])
-    assert {"one": 100, "two": 100, "three": 100} == {n: together.count(n) for n in answers}
+    # One that takes nothing at a moment is passed over, and has no more than the others later.
+    shares = {name: together.count(name) for name in answers}
+    assert (300, True) == (sum(shares.values()), min(shares.values()) >= 90), shares
 
 
 async def said(process: Daemon, pattern: str) -> None:

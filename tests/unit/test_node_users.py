@@ -845,7 +845,7 @@ def test_the_peers_of_a_face_have_the_names_of_the_user_that_it_acts_for() -> No
 def test_what_is_only_asked_has_no_line_and_what_changes_something_has_one(operation: Any) -> None:
     words = (
         *("add", "change", "pause", "resume", "remove", "own", "reload"),
-        *("rewind", "rewind_cancel", "requeue", "drop", "clear", "cancel", "purge"),
+        *("rewind", "rewind_cancel", "requeue", "drop", "clear", "cancel", "purge", "undo", "test"),
     )
     assert operation.changes is (operation.name.rpartition(".")[2] in words)
 
