@@ -116,7 +116,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         b'"subject":"orders.new","stored_at":6,"causes":[{"receiver":"billing","status":"queued",'
         b'"kind":"refusing","sentence":"billing takes it later, it says: later.",'
         b'"help":"It is sent again by itself.","command":"msgservice peek billing","attempts":0,'
-        b'"reason":"","since":null,"next_try_at":60008,"behind":null}],"next":null,"due":null}',
+        b'"reason":"","since":null,"next_try_at":60008,"behind":null,"node":""}],"next":null,"due":null}',
     ),
     (
         "receivers.why",
