@@ -44,6 +44,7 @@ from tests.conformance.wire import (
 
 NODE = "conformance"
 TEST, SLOW = "conformance.test", "conformance.slow"
+HELLO_SECONDS = 10.0  # at least, for the first word of who is just being started
 BATCH = 1 << 16  # sequences of a node towards a receiver are positions: batch << 16 | index
 
 
@@ -632,7 +633,7 @@ class Kit:
     def _hello(self, wire: Wire) -> list[Any]:
         if self._login is not None:
             Login(wire, *self._login).all()
-        frame = wire.read()
+        frame = wire.read(max(self._timeout, HELLO_SECONDS))
         if frame[0] != HELLO:
             raise Wrong(f"{name_of(frame)} came first")
         if len(frame) < 4:

@@ -52,7 +52,7 @@ class Minimal(threading.Thread):
         """Dial again and again."""
         while not self.stopped:
             try:
-                connection = socket.create_connection(("127.0.0.1", self._port), 1.0)
+                connection = socket.create_connection(("127.0.0.1", self._port), 30.0)
             except OSError:
                 return
             wire = Wire(connection, 0.2)
