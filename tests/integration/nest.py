@@ -78,8 +78,9 @@ class Nest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait(PATIENCE)
+        with self._process:  # and its pipes are closed
+            self._process.kill()
+            self._process.wait(PATIENCE)
 
     def start(
         self, *words: str, cwd: Path, environment: Mapping[str, str] | None = None
