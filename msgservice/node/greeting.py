@@ -135,8 +135,17 @@ class Attaching(Protocol):
     def stored(self) -> Deferred[None]:
         """Fire when all changes so far are stored."""
 
+    def compared(self, row: ReceiverRow) -> None:
+        """Nothing of what a receiver has said to have taken speaks against the log."""
+
+    def begins_anew(self, row: ReceiverRow) -> bool:
+        """Whether a receiver gets another incarnation in one of the next turns."""
+
     def begin_anew(self, row: ReceiverRow) -> None:
-        """Take another incarnation towards a receiver."""
+        """Take another incarnation towards a receiver, which remembers what the log does not have.
+
+        And towards those that have not come since the start: they may, and it would not show.
+        """
 
     async def forgotten(
         self, row: ReceiverRow, missing: Sequence[Range], *, is_empty: bool
@@ -484,14 +493,15 @@ class Greeter:
             pass  # it gets nothing, and is told when that is on disk
         elif outlet.row.options.paused:
             # What it says of an epoch that is over is of another sender.
-            if error is None and outlet.connection is None and outlet.row.epoch == guest.epoch:
+            if error is None and outlet.connection is None and self._is_current(outlet, guest):
+                self._receivers.compared(outlet.row)
                 outlet.hear(connection, resume)
             if guest.was_paused:
                 visitor.waits()
             else:
                 visitor.leave(BYE_PAUSED, "paused")  # it was not told yet
         elif (
-            outlet.row.epoch != guest.epoch  # that of another connection, which has ended it
+            not self._is_current(outlet, guest)  # another connection has ended it
             or outlet.row.options.order != guest.order
             or guest.was_paused
         ):
@@ -506,6 +516,7 @@ class Greeter:
             if outlet.is_node and not has_all:
                 forgotten = outlet.forgotten(resume, guest.node_log)
                 is_empty = outlet.is_empty_anew(resume, guest.node_log)
+            self._receivers.compared(outlet.row)
             if not (forgotten or is_empty):
                 visitor.seated(outlet, resume)
                 return
@@ -519,6 +530,11 @@ class Greeter:
                 )
             )
             sending.addErrback(self._not_greeted, connection, guest)
+
+    def _is_current(self, outlet: Outlet, guest: Guest) -> bool:
+        """Whether what was said as to an epoch is of the one that there is."""
+        row = outlet.row
+        return row.epoch == guest.epoch and not self._receivers.begins_anew(row)
 
     def contradicted(self, guest: Guest, outlet: Outlet, reason: str) -> None:
         """A seated receiver has ended its connection: a run came to it before with other content.

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -68,6 +69,7 @@ from msgservice.transport.addresses import is_node
 from msgservice.waiters import Waiters
 
 PAUSED = "paused"  # why, where somebody asked for it
+ANEW_A_TURN = 500  # receivers at once that get another incarnation: a few milliseconds
 
 
 class Receivers:
@@ -119,6 +121,10 @@ class Receivers:
         self._waiting: deque[tuple[int, Waiters[None]]] = deque()
         self._removing: dict[int, Waiters[int]] = {}  # receiver number -> who waits for it
         self._withheld: dict[int, tuple[str, ...]] = {}  # receiver number -> patterns, as was told
+        # Numbers of those that were there at the start, and may remember more than the log.
+        self._from_before: dict[int, None] = {}
+        self._anew: dict[int, None] = {}  # numbers of those that get another incarnation next
+        self._anew_later: IDelayedCall | None = None
 
     # --- starting
 
@@ -131,6 +137,7 @@ class Receivers:
                     row.left_last = position_of(snapshot.next_number) - 1
                 outlet = self._make_outlet(row, snapshot.exceptions.get(row.number, ()))
                 self._dispatch.add(outlet)
+                self._from_before[row.number] = None
                 self._dead_letters.load(row)
                 self._away.load(row)
 
@@ -198,6 +205,9 @@ class Receivers:
     def stop(self) -> None:
         """Receivers that come or change from now on are not dialled."""
         self._is_running, self._is_stopped = False, True
+        if self._anew_later is not None:
+            self._anew_later.cancel()
+        self._take_anew()
 
     # --- at run time
 
@@ -647,11 +657,53 @@ class Receivers:
         if self._is_running:
             self._connections.dial(outlet)
 
+    def compared(self, row: ReceiverRow) -> None:
+        """A receiver has said what it has taken, and nothing of it speaks against the log.
+
+        Of one that is shared each worker has a memory of its own: others may say more.
+        """
+        if not row.options.shared:
+            self._from_before.pop(row.number, None)
+
+    def begins_anew(self, row: ReceiverRow) -> bool:
+        """Whether a receiver gets another incarnation in one of the next turns."""
+        return row.number in self._anew
+
     def begin_anew(self, row: ReceiverRow) -> None:
-        """Take another incarnation towards a receiver, stored before it is said (SEMANTICS 6)."""
-        row.epoch = f"{int(self._rng() * 2**48):012x}"
-        self._dispatch.outlets[row.number].begins_anew()
-        self._store(row)
+        """Take another incarnation towards a receiver that remembers what the log does not have.
+
+        Stored before it is said (SEMANTICS 6). So the log is an older one, and of what those took
+        that have not come since the start of the node it may have given the positions to others, so
+        many that nothing shows when they come: towards them, too. They go first: who is killed in
+        between is told by this one again.
+        """
+        self._from_before.pop(row.number, None)
+        others, self._from_before = self._from_before, {}
+        if others:
+            self._logger.error(
+                "the log is older than what {name} remembers of it: {count} receivers that have not"
+                " come since the start are sent all that waits for them, some of it perhaps again",
+                name=row.name,
+                count=len(others),
+            )
+        self._anew |= others
+        self._anew[row.number] = None
+        if self._anew_later is None:
+            self._take_anew()
+
+    def _take_anew(self) -> None:
+        self._anew_later = None
+        turn = list(self._anew) if self._is_stopped else list(self._anew)[:ANEW_A_TURN]
+        for number in turn:
+            del self._anew[number]
+            outlet = self._dispatch.outlets.get(number)
+            if outlet is None or outlet.row.removed or number in self._removing:
+                continue
+            outlet.row.epoch = f"{int(self._rng() * 2**48):012x}"
+            outlet.begins_anew()
+            self._store(outlet.row)
+        if self._anew:
+            self._anew_later = self._time.clock.callLater(0, self._take_anew)
 
     async def account(self, name: str) -> Account:
         """Return what waits for a receiver, and what became of the rest. Raises `UnknownReceiver`.

@@ -1903,6 +1903,26 @@ _ALL = [
         catcher=_test("tests/unit/test_node_went_back.py -k error_11", "is_not_suspected"),
     ),
     Mutant(
+        name="who-contradicts-tells-of-itself-alone",
+        at="msgservice.node.receivers:Receivers.begin_anew",
+        old="self._anew |= others",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_node_went_back.py -k one_that_contradicts_shows",
+            "test_6_one_that_contradicts_shows",
+        ),
+    ),
+    Mutant(
+        name="who-is-here-is-sent-all-again",
+        at="msgservice.node.receivers:Receivers.compared",
+        old="self._from_before.pop(row.number, None)",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_node_went_back.py -k who_has_come_since",
+            "test_6_who_has_come_since_the_start_stays",
+        ),
+    ),
+    Mutant(
         name="a-queue-that-calls-itself",
         at="msgservice.core.runs:ReadyQueue.first",
         old="rising.popleft()",

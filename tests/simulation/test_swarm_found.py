@@ -469,8 +469,9 @@ def test_a_refusal_that_was_lost_may_be_taken_back_behind_what_followed() -> Non
 
 # Seeds that found something, of which a test of its own stands where its kind lives: a letter that
 # was sent again as often as it came, what waits for a receiver counted twice, what was left of a
-# run that was cut behind what followed it, and what had expired told before it was stored.
-FOUND = (84, 5188, 5553, 10106)
+# run that was cut behind what followed it, what had expired told before it was stored, and what has
+# the positions of what a restored log had lost told as acknowledged.
+FOUND = (84, 183, 5188, 5553, 10106)
 
 
 @pytest.mark.parametrize("seed", FOUND)

@@ -13,7 +13,7 @@ from msgservice.connection import Connection
 from msgservice.core.frames import Ack, Frame, Transfer
 from msgservice.errors import ContentChanged
 from msgservice.log.memory import MemoryLog
-from msgservice.message import decode_messages
+from msgservice.message import WireMessage, decode_messages, encode_messages
 from msgservice.records import Group, Resume
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 from tests.unit.test_node_attempts import Here
@@ -247,3 +247,135 @@ def test_6_one_that_contradicts_on_each_connection_is_dialled_and_written_down_r
     dialled = len(here.peers)
     assert 3 < dialled <= minutes * 60 / world.limits.link_delay_max + 8  # and the first doublings
     assert 0 < len(groups) <= dialled
+
+
+# --- one that contradicts tells of the others -----------------------------------------------------
+
+
+class Remembers(ScriptedPeer):
+    """Says what it has taken only to the incarnation of the node that it has it from."""
+
+    known = ""
+
+    def greeted(self, connection: Any, hello: Any) -> None:
+        self.node_hello = hello
+        connection.resume(self.resume if hello.incarnation == self.known else Resume())
+
+
+class PutBack:
+    """A node whose log is put back, and receivers that have taken what came after the copy."""
+
+    NAMES = ("audit", "billing", "early", "picky")
+
+    def __init__(self) -> None:
+        self.world = NodeWorld()
+        for name in self.NAMES:
+            self.world.peer(name, receive=ORDERS)
+        copied = self.restart(lambda db: bytes(db.serialize("main")))
+        peers = {name: self.world.peer(name, receive=ORDERS, answering=True) for name in self.NAMES}
+        self.known = {name: incarnation(peer) for name, peer in peers.items()}
+        self.send(b"old 1", b"old 2", b"same")
+        self.restart(lambda db: db.deserialize("main", copied))
+
+    def restart(self, meanwhile: Any = None) -> Any:
+        self.world.node.stopService()
+        self.world.settle(self.world.limits.stop_timeout + 1)
+        found = meanwhile and meanwhile(self.world.log._store.db)
+        self.world.start()
+        return found
+
+    def send(self, *bodies: bytes) -> None:
+        """From a program that begins anew: each a batch of its own."""
+        shop = self.world.peer("shop", incarnation=f"of {bodies[0]!r}".replace(" ", "-"))
+        for sequence, body in enumerate(bodies, 1):
+            shop.transfer(sequence, "orders.new", [body])
+            self.world.settle()
+        shop.connection.abort()
+        self.world.settle()
+
+    def come(self, name: str, *, crc: int | None = None) -> ScriptedPeer:
+        """It has taken three batches, and "same" last."""
+        crc = crc32(encode_messages([WireMessage(b"same")])) if crc is None else crc
+        kind = type("Known", (Remembers,), {"known": self.known[name]})
+        resume = Resume((3 << 16) + 1, (), (3 << 16, 3 << 16, crc))
+        return self.world.peer(name, receive=ORDERS, resume=resume, kind=kind)
+
+    def epoch(self, name: str) -> str:
+        return self.world.node.parts.directory.named(name).epoch
+
+
+NEW = (b"new 1", b"new 2", b"same")
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["at once", "after another start"])
+@pytest.mark.parametrize("how", ["ahead", "other content", "error 11"])
+def test_6_one_that_contradicts_shows_for_all_that_have_not_come_since_that_the_log_went_back(
+    how: str, killed: bool
+) -> None:
+    """Of billing nothing shows: the log has grown beyond what it took, and its newest is the same.
+
+    It has not had what has those positions now.
+    """
+    put_back = PutBack()
+    if how == "ahead":
+        audit = put_back.come("audit")
+        put_back.send(*NEW)
+    elif how == "other content":
+        put_back.send(*NEW)
+        audit = put_back.come("audit", crc=7)
+    else:
+        put_back.send(*NEW)
+        audit = put_back.world.peer("audit", receive=ORDERS)
+        audit.connection.fail(ContentChanged(1 << 16, 1 << 16))
+        put_back.world.settle()
+    assert audit.lost_because is not None
+    if killed:
+        put_back.restart()
+    for name in ("billing", "audit"):
+        again = put_back.come(name)
+        assert incarnation(again) == f"{put_back.known[name]}.{put_back.epoch(name)}"
+        assert put_back.epoch(name)
+        assert taken(again) == [*NEW]
+
+
+def test_6_who_has_come_since_the_start_stays_who_it_is() -> None:
+    put_back = PutBack()
+    put_back.world.peer("early", receive=ORDERS).connection.abort()  # it has taken nothing
+    put_back.world.settle()
+    put_back.come("audit")
+    assert [bool(put_back.epoch(name)) for name in put_back.NAMES] == [True, True, False, True]
+    put_back.send(*NEW)
+    assert taken(put_back.world.peer("early", receive=ORDERS)) == [*NEW]
+    before = put_back.epoch("audit")
+    put_back.come("picky", crc=7)  # knows another node than this now: it says nothing
+    assert put_back.epoch("audit") == before
+
+
+def test_6_of_very_many_some_get_another_incarnation_in_each_turn_and_the_one_that_told_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("msgservice.node.receivers.ANEW_A_TURN", 1)
+    put_back = PutBack()
+    receivers = put_back.world.node.parts.receivers
+    audit = put_back.world.node.parts.directory.named("audit")
+    receivers.begin_anew(audit)
+    assert [bool(put_back.epoch(name)) for name in put_back.NAMES] == [False, True, False, False]
+    assert receivers.begins_anew(audit)
+    billing = put_back.known["billing"]
+    early = put_back.come("early")  # while it is under way
+    assert put_back.epoch("early")
+    assert early.lost_because is not None or incarnation(early) != put_back.known["early"]
+    put_back.world.settle()
+    assert all(put_back.epoch(name) for name in put_back.NAMES)
+    assert incarnation(put_back.come("billing")).startswith(f"{billing}.")
+
+
+def test_6_a_node_that_stops_then_gives_all_of_them_another_incarnation_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("msgservice.node.receivers.ANEW_A_TURN", 1)
+    put_back = PutBack()
+    receivers = put_back.world.node.parts.receivers
+    receivers.begin_anew(put_back.world.node.parts.directory.named("audit"))
+    put_back.restart()
+    assert all(put_back.epoch(name) for name in put_back.NAMES)
