@@ -787,6 +787,12 @@ def refused(code: int, about: str, reason: str, subject: str) -> Refused:
     return Refused(reason)
 
 
+# The codes of failed REPLYs that are errors of their own: each says whether somebody was asked.
+TYPED_CODES = frozenset(
+    kind.refusal_code for kind in (NoResponder, RequestTimeout, Busy, ResponderLost)
+)
+
+
 def request_failed(code: int, reason: str, subject: str, seconds: float) -> MsgServiceError:
     """Return the error that a failed REPLY stands for, by its code; else `RequestFailed`.
 

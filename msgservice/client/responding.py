@@ -43,6 +43,7 @@ from msgservice.core.subjects import check_name, check_word
 from msgservice.errors import (
     ERROR_HEADER,
     GENERATORS,
+    TYPED_CODES,
     Busy,
     ClientClosed,
     MessageTooLarge,
@@ -379,7 +380,10 @@ class Responder:
     def _failed(self, call: _Call, failure: Failure) -> None:
         """A handler has failed. Its asker is told what the handler meant to say, or the kind."""
         error = failure.value
-        if not isinstance(error, (RequestFailed, Busy)):
+        # One of another subject is that of a request of its own: that it was not asked itself, it
+        # does not say.
+        is_own = isinstance(error, Busy) and error.subject == call.asked.subject
+        if not (is_own or isinstance(error, RequestFailed)):
             self._logger.failure(
                 "{name}: answering a request on {subject} failed",
                 failure,
@@ -387,10 +391,13 @@ class Responder:
                 subject=call.asked.subject,
             )
             error = RequestFailed(f"{type(error).__name__} where it was to be answered")
+        assert isinstance(error, MsgServiceError)
         self._fail(call.connection, call.number, error)
 
     def _fail(self, connection: Connection, number: int, error: MsgServiceError) -> None:
-        code = error.code if isinstance(error, RequestFailed) else error.refusal_code
+        code = error.refusal_code
+        if isinstance(error, RequestFailed):  # whether it was asked, no handler says by a code
+            code = 0 if error.code in TYPED_CODES else error.code
         headers = {"content-type": TextCodec.content_type}
         if code:
             headers[ERROR_HEADER] = str(code)

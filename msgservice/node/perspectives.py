@@ -23,6 +23,7 @@ from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import Anonymous, IAnonymous
 from twisted.cred.portal import IRealm, Portal
 from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
 from twisted.spread import pb
 from zope.interface import implementer
 
@@ -32,7 +33,7 @@ from msgservice.codecs import CONTENT_TYPE, decode_content
 from msgservice.core.frames import Reply, Request
 from msgservice.core.reasons import one_line
 from msgservice.core.refusal import Refusal
-from msgservice.core.subjects import check_name, check_subject
+from msgservice.core.subjects import check_name, check_subject, is_reserved
 from msgservice.credentials import Credentials
 from msgservice.errors import (
     ERROR_HEADER,
@@ -148,7 +149,7 @@ class Perspectives:
         """Fire with the answer to a request, as it is sent: some in each turn, the rest later."""
         run = self._slices.run
         asking: Deferred[Any] = run(lambda: self._requests.answer(request, who))
-        return asking.addCallback(lambda reply: run(lambda: _answer(reply, request.subject)))
+        return asking.addCallback(lambda reply: run(lambda: _answer(reply, request)))
 
     def stop(self) -> None:
         """End all connections that have a perspective; nothing is taken in any more."""
@@ -314,6 +315,8 @@ class Perspective(Service):
         self._asked: deque[_Asked] = deque()  # what is not being answered yet
         self._asked_bytes = 0
         self._answering = 0
+        self._asking: dict[Deferred[Any], None] = {}  # of that, what others answer
+        self._is_gone = False
         self._is_going_on = False  # or waits for room
 
     def perspectiveMessageReceived(self, broker: Any, message: str, args: Any, kw: Any) -> Any:
@@ -322,7 +325,10 @@ class Perspective(Service):
 
     def logout(self) -> None:
         """The connection has gone: nothing is kept for it."""
+        self._is_gone = True
         self._asked.clear()
+        for asking in list(self._asking):
+            asking.cancel()  # who was asked may do it all the same; the node waits no longer
 
     def _check(self) -> None:
         if self._house.is_stopped:
@@ -394,17 +400,24 @@ class Perspective(Service):
             self._asked_bytes -= size
             self._answering += 1
             asking = house.answer(request, self.allowed)
-            asking.addBoth(self._answered)
-            asking.chainDeferred(answer)
+            if not is_reserved(request.subject):  # what the node itself does is done to its end
+                self._asking[asking] = None
+            asking.addBoth(self._answered, asking)
+            asking.addCallbacks(answer.callback, self._failed, errbackArgs=(answer,))
         self._is_going_on = False
         if self._asked_bytes <= ASKED_BYTES:
             channel.read_on(self._unanswered)
 
-    def _answered(self, result: Any) -> Any:
+    def _answered(self, result: Any, asking: Deferred[Any]) -> Any:
         self._answering -= 1
+        self._asking.pop(asking, None)
         if not self._is_going_on:
             self._go_on()
         return result
+
+    def _failed(self, failure: Failure, answer: Deferred[Any]) -> None:
+        if not self._is_gone:  # else nobody hears it, and it would be logged
+            answer.errback(failure)
 
     def perspective_hello(
         self, other: Any, number: Any = 1, live: Any = None, seen: Any = None
@@ -443,7 +456,8 @@ def _position(outcome: Outcome) -> int:
     return outcome.first if isinstance(outcome, Batch) else outcome.pieces[0].position
 
 
-def _answer(reply: Reply, subject: str) -> Any:
+def _answer(reply: Reply, request: Request) -> Any:
+    subject = request.subject
     ((_, ok, raw),) = reply.replies
     (message,) = decode_messages(msgspec.Raw(b"\x91" + bytes(raw)))
     if ok:
@@ -452,7 +466,8 @@ def _answer(reply: Reply, subject: str) -> Any:
         except ValueError as error:  # a program's answer, which says of itself what it is not
             raise RequestFailed(f"{subject!r}: answer cannot be read: {error}") from None
     code = code_said((message.headers or {}).get(ERROR_HEADER, ""))
-    raise request_failed(code, message.body.decode(errors="replace"), subject, 0)
+    text = message.body.decode(errors="replace")
+    raise request_failed(code, text, subject, request.timeout / 1000)
 
 
 def _refused(refusal: Refusal, subject: str) -> MsgServiceError:

@@ -27,6 +27,8 @@ from msgservice.administration import RequestCounts
 from msgservice.core.frames import Answer, Reply, Request
 from msgservice.core.subjects import SubjectMatcher, check_subject, count_tokens, is_reserved
 from msgservice.errors import (
+    ERROR_HEADER,
+    TYPED_CODES,
     BadSubject,
     Busy,
     ConnectionLimit,
@@ -35,6 +37,7 @@ from msgservice.errors import (
     NoResponder,
     RequestTimeout,
     ResponderLost,
+    code_said,
 )
 from msgservice.limits import Limits
 from msgservice.message import MessageParts, count_of, decode_message
@@ -42,8 +45,13 @@ from msgservice.node.gate import Pass
 from msgservice.node.replies import refusal
 
 DUES_SPARE = 1000  # deadlines of runs that have gone, beside one for each that has not
+# Responders of all turns together that are remembered: of very many sets of them few recur.
+TURNS_MAX = 65_536
 MS_MAX = 24 * 3600 * 1000  # that a call may wait: as long as a client's may
 ID_FIRST: Final = 1
+# What the node alone says: a responder that does so passes on what a request of its own has failed
+# with. That it takes no more calls, each says for itself.
+OURS: Final = TYPED_CODES - {Busy.refusal_code}
 
 
 class Asker(Protocol):
@@ -133,11 +141,11 @@ class _Run:
 
 
 class _Turn:
-    """The responders of one subject, and whose turn it is."""
+    """The responders of some subjects, and whose turn it is: on all of these together."""
 
     __slots__ = ("at", "of")
 
-    def __init__(self, of: list[Responder]) -> None:
+    def __init__(self, of: tuple[Responder, ...]) -> None:
         self.of = of
         self.at = 0
 
@@ -154,7 +162,9 @@ class Responders:
         self._clock, self._now, self._limits = clock, now, limits
         self._matcher: SubjectMatcher[Responder] = SubjectMatcher()
         self._here: dict[Responder, None] = {}
-        self._turns: dict[str, _Turn] = {}
+        self._turns: dict[str, _Turn] = {}  # by subject; those of the same responders are one
+        self._among: dict[tuple[Responder, ...], _Turn] = {}
+        self._among_size = 0
         self._joined = 0
         self._next = ID_FIRST
         self._calls: dict[int, _Run] = {}
@@ -208,7 +218,7 @@ class Responders:
         for pattern in responder.patterns:
             self._matcher.add(pattern, responder)
         self._here[responder] = None
-        self._turns.clear()
+        self._forget_turns()
         return responder
 
     def leaves(self, responder: Responder) -> None:
@@ -217,7 +227,7 @@ class Responders:
             return
         for pattern in responder.patterns:
             self._matcher.remove(pattern, responder)
-        self._turns.clear()
+        self._forget_turns()
         self._asking.pop(responder, None)
         queued, responder.queued = responder.queued, {}
         for run, messages in queued.items():
@@ -286,7 +296,7 @@ class Responders:
         if run.responder is not responder or run in responder.queued:
             self.stray += 1
             return
-        decode_message(raw)  # who gets it must not end for what another has said
+        raw = _passed_on(ok, raw)
         del self._calls[number]
         answer = (number + run.shift, ok, raw)
         told = self._owed.get(run.asker)
@@ -320,9 +330,23 @@ class Responders:
                 return None
             if len(self._turns) >= self._limits.subjects:
                 self._turns.clear()
-            turn = _Turn(sorted(found, key=lambda one: one.number))
+            turn = self._turn_among(tuple(sorted(found, key=lambda one: one.number)))
             self._turns[subject] = turn
         return turn
+
+    def _turn_among(self, of: tuple[Responder, ...]) -> _Turn:
+        turn = self._among.get(of)
+        if turn is None:
+            if self._among_size + len(of) > TURNS_MAX:
+                self._forget_turns()
+            self._among_size += len(of)
+            turn = self._among[of] = _Turn(of)
+        return turn
+
+    def _forget_turns(self) -> None:
+        self._turns.clear()
+        self._among.clear()
+        self._among_size = 0
 
     def _place(
         self, asker: Asker, subject: str, messages: bytes | msgspec.Raw, number: int, wait: _Wait
@@ -494,6 +518,17 @@ class Responders:
         owed, self._owed = self._owed, {}
         for asker, answers in owed.items():
             asker.told(answers)
+
+
+def _passed_on(ok: bool, raw: msgspec.Raw) -> msgspec.Raw:
+    """Return an answer of a responder as its asker gets it, who must not end for what it says.
+
+    Raises `MalformedFrame` for what is no message. What only the node knows, nobody else says.
+    """
+    message = decode_message(raw)
+    if not ok and code_said((message.headers or {}).get(ERROR_HEADER, "")) in OURS:
+        return refusal(message.body.decode("utf-8", "replace"))
+    return raw
 
 
 class _Waiting:

@@ -3770,7 +3770,7 @@ _ALL = [
     Mutant(
         name="what-is-no-message-is-passed-on",
         at=f"{RESPONDERS}._answer_came",
-        old="decode_message(raw)",
+        old="raw = _passed_on(ok, raw)",
         new="pass",
         catcher=_asked("what_is_no_message_ends_who_said_it_and_nobody_else"),
     ),

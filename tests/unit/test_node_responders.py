@@ -17,6 +17,7 @@ from msgservice.identity.rules import Rules
 from msgservice.identity.users import User, Users
 from msgservice.limits import Limits
 from msgservice.message import WireMessage, decode_messages, encode_messages
+from msgservice.node import responders
 from msgservice.node.gate import Door
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 
@@ -87,6 +88,55 @@ def test_57_a_call_is_given_to_who_answers_its_subject_and_answered_by_the_asker
     world.settle()
     assert 1 == len(shop.frames)  # answers of one turn share a frame
     assert {7: b"A", 8: b"B"} == told(shop)
+    settled(world)
+
+
+def test_57_calls_on_different_subjects_are_shared_out_in_turn_as_well() -> None:
+    world = NodeWorld(limits=Limits(subjects=2))  # as many are remembered
+    workers = [world.peer(f"worker{n}", respond=["prices.*"]) for n in range(3)]
+    world.peer("other", respond=["stock.*"])
+    shop = world.peer("shop")
+    for number in range(1, 10):
+        ask(shop, number, f"prices.{number}", b"x")
+        world.settle()
+    calls_of = [given(worker) for worker in workers]
+    assert [3, 3, 3] == [len(found) for found in calls_of]
+    for worker, found in zip(workers, calls_of, strict=True):
+        answer(worker, *[(number, b"y") for number in found])
+    settled(world)
+
+
+def test_57_turns_of_very_many_sets_of_responders_are_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(responders, "TURNS_MAX", 8)
+    world = NodeWorld()
+    for n in range(4):
+        world.peer(f"worker{n}", respond=["all.*", f"all.{n}", f"one.{n}"])
+    shop = world.peer("shop")
+    for number, subject in enumerate([f"{kind}.{n}" for kind in ("all", "one") for n in range(4)]):
+        ask(shop, number + 1, subject, b"x", timeout=1000)
+    world.settle()
+    parts = world.node.parts.responders
+    assert sum(map(len, parts._among)) == parts._among_size <= 8
+    world.settle(2)
+    settled(world)
+
+
+def test_57_what_the_node_alone_knows_no_responder_says() -> None:
+    world = NodeWorld()
+    worker, shop = world.peer("worker", respond=["a"]), world.peer("shop")
+    kinds: list[type[errors.MsgServiceError]]
+    kinds = [errors.NoResponder, errors.RequestTimeout, errors.ResponderLost, errors.Busy]
+    for number, kind in enumerate(kinds, 1):
+        ask(shop, number, "a", b"")
+        world.settle()
+        (call,) = given(worker)
+        said = msgspec.msgpack.encode([b"so", {ERROR_HEADER: str(kind.refusal_code)}])
+        worker.connection.send(Reply([(call, False, msgspec.Raw(said))]))
+    world.settle()
+    # Whoever takes no more calls says so itself.
+    assert {1: 0, 2: 0, 3: 0, 4: errors.Busy.refusal_code} == told(shop)
     settled(world)
 
 

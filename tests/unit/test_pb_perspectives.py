@@ -8,13 +8,17 @@ from typing import Any
 import msgspec
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.python.failure import Failure
 from twisted.spread.jelly import jelly
 
 from msgservice.core.frames import Reply, Request
+from msgservice.errors import RequestTimeout
 from msgservice.limits import Limits
 from msgservice.message import WireMessage
 from msgservice.node.gate import LISTENER
 from msgservice.node.perspectives import ASKED_BYTES, Perspectives
+from msgservice.node.replies import refusal
 from msgservice.node.view import ReceiversView
 from msgservice.transport.pb.expressions import encode
 from msgservice.transport.pb.jellied import plain, security
@@ -155,3 +159,30 @@ def test_who_has_gone_is_answered_nothing_more() -> None:
 def test_a_value_of_json_is_encoded_as_jelly_and_banana_do(value: Any) -> None:
     copied = msgspec.json.decode(msgspec.json.encode(value))
     assert encode(jelly(copied, security())) == encode(plain(value))
+
+
+def test_who_leaves_waits_no_longer_for_what_others_answer() -> None:
+    cancelled: list[Deferred[Reply]] = []
+    made: list[Deferred[Reply]] = []
+
+    def make() -> Deferred[Reply]:
+        made.append(Deferred(cancelled.append))
+        return made[-1]
+
+    asking = Asking(make)
+    for subject in (b"prices.get", b"$node.info"):
+        asking.peer.call(asking.end, b"request", subject, [b"None"])
+    assert 2 == len(made)
+    asking.peer.channel.connectionLost(Failure(ConnectionDone()))
+    assert [made[0]] == cancelled  # the node's own work is done to its end
+    made[1].callback(reply())
+
+
+def test_a_request_that_was_not_answered_says_how_long_it_waited() -> None:
+    asking = Asking()
+    asking.peer.call(asking.end, b"request", b"prices.get", [b"None"])
+    error = RequestTimeout("prices.get", 30)
+    said = Reply([(1, False, refusal(str(error), error.refusal_code))])
+    asking.asked[0].callback(said)
+    asking.peer.clock.advance(0)
+    assert "within 30 s" in str(asking.peer.heard())

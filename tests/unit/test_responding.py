@@ -140,7 +140,8 @@ def test_57_a_failed_handler_tells_what_it_means_to_tell_and_else_only_its_kind(
     logged_failures: list[Any],
 ) -> None:
     world = World()
-    errors: list[Exception] = [RequestFailed("no such sku", 404), KeyError("secret"), Busy("x")]
+    busy = Busy("prices.get")
+    errors: list[Exception] = [RequestFailed("no such sku", 404), KeyError("secret"), busy]
 
     def handle(asked: Asked) -> Any:
         raise errors.pop(0)
@@ -152,6 +153,12 @@ def test_57_a_failed_handler_tells_what_it_means_to_tell_and_else_only_its_kind(
     assert "KeyError where it was to be answered" == str(told)
     error_of(world.ask(), Busy)
     assert ["KeyError"] == kinds(logged_failures)
+    # What a request of its own has failed with says nothing of whether it was asked itself.
+    errors += [Busy("other"), RequestFailed("gone", NoResponder.refusal_code)]
+    assert "Busy where it was to be answered" == str(error_of(world.ask(), RequestFailed))
+    passed_on = error_of(world.ask(), RequestFailed)
+    assert ("gone", 0) == (str(passed_on), passed_on.code)
+    assert ["Busy"] == kinds(logged_failures)
     world.respond(lambda asked: object(), subject="no.form")
     assert "TypeError" in str(error_of(world.ask(subject="no.form"), RequestFailed))
     assert ["TypeError"] == kinds(logged_failures)
