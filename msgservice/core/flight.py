@@ -14,6 +14,7 @@ What does not live here: how frames travel, where runs come from, when progress 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -63,6 +64,7 @@ class Flight:
         "_backlog",
         "_due",
         "_in_flight",
+        "_larger",
         "_larger_is_dead",
         "_limit",
         "_nacks",
@@ -73,7 +75,6 @@ class Flight:
         "_tells_facts",
         "batch_max",
         "has_more",
-        "larger",
         "window_bytes",
         "window_messages",
     )
@@ -94,7 +95,7 @@ class Flight:
             self.window_messages = min(self.window_messages, window[0])
             self.window_bytes = min(self.window_bytes, window[1])
         self.batch_max = batch_max
-        self.larger: Run | None = None  # the last one that waits for a side that takes it
+        self._larger: Run | None = None  # the last one that was larger than the other side takes
         # The last `take_transfers` ended at a bound of its call, or made room.
         self.has_more = False
         self._rest: Rest | None = None
@@ -127,6 +128,14 @@ class Flight:
         ):
             return False
         return self._backlog.has_room
+
+    @property
+    def larger(self) -> Run | None:
+        """The last run that waits for a side that takes one as large, if it still does."""
+        run = self._larger
+        if run is None or run.state != WAITING or run.due != math.inf:
+            return None
+        return run
 
     @property
     def is_answered(self) -> bool:
@@ -430,6 +439,6 @@ class Flight:
             reason = f"message of {run.size} bytes{beside}, the receiver takes {self.batch_max}"
             self._backlog.settle(run, Status.DEAD, Refusal(Action.DEAD, reason))
         else:
-            self.larger = run
+            self._larger = run
             self._backlog.hold(run)
         return True

@@ -10,6 +10,7 @@ Which of the flights gets the next run is the business of the owner (`node.share
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from msgservice.core.flight import Flight, Rest
 from msgservice.core.frames import Transfer
 from msgservice.core.ranges import Range
 from msgservice.core.refusal import Refusal
-from msgservice.core.runs import FLIGHT, Run, Tally
+from msgservice.core.runs import FLIGHT, WAITING, Run, Tally
 from msgservice.errors import NeverSent
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import Action
@@ -29,14 +30,28 @@ from msgservice.message import Action
 
 class SharedBacklog(Backlog):
     """The backlog of a receiver with several connections. `carriers`: by the first of each run that
-    is in flight, where.
+    is in flight, where. `changed`: the flights of which something came or went since the owner
+    took that.
     """
 
-    __slots__ = ("carriers",)
+    __slots__ = ("carriers", "changed")
 
     def __init__(self, **how: Any) -> None:
         super().__init__(**how)
         self.carriers: dict[int, SharedFlight] = {}
+        self.changed: dict[SharedFlight, None] = {}
+
+    @property
+    def larger_runs(self) -> list[Run]:
+        """The runs that wait for a side that takes them, since one took no run as large."""
+        by_first = self._open.by_first
+        held = [by_first[first] for first in dict.fromkeys(self._held) if first in by_first]
+        return [run for run in held if run.state == WAITING and run.due == math.inf]
+
+    def hand_out(self, run: Run) -> None:
+        """One of `larger_runs` is ready: a side that takes it is here."""
+        self._held.remove(run.first)
+        self._land(run)
 
     def receive_resume(self, floor: int, ranges: Sequence[Range]) -> None:
         """See `Backlog`; what the RESUMEs of others have named goes on to settle when it comes."""
@@ -49,12 +64,14 @@ class SharedBacklog(Backlog):
     def fly_in(self, run: Run, flight: SharedFlight) -> None:
         """A run that was sent is in this flight."""
         self.carriers[run.first] = flight
+        flight.firsts.add(run.first)
         flight.carried.count(1, run.count, run.size)
+        self.changed[flight] = None
 
     def land(self, flight: SharedFlight) -> list[Run]:
         """A flight is over: its unanswered runs are ready again, rising; return them."""
-        carriers, by_first = self.carriers, self._open.by_first
-        unanswered = [by_first[first] for first in sorted(carriers) if carriers[first] is flight]
+        by_first = self._open.by_first
+        unanswered = [by_first[first] for first in sorted(flight.firsts)]
         for run in unanswered:
             self._land(run)
         if unanswered:
@@ -65,12 +82,17 @@ class SharedBacklog(Backlog):
 
     def _leave(self, run: Run) -> None:
         if run.state == FLIGHT:
-            self.carriers.pop(run.first).carried.count(-1, -run.count, -run.size)
+            flight = self.carriers.pop(run.first)
+            flight.firsts.remove(run.first)
+            flight.carried.count(-1, -run.count, -run.size)
+            self.changed[flight] = None
         super()._leave(run)
 
     def _shrunk(self, run: Run, messages: int, size: int) -> None:
         if run.state == FLIGHT:
-            self.carriers[run.first].carried.count(0, -messages, -size)
+            flight = self.carriers[run.first]
+            flight.carried.count(0, -messages, -size)
+            self.changed[flight] = None
         super()._shrunk(run, messages, size)
 
     def _place_rest(self, run: Run, rest: Run) -> None:
@@ -80,13 +102,16 @@ class SharedBacklog(Backlog):
 
 
 class SharedFlight(Flight):
-    """The flight of one connection among several. `carried`: what is in it."""
+    """The flight of one connection among several. `carried`: what is in it; `firsts`: of which
+    runs.
+    """
 
-    __slots__ = ("_highest", "_shared", "carried", "share")
+    __slots__ = ("_highest", "_shared", "carried", "firsts", "share")
 
     def __init__(self, backlog: SharedBacklog, **how: Any) -> None:
         self._shared = backlog
         self.carried = Tally()
+        self.firsts: set[int] = set()
         self._highest = 0  # of what was sent here
         self.share = INTEGER_MAX  # messages of one run that may leave at once, for the others' sake
         super().__init__(backlog, **how)
@@ -96,8 +121,13 @@ class SharedFlight(Flight):
 
     @property
     def free(self) -> int:
-        """The number of messages that it has room for."""
-        return max(0, self.window_messages - self.carried.messages)
+        """The number of messages that it has room for: of a window of nothing, one alone."""
+        flying = self.carried.messages
+        return max(self.window_messages - flying, 0 if flying else 1)
+
+    def takes(self, run: Run) -> bool:
+        """Whether the other side takes a run as large as this."""
+        return run.size <= self.batch_max - run.options.excess_bytes
 
     # --- what the other side answers
 
@@ -152,7 +182,7 @@ class SharedFlight(Flight):
             return alone
         if limit.most is not None:
             count = min(count, limit.most - flying)
-        count = min(count, self.share, max(self.free, 0 if flying else 1))
+        count = min(count, self.share, self.free)
         if count <= 0:
             return 0
         if flying and carried.size + run.size * count // run.count > self.window_bytes:

@@ -7,6 +7,7 @@ run where that is all there is room for; what one has when it goes is for the ot
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 
 from twisted.internet.interfaces import IDelayedCall
@@ -14,18 +15,26 @@ from twisted.python.failure import Failure
 
 from msgservice.connection import Connection
 from msgservice.core.frames import Frame, Transfer
+from msgservice.core.runs import Run
 from msgservice.core.shared import SharedBacklog, SharedFlight
+from msgservice.limits import INTEGER_MAX
 from msgservice.node.outlet import SHORT_AGAIN, TURN_ANSWERS, TURN_BYTES, Outlet, Seat
 from msgservice.node.supply import TURN_RUNS
 from msgservice.records import Resume
+
+ENTRIES_SPARE = 64  # void entries of workers with room, beside one for each worker
 
 
 class Worker:
     """The place of one connection of a shared receiver (`outlet.Seat`)."""
 
-    __slots__ = ("_answered", "_going_on", "connection", "flight", "outlet")
+    __slots__ = ("_answered", "_going_on", "connection", "entry", "flight", "number", "outlet")
 
-    def __init__(self, outlet: SharedOutlet, connection: Connection, flight: SharedFlight) -> None:
+    def __init__(
+        self, outlet: SharedOutlet, connection: Connection, flight: SharedFlight, number: int
+    ) -> None:
+        self.number = number  # rises with each of a receiver
+        self.entry = 0  # the one among those with room that counts, or 0
         self.outlet = outlet
         self.connection = connection
         self.flight = flight
@@ -82,15 +91,12 @@ class _Room:
     def __init__(self, outlet: SharedOutlet) -> None:
         self._outlet = outlet
 
-    @property
-    def window_messages(self) -> int:
-        """See `Room`."""
-        return sum([one.flight.window_messages for one in self._outlet.seats])
+        self.window_messages = self.window_bytes = 0  # of all of them
 
-    @property
-    def window_bytes(self) -> int:
-        """See `Room`."""
-        return sum([one.flight.window_bytes for one in self._outlet.seats])
+    def count(self, flight: SharedFlight, sign: int) -> None:
+        """A worker has come, or has gone, below 0."""
+        self.window_messages += sign * flight.window_messages
+        self.window_bytes += sign * flight.window_bytes
 
     @property
     def wants(self) -> bool:
@@ -104,10 +110,17 @@ class _Room:
 class SharedOutlet(Outlet):
     """The delivery to one shared receiver. `connection`: that of one of its workers, or None."""
 
-    __slots__ = ("seats",)
+    __slots__ = ("_by_flight", "_entries", "_made", "_room", "_roomy", "_ticks", "seats")
 
     def __init__(self, *arguments: object, **how: object) -> None:
         self.seats: dict[Worker, None] = {}
+        self._by_flight: dict[SharedFlight, Worker] = {}
+        # Those with room, and as a heap: the one that has most is the first. Neither an answer nor
+        # a message looks at them all. Void: entries that are not their worker's `entry`.
+        self._roomy: dict[Worker, None] = {}
+        self._entries: list[tuple[int, int, int, Worker]] = []
+        self._made = self._ticks = 0
+        self._room = _Room(self)
         super().__init__(*arguments, **how)  # type: ignore[arg-type]  # as it takes them
 
     @property
@@ -129,18 +142,27 @@ class SharedOutlet(Outlet):
         self.last_error = ""
         self._knows_from = self._time.now()
         self._receive_resume(resume)
-        worker = Worker(self, connection, self._make_flight(connection))
+        self._made += 1
+        flight = self._make_flight(connection)
+        worker = Worker(self, connection, flight, self._made)
         self.seats[worker] = None
+        self._by_flight[flight] = worker
+        self._room.count(flight, 1)
+        self._shared.changed[flight] = None
         if is_first:
-            self.supply.attach(_Room(self))
+            self.supply.attach(self._room)
         self.progress.gather()
         self.pump()
         return worker
 
     def _make_flight(self, connection: Connection) -> SharedFlight:
+        return SharedFlight(self._shared, **self._flight_options(connection))
+
+    @property
+    def _shared(self) -> SharedBacklog:
         backlog = self.backlog
         assert isinstance(backlog, SharedBacklog)
-        return SharedFlight(backlog, **self._flight_options(connection))
+        return backlog
 
     def _receive_resume(self, resume: Resume) -> None:
         # Nothing is unloaded for it: others have some of that in flight.
@@ -148,7 +170,10 @@ class SharedOutlet(Outlet):
 
     def left(self, worker: Worker, reason: str, *, lost: bool) -> None:
         """The connection of a worker has gone: what it had not answered is for the others."""
-        del self.seats[worker]
+        del self.seats[worker], self._by_flight[worker.flight]
+        self._roomy.pop(worker, None)
+        worker.entry = 0
+        self._room.count(worker.flight, -1)
         worker.flight.end(self._time.now(), lost=lost)
         if not self._due.is_held:
             self.backlog.expire_all(self._due.now())  # a pass left it to its answer
@@ -221,38 +246,118 @@ class SharedOutlet(Outlet):
         if self._waits_for_room:
             self._pump_in(SHORT_AGAIN)
         # For people, as the only flight of another receiver would say it.
-        self.flight = next(
-            (one.flight for one in self.seats if one.flight.larger is not None), None
-        )
+        self.flight = None
+        if self._shared.larger_runs:
+            flights = [one.flight for one in self.seats]
+            self.flight = next((one for one in flights if one.larger is not None), None)
         self._rearm_all()
 
     def _deal(self) -> tuple[dict[Worker, list[Transfer]], bool]:
         """Take what is sent now, run by run; and whether it ended for the sake of others."""
         ready, now = self.backlog.ready, self._time.now()
-        here = [one for one in self.seats if one.connection.may_send and one.flight.is_answered]
         allow = None if self.pace is None else self.pace.allow
         dealt: dict[Worker, list[Transfer]] = {}
+        aside: list[Worker] = []  # they have room, and can be given nothing now
         size, looks = TURN_BYTES, TURN_RUNS
-        while here:
+        self._note_changed()
+        while self._may_deal(now) and (worker := self._take_roomiest(aside)) is not None:
             if size <= 0 or looks <= 0:
-                return dealt, True
+                self._enter(worker)
+                break
             looks -= 1
-            worker = max(here, key=lambda one: one.flight.free)
             flight = worker.flight
             # No more at once than each would have of what is ready.
-            flight.share = max(1, -(-ready.messages // len(here)))
+            flight.share = max(1, -(-ready.messages // max(1, len(self._roomy))))
             transfers = flight.take_transfers(now, allow, size, 1)
+            self._note_changed()
             if transfers:
                 dealt.setdefault(worker, []).extend(transfers)
                 size -= sum([len(memoryview(one.messages)) for one in transfers])
             elif not flight.has_more:
-                here.remove(worker)
-        return dealt, False
+                aside.append(worker)
+            elif not worker.entry:
+                self._enter(worker)
+        for one in aside:
+            self._enter(one)
+        self._deal_larger(dealt, now, allow)
+        return dealt, size <= 0 or looks <= 0
+
+    def _deal_larger(
+        self,
+        dealt: dict[Worker, list[Transfer]],
+        now: float,
+        allow: Callable[[Run], int] | None,
+    ) -> None:
+        """Send what was too large for one worker to another, which takes it."""
+        larger_runs = self._shared.larger_runs
+        if not larger_runs:
+            return
+        takers = [one for one in self._roomy if one.connection.may_send and one.flight.is_answered]
+        takers.sort(key=lambda one: one.flight.batch_max)
+        for run in larger_runs:
+            while takers and not takers[-1].flight.free:
+                takers.pop()
+            if not takers:
+                break
+            flight = takers[-1].flight
+            if flight.takes(run):
+                self._shared.hand_out(run)
+                flight.share = INTEGER_MAX
+                transfers = flight.take_transfers(now, allow, TURN_BYTES, 1)
+                if transfers:
+                    dealt.setdefault(takers[-1], []).extend(transfers)
+        self._note_changed()
+
+    def _may_deal(self, now: float) -> bool:
+        """Whether there may be something to send."""
+        if self.backlog.ready.runs:
+            return True
+        run = self.backlog.next_retry()
+        return run is not None and run.due <= now
+
+    def _note_changed(self) -> None:
+        """Enter those of whose flights something came or went, as far as they have room."""
+        changed = self._shared.changed
+        if changed:
+            self._shared.changed = {}
+            for flight in changed:
+                worker = self._by_flight.get(flight)
+                if worker is None:
+                    continue
+                if flight.free:
+                    self._roomy[worker] = None
+                    self._enter(worker)
+                else:
+                    self._roomy.pop(worker, None)
+                    worker.entry = 0
+
+    def _enter(self, worker: Worker) -> None:
+        entries = self._entries
+        if len(entries) > 2 * len(self.seats) + ENTRIES_SPARE:
+            self._entries = entries = [each for each in entries if each[2] == each[3].entry]
+            heapq.heapify(entries)
+        self._ticks += 1
+        worker.entry = self._ticks
+        heapq.heappush(entries, (-worker.flight.free, worker.number, self._ticks, worker))
+
+    def _take_roomiest(self, aside: list[Worker]) -> Worker | None:
+        """Return the worker that has most room, and takes something now."""
+        entries = self._entries
+        while entries:
+            _, _, tick, worker = heapq.heappop(entries)
+            if tick != worker.entry:
+                continue
+            worker.entry = 0
+            if worker.connection.may_send and worker.flight.is_answered:
+                return worker
+            aside.append(worker)
+        return None
 
     def _rearm_all(self) -> None:
         due = self.pace.next_deadline() if self.pace is not None else None
-        if due is None:
-            found = [one.flight.next_deadline() for one in self.seats]
-            due = min([one for one in found if one is not None], default=None)
+        if due is None and (run := self.backlog.next_retry()) is not None:
+            # Where none has room for it, an answer makes that.
+            found = (one.flight.next_deadline() for one in self._roomy)
+            due = run.due if any(each is not None for each in found) else None
         if due is not None:
             self._pump_in(max(0.001, due - self._time.now()))

@@ -1960,8 +1960,8 @@ _ALL = [
     Mutant(
         name="what-a-worker-had-takes-others-along",
         at="msgservice.core.shared:SharedBacklog.land",
-        old="if carriers[first] is flight]",
-        new="if carriers[first]]",
+        old="sorted(flight.firsts)",
+        new="sorted(self.carriers)",
         catcher=_swarm("kill_worker", "two workers have one message", seeds=20),
     ),
     Mutant(
@@ -1989,10 +1989,17 @@ _ALL = [
     ),
     Mutant(
         name="who-has-least-room-gets-the-next",
-        at="msgservice.node.shared_outlet:SharedOutlet._deal",
-        old="max(here, key=lambda one: one.flight.free)",
-        new="min(here, key=lambda one: one.flight.free)",
+        at="msgservice.node.shared_outlet:SharedOutlet._enter",
+        old="(-worker.flight.free, worker.number",
+        new="(worker.flight.free, worker.number",
         catcher=_test("tests/unit/test_node_shared.py", "worker_that_has_most_room"),
+    ),
+    Mutant(
+        name="what-one-worker-does-not-take-no-other-gets",
+        at="msgservice.node.shared_outlet:SharedOutlet._deal_larger",
+        old="if flight.takes(run):",
+        new="if False:",
+        catcher=_test("tests/unit/test_node_shared.py", "too_large_for_one_worker"),
     ),
     Mutant(
         name="who-would-have-it-alone-shares",
@@ -3743,6 +3750,20 @@ _ALL = [
         old="turn.at = (place + 1) % size",
         new="turn.at = 0",
         catcher=_asked("several_who_answer_are_asked_in_turn_and_a_frame_is_shared_among_them"),
+    ),
+    Mutant(
+        name="each-subject-has-a-turn-of-its-own",
+        at=f"{RESPONDERS}._turn_among",
+        old="turn = self._among.get(of)",
+        new="turn = None",
+        catcher=_asked("calls_on_different_subjects_are_shared_out_in_turn_as_well"),
+    ),
+    Mutant(
+        name="a-responder-says-what-the-node-alone-knows",
+        at="msgservice.node.responders:_passed_on",
+        old="if not ok and",
+        new="if False and",
+        catcher=_asked("what_the_node_alone_knows_no_responder_says"),
     ),
     Mutant(
         name="nobody-is-ever-busy",

@@ -12,6 +12,7 @@ from msgservice import Receiver
 from msgservice.core.frames import BYE_REPLACED, Ack, Transfer
 from msgservice.core.inbox import Inbox
 from msgservice.core.marks import Marks
+from msgservice.core.shared import SharedFlight
 from msgservice.limits import Limits
 from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
 from msgservice.records import Resume
@@ -130,6 +131,61 @@ def test_28_the_newest_connection_of_one_incarnation_wins_and_others_stay() -> N
     send(shop, 1, [b"%d" % n for n in range(8)])
     assert [4, 4] == [len(peer.bodies()) for peer in (again, b)]
     assert [] == a.bodies()
+
+
+def test_52_what_is_too_large_for_one_worker_goes_to_another_that_takes_it() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    small = worker(world, "a", window=8, max_batch=65_536)
+    large = worker(world, "b", window=2, max_batch=1 << 20)
+    send(shop, 1, [b"x" * 100_000])
+    send(shop, 2, [b"1", b"2"])
+    assert [b"1", b"2"] == small.bodies()
+    assert [100_000] == [len(body) for body in large.bodies()]
+    send(shop, 4, [b"y" * 100_000])
+    send(shop, 5, [b"z" * 100_000])  # for this one there is no room
+    frames = large.take(Transfer)
+    assert [b"y" * 100_000] == [m.body for one in frames for m in _messages(one)]
+    (outlet,) = world.node.parts.dispatch
+    assert "waits: a message of" in outlet.trouble
+    large.ack(frames[0])
+    world.settle()
+    assert [b"z" * 100_000] == large.bodies()
+    assert not outlet.trouble
+    large.connection.abort()
+    world.settle()
+    assert [] == small.bodies()
+    assert "waits: a message of" in outlet.trouble  # nobody takes it
+    worker(world, "c", window=4, max_batch=1 << 20, answering=True)
+    world.settle(1)
+    assert not outlet.trouble
+    told = shop.statuses()["pool", Status.ACKNOWLEDGED]
+    assert {1, 4, 5} <= {n for low, high in told for n in range(low, high + 1)}
+
+
+def test_52_an_answer_asks_not_all_workers_whether_they_have_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    pool = [worker(world, f"w{n}", window=2) for n in range(60)]
+    send(shop, 1, [b"x"] * 300)
+    held = {peer: peer.take(Transfer) for peer in pool}
+    assert {2} == {sum(len(_messages(one)) for one in frames) for frames in held.values()}
+    asked: list[SharedFlight] = []
+    taken = SharedFlight.take_transfers
+
+    def take_transfers(self: SharedFlight, *given: Any, **how: Any) -> list[Transfer]:
+        asked.append(self)
+        return taken(self, *given, **how)
+
+    monkeypatch.setattr(SharedFlight, "take_transfers", take_transfers)
+    for peer in pool[:10]:
+        for one in held[peer]:
+            peer.ack(one)
+        world.settle()
+        assert sum(len(_messages(one)) for one in peer.take(Transfer)) == 2
+    assert len(asked) <= 10 * 5
 
 
 @pytest.mark.parametrize("shared", [True, False])
