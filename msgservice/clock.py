@@ -51,11 +51,10 @@ R = TypeVar("R", bound=IReactorTime)
 
 def monotonic_of(reactor: IReactorTime) -> Callable[[], float]:
     """Return the function that measures intervals beside this reactor, in seconds."""
-    if isinstance(reactor, TimedReactor):
-        return reactor.seconds
-    _check(reactor)
-    if IReactorCore.providedBy(reactor):
-        return time.monotonic
+    if not isinstance(reactor, TimedReactor | AroundReactor):
+        _check(reactor)
+        if IReactorCore.providedBy(reactor):
+            return time.monotonic
     seconds: Callable[[], float] = reactor.seconds
     return seconds
 
@@ -73,7 +72,7 @@ def timed(reactor: R) -> R:
     The same one each time, so that all of a process share its timers. A `Clock` is returned as
     it is. Raises `TypeError` for what is no reactor.
     """
-    if isinstance(reactor, TimedReactor | Clock):
+    if isinstance(reactor, TimedReactor | AroundReactor | Clock):
         return reactor
     _check(reactor)
     if not IReactorCore.providedBy(reactor):
@@ -172,6 +171,17 @@ class TimedReactor:
             if (watch := getattr(reactor, name, None)) is not None:
                 setattr(self, name, watch)
         directlyProvides(self, providedBy(reactor))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+
+class AroundReactor:
+    """A reactor around another, which does some things in its own way: timed as the other is."""
+
+    def __init__(self, reactor: IReactorTime) -> None:
+        self._reactor: Any = timed(reactor)
+        directlyProvides(self, providedBy(self._reactor))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)

@@ -48,6 +48,7 @@ from msgservice.receiver_options import CONFIGURED, DEFAULTS, ReceiverOptions
 from msgservice.stream_limits import STREAMS_KEYS as STREAMS_KEYS
 from msgservice.stream_limits import StreamLimits, wrong_with_stream
 from msgservice.transport.addresses import PLAIN_NEEDS, is_node, is_plain, parse_address
+from msgservice.transport.reach import Network, networks_of
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import VERSIONS, WARN_DAYS, TlsProfile, TlsProfiles
 from msgservice.transport.tcp.tls import check_profile
@@ -60,7 +61,6 @@ from msgservice.webhooks.options import (
     check_readable,
     secrets_of,
 )
-from msgservice.webhooks.reach import Network, networks_of
 from msgservice.webhooks.signing import SECRETS_MAX
 
 DATA_DEFAULT = "var/msgservice"
@@ -78,7 +78,7 @@ SECTIONS = (
     "rate",
     "limits",
 )
-NODE_KEYS = ("name", "data", "users", "insecure")
+NODE_KEYS = ("name", "data", "users", "insecure", "networks")
 WEB_KEYS = ("hosts",)
 CHECKS_OF_FACES = {STREAMS: check_face_address, WEB: check_web_address}
 RECEIVER_KEYS = (
@@ -183,6 +183,8 @@ class Config:
     name: str | None = None  # None: the name that the log was made with
     data: Path = field(default_factory=lambda: Path(DATA_DEFAULT))
     insecure: bool = False  # listeners beyond this machine may open without authentication
+    # That receivers may be dialled in besides public addresses, where users give their addresses.
+    networks: tuple[Network, ...] = ()
     listen: tuple[ListenConfig, ...] = LISTEN_DEFAULT
     web_hosts: tuple[str, ...] = ()  # names by which HTTP is asked, besides localhost and addresses
     streams: StreamLimits = field(default_factory=StreamLimits)  # of the listener of streams
@@ -284,6 +286,7 @@ def _read(reader: Reader, folder: Path) -> Config:
         name=name,
         data=absolute_path(folder / data),
         insecure=insecure,
+        networks=_networks(reader, ("node", "networks")),
         listen=_listen(reader, folder, users, insecure, transports),
         web_hosts=_web_hosts(reader),
         streams=_streams(reader),
@@ -426,15 +429,20 @@ def _profile(reader: Reader, path: KeyPath, folder: Path) -> TlsProfile:
     return profile
 
 
+def _networks(reader: Reader, path: KeyPath) -> tuple[Network, ...]:
+    """Return the networks at `path`, without what is none."""
+    networks: list[Network] = []
+    for text in reader.value(path, list[str], []):
+        if reader.check(path, lambda said: networks_of([said]), text):
+            networks += networks_of([text])
+    return tuple(networks)
+
+
 def _webhooks(reader: Reader, folder: Path, insecure: bool) -> WebhooksOptions:
     """Return the options of webhooks: [webhook] itself, and each table in it, of a receiver."""
     table = reader.value(("webhook",), Table, {})
     names = [key for key, value in table.items() if key not in HOOKS_KEYS and type(value) is dict]
     reader.table(("webhook",), (*HOOKS_KEYS, *names))
-    networks: list[Network] = []
-    for text in reader.value(("webhook", "networks"), list[str], []):
-        if reader.check(("webhook", "networks"), lambda said: networks_of([said]), text):
-            networks += networks_of([text])
     timeout = reader.value(("webhook", "timeout"), float, TIMEOUT)
     if not 0 < timeout <= HOOK_SECONDS_MAX:
         allowed = f"must be above 0, and {HOOK_SECONDS_MAX} at most, not {timeout}"
@@ -446,7 +454,7 @@ def _webhooks(reader: Reader, folder: Path, insecure: bool) -> WebhooksOptions:
         reader.problem(("webhook", "concurrency"), allowed)
         calls = CONCURRENCY
     return WebhooksOptions(
-        networks=tuple(networks),
+        networks=_networks(reader, ("webhook", "networks")),
         timeout=timeout,
         concurrency=calls,
         plain=insecure,

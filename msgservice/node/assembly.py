@@ -83,6 +83,7 @@ from msgservice.node.web.showing import metrics_paths, page_paths
 from msgservice.node.web.xmlrpc import XmlRpc
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import Batch, ExceptionRow, ReceiverRow, Reread, Snapshot
+from msgservice.transport.reach import Reach
 from msgservice.transport.registry import Transports
 
 
@@ -139,6 +140,7 @@ def assemble(
     limits: Limits,
     users: Users | None,
     insecure: bool,
+    reach: Reach,
     web_hosts: Collection[str],
     transports: Transports,
     provers: Mapping[str, Prover],
@@ -295,6 +297,7 @@ def assemble(
         gate=gate,
         visits=Visits(Seldom(time.clock)),
         transports=transports,
+        reach=reach,
         provers=provers,
         time=time,
         limits=limits,

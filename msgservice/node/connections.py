@@ -26,7 +26,8 @@ from msgservice.node.outlet import Outlet
 from msgservice.node.peer import Peer
 from msgservice.node.visits import Visits
 from msgservice.records import ReceiverRow, Tried
-from msgservice.transport.addresses import checked_way_to, way_to
+from msgservice.transport.addresses import checked_way_to, ip_of, is_url, parse_address, way_to
+from msgservice.transport.reach import NotReachable, Reach, ReachingReactor
 from msgservice.transport.registry import Transports
 
 
@@ -66,17 +67,21 @@ class Connections:
         gate: Gate,
         visits: Visits,
         transports: Transports,
+        reach: Reach,
         provers: Mapping[str, Prover],
         time: Time,
         limits: Limits,
     ) -> None:
         self.peers: dict[Peer, None] = {}
         self.links: dict[int, IConnector] = {}  # by receiver number
+        # The address that the configuration has of each of its receivers, by name.
+        self.configured: Mapping[str, str | None] = {}
         self.make_peer = make_peer
         self._dispatch = dispatch
         self._gate = gate
         self._visits = visits
         self._transports = transports
+        self._reach = reach
         self._provers = provers
         self._time = time
         self._limits = limits
@@ -140,13 +145,30 @@ class Connections:
         self.links[row.number] = link
         link.startService()
 
-    def check(self, address: str) -> str:
-        """Return the `exact` address; `BadAddress` unless a receiver could be dialled there."""
+    def check(self, address: str, name: str) -> str:
+        """Return the `exact` address; `BadAddress` unless this receiver could be dialled there.
+
+        Of one that has a host by its name it is seen when it is dialled.
+        """
         address = exact(address)
         self._connector(address, None)
+        way = way_to(address)
+        host = "" if is_url(way) else "".join(parse_address(way).parts[:1])
+        if ip_of(host) is not None and self._is_given(name, address) and self._gate.asks:
+            try:
+                self._reach.check(host)
+            except NotReachable as error:
+                raise BadAddress(address, str(error)) from None
         return address
 
+    def _is_given(self, name: str, address: str) -> bool:
+        """Whether a receiver has an address that is not the configuration's, but a user's."""
+        return self.configured.get(name) != address
+
     def _connector(self, address: str, dialled: Outlet | None) -> IConnector:
+        clock: Any = self._time.clock
+        if dialled is not None and self._is_given(dialled.name, address):
+            clock = ReachingReactor(clock, self._reach, lambda: self._gate.asks)
         address = checked_way_to(address)
         transport, limits = self._transports.find(address), self._limits
         connector: IConnector
@@ -157,7 +179,7 @@ class Connections:
             )
         else:
             connector = transport.connector(
-                self._time.clock, address, lambda: self._connection(dialled), limits
+                clock, address, lambda: self._connection(dialled), limits
             )
         return connector
 

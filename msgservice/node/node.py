@@ -57,6 +57,7 @@ from msgservice.transport.addresses import check_listener, check_web_listener
 from msgservice.transport.http.channel import HttpChannel
 from msgservice.transport.local import local_connector
 from msgservice.transport.pb.transport import PbTransport
+from msgservice.transport.reach import Network, Reach
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import TlsProfiles
 from msgservice.waiters import Waiters
@@ -114,6 +115,8 @@ class Node(Service):
     `reload`. `without_login`: addresses of `listen` that ask for no login, and the user whom
     everybody is who comes there. `insecure`: a login, or where there are no users everybody, is
     also taken where others read along; without it the start fails there with `InsecureListener`.
+    `networks`: in which receivers are dialled besides public addresses, where there are users and
+    the address is none of `receivers`.
     `tls`: what addresses with TLS leave out. `logins`: files with the logins at nodes that are
     dialled, by the names of these. `webhooks`: of receivers at URLs. `rates`: what each
     receiver may get, by its name; `rate`: what all of them may get together. `rng`: for the jitter
@@ -135,6 +138,7 @@ class Node(Service):
         receivers: Sequence[ReceiverRow] = (),
         limits: Limits | None = None,
         insecure: bool = False,
+        networks: Sequence[Network] = (),
         users: Users | None = None,
         read_users: Callable[[], Users] | None = None,
         without_login: Mapping[str, str] | None = None,
@@ -174,6 +178,7 @@ class Node(Service):
         self.node_name = self._name = check_name(name) if name else ""
         self.log_id = ""
         self._insecure = insecure
+        self._reach = Reach(networks, "networks of [node]")
         self._users = users
         self._read_users = read_users
         self._reloading = DeferredLock()  # the last one that was asked for counts
@@ -301,6 +306,7 @@ class Node(Service):
             limits=self.limits,
             users=self._users,
             insecure=self._insecure,
+            reach=self._reach,
             web_hosts=self._web_hosts,
             transports=self.transports,
             provers=self._provers,

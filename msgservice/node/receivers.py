@@ -148,6 +148,9 @@ class Receivers:
         node from starting, and who greets it waits for what was changed before.
         """
         configured = {row.name for row in rows}
+        self._connections.configured = {
+            row.name: None if row.address is None else exact(row.address) for row in rows
+        }
         for known in self._directory:
             if known.configured and known.name not in configured:
                 known.configured = False  # the file no longer says it: it is the operator's now
@@ -405,7 +408,7 @@ class Receivers:
         options = options.check()
         options.check_against(self._limits)
         if address is not None:
-            address = self._connections.check(address)
+            address = self._connections.check(address, name)
         _check_stays(options, configured=configured)
         _check_node(address, options, patterns)
         row = self._directory.new_row(name, patterns, configured=configured)
@@ -437,7 +440,7 @@ class Receivers:
         options = row.options.changed(changes)
         options.check_against(self._limits, [name for name in OF_NODES if changes.get(name)])
         if address is not None:
-            address = self._connections.check(address)
+            address = self._connections.check(address, name)
         if patterns is not None:
             self._gate.check_subjects(row.owner, patterns)
         wanted = row.patterns if patterns is None else patterns

@@ -57,6 +57,7 @@ def build_service(config: Config, *, reactor: IReactorTime) -> Node:
         ],
         limits=config.limits,
         insecure=config.insecure,
+        networks=config.networks,
         read_users=partial(read_users, config),
         without_login={one.address: one.user for one in config.listen if one.user is not None},
         tls=config.tls,

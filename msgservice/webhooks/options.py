@@ -10,7 +10,7 @@ from pathlib import Path
 
 from msgservice.errors import BadValue, ConfigError
 from msgservice.identity.private_files import read_private, write_private
-from msgservice.webhooks.reach import Network
+from msgservice.transport.reach import Network
 from msgservice.webhooks.signing import secret_of, text_of
 
 SECRET_NAME = "webhook.secret"  # noqa: S105 - of the file

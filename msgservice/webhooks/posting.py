@@ -12,7 +12,6 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.error import DNSLookupError
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -38,18 +37,14 @@ from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from msgservice.errors import BadAddress
+from msgservice.transport.reach import Reach, ReachingReactor
 from msgservice.webhooks.calls import ANSWER_MAX, Call
 from msgservice.webhooks.endpoint import Answer
 from msgservice.webhooks.options import WebhookOptions
-from msgservice.webhooks.reach import Reach, ReachingReactor
 
 IDLE = 60  # seconds that a connection is kept for the next call
 HEAD_MAX = 64 * 1024  # bytes that may come for one call, and what one more read brings
 CLOSE_SECONDS = 5.0  # for the other end to close, too: with TLS it is asked, and need not answer
-
-
-class NotReachable(Exception):
-    """The address of an endpoint is none that this node may dial."""
 
 
 class TookTooLong(Exception):
@@ -208,28 +203,34 @@ class _Beginning(Protocol):
 class _Endpoints:
     """The endpoints of one webhook: what may be dialled, and the TLS of its options."""
 
-    def __init__(self, reactor: ReachingReactor, options: WebhookOptions, timeout: float) -> None:
-        self._reactor, self._timeout = reactor, timeout
-        self._roots: Any = platformTrust()
-        if options.trust_roots is not None:
-            self._roots = trustRootFromCertificates(_certificates(options.trust_roots.read_bytes()))
-        self._shown: PrivateCertificate | None = None
-        if options.certificate is not None:
-            key = options.private_key or options.certificate
-            self._shown = PrivateCertificate.loadPEM(
-                options.certificate.read_bytes() + b"\n" + key.read_bytes()
-            )
+    def __init__(self, reactor: ReachingReactor, tls: Any, timeout: float) -> None:
+        self._reactor, self._tls, self._timeout = reactor, tls, timeout
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
-        """Return the endpoint of a URL."""
+        """Return the endpoint of the webhook's URL."""
         host = uri.host.decode("ascii")
         endpoint = HostnameEndpoint(self._reactor, host, uri.port, timeout=self._timeout)
         reactor: Any = self._reactor
-        if uri.scheme == b"http":
+        if self._tls is None:
             return _Bounded(endpoint, reactor)
-        context = optionsForClientTLS(host, self._roots, self._shown)
-        wrapped: IStreamClientEndpoint = wrapClientTLS(context, endpoint)
+        wrapped: IStreamClientEndpoint = wrapClientTLS(self._tls, endpoint)
         return _Bounded(wrapped, reactor)
+
+
+def tls_of(url: str, options: WebhookOptions) -> Any:
+    """Return what makes the TLS of the connections to a URL; None: it has none. Reads files."""
+    uri = URI.fromBytes(url.encode("ascii"))
+    if uri.scheme == b"http":
+        return None
+    roots: Any = platformTrust()
+    if options.trust_roots is not None:
+        roots = trustRootFromCertificates(_certificates(options.trust_roots.read_bytes()))
+    shown: PrivateCertificate | None = None
+    if options.certificate is not None:
+        key = options.private_key or options.certificate
+        pem = options.certificate.read_bytes() + b"\n" + key.read_bytes()
+        shown = PrivateCertificate.loadPEM(pem)
+    return optionsForClientTLS(uri.host.decode("ascii"), roots, shown)
 
 
 def _certificates(pem: bytes) -> list[Certificate]:
@@ -241,7 +242,7 @@ def _certificates(pem: bytes) -> list[Certificate]:
 
 
 class Poster:
-    """The way to make calls of one webhook (`endpoint.Post`)."""
+    """The way to make calls of one webhook (`endpoint.Post`). `tls`: as of `tls_of`."""
 
     def __init__(
         self,
@@ -249,19 +250,18 @@ class Poster:
         url: str,
         *,
         reach: Reach,
-        options: WebhookOptions,
+        tls: Any,
         timeout: float,
         concurrency: int,
     ) -> None:
         self._reactor = reactor
-        self._reaching = ReachingReactor(reactor, reach)
         self._url = url.encode("ascii")
         self._timeout = timeout
         self._pool = HTTPConnectionPool(reactor)
         self._pool.maxPersistentPerHost = concurrency
         self._pool.cachedConnectionTimeout = IDLE
         self._pool.retryAutomatically = False
-        factory = _Endpoints(self._reaching, options, timeout)
+        factory = _Endpoints(ReachingReactor(reactor, reach), tls, timeout)
         self._agent = Agent.usingEndpointFactory(reactor, factory, pool=self._pool)
 
     def __call__(self, call: Call) -> Deferred[Answer]:
@@ -270,7 +270,6 @@ class Poster:
         for name, value in call.headers:
             headers.setRawHeaders(name, [value])
         reading: list[_Beginning] = []
-        self._reaching.refused.clear()
         made: Deferred[Any] = self._agent.request(b"POST", self._url, headers, _Body(call.body))
         made.addCallback(self._answered, reading)
         # The time is that of all, the reading included: a slow answer ends as one that never came.
@@ -295,9 +294,6 @@ class Poster:
     def _failed(self, failure: Failure, reading: list[_Beginning]) -> Failure:
         for one in reading:
             one.stop()
-        if self._reaching.refused and failure.check(DNSLookupError):
-            refused = ", ".join(dict.fromkeys(self._reaching.refused))
-            raise NotReachable(f"{refused} is no address that this node may dial (networks)")
         error = failure.value
         if isinstance(error, ResponseFailed) and error.reasons:
             raise error.reasons[0].value

@@ -7,12 +7,12 @@ with a message is the endpoint's business.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IListeningPort, IReactorTime
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, execute, fail
+from twisted.internet.interfaces import IListeningPort, IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -24,14 +24,15 @@ from msgservice.limits import Limits
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
 from msgservice.records import Reread, Tried
+from msgservice.threads import in_daemon_thread
 from msgservice.transport.addresses import URL_SCHEMES
 from msgservice.transport.local import local_connector
+from msgservice.transport.reach import Reach
 from msgservice.waiters import Waiters
 from msgservice.webhooks.calls import Call, Verdict, call_of, test_call, verdict_of
 from msgservice.webhooks.endpoint import Endpoint, reason_of
 from msgservice.webhooks.options import WebhookOptions, WebhooksOptions
-from msgservice.webhooks.posting import Poster
-from msgservice.webhooks.reach import Reach
+from msgservice.webhooks.posting import Poster, tls_of
 from msgservice.webhooks.urls import check_url, url_of
 
 # A call that is under way when the node stops has so long to be answered; then it is made again.
@@ -39,15 +40,21 @@ STOP_SECONDS = 5.0
 TRIES_MAX = 8  # tests at once
 
 
-def poster_of(
-    reactor: IReactorTime, url: str, options: WebhooksOptions, own: WebhookOptions
-) -> Poster:
-    """Return the way to make the calls of one webhook. Reads the files that `own` names."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """The content of a webhook's files: what signs its calls, and what makes its TLS."""
+
+    secrets: Sequence[bytes] = field(repr=False)
+    tls: Any
+
+
+def poster_of(reactor: IReactorTime, url: str, options: WebhooksOptions, read: Read) -> Poster:
+    """Return the way to make the calls of one webhook."""
     return Poster(
         reactor,
         url,
         reach=Reach(options.networks),
-        options=own,
+        tls=read.tls,
         timeout=options.timeout,
         concurrency=options.concurrency,
     )
@@ -57,8 +64,9 @@ def poster_of(
 class WebhookTransport:
     """The transport of `http://`, `https://`, and of both behind `xmlrpc+`.
 
-    `gone(name, reason)`: a receiver's endpoint wants no more. `secrets`: of the node, for receivers
-    that have none of their own; read when one is dialled.
+    `gone(name, reason)`: a receiver's endpoint wants no more. `secrets`: of a receiver, or its node
+    where it has none of its own. Files are read in a thread, one after the other, when a receiver
+    is dialled.
     """
 
     schemes = URL_SCHEMES
@@ -74,6 +82,8 @@ class WebhookTransport:
         self.options = WebhooksOptions() if options is None else options
         self._gone, self._secrets, self._rng = gone, secrets, rng
         self._trying = 0  # tests that are under way
+        # One reads at a time: who is first makes the node's secret, and the others find it.
+        self._reading = DeferredLock()
 
     def check_dial(self, address: str) -> None:
         """See `ITransport`."""
@@ -113,7 +123,7 @@ class WebhookTransport:
             limits,
             name,
             options=self.options,
-            secrets=lambda: self._secrets(name),
+            read=lambda: self._read(reactor, name, url_of(address)[0]),
             gone=lambda reason: self._gone(name, reason),
             rng=self._rng,
         )
@@ -129,6 +139,19 @@ class WebhookTransport:
         """See `ITransport`."""
         return fail(BadAddress(address, "nothing listens at a URL"))
 
+    def _read(self, reactor: IReactorTime, name: str, url: str) -> Deferred[Read]:
+        """Fire with the content of a webhook's files; fails with why they cannot be used."""
+
+        def read() -> Read:
+            own = self.options.own.get(name, WebhookOptions())
+            return Read(secrets=self._secrets(name), tls=tls_of(url, own))
+
+        if not IReactorFromThreads.providedBy(reactor):  # a test's clock has no threads
+            return execute(read)
+        threads: IReactorFromThreads = reactor
+        done: Deferred[Read] = self._reading.run(in_daemon_thread, threads, read)
+        return done
+
     def try_out(self, reactor: IReactorTime, address: str, name: str) -> Deferred[Tried]:
         """See `INamingTransport`: one call by a connection of its own, whatever waits."""
         return Deferred.fromCoroutine(self._try_out(reactor, address, name))
@@ -142,15 +165,16 @@ class WebhookTransport:
         self._trying += 1
         begin, poster = reactor.seconds(), None
         try:
+            read = await self._read(reactor, name, url)
             call = test_call(
                 name,
                 is_xmlrpc=is_xmlrpc,
-                secrets=self._secrets(name),
+                secrets=read.secrets,
                 timestamp=wall_of(reactor)() // 1000,
                 more=own.headers,
                 agent=agent_name(),
             )
-            poster = poster_of(reactor, url, self.options, own)
+            poster = poster_of(reactor, url, self.options, read)
             answer = await poster(call)
         except Exception as error:  # whatever is wrong is what was asked
             return Tried(None, False, reason_of(error), reactor.seconds() - begin)
@@ -193,7 +217,7 @@ class Webhook(Service):
         name: str,
         *,
         options: WebhooksOptions,
-        secrets: Callable[[], Sequence[bytes]],
+        read: Callable[[], Deferred[Read]],
         gone: Callable[[str], None],
         rng: Callable[[], float],
     ) -> None:
@@ -202,7 +226,8 @@ class Webhook(Service):
         self._reactor, self._name, self._limits = reactor, name, limits
         self._make_user = make_user
         self._options, self._own = options, options.own.get(name, WebhookOptions())
-        self._read_secrets, self._gone, self._rng = secrets, gone, rng
+        self._read, self._gone, self._rng = read, gone, rng
+        self._reading: Deferred[None] | None = None
         self._secrets: Sequence[bytes] = ()
         self._agent = agent_name()
         self._wall = wall_of(reactor)
@@ -266,9 +291,15 @@ class Webhook(Service):
         self._begin()
 
     def _begin(self) -> None:
+        self._reading = Deferred.fromCoroutine(self._open())
+
+    async def _open(self) -> None:
         try:
-            self._secrets = self._read_secrets()
-            self._poster = poster_of(self._reactor, self._url, self._options, self._own)
+            read = await self._read()
+            self._secrets = read.secrets
+            self._poster = poster_of(self._reactor, self._url, self._options, read)
+        except CancelledError:  # it stops
+            return
         except Exception as error:  # files that cannot be used: the others are served all the same
             self._error = f"not dialled: {error}"
             self._logger.error(
@@ -322,14 +353,19 @@ class Webhook(Service):
     def stopService(self) -> Deferred[None]:
         """Stop: the node's side ends first, so that no answer is given for what was broken off."""
         super().stopService()
-        if self._stopping is None:
-            self._stopping = Waiters()
-            stopped = Deferred.fromCoroutine(self._stop())
-            stopped.addErrback(lambda failure: self._logger.failure("stopping a webhook", failure))
-            stopped.addBoth(self._has_stopped)
-        return self._stopping.wait()
+        if self._stopping is not None:
+            return self._stopping.wait()
+        self._stopping = Waiters()
+        waiter = self._stopping.wait()
+        stopped = Deferred.fromCoroutine(self._stop())
+        stopped.addErrback(lambda failure: self._logger.failure("stopping a webhook", failure))
+        stopped.addBoth(self._has_stopped)
+        return waiter
 
     async def _stop(self) -> None:
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.cancel()
         link, endpoint, receiver, poster = self._link, self._endpoint, self._receiver, self._poster
         self._link = self._endpoint = self._receiver = self._poster = None
         if link is not None:

@@ -193,7 +193,7 @@ def test_a_webhook_is_sent_a_test_by_clicking(shown: Shown) -> None:
     shown.click("Send a test")
     shown.sees("One call to its address")
     shown.click("Do it")
-    shown.sees("Not taken: 127.0.0.1 is no address that this node may dial (networks)")
+    shown.sees("Not taken: 127.0.0.1 is no address that this node may dial (networks of [webhook])")
 
 
 def test_names_are_text(shown: Shown) -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,12 @@ from typing import Any
 from xmlrpc.server import SimpleXMLRPCServer
 
 import pytest
+import pytest_twisted
 from standardwebhooks import Webhook as Verifier
+from twisted.internet.threads import deferToThread
 
+from msgservice import Limits
+from msgservice.webhooks.transport import WebhookTransport
 from tests.integration.command import Command
 from tests.integration.daemon import PATIENCE, Daemon, running
 from tests.kit.certificates import Authority
@@ -450,6 +455,76 @@ headers = {{ Authorization = "Bearer x" }}
         assert site.calls.empty()
 
 
+def test_an_endpoint_that_asks_for_a_certificate_is_shown_the_webhooks(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    key, chain = authority.issue("localhost")
+    context.load_cert_chain(chain, key)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(authority.ca_file)
+    shown, certificate = authority.issue("node.example.org")
+    own = f"""{ALLOWED}
+[webhook.known]
+trust_roots = "{authority.ca_file}"
+certificate = "{certificate}"
+private_key = "{shown}"
+[webhook.stranger]
+trust_roots = "{authority.ca_file}"
+"""
+    names: Queue[Any] = Queue()
+
+    def says(handler: BaseHTTPRequestHandler) -> None:
+        names.put(handler.connection.getpeercert())
+        handler.send_response(204)
+        handler.end_headers()
+
+    with site_of(context) as site, node_of(tmp_path, own) as (daemon, msgservice):
+        address = f"https://localhost:{site.port}/"
+        for name in ("known", "stranger"):
+            assert msgservice("receivers", "add", name, name, "--address", address).code == 0
+        site.answers.put(says)
+        assert msgservice("send", "known", "x", "--wait").code == 0
+        assert (("DNS", "node.example.org"),) == names.get()["subjectAltName"]
+        assert msgservice("send", "stranger", "y").code == 0
+        daemon.wait_for("takes nothing, its messages wait: .*certificate")
+        assert b"x" == site.call().body
+        assert site.calls.empty()
+
+
+def run(coroutine: Any) -> Any:
+    return pytest_twisted.ensureDeferred(coroutine)
+
+
+@run
+async def test_files_are_read_beside_the_reactor_and_not_waited_for_by_a_stop() -> None:
+    from twisted.internet import reactor
+
+    readers: list[int] = []
+    goes_on, reads = threading.Event(), threading.Event()
+
+    def secrets(name: str) -> list[bytes]:
+        readers.append(threading.get_ident())
+        if name == "slow":
+            reads.set()
+            goes_on.wait(PATIENCE)
+        return [b"s" * 32]
+
+    transport = WebhookTransport(secrets=secrets)
+    tried = await transport.try_out(reactor, "https://localhost:1/", "hook")
+    assert (None, False) == (tried.code, tried.is_taken)
+    link = transport.connector_to(reactor, "https://localhost:1/", no_user, Limits(), "slow")
+    link.startService()
+    await deferToThread(reads.wait)
+    await link.stopService()
+    goes_on.set()
+    assert threading.get_ident() not in readers
+    assert 2 == len(readers)
+
+
+def no_user() -> Any:
+    raise AssertionError("nobody is connected")
+
+
 def test_the_endpoint_of_the_page_takes_what_the_node_has_signed(tmp_path: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     (tmp_path / "endpoint.py").write_text(program)
@@ -457,6 +532,8 @@ def test_the_endpoint_of_the_page_takes_what_the_node_has_signed(tmp_path: Path)
         # Its secret is made when a webhook is dialled first.
         msgservice("receivers", "add", "first", "none", "--address", "http://127.0.0.1:1/")
         secret = tmp_path / "data/webhook.secret"
+        while not secret.exists() or not secret.read_text():
+            time.sleep(0.01)
         with running("python", "endpoint.py", str(secret), cwd=tmp_path) as endpoint:
             address = endpoint.wait_for("http://.*/")[0]
             assert (
@@ -486,6 +563,10 @@ def test_what_is_no_webhook_is_refused(tmp_path: Path, address: str, sentence: s
     ("webhook", "sentence"),
     [
         ('networks = ["10.0.0.1/8"]', "is no network"),
+        (
+            '[node]\nnetworks = ["inside"]',
+            "node.networks: networks 'inside' is no network",
+        ),
         ("timeout = 0", "must be above 0"),
         ("concurrency = 0", "must be from 1"),
         ('[webhook.a]\nsecrets = "nothere"', "cannot be read"),

@@ -41,6 +41,7 @@ from msgservice.message import WireMessage, decode_messages, encode_messages
 from msgservice.node.gate import OWN, Door
 from msgservice.node.node import Node
 from msgservice.records import Group, History, ReceiverRow, Resume
+from msgservice.transport.reach import networks_of
 from tests.kit.channels import connect_locally
 
 T = TypeVar("T")
@@ -263,6 +264,7 @@ class NodeWorld:
             rates=self.rates,
             users=self.users,
             insecure=self.insecure,
+            networks=networks_of(["127.0.0.0/8"]),  # which users of a test may give
             receivers=self.configured,
             rng=lambda: 1.0,
             failed=self.failures.append,

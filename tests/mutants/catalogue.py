@@ -3845,6 +3845,26 @@ _ALL = [
             "test_57_it_is_ready_when_the_node_passes_requests_on_and_not_before",
         ),
     ),
+    Mutant(
+        name="a-socket-leads-anywhere",
+        at="msgservice.transport.reach:ReachingReactor.connectTCP",
+        old="self.check(host)",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_reach.py",
+            "test_a_name_that_has_another_address_each_time_is_dialled_where_it_may_be",
+        ),
+    ),
+    Mutant(
+        name="datagrams-lead-anywhere",
+        at="msgservice.transport.udp.endpoint:UdpEndpoint._dial",
+        old="check_reach(self._reactor, host)",
+        new="pass",
+        catcher=_test(
+            "tests/integration/test_reach.py",
+            "test_a_name_of_a_user_that_leads_to_what_only_the_node_reaches_is_not_dialled[udp]",
+        ),
+    ),
 ]
 
 MUTANTS = {mutant.name: mutant for mutant in _ALL}

@@ -391,7 +391,8 @@ heartbeat = -1
 [www]
 """
     assert [
-        "2: node.nmae: unknown key, did you mean 'name'? (allowed: name, data, users, insecure)",
+        "2: node.nmae: unknown key, did you mean 'name'? (allowed: name, data, users, insecure,"
+        " networks)",
         "3: node.data: must be a string, not 5",
         '4: node.insecure: must be true or false, not "yes"',
         "6: listen.web: bad address 'udp:7411': HTTP is served at tcp:, tls:, ssl:, unix:",
@@ -456,7 +457,7 @@ def test_a_key_that_is_known_elsewhere_is_told_where(file: Path, text: str, told
 
 def test_a_key_that_is_known_nowhere_is_told_what_is_allowed(file: Path) -> None:
     (told,) = problems(file, "[node]\nqqqqqq = 1\n")
-    assert told == "2: node.qqqqqq: unknown key (allowed: name, data, users, insecure)"
+    assert told == "2: node.qqqqqq: unknown key (allowed: name, data, users, insecure, networks)"
 
 
 def test_grammar_and_meaning_are_told_together(file: Path) -> None:

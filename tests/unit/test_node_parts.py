@@ -95,6 +95,7 @@ from msgservice.records import (
     StateRange,
     position_of,
 )
+from msgservice.transport.reach import Reach
 from tests.kit.doubles import double
 from tests.kit.logs import make_batch
 from tests.kit.passes import a_gate, at_home, from_afar
@@ -1144,6 +1145,7 @@ def some_connections(**more: Any) -> Connections:
         "dispatch": double(),
         "visits": double(),
         "transports": double(),
+        "reach": Reach(),
         "provers": {},
         "time": Time(Clock()),
         "gate": a_gate(),

@@ -22,10 +22,10 @@ from msgservice.errors import BadAddress, BadValue, Retry
 from msgservice.message import WireMessage, encode_messages
 from msgservice.receiver.received import ReceivedMessage, RunFacts, decode_received
 from msgservice.records import Origin
+from msgservice.transport.reach import Reach, networks_of
 from msgservice.webhooks.calls import ANSWER_MAX, HEADER_MAX, Call, Verdict, call_of, verdict_of
 from msgservice.webhooks.endpoint import DELAY_MAX, Answer, Endpoint, seconds_asked
 from msgservice.webhooks.options import check_headers
-from msgservice.webhooks.reach import Reach, networks_of
 from msgservice.webhooks.signing import message_id, secret_of, text_of
 from msgservice.webhooks.urls import url_of
 

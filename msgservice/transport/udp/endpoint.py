@@ -27,6 +27,7 @@ from zope.interface import implementer
 from msgservice.errors import BadAddress, CannotListen
 from msgservice.limits import Limits
 from msgservice.transport.addresses import LOOPBACK, ip_of, is_local_host
+from msgservice.transport.reach import NotReachable, check_reach
 from msgservice.transport.udp.addresses import check_dial, is_insecure, read_shared
 from msgservice.transport.udp.bearer import Bearer
 from msgservice.transport.udp.keyfile import SharedKeys
@@ -78,6 +79,11 @@ class UdpEndpoint:
 
     def _dial(self, host: str, attempt: _Attempt) -> None:
         if attempt.is_over:
+            return
+        try:
+            check_reach(self._reactor, host)
+        except NotReachable as error:
+            attempt.fail(Failure(error))
             return
         local = is_local_host(host)
         interface = ("::1" if local else "::") if ":" in host else (LOOPBACK if local else ANY)
