@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
@@ -284,7 +284,10 @@ class Observer:
         return self._node
 
 
-def replace_at(seen: Observed, at: int) -> Observed:
+S = TypeVar("S", Observed, ObservedNode)
+
+
+def replace_at(seen: S, at: int) -> S:
     """Return what was observed as if it had been at another time."""
     return msgspec.structs.replace(seen, at=at)
 

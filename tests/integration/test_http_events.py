@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from msgspec.structs import replace
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -17,6 +18,7 @@ from twisted.internet.threads import deferToThread
 
 from msgservice import Limits, Reject
 from msgservice.core.xmlrpc import Outline, feed
+from msgservice.node.observe import replace_at
 from msgservice.node.web import events
 from tests.integration.test_http_listener import users
 from tests.integration.test_http_messages import World
@@ -120,6 +122,7 @@ async def test_the_state_comes_first_and_then_what_changes(world: World) -> None
 async def test_who_comes_back_goes_on_where_it_was(world: World) -> None:
     stream = await Stream.of(world, "/v1/events")
     await stream.named("state")
+    await world.node.add_receiver("one", ["x"])
     _, last = await stream.named("change")
     await stream.peer.go()
     await world.node.add_receiver("more", ["x"])
@@ -151,7 +154,7 @@ async def test_a_reader_that_is_overtaken_gets_a_reset(world: World) -> None:
     events = world.node.parts.web_events
     node = events.seen().node
     for _ in range(LIMITS.http_events + 10):
-        events.observed(node, [], [])
+        events.observed(node, [], ["x"])
     reader.resumeProducing()
     assert {} == (await stream.named("reset"))[0]
     assert ["billing"] == [one["name"] for one in (await stream.named("state"))[0]["receivers"]]
@@ -401,6 +404,25 @@ async def test_who_is_told_nothing_hears_that_nothing_has_ended(
     await world.node.pause_receiver("billing", False)
     await peer.until(lambda: b"event: end" in peer.data)
     await peer.until_closed()
+
+
+@ensure
+async def test_a_look_at_which_only_time_has_passed_is_no_event(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "QUIET", 0.05)
+    peer = await world.dial()
+    peer.say_request("GET", "/v1/events")
+    await peer.until(lambda: b"event: state" in peer.data)
+    view = world.node.parts.web_events
+    node, looked = view.seen().node, view.number
+    for later in range(1, 5):
+        view.observed(replace_at(node, node.at + later), [], [])
+    first = view.number - looked  # what was told before may be another node, or none
+    view.observed(replace_at(node, node.at), [], ["one"])
+    view.observed(replace_at(replace(node, connections=7), node.at), [], [])
+    assert (True, first + 2) == (first <= 1, view.number - looked)
+    await peer.until(lambda: peer.data.count(b"3\r\n:\n\n\r\n") >= 3)
 
 
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/messages/log:65536/events"])

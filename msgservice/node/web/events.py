@@ -27,7 +27,7 @@ from msgservice.clock import Time
 from msgservice.errors import LimitReached
 from msgservice.limits import Limits
 from msgservice.node.gate import Pass
-from msgservice.node.observe import Seen, Watcher
+from msgservice.node.observe import Seen, Watcher, replace_at
 from msgservice.node.web.answers import Answer, Ask
 from msgservice.node.web.following import Following, States, Tracker
 from msgservice.node.web.operations import Requests
@@ -37,7 +37,7 @@ from msgservice.transport.http.channel import HttpRequest
 EVENTS = b"text/event-stream"
 PAGE = 100  # receivers of one event
 LINGER = 15.0  # seconds that what changes is kept after the last reader has gone, for its return
-QUIET = 20.0  # seconds without an event, after which a reader is told that nothing has ended
+QUIET = 10.0  # seconds without an event, after which a reader is told that nothing has ended
 ROUND = 200  # events that are written to one reader in a row, at most
 
 _to_json = msgspec.json.Encoder().encode
@@ -121,6 +121,7 @@ class Events:
         self._readers: dict[_ViewReader, None] = {}
         self._reading = 0  # of both kinds
         self._is_watching = False
+        self._told: ObservedNode | None = None  # the node as the newest event has it
         self._linger: IDelayedCall | None = None
 
     def paths(self, listener: Listener) -> list[PathAt]:
@@ -147,7 +148,10 @@ class Events:
     # --- the view
 
     def observed(self, node: ObservedNode, changed: list[Observed], gone: list[str]) -> None:
-        """See `Watcher`."""
+        """See `Watcher`. That time has passed is no event: who reads has a clock."""
+        told, self._told = self._told, node
+        if not (changed or gone) and told is not None and replace_at(told, node.at) == node:
+            return
         self.number += 1
         change = Change(node, changed, gone)
         self.ring.append(event("change", change, f"{self.start}.{self.number}"))
@@ -208,6 +212,7 @@ class Events:
         self._is_watching = False
         self.observer.unwatch(self)
         self.ring.clear()
+        self._told = None
         self.number += 1
 
     def stop(self) -> None:

@@ -3,7 +3,7 @@
 
 import { HEADERS, problemOf, unanswered } from "./api.js";
 
-const SILENCE = 20000; // ms; the node says something each second or so
+const SILENCE = 20000; // ms; the node says each ten seconds that nothing has ended
 
 // Call heard(name, value, id) with each event. Fulfilled when `left` is aborted; rejected with a
 // Problem where the node refuses, ends, or says nothing any more.

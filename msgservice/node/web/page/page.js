@@ -3,7 +3,7 @@
 
 import { cancelDelayed, resume } from "./acts.js";
 import { ask, logIn, logOut, path } from "./api.js";
-import { ago, nodeSays } from "./clock.js";
+import { ago, nodeSays, now } from "./clock.js";
 import { $, bytes, counted, drawn, el, lasting, moment, number, plot, say } from "./dom.js";
 import { events } from "./events.js";
 import { show } from "./receiver.js";
@@ -129,13 +129,17 @@ function take(node) {
   nodeSays(node.at);
   state.node = node;
   wellAgain();
+  drawSoon();
+}
+
+function drawSoon() {
   drawing ??= setTimeout(() => {
     drawing = null;
     if (state.node) draw();
   }, TOGETHER);
 }
 
-// Plots go on with the time, whether something changes or not.
+// Plots and ages go on with the time, whether something changes or not: the node tells no time.
 function remember() {
   if (!state.node || document.hidden) return;
   for (const name of state.history.keys()) if (!state.receivers.has(name)) state.history.delete(name);
@@ -145,6 +149,7 @@ function remember() {
     if (values.length > HISTORY) values.shift();
     state.history.set(name, values);
   }
+  drawSoon();
 }
 
 function askLogin({ status, message }) {
@@ -206,7 +211,7 @@ function draw() {
   const { node } = state;
   document.title = `${node.name}: ${severe().length ? `${severe().length} in trouble` : "well"}`;
   say($("name"), node.name);
-  say($("facts"), `msgservice ${node.version}, up ${lasting(node.at - node.started_at)}, ${node.listeners.join(", ")}`);
+  say($("facts"), `msgservice ${node.version}, up ${lasting(now() - node.started_at)}, ${node.listeners.join(", ")}`);
   drawTroubles();
   drawNumbers(node);
   drawReceivers();
