@@ -103,6 +103,20 @@ DELAYED = "$delayed"
 NOT_YET = 0
 
 
+# The reserved receiver at which a promise has its outcome (DELIVERY 55), and its number, that of no
+# receiver: kept, it is `acknowledged` there.
+PROMISE = "$promise"
+PROMISED = -1
+
+
+class Promised(msgspec.Struct, frozen=True, gc=False):
+    """The promise that a run came with: of each message so many receivers acknowledge in time."""
+
+    need: int  # receivers; 0: all of its audience
+    until: int  # ms of the node's clock (`node.due`)
+    cancels: bool = False  # where it is broken, what is surely not sent yet is cancelled
+
+
 class KeyUse(msgspec.Struct, frozen=True, gc=False):
     """The idempotency key that a message came with (DELIVERY 45), and what it was used for."""
 
@@ -146,6 +160,7 @@ class Batch(msgspec.Struct, gc=False, eq=False):
     due_at: int = 0
     delayed_id: int = 0  # of one in `Group.due`: which of those that wait it is (`ILog.due`)
     expires_at: int | None = None  # ms of the node's clock (`node.due`); None: never
+    promise: Promised | None = None
 
     @property
     def first(self) -> int:
@@ -215,6 +230,8 @@ class Appended(msgspec.Struct, frozen=True):
     # Of subjects of which another message, or none, is retained now: the bytes of that, or 0, and
     # when it expires, or 0.
     retained: list[tuple[str, int, int]] = []
+    # Of each of `Group.verdicts`, what was open of it until then: ranges of sequences, rising.
+    decided: list[tuple[tuple[int, int], ...]] = []
 
 
 @dataclass(slots=True, kw_only=True)
@@ -499,6 +516,30 @@ class Cancel(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class OpenPromise(msgspec.Struct, frozen=True, gc=False):
+    """A promise that is not decided yet, of a sender's sequences `first` to `last`."""
+
+    sender: str
+    incarnation: str
+    first: int
+    last: int
+    position: int  # of the first
+    need: int
+    until: int
+    cancels: bool
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """A decision about the promises of a sender's sequences, as far as these are open."""
+
+    sender: str
+    incarnation: str
+    first: int
+    last: int
+    status: Status  # at `PROMISE`
+    reason: str = ""
+
+
 class Group(msgspec.Struct):
     """The contents of one transaction. Applied in the order of the fields."""
 
@@ -531,6 +572,8 @@ class Group(msgspec.Struct):
     due: list[Batch] = msgspec.field(default_factory=list)
     # Behind them. What waits of these is not delivered, and has the state CANCELLED at `DELAYED`.
     cancel: list[Cancel] = msgspec.field(default_factory=list)
+    # What is decided about promises of before: their outcome is a state at `PROMISE`.
+    verdicts: list[Verdict] = msgspec.field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(
@@ -543,6 +586,7 @@ class Group(msgspec.Struct):
             or self.own
             or self.due
             or self.cancel
+            or self.verdicts
             or self.replays
             or self.pages
             or self.letters
@@ -652,6 +696,7 @@ class Snapshot:
     wall: int = 0  # the wall clock when it was written last, ms; 0: it does not say
     replays: Sequence[Replay] = ()
     retained: Sequence[tuple[str, int, int]] = ()  # subject, bytes, when it expires (0: never)
+    promises: Sequence[OpenPromise] = ()  # that are open
 
 
 @dataclass(slots=True, kw_only=True)

@@ -36,6 +36,7 @@ TABLES = (
     "delayed_id",
     "cancelled_id",
     "retained",
+    "promise",
 )
 DISCREPANCIES_MAX = 100  # told; more of the same helps nobody
 

@@ -93,6 +93,8 @@ def _finish(unfinished: Path, folder: Path, log_id: str) -> str:
     try:
         migrate(copy, SCHEMA, None)
         copy.execute("update meta set value = ? where key = 'log_id'", (log_id,))
+        # What of them was sent since it does not know: it cancels nothing (DELIVERY 55).
+        copy.execute("update promise set cancels = 0")
         state = load(copy, {})
         copy.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         # In one file, so that the rename takes all of it.

@@ -30,6 +30,7 @@ from msgservice.records import (
     Replay,
     ReplayPage,
     StatusFrom,
+    Verdict,
 )
 
 
@@ -73,6 +74,7 @@ class Append(Entry, frozen=True, kw_only=True):
     letters: list[LettersTaken] = []
     due: list[Batch] = []  # that go to the end of the log
     cancel: list[Cancel] = []
+    verdicts: list[Verdict] = []
 
 
 class DropBatches(Entry, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from msgservice.disk.database import one, rows
 from msgservice.errors import LogDamaged
 from msgservice.limits import INTEGER_MAX
 from msgservice.log import delayed, history, queries, receiver_table
+from msgservice.log.promises import open_promises
 from msgservice.log.staging import (
     ASKED,
     AUDIENCES_USED,
@@ -225,6 +226,7 @@ def snapshot(db: apsw.Connection, state: State, notices: Sequence[str]) -> Snaps
         expires=one(db, "select min(expires_at) from batch where expires_at is not null"),
         replays=[*state.replays.values()],
         retained=rows(db, RETAINED_SIZES, (RETAINED_OVERHEAD,)),
+        promises=open_promises(db, state),
     )
 
 

@@ -327,6 +327,7 @@ def _forget_senders(
         ("delete from finished where sender in (select value from json_each(?))", ids),
         ("delete from cancelled_id where sender in (select value from json_each(?))", ids),
         ("delete from run where sender in (select value from json_each(?))", ids),
+        ("delete from promise where sender in (select value from json_each(?))", ids),
         ("delete from sender where id in (select value from json_each(?))", ids),
         # Their numbers are part of the chain: none is given to another sender.
         used_operation(SENDERS_USED, staged.next_sender - 1),

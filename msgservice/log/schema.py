@@ -319,6 +319,20 @@ _VERSION_SHARED = """
 alter table receiver add column shared integer not null default 0;
 """
 
+# Promises that are not decided yet (DELIVERY 55). An older program would never decide them.
+_VERSION_PROMISE = """
+create table promise(
+    sender integer not null,
+    first integer not null,
+    last integer not null,
+    position integer not null,      -- of the first
+    need integer not null,          -- receivers that are to acknowledge each
+    until integer not null,         -- ms of the node's clock
+    cancels integer not null,
+    primary key (sender, first)
+) without rowid;
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -353,6 +367,7 @@ SCHEMA = Schema(
         _VERSION_ATTEMPTS,
         _VERSION_CANCELLED_ID,
         _VERSION_SHARED,
+        _VERSION_PROMISE,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

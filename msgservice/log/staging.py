@@ -26,6 +26,7 @@ from msgservice.log.accounts import is_member, queued_of
 from msgservice.log.dedupe import COLUMNS, encode_origin, name_own, take_batches
 from msgservice.log.delayed import Change, StoredRuns, take_due
 from msgservice.log.entries import Age, Append
+from msgservice.log.promises import stage_promises, stage_verdicts
 from msgservice.log.replaying import position_at
 from msgservice.log.state import Keyed, ReceiverProgress, Staged, State
 from msgservice.message import (
@@ -171,6 +172,9 @@ def stage_append(
     stage_retained(staged, operations)
     stage_statuses_from(staged, entry, operations)
     is_changed = change.stage(operations)
+    if entry.verdicts:
+        staged.decided = stage_verdicts(db, staged, entry.verdicts, operations)
+        is_changed = is_changed or any(staged.decided)
     if staged.delayed:  # of which no batch tells after a crash
         keys = dict.fromkeys((batch.sender, batch.incarnation) for batch in staged.delayed)
         marks = saved_marks([staged.senders[key] for key in keys])
@@ -432,10 +436,13 @@ def stage_batches(staged: Staged, flat: list[object], operations: list[Operation
             asked = f"{ASKED}{total.audience.number}"
             operations.append((_SAVE_META, (asked, total.audience.asked_by)))
     ids: list[Any] = []
+    promised: list[Batch] = []
     for batch in staged.fresh:
         if batch.ids:
             for index, name in batch.ids:
                 ids += (name, batch.first + index)
+        if batch.promise is not None:
+            promised.append(batch)
     operations += insert_steps("into sender", 9, senders)
     if staged.settled:
         # Of what was taken, the rows of batches tell after a crash; of this, nothing does.
@@ -444,6 +451,8 @@ def stage_batches(staged: Staged, flat: list[object], operations: list[Operation
     operations += insert_steps("into audience", 6, audiences)
     operations += insert_steps("into batch", COLUMNS, flat)
     operations += insert_steps("or ignore into message_id", 2, ids)
+    if promised:
+        stage_promises(staged, promised, operations)
 
 
 def stage_retained(staged: Staged, operations: list[Operation]) -> None:

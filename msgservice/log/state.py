@@ -363,6 +363,7 @@ class Staged:
         "cancelled",
         "chain",
         "commits",
+        "decided",
         "delayed",
         "fresh",
         "gone",
@@ -409,6 +410,7 @@ class Staged:
         self.delayed: dict[Batch, int] = {}  # what it accepts that is due later -> its number
         self.waiting = state.waiting
         self.cancelled: list[tuple[tuple[int, int], ...]] = []
+        self.decided: list[tuple[tuple[int, int], ...]] = []
         # Of each sender what of it was looked for already, by sequence; how much was sorted in.
         self._fresh_of: dict[Key, list[Batch]] = {}
         self._fresh_known = self._delayed_known = 0

@@ -257,6 +257,7 @@ class Store:
             pages=group.pages,
             due=group.due,
             cancel=group.cancel,
+            verdicts=group.verdicts,
             pages_full=self._full if group.pages else None,
             pages_used_max=limits.max_bytes - state.taken + state.used + REPLAY_BYTES,
             letters=group.letters,
@@ -334,6 +335,7 @@ class Store:
             [error for _ in group.pages],
             [error if taken.copies else next(went) for taken in group.letters],
             appended.cancelled,
+            decided=appended.decided,
         )
 
     def clear_retained(self, subjects: list[str], expired: int = 0) -> None:
@@ -419,12 +421,14 @@ class Store:
                 letters,
                 staged.cancelled,
                 staged.retained_sizes,
+                staged.decided,
             )
         return Appended(
             outcomes,
             staged.fresh,
             cancelled=staged.cancelled,
             retained=staged.retained_sizes,
+            decided=staged.decided,
         )
 
     def _save_before(self, entry: DropBatches) -> None:

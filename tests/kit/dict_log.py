@@ -52,6 +52,7 @@ from msgservice.records import (
     NODE,
     NOT_YET,
     OF_ACKNOWLEDGED,
+    PROMISED,
     REWIND,
     START,
     Account,
@@ -70,10 +71,12 @@ from msgservice.records import (
     Known,
     LettersTaken,
     Oldest,
+    OpenPromise,
     Outcome,
     PageOutcome,
     Piece,
     Progress,
+    Promised,
     ReceiverRow,
     RefusedBatch,
     Replay,
@@ -85,6 +88,7 @@ from msgservice.records import (
     StateRange,
     StreamHeader,
     StreamPage,
+    Verdict,
     position_of,
 )
 
@@ -228,6 +232,7 @@ class Content:
     accepted_at: dict[int, int] = field(default_factory=dict)
     delayed: int = 0  # the highest number that was given to one
     cancelled_ids: list[tuple[str, Key, int]] = field(default_factory=list)  # oldest first
+    promises: dict[tuple[Key, int], tuple[int, Promised]] = field(default_factory=dict)  # open
     batches: dict[int, Batch] = field(default_factory=dict)
     stored_at: dict[int, int] = field(default_factory=dict)  # number -> age of the log
     senders: dict[Key, Sender] = field(default_factory=dict)
@@ -349,6 +354,12 @@ class DictLog:
             ),
             replays=list(content.replays.values()),
             retained=[(one.subject, one.size, one.expires_at) for one in content.retained.values()],
+            promises=[
+                OpenPromise(
+                    *key, sequence, sequence, at, promise.need, promise.until, promise.cancels
+                )
+                for (key, sequence), (at, promise) in content.promises.items()
+            ],
         )
 
     def close(self) -> Deferred[None]:
@@ -411,6 +422,16 @@ class DictLog:
                 fresh.append(batch)
         outcomes = [*own, *self._take_all(group.batches, group.now, fresh, full)]
         cancelled = [self._cancel(wanted) for wanted in group.cancel]
+        decided = [self._decide(verdict) for verdict in group.verdicts]
+        for batch in fresh:
+            if batch.promise is not None:
+                need = batch.promise.need or len(batch.audience.members)
+                promise = msgspec.structs.replace(batch.promise, need=need)
+                for index in range(batch.count):
+                    place = (batch.first + index, promise)
+                    content.promises[(batch.sender, batch.incarnation), batch.sequence + index] = (
+                        place
+                    )
         for floor in group.statuses_from:
             sender = content.senders.get((floor.sender, floor.incarnation))
             if sender is not None:
@@ -432,7 +453,24 @@ class DictLog:
                 content.replays.pop(number, None)
         count = len(group.own)
         kept = self._retain_messages(fresh)
-        return Appended(outcomes[count:], fresh, outcomes[:count], pages, letters, cancelled, kept)
+        own = outcomes[:count]
+        rest = outcomes[count:]
+        return Appended(rest, fresh, own, pages, letters, cancelled, kept, decided)
+
+    def _decide(self, verdict: Verdict) -> tuple[tuple[int, int], ...]:
+        content, key = self.content, (verdict.sender, verdict.incarnation)
+        found = sorted(
+            sequence
+            for who, sequence in content.promises
+            if who == key and verdict.first <= sequence <= verdict.last
+        )
+        sender = content.senders.get(key)
+        for sequence in found:
+            del content.promises[key, sequence]
+            if sender is not None and sequence >= sender.status_from:
+                state = (verdict.status, verdict.reason, content.age)
+                sender.states.setdefault(PROMISED, {})[sequence] = state
+        return tuple(spans(found))
 
     # --- what waits until it is due
 

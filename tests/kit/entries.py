@@ -41,10 +41,12 @@ from msgservice.records import (
     LettersTaken,
     Origin,
     Progress,
+    Promised,
     ReceiverRow,
     Replay,
     ReplayPage,
     StatusFrom,
+    Verdict,
     position_of,
 )
 from tests.kit.limits import Limits
@@ -53,7 +55,7 @@ from tests.kit.logs import NOW, Driver, make_batch
 TABLES = (
     *("meta", "head", "batch", "audience", "receiver", "progress", "exception", "sender"),
     *("finished", "run", "dead", "message_id", "replay", "idempotency", "alias", "retained"),
-    *("delayed", "delayed_id", "cancelled_id"),
+    *("delayed", "delayed_id", "cancelled_id", "promise"),
 )
 
 
@@ -275,6 +277,7 @@ class EntryPlay:
         if random.random() < 0.3:
             self._letters(group)
         self._let_wait(group)
+        self._promise(group)
         appended = self.driver.wait(self.log.append(group))
         for batch in group.batches:
             batch.audience.waiting -= 1
@@ -379,6 +382,21 @@ class EntryPlay:
             key = random.choice([*self._next])
             first = random.randint(1, self._next[key])
             group.cancel.append(Cancel(*key, first, first + random.choice([0, 0, 2, 30]), "no"))
+
+    def _promise(self, group: Group) -> None:
+        """Some of a group comes with a promise; about some of before something is decided."""
+        random = self.random
+        for batch in group.batches:
+            if random.random() < 0.2 and not batch.due_at:
+                until = group.now + random.choice([1, 1000])
+                batch.promise = Promised(random.choice([0, 1, 2]), until, random.random() < 0.5)
+        for _ in range(random.choice([0, 0, 1, 3])):
+            if self._next:
+                key = random.choice([*self._next])
+                first = random.randint(1, self._next[key])
+                last = first + random.choice([0, 0, 2, 30])
+                status = random.choice([Status.ACKNOWLEDGED, Status.EXPIRED])
+                group.verdicts.append(Verdict(*key, first, last, status, "so"))
 
     def _add_receivers(self, group: Group) -> None:
         random = self.random

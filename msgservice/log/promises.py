@@ -1,0 +1,99 @@
+"""Promises in a log: which are open, and what was decided about them (DELIVERY 55).
+
+A run that came with a promise has a row in the table `promise`, written with its batch, until all
+of it is decided. What was decided is a state in `finished`, at the reserved receiver `$promise`:
+written in the entry that takes the row away, so that nothing is decided twice. Who decides, and by
+what, is `node.promises`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import apsw
+
+from msgservice.disk.database import as_json, insert_steps, rows
+from msgservice.log import queries
+from msgservice.log.state import Staged, State
+from msgservice.records import PROMISED, Batch, OpenPromise, Verdict
+
+Operation = tuple[str, Any]  # SQL, parameters
+COLUMNS = "sender, first, last, position, need, until, cancels"
+Row = tuple[int, int, int, int, int, int, int]
+
+_OVERLAPPING = f"select {COLUMNS} from promise where sender = ? and first <= ? and last >= ?"  # noqa: S608
+_DELETE = """
+delete from promise where (sender, first) in (
+    select a.value ->> 0, a.value ->> 1 from json_each(?) as a)
+"""
+
+
+def stage_promises(staged: Staged, promised: list[Batch], operations: list[Operation]) -> None:
+    """Stage the rows of new batches that came with a promise."""
+    flat: list[Any] = []
+    for batch in promised:
+        promise = batch.promise
+        assert promise is not None
+        sender = staged.senders[batch.sender, batch.incarnation].id
+        need = promise.need or len(batch.audience.members)
+        last = batch.sequence + batch.count - 1
+        flat += (sender, batch.sequence, last, batch.first, need, promise.until)
+        flat.append(int(promise.cancels))
+    operations += insert_steps("into promise", 7, flat)
+
+
+def stage_verdicts(
+    db: apsw.Connection, staged: Staged, verdicts: list[Verdict], operations: list[Operation]
+) -> list[tuple[tuple[int, int], ...]]:
+    """Stage what was decided; return of each verdict what was open of it until now, rising."""
+    gone: dict[tuple[int, int], None] = {}
+    left: dict[tuple[int, int], Row] = {}
+    finished: list[Any] = []
+    decided: list[tuple[tuple[int, int], ...]] = []
+    for verdict in verdicts:
+        key = (verdict.sender, verdict.incarnation)
+        known = staged.senders.get(key) or staged.state.sender(key)
+        if known is None:
+            decided.append(())
+            continue
+        first, last = verdict.first, verdict.last
+        found: list[Row] = [
+            row
+            for row in rows(db, _OVERLAPPING, (known.id, last, first))
+            if (row[0], row[1]) not in gone
+        ]
+        found += [
+            row
+            for row in left.values()
+            if row[0] == known.id and row[1] <= last and row[2] >= first
+        ]
+        found.sort(key=lambda row: row[1])
+        ranges = []
+        for row in found:
+            left.pop((row[0], row[1]), None)
+            gone[row[0], row[1]] = None
+            low, high = max(row[1], first), min(row[2], last)
+            ranges.append((low, high))
+            for begin, end in ((row[1], low - 1), (high + 1, row[2])):
+                if begin <= end:
+                    piece = (row[0], begin, end, row[3] + begin - row[1], *row[4:])
+                    left[row[0], begin] = piece
+            if high >= known.status_from:
+                state = (int(verdict.status), verdict.reason, staged.age)
+                finished += (known.id, PROMISED, low, high, *state)
+        decided.append(tuple(ranges))
+    if gone:
+        operations.append((_DELETE, (as_json(list(gone)),)))
+    flat = [value for row in left.values() for value in row]
+    operations += insert_steps("or replace into promise", 7, flat)
+    operations += insert_steps("or replace into finished", 7, finished)
+    return decided
+
+
+def open_promises(db: apsw.Connection, state: State) -> list[OpenPromise]:
+    """Return all that are open: those that have to be decided before long first."""
+    found: list[Row] = list(rows(db, f"select {COLUMNS} from promise order by until, position"))  # noqa: S608
+    senders = queries.senders_of(db, state, sorted({row[0] for row in found}))
+    return [
+        OpenPromise(*senders[row[0]], *row[1:6], bool(row[6])) for row in found if row[0] in senders
+    ]

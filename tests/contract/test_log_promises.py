@@ -1,0 +1,134 @@
+"""Promises and what is decided about them, in every log: DELIVERY 35, 36 and 55."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from msgservice.limits import Limits as AnyLimits
+from msgservice.log.copying import copy_log
+from msgservice.message import Status
+from msgservice.records import (
+    PROMISED,
+    Batch,
+    OpenPromise,
+    Promised,
+    StateRange,
+    StatusFrom,
+    Verdict,
+    position_of,
+)
+from tests.kit.logs import NOW, SMALL, ContractDriver, make_batch
+
+Open = Callable[..., ContractDriver]
+UNTIL = NOW + 60_000
+
+
+@pytest.fixture(params=["sqlite", "memory", "dicts"])
+def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    opened: list[ContractDriver] = []
+
+    def open_one(limits: AnyLimits = SMALL) -> ContractDriver:
+        log = ContractDriver(request.param, tmp_path / "log", limits).open()
+        log.receivers(1, 2)
+        opened.append(log)
+        return log
+
+    yield open_one
+    for log in opened:
+        log.close()
+
+
+def promised(log: ContractDriver, sequence: int = 1, count: int = 1, need: int = 1) -> Batch:
+    bodies = [b"a"] * count
+    audience = log.log.audience([1, 2])
+    return make_batch(audience, sequence, bodies, promise=Promised(need, UNTIL, True))
+
+
+def opened(log: ContractDriver) -> list[tuple[int, int, int]]:
+    """Reopen, and return sequence, position and need of each message whose promise is open."""
+    log.reopen()
+    found: list[tuple[int, int, int]] = []
+    for one in log.snapshot.promises:
+        assert (one.sender, one.incarnation, one.until, one.cancels) == ("shop", "i1", UNTIL, True)
+        found += [
+            (sequence, one.position + sequence - one.first, one.need)
+            for sequence in range(one.first, one.last + 1)
+        ]
+    return sorted(found)
+
+
+def states(log: ContractDriver) -> list[StateRange]:
+    page = log.wait(log.log.history("shop", "i1", 1, 100))
+    return [state for state in page.states if state.receiver == PROMISED]
+
+
+def verdict(first: int, last: int, status: Status = Status.EXPIRED) -> Verdict:
+    return Verdict("shop", "i1", first, last, status, "why")
+
+
+def test_55_a_promise_is_open_until_it_is_decided_and_decided_once(open_log: Open) -> None:
+    log = open_log()
+    log.append(promised(log, 1, 3, need=0))
+    # All of the audience is as many as there are.
+    assert [(n + 1, position_of(1, n), 2) for n in range(3)] == opened(log)
+    assert [] == states(log)
+    appended = log.appended(verdicts=[verdict(2, 2), verdict(1, 2, Status.ACKNOWLEDGED)])
+    assert [((2, 2),), ((1, 1),)] == appended.decided
+    assert [(3, position_of(1, 2), 2)] == opened(log)
+    told = {state.first: (state.last, state.status, state.reason) for state in states(log)}
+    assert {1: (1, Status.ACKNOWLEDGED, "why"), 2: (2, Status.EXPIRED, "why")} == told
+    again = log.appended(verdicts=[verdict(1, 9, Status.ACKNOWLEDGED), verdict(1, 9)])
+    assert [((3, 3),), ()] == again.decided
+    assert [] == opened(log)
+    told = {state.first: (state.last, state.status, state.reason) for state in states(log)}
+    assert (2, Status.EXPIRED, "why") == told[2]
+    assert [] == log.wait(log.log.audit())
+
+
+def test_55_what_is_not_promised_is_not_decided(open_log: Open) -> None:
+    log = open_log()
+    log.append(make_batch(log.log.audience([1, 2])))
+    (never, unknown) = log.appended(
+        verdicts=[verdict(1, 1), Verdict("web", "i1", 1, 1, Status.EXPIRED)]
+    ).decided
+    assert () == never == unknown
+    assert [] == states(log)
+    assert [] == opened(log)
+
+
+def test_55_a_run_that_comes_again_is_promised_once(open_log: Open) -> None:
+    log = open_log()
+    log.append(promised(log, 1, 2))
+    log.append(verdicts=[verdict(1, 1)])
+    log.append(promised(log, 1, 2), promised(log, 1, 4))
+    assert [
+        (2, position_of(1, 1), 1),
+        (3, position_of(2), 1),
+        (4, position_of(2, 1), 1),
+    ] == opened(log)
+
+
+def test_55_what_its_sender_does_not_want_to_know_is_kept_no_more(open_log: Open) -> None:
+    log = open_log()
+    log.append(promised(log, 1, 2))
+    log.append(verdicts=[verdict(1, 1)])
+    wanted = StatusFrom(sender="shop", incarnation="i1", status_from=2)
+    log.append(statuses_from=[wanted])
+    assert [] == states(log)
+    log.append(verdicts=[verdict(2, 2)])
+    assert [(2, 2)] == [(state.first, state.last) for state in states(log)]
+
+
+def test_55_a_copy_cancels_nothing(tmp_path: Path) -> None:
+    log = ContractDriver("sqlite", tmp_path / "log", SMALL).open()
+    log.receivers(1, 2)
+    log.append(promised(log))
+    log.close()
+    copy_log(tmp_path / "log", tmp_path / "copy")
+    log = ContractDriver("sqlite", tmp_path / "copy", SMALL).open()
+    expected = OpenPromise("shop", "i1", 1, 1, position_of(1), 1, UNTIL, False)
+    assert [expected] == list(log.snapshot.promises)
+    log.close()
