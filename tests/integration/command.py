@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.integration.daemon import BIN, PATIENCE
+from tests.integration.daemon import PATIENCE
+from tests.kit.nest import run
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,12 @@ class Command:
     folder: Path
 
     def __call__(self, *words: str, stdin: bytes = b"") -> Outcome:
-        done = subprocess.run(
-            [BIN / "msgservice", *words],
+        done = run(
+            ["msgservice", *words],
             cwd=self.folder,
             env=os.environ | {"MSGSERVICE_NODE": self.node},
-            input=stdin,
-            capture_output=True,
+            stdin=stdin,
             timeout=PATIENCE,
-            check=False,
         )
         assert b"Traceback" not in done.stderr, done.stderr.decode()
         return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())

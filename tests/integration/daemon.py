@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.kit.nest import Forked, is_of_the_nest
+
 PATIENCE = 120.0  # seconds; far more than anything here takes, so that a slow machine is no failure
 BIN = Path(sys.executable).parent
 
@@ -22,8 +24,9 @@ class Daemon:
         self, *command: str | Path, cwd: Path, environment: Mapping[str, str] | None = None
     ) -> None:
         program = BIN / command[0] if (BIN / command[0]).exists() else command[0]
-        self._process = subprocess.Popen(
-            [program, *command[1:]],
+        begin = Forked if is_of_the_nest(command) else subprocess.Popen
+        self._process = begin(
+            command if begin is Forked else [program, *command[1:]],
             cwd=cwd,
             env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(environment or {}),
             stdin=subprocess.DEVNULL,

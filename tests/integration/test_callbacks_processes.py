@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.kit.nest import Forked
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXPECTED = {
     "request": [[[1, "a"], {"k": {"n": None}}], ["own"], {"also": 1}],
@@ -23,7 +25,7 @@ EXPECTED = {
 
 def start(kind: str, role: str, port: int, folder: Path) -> "subprocess.Popen[str]":
     folder.mkdir()
-    return subprocess.Popen(
+    return Forked(
         [
             *(sys.executable, "-m", "tests.integration.callbacks_worker"),
             *(kind, role, str(port), str(folder)),

@@ -25,9 +25,10 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from msgservice import Limits, Receiver, Status, connect
+from tests.integration.command import Command
 from tests.integration.daemon import Daemon
-from tests.integration.nest import Nest, NestedCommand, Process
 from tests.kit.certificates import Authority
+from tests.kit.nest import Forked
 from tests.kit.ports import free_port
 
 reactor: Any = installed_reactor
@@ -49,15 +50,14 @@ class Site:
     `door`: where the two come in.
     """
 
-    def __init__(self, nest: Nest, folder: Path, name: str, configuration: str = "") -> None:
-        self._nest = nest
+    def __init__(self, folder: Path, name: str, configuration: str = "") -> None:
         self.folder = folder / name
         self.folder.mkdir()
         self.name = name
         self.port = free_port()
         self.door = f"tcp:127.0.0.1:{self.port}"
         self.configuration = configuration or f'[listen]\ntcp = "tcp:{self.port}"\n'
-        self.process: Process | None = None
+        self.process: Forked | None = None
         self.handled: list[bytes] = []
         self.paths: list[tuple[bytes, tuple[str, ...]]] = []
         self.sent: list[tuple[bytes, Any]] = []  # with the receipt
@@ -78,12 +78,14 @@ class Site:
             "[limits]\nlink_delay_min = 0.05\nlink_delay_max = 0.2\n" + self.configuration
         )
         command = ("twist", "--log-format=text", "msgservice", "--config", "node.toml")
-        self.process = self._nest.start(*command, cwd=self.folder)
+        with (self.folder / "node.out").open("ab") as output:
+            self.process = Forked(command, cwd=self.folder, stdout=output, stderr=output)
 
     def end(self) -> None:
         """End it as kill -9 does."""
         assert self.process is not None
         self.process.kill()
+        self.process.wait()
 
     def kill(self) -> None:
         """End it as kill -9 does, and let it come back."""
@@ -134,7 +136,7 @@ class Site:
         if hasattr(self, "receiver"):
             await self.receiver.stop()
         if self.process is not None:
-            self.process.kill()
+            self.end()
 
     def of(self, other: Site) -> list[bytes]:
         """Return what was handled here of what was handed in at another, in its order."""
@@ -145,13 +147,12 @@ class Site:
 class Sites:
     """The nodes of one test."""
 
-    def __init__(self, nest: Nest, folder: Path) -> None:
-        self.nest = nest
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.all: list[Site] = []
 
     def add(self, name: str, configuration: str = "") -> Site:
-        self.all.append(Site(self.nest, self.folder, name, configuration))
+        self.all.append(Site(self.folder, name, configuration))
         return self.all[-1]
 
     async def begin(self) -> None:
@@ -179,15 +180,9 @@ class Sites:
         assert [] == [failure for site in senders for failure in site.failed]
 
 
-@pytest.fixture(scope="module")
-def nest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nest]:
-    with Nest(tmp_path_factory.mktemp("nest")) as nest:
-        yield nest
-
-
 @pytest_twisted.async_yield_fixture
-async def sites(nest: Nest, tmp_path: Path) -> AsyncIterator[Sites]:
-    sites = Sites(nest, tmp_path)
+async def sites(tmp_path: Path) -> AsyncIterator[Sites]:
+    sites = Sites(tmp_path)
     yield sites
     for site in sites.all:
         await site.leave()
@@ -328,7 +323,7 @@ async def test_a_ring_in_which_each_passes_on_to_both_brings_each_message_once_f
 class Tac:
     """`twistd -ny` of a file of tac/, with other ports, in a folder of its own."""
 
-    def __init__(self, nest: Nest, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         self.ports = {"7410": str(free_port()), "7411": str(free_port())}
         shutil.copytree(ROOT / "tac", folder / "tac")
         for file in (folder / "tac").glob("*.toml"):
@@ -337,8 +332,8 @@ class Tac:
                 text = text.replace(written, port)
             file.write_text(text)
         first, second = self.ports.values()
-        self.first = NestedCommand(nest, f"tcp:127.0.0.1:{first}", folder)
-        self.second = NestedCommand(nest, f"tcp:127.0.0.1:{second}", folder)
+        self.first = Command(f"tcp:127.0.0.1:{first}", folder)
+        self.second = Command(f"tcp:127.0.0.1:{second}", folder)
         self.daemon = Daemon(
             *("twistd", "-ny", "tac/" + name, "--pidfile="),
             cwd=folder,
@@ -349,8 +344,8 @@ class Tac:
 
 
 @pytest.fixture
-def tac(nest: Nest, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Tac]:
-    made = Tac(nest, tmp_path, request.param)
+def tac(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Tac]:
+    made = Tac(tmp_path, request.param)
     yield made
     made.daemon.close()
 
@@ -386,7 +381,7 @@ async def test_a_node_to_pass_on_to_is_added_by_the_page_s_command(
 ) -> None:
     centre, edge = sites.add("centre"), sites.add("edge")
     await sites.begin()
-    command = NestedCommand(sites.nest, edge.door, tmp_path)
+    command = Command(edge.door, tmp_path)
     added = await deferToThread(
         command, "receivers", "add", "centre", "load.>", "--address", f"node:{centre.door}"
     )

@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
 from msgservice import Limits, Receiver, Status, connect
+from tests.kit.nest import Forked
 from tests.kit.ports import free_port
 
 KILLS = 20
@@ -37,7 +38,7 @@ class Daemon:
 
     def start(self) -> None:
         with (self.folder / "node.out").open("ab") as output:
-            self.process = subprocess.Popen(
+            self.process = Forked(
                 [
                     *(sys.executable, "-m", "twisted", "msgservice"),
                     *("--data", str(self.folder / "node")),

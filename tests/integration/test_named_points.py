@@ -27,6 +27,7 @@ from msgservice import Client, Limits, Receiver, Reject, Status, connect
 from msgservice.errors import MsgServiceError
 from msgservice.waiters import Waiters
 from tests.kit.logs import recounted
+from tests.kit.nest import Forked
 from tests.kit.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +88,7 @@ class World:
     async def lives(self, point: str, kind: str) -> None:
         """Start the node, which dies at the point, unless that is "never"."""
         command = [sys.executable, "-m", "tests.integration.points_child"]
-        self.process = subprocess.Popen(
+        self.process = Forked(
             [*command, str(self.folder / "node"), str(self.port), point, kind],
             cwd=ROOT,
             stdout=subprocess.PIPE,

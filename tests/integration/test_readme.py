@@ -3,11 +3,10 @@
 import re
 import shlex
 import signal
-import sys
 from pathlib import Path
 
 from tests.integration.command import Command
-from tests.integration.daemon import running
+from tests.integration.daemon import BIN, running
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = (CHECKOUT / "README.md").read_text()
@@ -21,7 +20,7 @@ def test_the_tour_works_as_it_is_written(msgservice: Command) -> None:
     typed = [line for block in blocks() for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in typed if line.startswith(".venv/bin/msgservice ")]
     listen, first, second, look = commands
-    listening = ("msgservice", *listen, "--node", msgservice.node)
+    listening: list[str | Path] = [BIN / "msgservice", *listen, "--node", msgservice.node]
     with running(*listening, cwd=msgservice.folder) as billing:
         while "billing" not in msgservice("receivers", "list").out:
             pass
@@ -43,10 +42,10 @@ def test_the_programs_work_as_they_are_written(msgservice: Command) -> None:
     assert msgservice.node in receiver
     (msgservice.folder / "producer.py").write_text(producer)
     (msgservice.folder / "receiver.py").write_text(receiver)
-    with running(sys.executable, "receiver.py", cwd=msgservice.folder) as receiving:
+    with running("python", "receiver.py", cwd=msgservice.folder) as receiving:
         while "billing" not in msgservice("receivers", "list").out:
             pass
-        with running(sys.executable, "producer.py", cwd=msgservice.folder) as producing:
+        with running("python", "producer.py", cwd=msgservice.folder) as producing:
             producing.wait_for(r"'billing': <Status\.ACKNOWLEDGED")
             assert producing.ended() == 0
         receiving.wait_for(r"orders\.new \{'id': 17\}")

@@ -17,6 +17,7 @@ from twisted.internet.threads import deferToThread
 
 from msgservice import Limits, Node, Receiver, connect
 from msgservice.core.copies import REPLAY_OF
+from tests.kit.nest import Forked
 from tests.kit.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +96,7 @@ class Child:
 
     def __init__(self, folder: Path, port: int, point: str, count: int) -> None:
         command = [sys.executable, "-m", "tests.integration.replay_child"]
-        self.process = subprocess.Popen(
+        self.process = Forked(
             [*command, str(folder), str(port), point, str(count)],
             cwd=ROOT,
             env={**os.environ},

@@ -13,7 +13,8 @@ import pytest
 
 from msgservice.limits import MAX_BATCH_MAX
 from tests.integration.command import Command
-from tests.integration.daemon import BIN, Daemon, running
+from tests.integration.daemon import Daemon, running
+from tests.kit.nest import Forked
 from tests.kit.ports import free_port
 
 CONFIG = """
@@ -42,8 +43,8 @@ class Place:
 
     def listening(self, key: str, *words: str) -> subprocess.Popen[bytes]:
         """Begin to listen, and return when that is on."""
-        command = [str(BIN / "msgservice"), "streams", "listen", key, "--at", self.at, *words]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        command = ["msgservice", "streams", "listen", key, "--at", self.at, *words]
+        process = Forked(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         while not any(one["stream"] == key for one in self.listed()):
             assert process.poll() is None
         return process

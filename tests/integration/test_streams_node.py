@@ -33,6 +33,7 @@ from msgservice import Limits, Node, connect
 from msgservice.faces.streams import Closed, NodeStreams, RemoteStream, serve
 from msgservice.faces.streams.service import NodeWithStreams
 from tests.integration.daemon import BIN, running
+from tests.kit.nest import Forked
 from tests.kit.ports import free_port
 from tests.soak.points import NODE
 
@@ -79,7 +80,7 @@ class Child:
 
     async def start(self, *point: str) -> None:
         words = [*self._words, *point]
-        self.process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self.process = Forked(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert await deferToThread(self.process.stdout.readline) == "listens\n"
 
     def kill(self) -> None:
