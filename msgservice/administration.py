@@ -110,10 +110,11 @@ class Rewind(Asked):
 
 
 class ListReceivers(Asked):
-    """The page of receivers behind a name."""
+    """The page of receivers behind a name; with a `name` of its own, that receiver alone."""
 
     after: str = ""
     limit: Number = PAGE_ROWS
+    name: str | None = None
 
 
 class AskStatus(Asked):

@@ -326,6 +326,9 @@ class Admin:
         return ObservedPage(node=found.node, receivers=list(page.rows.values()), next=after)
 
     async def _list(self, asked: ListReceivers, who: Pass) -> ReceiverPage:
+        if asked.name is not None:
+            only = await self._operations.receiver(asked.name)
+            return ReceiverPage(receivers=[only], next=None)
         page = Page(asked.limit, self._limits)
         after, more = asked.after, True
         while more and page.takes:

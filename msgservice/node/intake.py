@@ -296,7 +296,10 @@ class LocalSender:
         decoded, known = intake.decode(transfer)
         intake.check_room()
         if key is not None and delay:
-            raise Refused("a key and a delay together are not supported here by this version")
+            raise Refused(
+                "a key of several messages together has no delay: while they wait each may be"
+                " cancelled alone, and the key would say one thing of all; give each its own"
+            )
         batch = intake.batch(
             rights, self._sender, transfer, decoded, memoryview(raw), known=known, key=key
         )

@@ -206,6 +206,18 @@ class Operations:
         """
         names = self._directory.names_after(after, count + 1)
         rows = [self._directory.named(name) for name in names[:count]]
+        return await self._states(rows, left_out_too=left_out_too), len(names) > count
+
+    async def receiver(self, name: str) -> ReceiverState:
+        """Return one receiver, as `receivers` does. Raises `UnknownReceiver`."""
+        row = self._directory.named(name)
+        for state in await self._states([row], left_out_too=True):
+            return state
+        raise UnknownReceiver(name)  # it was removed meanwhile
+
+    async def _states(
+        self, rows: Sequence[ReceiverRow], *, left_out_too: bool
+    ) -> list[ReceiverState]:
         accounts = await self._log.accounts([row.number for row in rows])
         found = {one.receiver: one for one in accounts}
         there = [row for row in rows if row.number in self._dispatch.outlets]
@@ -215,12 +227,11 @@ class Operations:
             for row in there
             if row.left_first and left_out_too
         }
-        states = [
+        return [
             self._state(row, found.get(row.number), row.number in here, left_out.get(row.number))
             for row in there
             if row.number in self._dispatch.outlets
         ]
-        return states, len(names) > count
 
     def _state(
         self,

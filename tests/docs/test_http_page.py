@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from msgservice.administration import OPERATIONS
-from msgservice.node.web.operations import place_of
+from msgservice.node.web.operations import PLACES, place_of
 from msgservice.node.web.problems import STATUSES
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "http.md").read_text()
@@ -16,6 +16,7 @@ def test_every_operation_is_in_the_table_with_its_path() -> None:
     said = re.findall(r"^\| `([a-z._]+)` \| `([A-Z]+ /v1/\S*)` \|$", PAGE, re.MULTILINE)
     places = {operation.name: " ".join(place_of(operation)) for operation in OPERATIONS}
     assert places == dict(said)
+    assert PLACES.keys() <= places.keys(), "a place of no operation"
 
 
 def test_every_status_is_in_the_table() -> None:

@@ -210,6 +210,21 @@ async def test_a_key_with_a_delay_is_one_message_that_waits(world: World) -> Non
 
 
 @ensure
+async def test_a_key_of_lines_with_a_delay_is_refused_with_what_to_say_instead(
+    world: World,
+) -> None:
+    lines = b"\n".join(b'{"subject": "orders.later", "body": %d, "delay": 60}' % n for n in (1, 2))
+    kind = {"Content-Type": "application/x-ndjson"}
+    told = await world.peer.ask("POST", "/v1/messages", lines, kind | {"Idempotency-Key": "k"})
+    assert (422, "Refused", 0) == (told.status, told.json["error"], told.json["accepted"])
+    assert "each may be cancelled alone" in told.json["detail"]
+    one = await world.peer.ask(
+        "POST", "/v1/messages", lines.split(b"\n")[0], kind | {"Idempotency-Key": "k"}
+    )
+    assert (201, 1) == (one.status, one.json["accepted"])
+
+
+@ensure
 async def test_options_of_delivery_do_what_they_do_elsewhere(world: World) -> None:
     assert 201 == (await world.post({"subject": "else", "to": ["billing"], "body": 1})).status
     assert 201 == (await world.post({"subject": "orders.kept", "body": 2, "retain": True})).status
@@ -629,6 +644,16 @@ async def test_every_operation_has_a_path_of_its_own(world: World) -> None:
     assert len(set(places)) == len(places)
     there = {(path.method, path.path) for path in world.node.parts.web.paths}
     assert set(places) <= there
+
+
+@ensure
+async def test_one_receiver_is_the_row_of_the_list(world: World) -> None:
+    (row,) = (await world.peer.ask("GET", "/v1/receivers")).json["receivers"]
+    one = await world.peer.ask("GET", "/v1/receivers/billing")
+    assert (200, "billing", row.keys()) == (one.status, one.json["name"], one.json.keys())
+    unknown = await world.peer.ask("GET", "/v1/receivers/nobody")
+    assert (404, "UnknownReceiver") == (unknown.status, unknown.json["error"])
+    assert 400 == (await world.peer.ask("GET", "/v1/receivers/billing?after=a")).status
 
 
 def test_tokens_are_said_in_a_header() -> None:

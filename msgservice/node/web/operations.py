@@ -15,40 +15,12 @@ from typing import Any, Protocol
 import msgspec
 
 from msgservice.administration import (
-    AUDIT,
-    DEAD_DROP,
-    DEAD_GET,
-    DEAD_LIST,
-    DEAD_REQUEUE,
-    DELAYED_CANCEL,
-    DELAYED_LIST,
-    INFO,
     OPERATIONS,
-    PEEK,
-    PEEK_GET,
     RECEIVERS_ADD,
-    RECEIVERS_CHANGE,
     RECEIVERS_LIST,
-    RECEIVERS_OWN,
-    RECEIVERS_PAUSE,
-    RECEIVERS_PURGE,
     RECEIVERS_REMOVE,
-    RECEIVERS_REPLAY,
-    RECEIVERS_RESUME,
-    RECEIVERS_REWIND,
-    RECEIVERS_REWIND_CANCEL,
-    RECEIVERS_REWIND_COUNT,
-    RECEIVERS_TEST,
-    RECEIVERS_WHY,
-    RELOAD,
-    RETAINED_CLEAR,
-    RETAINED_GET,
-    RETAINED_LIST,
-    STATUS,
-    UNDO,
-    WHOAMI,
-    WHY,
     Operation,
+    ReceiverState,
     Removal,
 )
 from msgservice.errors import BadValue, NotConfirmed
@@ -60,40 +32,40 @@ JSON_BODY = ("application/json",)
 RECEIVER = "/v1/receivers/{name}"
 OF = "/v1/receivers/{receiver}"
 
-# Where each operation is: method and path. Names in braces are its arguments.
-PLACES: dict[Operation[Any, Any], tuple[str, str]] = {
-    INFO: ("GET", "/v1/node"),
-    RECEIVERS_LIST: ("GET", "/v1/receivers"),
-    RECEIVERS_ADD: ("POST", "/v1/receivers"),
-    RECEIVERS_CHANGE: ("PATCH", RECEIVER),
-    RECEIVERS_PAUSE: ("POST", f"{RECEIVER}/pause"),
-    RECEIVERS_RESUME: ("POST", f"{RECEIVER}/resume"),
-    RECEIVERS_REMOVE: ("DELETE", RECEIVER),
-    RECEIVERS_PURGE: ("POST", f"{RECEIVER}/purge"),
-    RECEIVERS_OWN: ("POST", f"{RECEIVER}/own"),
-    RECEIVERS_TEST: ("POST", f"{RECEIVER}/test"),
-    RECEIVERS_REWIND: ("POST", f"{RECEIVER}/rewind"),
-    RECEIVERS_REWIND_COUNT: ("POST", f"{RECEIVER}/rewind/count"),
-    RECEIVERS_REWIND_CANCEL: ("DELETE", f"{RECEIVER}/rewind"),
-    RECEIVERS_REPLAY: ("GET", f"{RECEIVER}/replay"),
-    STATUS: ("GET", "/v1/messages/{id}"),
-    WHY: ("GET", "/v1/messages/{id}/why"),
-    RECEIVERS_WHY: ("GET", f"{RECEIVER}/why"),
-    DEAD_LIST: ("GET", f"{OF}/dead"),
-    DEAD_GET: ("GET", f"{OF}/dead/{{position}}"),
-    DEAD_REQUEUE: ("POST", f"{OF}/dead/requeue"),
-    DEAD_DROP: ("POST", f"{OF}/dead/drop"),
-    PEEK: ("GET", f"{OF}/next"),
-    PEEK_GET: ("GET", f"{OF}/next/{{position}}"),
-    RETAINED_LIST: ("GET", "/v1/retained"),
-    RETAINED_GET: ("GET", "/v1/retained/{subject}"),
-    RETAINED_CLEAR: ("POST", "/v1/retained/clear"),
-    DELAYED_LIST: ("GET", "/v1/delayed"),
-    DELAYED_CANCEL: ("POST", "/v1/delayed/{id}/cancel"),
-    UNDO: ("POST", "/v1/messages/{id}/undo"),
-    RELOAD: ("POST", "/v1/reload"),
-    AUDIT: ("GET", "/v1/audit"),
-    WHOAMI: ("GET", "/v1/whoami"),
+# Where each operation is, by its name: method and path. Names in braces are its arguments.
+PLACES: dict[str, tuple[str, str]] = {
+    "info": ("GET", "/v1/node"),
+    "receivers.list": ("GET", "/v1/receivers"),
+    "receivers.add": ("POST", "/v1/receivers"),
+    "receivers.change": ("PATCH", RECEIVER),
+    "receivers.pause": ("POST", f"{RECEIVER}/pause"),
+    "receivers.resume": ("POST", f"{RECEIVER}/resume"),
+    "receivers.remove": ("DELETE", RECEIVER),
+    "receivers.purge": ("POST", f"{RECEIVER}/purge"),
+    "receivers.own": ("POST", f"{RECEIVER}/own"),
+    "receivers.test": ("POST", f"{RECEIVER}/test"),
+    "receivers.rewind": ("POST", f"{RECEIVER}/rewind"),
+    "receivers.rewind_count": ("POST", f"{RECEIVER}/rewind/count"),
+    "receivers.rewind_cancel": ("DELETE", f"{RECEIVER}/rewind"),
+    "receivers.replay": ("GET", f"{RECEIVER}/replay"),
+    "status": ("GET", "/v1/messages/{id}"),
+    "why": ("GET", "/v1/messages/{id}/why"),
+    "receivers.why": ("GET", f"{RECEIVER}/why"),
+    "dead.list": ("GET", f"{OF}/dead"),
+    "dead.get": ("GET", f"{OF}/dead/{{position}}"),
+    "dead.requeue": ("POST", f"{OF}/dead/requeue"),
+    "dead.drop": ("POST", f"{OF}/dead/drop"),
+    "peek": ("GET", f"{OF}/next"),
+    "peek.get": ("GET", f"{OF}/next/{{position}}"),
+    "retained.list": ("GET", "/v1/retained"),
+    "retained.get": ("GET", "/v1/retained/{subject}"),
+    "retained.clear": ("POST", "/v1/retained/clear"),
+    "delayed.list": ("GET", "/v1/delayed"),
+    "delayed.cancel": ("POST", "/v1/delayed/{id}/cancel"),
+    "undo": ("POST", "/v1/messages/{id}/undo"),
+    "reload": ("POST", "/v1/reload"),
+    "audit": ("GET", "/v1/audit"),
+    "whoami": ("GET", "/v1/whoami"),
 }
 
 
@@ -104,15 +76,39 @@ class Requests(Protocol):
         """Return the answer to one call, both as JSON. Raises what it is refused for."""
 
 
+class _Rows(msgspec.Struct):
+    receivers: list[msgspec.Raw]
+
+
 def place_of(operation: Operation[Any, Any]) -> tuple[str, str]:
     """Return the method and path of an operation; of one without a place, made of its name."""
     named = f"/v1/{operation.name.replace('.', '/')}"
-    return PLACES.get(operation) or ("POST" if operation.changes else "GET", named)
+    return PLACES.get(operation.name) or ("POST" if operation.changes else "GET", named)
 
 
 def operation_paths(requests: Requests, body_max: int) -> list[PathAt]:
     """Return the path of each operation. `body_max`: bytes of its arguments."""
-    return [_path(operation, requests, body_max) for operation in OPERATIONS]
+    paths = [_path(operation, requests, body_max) for operation in OPERATIONS]
+    return [*paths, _path_of_receiver(requests)]
+
+
+def _path_of_receiver(requests: Requests) -> PathAt:
+    """Return the path of one receiver: a row of `receivers.list`."""
+
+    async def answer(ask: Ask) -> Answer:
+        ask.only()
+        asked = msgspec.json.encode({"name": ask.parts["name"]})
+        said = await requests.ask(RECEIVERS_LIST.right, asked, ask.who)
+        (row,) = msgspec.json.decode(said, type=_Rows).receivers
+        return Answer(200, bytes(row))
+
+    return PathAt(
+        method="GET",
+        path=RECEIVER,
+        answer=answer,
+        sentence="Tells of one receiver what the list of them does.",
+        answers=ReceiverState,
+    )
 
 
 def _path(operation: Operation[Any, Any], requests: Requests, body_max: int) -> PathAt:
