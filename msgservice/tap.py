@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any, Protocol
@@ -135,6 +135,7 @@ def _build(config: Config) -> IService:
     node = build_service(config, reactor=reactor)
     _nodes.add(node)
     keep_from(node.when_ready())
+    tell_page(node.when_ready(), lambda: node.listeners)
     for listener in config.listen:
         if listener.transport == STREAMS:
             from msgservice.faces.streams.service import NodeWithStreams
@@ -166,6 +167,23 @@ def keep_from(ready: Deferred[None]) -> None:
         gc.freeze()
 
     ready.addCallbacks(keep, lambda _failure: None)  # who did not start has said so
+
+
+def tell_page(ready: Deferred[None], listeners: Callable[[], Sequence[str]]) -> None:
+    """Once a node is ready, tell who started it at a terminal where its page is, plainly."""
+
+    # Not what a runner has put in its place, to log what is said; and later it is no terminal, but
+    # what keeps one from holding up the node.
+    out = sys.__stdout__
+    is_terminal = out is not None and out.isatty()
+
+    def tell(_: None) -> None:
+        page = next((one for one in listeners() if one.startswith(("http://", "https://"))), None)
+        if page is not None and out is not None and is_terminal:
+            out.write(f"\nThe page of this node is at {page}\n\n")
+            out.flush()
+
+    ready.addCallbacks(tell, lambda _failure: None)
 
 
 def _expect_signals(reactor: Reactor) -> None:

@@ -1,6 +1,7 @@
 """What twistd is told becomes one Config, and nothing heavy happens before it is."""
 
 import gc
+import io
 import logging
 import subprocess
 import sys
@@ -14,7 +15,14 @@ from zope.interface import implementer
 
 from msgservice.config.config import Config
 from msgservice.errors import ConfigError
-from msgservice.tap import Options, bridge_logging, keep_from, make_application, makeService
+from msgservice.tap import (
+    Options,
+    bridge_logging,
+    keep_from,
+    make_application,
+    makeService,
+    tell_page,
+)
 
 
 def parsed(*words: str) -> Options:
@@ -120,3 +128,45 @@ def test_a_full_collection_looks_at_nothing_that_a_node_began_with(started: bool
         assert (len(gc.get_objects()) < looked_at / 10) is started
     finally:
         gc.freeze()
+
+
+class Shown(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.mark.parametrize(
+    ("listeners", "terminal", "told"),
+    [
+        (
+            ["tcp:127.0.0.1:7410", "http://127.0.0.1:7480/"],
+            True,
+            "\nThe page of this node is at http://127.0.0.1:7480/\n\n",
+        ),
+        (["tcp:127.0.0.1:7410", "http://127.0.0.1:7480/"], False, ""),
+        (["tcp:127.0.0.1:7410", "http+unix:/run/web"], True, ""),
+    ],
+)
+def test_who_starts_a_node_at_a_terminal_is_told_where_its_page_is(
+    listeners: list[str], terminal: bool, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = Shown(terminal)
+    monkeypatch.setattr(sys, "__stdout__", shown)
+    ready: Deferred[None] = Deferred()
+    there: list[str] = []
+    tell_page(ready, lambda: there)
+    there += listeners  # they are known when it is ready
+    before = shown.getvalue()
+    ready.callback(None)
+    assert ("", told) == (before, shown.getvalue())
+
+
+def test_a_node_that_did_not_start_tells_no_page() -> None:
+    ready: Deferred[None] = Deferred()
+    tell_page(ready, lambda: ["http://127.0.0.1:1/"])
+    ready.errback(ValueError())
+    assert ready.result is None
