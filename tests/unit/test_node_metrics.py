@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from msgservice.limits import Limits
+from msgservice.node import metrics
 from msgservice.node.metrics import metrics_of
+from msgservice.node.observe import Seen
 from tests.unit.test_node_observe import ORDERS, World
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -88,3 +91,20 @@ def test_a_log_that_is_full_is_told() -> None:
     assert 1 == of(found, "log_full")
     assert of(found, "refused_runs_total") > 0
     assert 20_000 == of(found, "log_maximum_bytes")
+
+
+def test_names_are_escaped_and_long_lists_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "LINES", 2)
+    world = World()
+    world.peer("billing", receive=ORDERS)
+    seen = world.look()
+    names = ['a"b', "c\\d", "e\\nf", "g\nh", "plain"]
+    rows = {name: replace(seen.receivers["billing"], name=name) for name in names}
+    pieces = list(metrics_of(Seen(seen.node, rows), 0, 10))
+    (family,) = [
+        one
+        for one in text_string_to_metric_families(b"".join(pieces).decode())
+        if one.name == "msgservice_receiver_queued_messages"
+    ]
+    assert ("gauge", names) == (family.type, [one.labels["receiver"] for one in family.samples])
+    assert 2 == max(piece.count(b"msgservice_receiver_queued_messages{") for piece in pieces)
