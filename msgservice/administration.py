@@ -224,11 +224,17 @@ class CancelDelayed(Asked):
 
 
 class AskUndo(Asked):
-    """The message that is to be undone, and how many of its sender's: it and those sent next."""
+    """The message that is to be undone, and how many of its sender's: it and those sent next.
 
-    id: str
+    By its `id`, or by the idempotency `key` that it was sent with: within the keys of who asks, or,
+    for who may undo everybody's, of the user or sender of that name.
+    """
+
+    id: str = ""
     count: Annotated[int, msgspec.Meta(ge=1, le=INTEGER_MAX)] = 1
     reason: str = ""
+    key: str = ""
+    sender: str = ""
 
 
 class AskObserved(Asked):

@@ -150,6 +150,18 @@ class ILog(Interface):
         `senders`: patterns of names; of the messages with an `id` the newest of such a sender.
         """
 
+    def incarnation(sender: str, hash_: str) -> Deferred[str | None]:
+        """Fire with the incarnation of a sender whose `records.hash_of` this is, or None."""
+
+    def heads(numbers: Collection[int]) -> Deferred[dict[int, tuple[int, int]]]:
+        """Fire with the messages and bytes of those of these batches that have their row."""
+
+    def of_key(digest: bytes) -> Deferred[str | None]:
+        """Fire with the message that was stored by an idempotency key, or None.
+
+        As SENDER/HASH/SEQUENCE; also where it waits until it is due, or has gone since.
+        """
+
     def replay(
         replay: Replay,
         patterns: Sequence[str] | None,

@@ -117,6 +117,25 @@ class Promised(msgspec.Struct, frozen=True, gc=False):
     cancels: bool = False  # where it is broken, what is surely not sent yet is cancelled
 
 
+def scope_of_user(user: str) -> str:
+    """Return the scope of the idempotency keys of all senders that log in as a user."""
+    return f"user {user}"
+
+
+def scope_of_sender(name: str) -> str:
+    """Return the scope of the idempotency keys of a sender that logs in as nobody."""
+    return f"sender {name}"
+
+
+def digest_of_key(scope: str, key: str) -> bytes:
+    """Return what a log knows an idempotency key of this scope by."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in (scope, key):
+        part = text.encode()
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.digest()
+
+
 class KeyUse(msgspec.Struct, frozen=True, gc=False):
     """The idempotency key that a message came with (DELIVERY 45), and what it was used for."""
 

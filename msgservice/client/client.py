@@ -407,27 +407,41 @@ class Client:
         asking = Deferred.fromCoroutine(self._explain(id_))
         return asking.addErrback(partial(_unknown, id_))
 
-    def undo(self, message: str | Receipt, count: int = 1, reason: str = "") -> Deferred[UndoTold]:
+    def undo(
+        self,
+        message: str | Receipt | None = None,
+        count: int = 1,
+        reason: str = "",
+        *,
+        key: str | None = None,
+    ) -> Deferred[UndoTold]:
         """Cancel what is surely not sent yet of a message; fires with the exact account, on disk.
 
-        `message`: as for `explain`. `count`: of messages, that one and those that its sender sent
+        `message`: as for `explain`; or the idempotency `key` that this client, or another of its
+        user, has sent it with. `count`: of messages, that one and those that its sender sent
         next. `UndoTold.receivers` says for each receiver how many are `cancelled`, `in_flight`
         (left to their answer), or had which final status; these add up to the audience. Errors are
         those of `explain`, and `ValueError` for a count below 1.
         """
         try:
-            id_ = self._identity_of(message)
             check_counts(1, count=count)
-            asking = Deferred.fromCoroutine(self._undo(id_, count, exact(reason, "reason")))
+            asked: dict[str, Any] = {"count": count, "reason": exact(reason, "reason")}
+            if (message is None) is (key is None):
+                raise TypeError("undo takes a message or a key, one of both")
+            if message is not None:
+                asked["id"] = id_ = self._identity_of(message)
+            elif key is not None:
+                asked |= {"key": exact(key, "key"), "sender": self.name}
+                id_ = asked["key"]
+            asking = Deferred.fromCoroutine(self._undo(asked))
         except (TypeError, ValueError) as error:
             return fail(error)
         return asking.addErrback(partial(_unknown, id_))
 
-    async def _undo(self, id_: str, count: int, reason: str) -> UndoTold:
-        asked = {"id": id_, "count": count, "reason": reason}
+    async def _undo(self, asked: dict[str, Any]) -> UndoTold:
         told = page = msgspec.convert(await self.request(UNDO.right, asked), UndoTold)
         while page.next is not None:
-            asked |= {"id": page.next, "count": page.left}
+            asked |= {"id": page.next, "count": page.left, "key": ""}
             page = msgspec.convert(await self.request(UNDO.right, asked), UndoTold)
             told = undone_too(told, page)
         return told

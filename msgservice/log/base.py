@@ -256,6 +256,19 @@ class StoreLog:
 
         return self._read(job)
 
+    def incarnation(self, sender: str, hash_: str) -> Deferred[str | None]:
+        """See `ILog.incarnation`."""
+        return self._read(lambda db: history.incarnation(db, sender, hash_))
+
+    def heads(self, numbers: Collection[int]) -> Deferred[dict[int, tuple[int, int]]]:
+        """See `ILog.heads`."""
+        wanted = list(numbers)
+        return self._read(lambda db: history.heads(db, wanted))
+
+    def of_key(self, digest: bytes) -> Deferred[str | None]:
+        """See `ILog.of_key`."""
+        return self._read(lambda db: history.of_key(db, digest))
+
     def replay(
         self,
         replay: Replay,

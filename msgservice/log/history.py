@@ -43,6 +43,7 @@ SAME_ID_MAX = 10_000  # messages with one id among which a sender's is looked fo
 
 _decode_pairs = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_pieces = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
+_decode_heads = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
 _decode_delayed = msgspec.json.Decoder(list[tuple[int, int, int, int, int]]).decode
 _decode_newest = msgspec.json.Decoder(list[tuple[int, str]]).decode
 _decode_finished = msgspec.json.Decoder(list[tuple[int, int, int, int, str]]).decode
@@ -113,6 +114,11 @@ select json_group_array(json_array(position, name)) from (
         cross join sender as s on s.id = b.sender
         where m.id = ?1 order by m.position desc limit ?3)
     group by name)
+"""
+
+_HEADS = """
+select json_group_array(json_array(b.number, b.count, b.size))
+from json_each(?1) as a cross join batch as b on b.number = a.value
 """
 
 Segment = tuple[int, int, Status, int, str]  # first, last, status, attempts, reason
@@ -499,6 +505,32 @@ def _position_of_identity(
         [at for at, name in newest if any(matches(pattern, name) for pattern in senders)],
         default=None,
     )
+
+
+def incarnation(db: apsw.Connection, sender: str, hash_: str) -> str | None:
+    """Return the incarnation of a sender by its hash, or None."""
+    found: str | None = one(
+        db, "select incarnation from sender where name = ? and hash = ?", (sender, hash_)
+    )
+    return found
+
+
+def heads(db: apsw.Connection, numbers: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Return the messages and bytes of these batches, as far as they have their row."""
+    found = _decode_heads(one(db, _HEADS, (as_json(numbers),)))
+    return {number: (count, size) for number, count, size in found}
+
+
+def of_key(db: apsw.Connection, digest: bytes) -> str | None:
+    """Return the message that was stored by an idempotency key, as SENDER/HASH/SEQUENCE."""
+    for name, hash_, sequence in rows(
+        db,
+        "select s.name, s.hash, k.sequence from idempotency as k"
+        " cross join sender as s on s.id = k.sender where k.digest = ?",
+        (digest,),
+    ):
+        return f"{name}/{hash_}/{sequence}"
+    return None
 
 
 def dead_letters(

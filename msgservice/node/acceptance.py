@@ -47,7 +47,16 @@ from msgservice.node.due import Due
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.rights import Rights
 from msgservice.node.seldom import Seldom
-from msgservice.records import NOBODY, PATH_MAX, Audience, Batch, KeyUse, Origin, Retained
+from msgservice.records import (
+    NOBODY,
+    PATH_MAX,
+    Audience,
+    Batch,
+    KeyUse,
+    Origin,
+    Retained,
+    digest_of_key,
+)
 
 _logger = Logger()
 
@@ -438,15 +447,13 @@ def _key_use(
 ) -> KeyUse:
     """Return the use of a run's key: of a retry the same, whatever its headers trace."""
     assert key is not None
-    digest, content = blake2b(digest_size=16), blake2b(digest_size=16)
-    for text in (scope, key):
-        _add(digest, text.encode())
+    content = blake2b(digest_size=16)
     _add(content, transfer.subject.encode())
     _add(content, b"" if transfer.to is None else "\0".join(sorted(set(transfer.to))).encode())
     for message in messages:
         _add(content, (content_type_of(message.headers) or "").encode())
         _add(content, message.body)
-    return KeyUse(digest.digest(), content.digest(), key)
+    return KeyUse(digest_of_key(scope, key), content.digest(), key)
 
 
 def _add(to: blake2b, part: bytes) -> None:

@@ -123,7 +123,7 @@ from msgservice.node.operations import Operations, sender_of, word_of
 from msgservice.node.peek import Peeked
 from msgservice.node.replies import message, refusal
 from msgservice.receiver_options import ReceiverOptions
-from msgservice.records import DeadLetter, Retained, hash_of
+from msgservice.records import DeadLetter, Retained, hash_of, scope_of_sender, scope_of_user
 
 PEEKED_MAX = 256  # messages that are looked at in one request: each is decoded for its id
 LOOKS = 8  # pages of dead letters that one request looks through, where few of them fit
@@ -194,6 +194,20 @@ def _peeked(one: Peeked) -> dict[str, Any]:
         "attempts": one.attempts,
         "reason": one.reason,
     }
+
+
+def _scopes(sender: str, who: Pass, own: Sequence[str] | None) -> list[str]:
+    """Return the scopes in which a key is looked for; `own`: of the senders that may be asked for.
+
+    Whoever logs in has one, whatever its senders are called.
+    """
+    user = who.principal.user
+    scopes = [scope_of_user(user)] if user else []
+    if sender:
+        scopes.append(scope_of_sender(sender))
+        if own is None:
+            scopes.append(scope_of_user(sender))
+    return scopes
 
 
 def _wanted(asked: ListDead | DropDead) -> Wanted:
@@ -550,19 +564,34 @@ class Admin:
 
     async def _undo(self, asked: AskUndo, who: Pass) -> UndoTold:
         own = self._own_senders(who, UNDO.right)
-        found = await self._operations.message(asked.id, own)
-        if own is not None and not who.has_sent(found.sender):
-            raise UnknownMessage(asked.id)  # as of one that there is not
+        if bool(asked.id) == bool(asked.key):
+            raise BadValue("id", "or `key` is to be said, one of both")
+        id_ = asked.id
+        if asked.key:
+            id_ = await self._operations.of_key(_scopes(asked.sender, who, own), asked.key)
+        subject = ""
+        try:
+            found = await self._operations.message(id_, own)
+            sender, incarnation, first = found.sender, found.incarnation, found.sequence
+            subject = found.subject
+        except UnknownMessage:
+            if asked.count == 1:
+                raise
+            # Those behind it are undone all the same: a page may begin where nothing is left.
+            sender, incarnation, first = await self._operations.of_sender(id_)
+        if own is not None and not who.has_sent(sender):
+            raise UnknownMessage(asked.id or asked.key)  # as of one that there is not
         by = f"{asked.reason or 'undone'} (by {who})"
-        done = await self._operations.undo(found, asked.count, by[:REASON_KEPT_MAX])
-        following = f"{found.sender}/{hash_of(found.incarnation)}/{done.next}"
+        key = (sender, incarnation)
+        done = await self._operations.undo(key, first, asked.count, by[:REASON_KEPT_MAX])
+        of = f"{sender}/{hash_of(incarnation)}"
         return UndoTold(
-            sender=sender_of(found),
-            subject=found.subject,
+            sender=f"{of}/{first}",
+            subject=subject,
             messages=done.messages,
             receivers=done.receivers,
-            next=following if done.next is not None else None,
-            left=0 if done.next is None else asked.count - (done.next - found.sequence),
+            next=f"{of}/{done.next}" if done.next is not None else None,
+            left=0 if done.next is None else asked.count - (done.next - first),
         )
 
     async def _dead(self, asked: ListDead, who: Pass) -> LetterPage:

@@ -63,9 +63,11 @@ from msgservice.node.responders import EveryRequest, Responders
 from msgservice.node.retained import ExpiredRetained, RetainedIndex
 from msgservice.node.seldom import Seldom
 from msgservice.node.shared_outlet import SharedOutlet
+from msgservice.node.slices import Slices
 from msgservice.node.stored_bytes import StoredBytes
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
+from msgservice.node.undo import SECONDS as UNDO_SECONDS
 from msgservice.node.undo import Undo
 from msgservice.node.upkeep import Upkeep
 from msgservice.node.view import ReceiversView
@@ -129,6 +131,7 @@ class Parts:
     letters: Letters
     expiry: Expiry
     purge: Purge
+    undo: Undo
 
 
 def assemble(
@@ -285,7 +288,14 @@ def assemble(
         first=snapshot.expires,
     )
     purge = Purge(log=log, directory=directory, dispatch=dispatch, tail=tail, settling=expiry)
-    undo = Undo(log=log, directory=directory, dispatch=dispatch, delayed=delayed, settling=expiry)
+    undo = Undo(
+        log=log,
+        directory=directory,
+        dispatch=dispatch,
+        delayed=delayed,
+        settling=expiry,
+        slices=Slices(time.clock, time.now, UNDO_SECONDS),
+    )
     total = RateLimits(time.clock, total=rate, seconds=time.now)
 
     # Who is there, and what each may do.
@@ -484,4 +494,5 @@ def assemble(
         letters=letters,
         expiry=expiry,
         purge=purge,
+        undo=undo,
     )

@@ -40,7 +40,16 @@ from msgservice.node.commits import Commits, Source
 from msgservice.node.directory import BacklogFull
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.rights import Rights
-from msgservice.records import NOBODY, Batch, Origin, Outcome, RefusedBatch, hash_of
+from msgservice.records import (
+    NOBODY,
+    Batch,
+    Origin,
+    Outcome,
+    RefusedBatch,
+    hash_of,
+    scope_of_sender,
+    scope_of_user,
+)
 
 FULL_DELAY_MS = 1000  # how soon a refused sender asks again
 
@@ -72,7 +81,7 @@ class Sender(NamedTuple):
     @classmethod
     def of(cls, name: str, incarnation: str, user: str = "", node_log: str = "") -> Sender:
         """Return the sender of this name and incarnation; `user`: as whom it has logged in."""
-        scope = f"user {user}" if user else f"sender {name}"
+        scope = scope_of_user(user) if user else scope_of_sender(name)
         return cls(name, incarnation, hash_of(incarnation), scope, node_log)
 
 

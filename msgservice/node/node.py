@@ -622,6 +622,7 @@ class Node(Service):
         if parts is not None:
             parts.receivers.stop()
             parts.replayer.stop()
+            parts.undo.stop()
             parts.observer.stop()
             parts.connections.refuse()
             parts.upkeep.stop()

@@ -70,6 +70,7 @@ from msgservice.records import (
     Reread,
     Retained,
     Tried,
+    digest_of_key,
     hash_of,
     position_of,
 )
@@ -102,6 +103,7 @@ def word_of(status: int) -> str:
 
 
 TAKEN = (Status.SENT, Status.ACKNOWLEDGED)  # of what a next node may know
+SEQUENCE_DIGITS = 17
 NEXT_NODE_SECONDS = 5.0  # that a next node has to say why; it asks further nodes as well
 
 
@@ -531,6 +533,29 @@ class Operations:
         """Return a message with its state at each receiver. Raises `UnknownMessage`."""
         found: Found | None = await self._log.find(id_, 0, None, senders)
         return found or await self.waiting(id_, senders)
+
+    async def of_key(self, scopes: Sequence[str], key: str) -> str:
+        """Return the message that was stored by an idempotency key, of the first scope that has it.
+
+        As SENDER/HASH/SEQUENCE. Raises `UnknownMessage`.
+        """
+        for scope in scopes:
+            found: str | None = await self._log.of_key(digest_of_key(scope, key))
+            if found is not None:
+                return found
+        raise UnknownMessage(key, f"no message with the key {key!r} is known")
+
+    async def of_sender(self, id_: str) -> tuple[str, str, int]:
+        """Return the sender, incarnation and sequence of SENDER/HASH/SEQUENCE.
+
+        Whether there is such a message or not. Raises `UnknownMessage` where the sender is unknown.
+        """
+        sender, hash_, sequence = [*id_.rsplit("/", 2), "", ""][:3]
+        if sequence.isascii() and sequence.isdigit() and len(sequence) < SEQUENCE_DIGITS:
+            incarnation: str | None = await self._log.incarnation(sender, hash_)
+            if incarnation is not None:
+                return sender, incarnation, int(sequence)
+        raise UnknownMessage(id_)
 
     async def waiting(self, id_: str, senders: Sequence[str] | None = None) -> Found:
         """Return a message that waits until it is due, or was cancelled before.

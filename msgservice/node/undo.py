@@ -3,38 +3,43 @@
 For each message and each receiver of its audience there is one outcome, so that they add up: what
 waits is settled as `cancelled` in an entry of the log (`Outlet.decree`), what was handed to a
 channel is left to its answer, and what is final stays so. What waits until it is due is cancelled
-whole (`delayed`). Nothing here keeps a state.
+whole (`delayed`). A page of a sender's messages is read at once, and settled receiver by receiver,
+as many in a turn of the reactor as there is time for. Nothing here keeps a state.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 import msgspec
 from twisted.logger import Logger
 
+from msgservice.core.ranges import Range, RangeSet
 from msgservice.errors import UnknownMessage
 from msgservice.interfaces import ILog
+from msgservice.limits import INTEGER_MAX
 from msgservice.message import Status
 from msgservice.node.delayed import DelayedMessages
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.outlet import Outlet
 from msgservice.node.purge import Settling
+from msgservice.node.slices import Slices
 from msgservice.node.stretches import Head, Stretch
-from msgservice.records import DELAYED, NOT_YET, Found, hash_of, number_of
+from msgservice.records import DELAYED, NOT_YET, PROMISED, History, Piece, hash_of, number_of
 
-MESSAGES: Final = 64  # of one page
+PIECES: Final = 64  # runs of one page
+SECONDS: Final = 0.01  # of a turn of the reactor; then others have theirs
 IN_FLIGHT: Final = "in_flight"
 CANCELLED: Final = "cancelled"
+REMOVED: Final = "removed"
 BEFORE: Final = "cancelled_before"  # by somebody else, or an undo before
 
-
-Span = tuple[int, int]  # of sequences
-Outcomes = dict[int, str]  # by number of the receiver; NOT_YET: it waits until it is due
+Key = tuple[str, str]  # name and incarnation of a sender
+Heads = dict[int, tuple[int, int]]  # number of a batch -> its messages and bytes
 
 
 class Undone(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +52,29 @@ class Undone(msgspec.Struct, frozen=True, kw_only=True):
     messages: int
     receivers: dict[str, dict[str, int]]
     next: int | None
+
+
+class _Open(NamedTuple):
+    """A part of a piece that is not final at a receiver, by what the log says: sequences."""
+
+    piece: Piece
+    first: int
+    last: int
+
+
+class _Work:
+    """The work of one page, as far as it is done."""
+
+    def __init__(self) -> None:
+        self.told: dict[int, Counter[str]] = {}  # by number of the receiver
+        self.touched: dict[Outlet, Range] = {}  # what is to be stored there, and of which sequences
+        # Of whom some was settled by others meanwhile: what was open, and is cancelled now.
+        self.again: dict[int, tuple[list[_Open], int]] = {}
+
+    def tell(self, number: int, outcome: str, messages: int) -> None:
+        """Count messages that have this outcome at a receiver."""
+        if messages:
+            self.told.setdefault(number, Counter())[outcome] += messages
 
 
 class Undo:
@@ -62,96 +90,151 @@ class Undo:
         dispatch: Dispatch,
         delayed: DelayedMessages,
         settling: Settling,
+        slices: Slices,
     ) -> None:
         self._log, self._directory, self._dispatch = log, directory, dispatch
-        self._delayed, self._settling = delayed, settling
+        self._delayed, self._settling, self._slices = delayed, settling, slices
 
-    async def page(self, first: Found, count: int, reason: str) -> Undone:
-        """Undo a message and those that its sender sent next; on disk when it returns.
+    def stop(self) -> None:
+        """Keep no timer; what is not undone by now is not, and its account is not given."""
+        self._slices.stop()
 
-        `count`: of all of them. One that is not in the log is not in the account either.
+    async def page(self, key: Key, first: int, count: int, reason: str) -> Undone:
+        """Undo a sender's messages, `count` from a sequence on; on disk when it returns.
+
+        What is not in the log, and of which it knows no state either, is not in the account.
         """
-        here = min(count, MESSAGES)
-        undone: list[tuple[Found, Outcomes]] = []
-        touched: dict[Outlet, Span] = {}
-        for sequence in range(first.sequence, first.sequence + here):
-            found = first if sequence == first.sequence else await self._found(first, sequence)
-            if found is not None:
-                undone.append(await self._one(found, reason, touched))
-        for outlet in touched:
-            await outlet.progress.all_stored()
-        for outlet, span in touched.items():
-            self._settling.settled(outlet, {(first.sender, first.incarnation): span})
-        told: dict[str, Counter[str]] = {}
-        for found, outcomes in undone:
-            await self._complete(found, outcomes)
-            for number, outcome in outcomes.items():
-                told.setdefault(self._name(number), Counter())[outcome] += 1
-        done = len(undone)
-        if done:
+        end = min(first + count - 1, INTEGER_MAX)
+        known = await self._log.history(*key, first, PIECES)
+        cancelled = await self._cancel(key, known.pieces, end, reason)
+        if cancelled:
+            known = await self._log.history(*key, first, PIECES)
+        last = end if known.next is None else min(end, known.next - 1)
+        pieces = [piece for piece in known.pieces if piece.first <= last]
+        final = _final(known, first, last)
+        work, of = _Work(), RangeSet()
+        for piece in pieces:
+            of.add(piece.first, min(piece.last, last))
+        for number, states in final.items():
+            for low, high, status in states:
+                of.add(low, high)
+                if number == NOT_YET and status is Status.CANCELLED:
+                    ours = sum(to - at + 1 for at, to in cancelled.within(low, high))
+                    work.tell(number, CANCELLED, ours)
+                    work.tell(number, BEFORE, high - low + 1 - ours)
+                else:
+                    work.tell(number, _word(status), high - low + 1)
+        heads = await self._log.heads({number_of(one.position) for one in pieces if not one.due})
+        for number, parts in _open(pieces, final, last).items():
+            at = partial(self._at, number, parts, heads, reason, work)
+            await self._slices.run(at)
+        await self._store(key, known, work)
+        await self._complete(key, first, work)
+        if of:
             self._logger.info(
                 "{messages} messages of {sender} were undone: {said}",
-                messages=done,
-                sender=first.sender,
+                messages=of.count,
+                sender=key[0],
                 said=reason,
             )
         return Undone(
-            messages=done,
-            receivers={name: dict(outcomes) for name, outcomes in told.items()},
-            next=first.sequence + here if here < count else None,
+            messages=of.count,
+            receivers={
+                self._name(number): dict(outcomes) for number, outcomes in work.told.items()
+            },
+            next=known.next if known.next is not None and known.next <= end else None,
         )
 
-    async def _found(self, first: Found, sequence: int) -> Found | None:
-        identity = f"{first.sender}/{hash_of(first.incarnation)}/{sequence}"
-        found: Found | None = await self._log.find(identity, 0, None)
-        return found or await self._log.find_delayed(identity, None)
-
-    async def _one(
-        self, found: Found, reason: str, touched: dict[Outlet, Span]
-    ) -> tuple[Found, Outcomes]:
-        """Undo one message; return it, and the outcome at each receiver, empty where not known yet.
-
-        `touched`: where something is to be stored, and of which sequences; it is added to.
-        """
-        if found.due:
-            with suppress(UnknownMessage):  # it was due meanwhile
-                await self._delayed.cancel(found, 1, reason)
-                return found, {NOT_YET: CANCELLED}
-            found = await self._found(found, found.sequence) or found
-        if not found.position:  # by somebody else, before
-            return found, {NOT_YET: BEFORE}
-        outcomes: Outcomes = {}
-        for number, (status, _, _) in found.states.items():
-            outlet = self._dispatch.outlets.get(number)
-            if status.final or outlet is None:
-                outcomes[number] = _word(status)
+    async def _cancel(self, key: Key, pieces: Sequence[Piece], end: int, reason: str) -> RangeSet:
+        """Cancel what of these waits until it is due; return which sequences are."""
+        cancelled = RangeSet()
+        for piece in pieces:
+            if not piece.due or piece.first > end:
                 continue
-            outcomes[number] = outcome = self._at(outlet, found, reason)
-            if outcome != IN_FLIGHT:
-                first, _ = touched.get(outlet, (found.sequence, 0))
-                touched[outlet] = (first, found.sequence)
-        return found, outcomes
+            found = await self._log.find_delayed(f"{key[0]}/{hash_of(key[1])}/{piece.first}", None)
+            if found is None or not found.due:
+                continue  # it was due meanwhile, or somebody else has cancelled it
+            try:
+                count = min(piece.last, end) - piece.first + 1
+                ranges = await self._delayed.cancel(found, count, reason)
+            except UnknownMessage:
+                continue
+            shift = piece.first - found.sequence  # of what was taken by its key: another's
+            for low, high in ranges:
+                cancelled.add(low + shift, high + shift)
+        return cancelled
 
-    async def _complete(self, found: Found, outcomes: Outcomes) -> None:
-        """Note what was settled by others while this was decided: that is stored by now."""
-        if "" not in outcomes.values():
+    def _at(self, number: int, parts: list[_Open], heads: Heads, reason: str, work: _Work) -> None:
+        """Undo what is open at one receiver."""
+        outlet = self._dispatch.outlets.get(number)
+        if outlet is None or outlet.is_going:
+            work.again[number] = (parts, 0)
             return
-        now = await self._found(found, found.sequence)
-        for number, outcome in outcomes.items():
-            if not outcome:
-                status = now.states[number][0] if now is not None else Status.ACKNOWLEDGED
-                outcomes[number] = _word(status) if status.final else IN_FLIGHT
+        # Up to here a connection before this one may have brought it.
+        sure = max(outlet.backlog.stored_before, outlet.backlog.landed_to)
+        all_of_it: list[Stretch] = []
+        not_sent: list[Stretch] = []
+        messages = 0
+        for piece, first, last in parts:
+            messages += last - first + 1
+            batch = number_of(piece.position)
+            if batch not in heads:
+                continue  # it has gone since
+            head = [Head(batch, piece.audience.number, *heads[batch])]
+            low, high = (piece.position + at - piece.first for at in (first, last))
+            all_of_it.append(Stretch(head, low, high))
+            if high > sure:
+                not_sent.append(Stretch(head, max(low, sure + 1), high))
+        settles, _, leaves = outlet.weigh(all_of_it)
+        waiting = settles + leaves
+        cancelled = outlet.weigh(not_sent)[0] if not_sent else 0
+        if cancelled:
+            outlet.decree(not_sent, Status.CANCELLED, reason)
+        if cancelled or waiting < messages:
+            work.touched[outlet] = (parts[0].first, parts[-1].last)
+        if waiting < messages:
+            work.again[number] = (parts, cancelled)
+            return
+        work.tell(number, CANCELLED, cancelled)
+        work.tell(number, IN_FLIGHT, waiting - cancelled)
 
-    def _at(self, outlet: Outlet, found: Found, reason: str) -> str:
-        """Undo a message at one receiver; return what came of it, or nothing: it is settled."""
-        alone = _alone(found)
-        waiting, _, in_flight = outlet.weigh(alone)
-        if in_flight or (waiting and outlet.backlog.doubt(found.position)):
-            return IN_FLIGHT  # a connection before may have brought it
-        if not waiting:
-            return ""
-        outlet.decree(alone, Status.CANCELLED, reason)
-        return CANCELLED
+    async def _store(self, key: Key, known: History, work: _Work) -> None:
+        """Return when all that was settled is on disk, and whoever has sent it will be told."""
+        if not work.touched:
+            return
+        for outlet in work.touched:
+            await outlet.progress.all_stored()
+        for outlet, span in work.touched.items():
+            self._settling.settled(outlet, {key: span})
+        taken = set(known.by_key)
+        for piece in known.pieces:
+            if piece.first in taken and piece.position:  # the message is another sender's
+                found = await self._log.find(f"log:{piece.position}", 0, 0)
+                if found is not None:
+                    span = (found.sequence, found.sequence + piece.last - piece.first)
+                    for outlet in work.touched:
+                        self._settling.settled(outlet, {(found.sender, found.incarnation): span})
+
+    async def _complete(self, key: Key, first: int, work: _Work) -> None:
+        """Count what was settled by others while this was decided: that is stored by now."""
+        if not work.again:
+            return
+        now = await self._log.history(*key, first, PIECES)
+        for number, (parts, cancelled) in work.again.items():
+            left = -cancelled
+            found: Counter[str] = Counter()
+            for _, low, high in parts:
+                left += high - low + 1
+                for row in now.states:
+                    if row.receiver == number and row.first <= high and row.last >= low:
+                        found[_word(row.status)] += min(high, row.last) - max(low, row.first) + 1
+            found[BEFORE] -= min(cancelled, found[BEFORE])
+            outlet = self._dispatch.outlets.get(number)
+            is_gone = outlet is None or outlet.is_going
+            work.tell(number, CANCELLED, cancelled)
+            for outcome, messages in found.items():
+                work.tell(number, outcome, messages)
+            work.tell(number, REMOVED if is_gone else IN_FLIGHT, left - found.total())
 
     def _name(self, number: int) -> str:
         if number == NOT_YET:
@@ -165,7 +248,37 @@ def _word(status: Status) -> str:
     return BEFORE if status is Status.CANCELLED else status.name.lower()
 
 
-def _alone(found: Found) -> Sequence[Stretch]:
-    """Return the stretch of one message of its batch."""
-    head = Head(number_of(found.position), 0, found.count, found.size)
-    return [Stretch([head], found.position, found.position)]
+def _final(known: History, first: int, last: int) -> dict[int, list[tuple[int, int, Status]]]:
+    """Return what is final of these sequences, each once, by receiver."""
+    found: dict[int, list[tuple[int, int, Status]]] = {}
+    seen: dict[int, RangeSet] = {}
+    for row in known.states:
+        low, high = max(first, row.first), min(last, row.last)
+        if low > high or row.receiver == PROMISED:  # that is no receiver of its
+            continue
+        of_one = seen.setdefault(row.receiver, RangeSet())
+        for begin, end in list(of_one.missing(low, high)):
+            found.setdefault(row.receiver, []).append((begin, end, row.status))
+        of_one.add(low, high)
+    return found
+
+
+def _open(
+    pieces: Sequence[Piece], final: dict[int, list[tuple[int, int, Status]]], last: int
+) -> dict[int, list[_Open]]:
+    """Return what of these pieces is not final, by receiver, rising."""
+    settled = {
+        number: RangeSet((low, high) for low, high, _ in states) for number, states in final.items()
+    }
+    found: dict[int, list[_Open]] = {}
+    for piece in pieces:
+        if piece.due:
+            continue
+        end = min(piece.last, last)
+        for number in piece.audience.members:
+            known = settled.get(number)
+            ranges = [(piece.first, end)] if known is None else known.missing(piece.first, end)
+            if ranges:
+                parts = found.setdefault(number, [])
+                parts += [_Open(piece, low, high) for low, high in ranges]
+    return found

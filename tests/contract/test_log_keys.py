@@ -93,6 +93,24 @@ def test_45_a_key_is_stored_once_whoever_comes_with_it_and_whenever(log: Contrac
     assert log.resume("shop", "i3").floor == 8
 
 
+def test_45_a_message_is_found_by_its_key_and_a_sender_by_its_hash(log: ContractDriver) -> None:
+    audience = log.log.audience([1])
+    log.append(keyed(audience), keyed(audience, incarnation="i2"))
+    (run,) = log.append(make_batch(audience, 2, [b"a", b"bc"]))
+    assert isinstance(run, Batch)
+    log.append(keyed(NOBODY, 5, name="late", due_at=LATER))
+    for _ in range(2):
+        whose = log.wait(log.log.of_key(use().digest))
+        assert whose == f"shop/{hash_of('i1')}/1"
+        assert log.wait(log.log.of_key(use("late").digest)) == f"shop/{hash_of('i1')}/5"
+        assert log.wait(log.log.of_key(use("other").digest)) is None
+        assert log.wait(log.log.incarnation("shop", hash_of("i2"))) == "i2"
+        assert log.wait(log.log.incarnation("other", hash_of("i2"))) is None
+        heads = log.wait(log.log.heads([run.number, 99]))
+        assert heads == {run.number: (2, run.size)}
+        log.reopen()
+
+
 def test_45_a_run_with_a_key_is_stored_once_as_a_whole(log: ContractDriver) -> None:
     """Of a sender that hands in none again, as those are that have no session."""
     audience = log.log.audience([1])

@@ -39,6 +39,14 @@ def test_a_command_undoes_and_gives_the_account(msgservice: Command) -> None:
     assert status["status"] == "cancelled"
     assert status["reason"].startswith("wrong price (by ")
     assert msgs.receiver("billing")["unaccounted"] == 0
+    assert msgs("send", "orders.new", "text", "--key", "order-17").code == 0
+    sender = msgs.data("status", "o-1")["sender"].split("/")[0]
+    unknown = msgs("undo", "--key", "order-17", "--sender", "other")
+    assert (unknown.code, "no message with the key" in unknown.err) == (1, True)
+    by_key = msgs.data("undo", "--key", "order-17", "--sender", sender)
+    assert by_key["receivers"] == {"billing": {"cancelled": 1}, "archive": {"cancelled": 1}}
+    for wrong in (["undo"], ["undo", "o-1", "--key", "k"], ["undo", "o-1", "--sender", "s"]):
+        assert msgs(*wrong).code == 2
     nothing = msgs("undo", "nothing")
     assert (nothing.code, "no message 'nothing'" in nothing.err) == (1, True)
     assert msgs("send", "nobody.listens", "text", "--id", "o-2").code == 0
@@ -63,6 +71,22 @@ async def test_a_producer_undoes_its_own_and_its_receipts_say_so(tmp_path: Path)
         with pytest.raises(NotDelivered, match="cancelled"):
             await receipts[10].acknowledged()
         assert receipts[9].statuses["away"].name == "QUEUED"
+        paid = await client.send("orders.paid", b"p", idempotency_key="order-17")
+        told = await client.undo(key="order-17", reason="twice")
+        assert (told.messages, told.receivers) == (1, {"away": {"cancelled": 1}})
+        with pytest.raises(NotDelivered, match="twice"):
+            await paid.acknowledged()
+        everything = await client.undo(receipts[0], count=1_000_000)
+        assert (everything.messages, everything.receivers) == (
+            101,
+            {"away": {"cancelled": 20, "cancelled_before": 81}},
+        )
+        with pytest.raises(UnknownMessage, match="order-18"):
+            await client.undo(key="order-18")
+        wrongs: list[dict[str, Any]] = [{}, {"message": "o-1", "key": "k"}]
+        for wrong in wrongs:
+            with pytest.raises(TypeError):
+                await client.undo(**wrong)
         with pytest.raises(UnknownMessage):
             await client.undo("nothing")
         with pytest.raises(ValueError, match="count = 0"):

@@ -1203,6 +1203,33 @@ class DictLog:
                 found.append(new)
         return sorted(found, key=lambda row: (row.first, row.receiver))
 
+    def incarnation(self, sender: str, hash_: str) -> Deferred[str | None]:
+        def job() -> str | None:
+            for name, incarnation in self.content.senders:
+                hashed = sha256(incarnation.encode()).hexdigest()[:16]
+                if (name, hashed) == (sender, hash_):
+                    return incarnation
+            return None
+
+        return self._later(job)
+
+    def heads(self, numbers: Collection[int]) -> Deferred[dict[int, tuple[int, int]]]:
+        def job() -> dict[int, tuple[int, int]]:
+            batches = self.content.batches
+            return {n: (batches[n].count, batches[n].size) for n in numbers if n in batches}
+
+        return self._later(job)
+
+    def of_key(self, digest: bytes) -> Deferred[str | None]:
+        def job() -> str | None:
+            of = self.content.keys.get(digest)
+            if of is None:
+                return None
+            name, incarnation = of.sender
+            return f"{name}/{sha256(incarnation.encode()).hexdigest()[:16]}/{of.sequence}"
+
+        return self._later(job)
+
     def find(
         self,
         identity: str,

@@ -221,7 +221,7 @@ _ALL = [
     Mutant(
         name="a-key-counts-for-one-incarnation",
         at="msgservice.node.intake:Sender.of",
-        old='scope = f"user {user}" if user else f"sender {name}"',
+        old="scope = scope_of_user(user) if user else scope_of_sender(name)",
         new='scope = f"{user} {name} {incarnation}"',
         catcher=_swarm("keyed", "a key is stored twice"),
     ),
@@ -3750,6 +3750,27 @@ _ALL = [
         old="turn.at = (place + 1) % size",
         new="turn.at = 0",
         catcher=_asked("several_who_answer_are_asked_in_turn_and_a_frame_is_shared_among_them"),
+    ),
+    Mutant(
+        name="an-undo-cancels-what-may-have-been-sent",
+        at="msgservice.node.undo:Undo._at",
+        old="sure = max(outlet.backlog.stored_before, outlet.backlog.landed_to)",
+        new="sure = 0",
+        catcher=_test("tests/unit/test_node_undo.py", "who_was_taken_from_and_may_have_it"),
+    ),
+    Mutant(
+        name="an-undo-forgets-what-was-settled-meanwhile",
+        at="msgservice.node.undo:Undo._at",
+        old="work.again[number] = (parts, 0)",
+        new="pass",
+        catcher=_test("tests/unit/test_node_undo.py", "one_that_is_removed_meanwhile"),
+    ),
+    Mutant(
+        name="the-other-sender-of-a-key-is-not-told-of-its-undo",
+        at="msgservice.node.undo:Undo._store",
+        old="if piece.first in taken and piece.position:",
+        new="if False:",
+        catcher=_test("tests/unit/test_node_undo.py", "what_a_second_sender_has_of_a_key"),
     ),
     Mutant(
         name="each-subject-has-a-turn-of-its-own",

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
-from msgservice.core.frames import Transfer
-from msgservice.message import Status
+from msgservice.core.frames import Reply, Request, Transfer
+from msgservice.limits import Limits
+from msgservice.log.memory import MemoryLog
+from msgservice.message import Status, WireMessage, encode_messages
 from msgservice.node import undo
-from tests.kit.nodes import NodeWorld, state_of
+from msgservice.node.outlet import Outlet
+from msgservice.records import hash_of
+from tests.kit.nodes import FailingLog, NodeWorld, state_of
 
 ORDERS = {"subjects": ["orders.>"]}
 SENDER = "shop/4cd9b7672d7fbee8"
@@ -18,8 +26,8 @@ SENDER = "shop/4cd9b7672d7fbee8"
 class World(NodeWorld):
     """A node with one receiver that takes what comes, and two that get nothing for now."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
         self.here = self.peer("here", receive=ORDERS)
         self.away = self.peer("away", receive=ORDERS)
         self.away.connection.abort()
@@ -82,7 +90,7 @@ def test_a_message_in_the_middle_of_a_batch_is_undone_alone() -> None:
 
 @pytest.mark.parametrize("page", [1, 2, 64])
 def test_a_range_is_undone_in_pages_and_adds_up(page: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(undo, "MESSAGES", page)
+    monkeypatch.setattr(undo, "PIECES", page)
     world = World()
     world.send(b"0", b"1", b"2")
     world.acknowledge()
@@ -118,6 +126,136 @@ def test_beyond_what_was_sent_there_is_nothing_to_undo() -> None:
     ok, said = world.operator.request("$node.undo", {"id": f"{SENDER}/1", "count": 0})
     assert not ok
     assert "count" in said
+
+
+def undo_all(world: World, **asked: Any) -> list[dict[str, Any]]:
+    """The pages of an undo."""
+    pages: list[dict[str, Any]] = []
+    while True:
+        ok, told = world.operator.request("$node.undo", asked)
+        assert ok, told
+        pages.append(told)
+        if told["next"] is None:
+            return pages
+        asked = {"id": told["next"], "count": told["left"]}
+
+
+def test_a_count_far_beyond_what_was_sent_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(undo, "PIECES", 8)
+    world = World()
+    for number in range(20):
+        world.send(b"%d" % number)
+    pages = undo_all(world, id=f"{SENDER}/1", count=2**53 - 1)
+    assert [8, 8, 4] == [page["messages"] for page in pages]
+    assert 20 == sum(page["receivers"]["away"]["cancelled"] for page in pages)
+    assert 0 == state_of(world, "away").queued
+    # Where a page begins nothing may be left: the next is undone all the same.
+    (page,) = undo_all(world, id=f"{SENDER}/400", count=2)
+    assert (0, {}) == (page["messages"], page["receivers"])
+    ok, said = world.operator.request("$node.undo", {"id": "other/4cd9b7672d7fbee8/1", "count": 2})
+    assert not ok
+    assert "no message" in said
+
+
+def test_a_message_is_undone_by_its_idempotency_key() -> None:
+    world = World()
+    message = WireMessage(b"paid", None, None, "order-17")
+    raw = msgspec.Raw(encode_messages([message]))
+    world.shop.connection.send(Transfer(1, "orders.new", raw))
+    world.settle()
+    for asked in (
+        {"key": "order-17"},
+        {"key": "order-17", "sender": "other"},
+        {"key": "order-18", "sender": "shop"},
+    ):
+        ok, said = world.operator.request("$node.undo", asked)
+        assert (ok, "no message with the key" in said) == (False, True)
+    for wrong in ({"key": "order-17", "id": f"{SENDER}/1"}, {}):
+        ok, said = world.operator.request("$node.undo", wrong)
+        assert (ok, "one of both" in said) == (False, True)
+    (page,) = undo_all(world, key="order-17", sender="shop")
+    assert page["receivers"] == {"here": {"in_flight": 1}, "away": {"cancelled": 1}}
+    assert f"{SENDER}/1" == page["sender"]
+    # As who has sent it again is told.
+    again = world.peer("shop", incarnation="i2", status_from=1)
+    again.connection.send(Transfer(1, "orders.new", raw))
+    world.settle(1)
+    assert [(1, 1)] == again.statuses()["away", Status.CANCELLED]
+    (page,) = undo_all(world, id=f"shop/{hash_of('i2')}/1")
+    assert page["receivers"]["away"] == {"cancelled_before": 1}
+
+
+def test_what_a_second_sender_has_of_a_key_is_undone_and_both_are_told() -> None:
+    world = World()
+    raw = msgspec.Raw(encode_messages([WireMessage(b"paid", None, None, "k")]))
+    world.shop.connection.send(Transfer(1, "orders.new", raw))
+    world.settle()
+    again = world.peer("shop", incarnation="i2", status_from=1)
+    again.transfer(1, "orders.new", [b"before"])
+    again.connection.send(Transfer(2, "orders.new", raw))
+    world.settle(1)
+    (page,) = undo_all(world, id=f"shop/{hash_of('i2')}/1", count=5)
+    assert (2, {"cancelled": 2}) == (page["messages"], page["receivers"]["away"])
+    world.settle(1)
+    assert (1, 1) in world.shop.statuses()["away", Status.CANCELLED]
+    told = again.statuses()["away", Status.CANCELLED]
+    assert {1, 2} == {n for low, high in told for n in range(low, high + 1)}
+
+
+def test_one_that_is_removed_meanwhile_is_told_as_removed() -> None:
+    log = FailingLog(MemoryLog(reactor=(clock := Clock()), limits=Limits()))
+    world = World(log=log, clock=clock)
+    world.send(b"one", b"two")
+    log.hold = True
+    removing = Deferred.fromCoroutine(world.node.parts.operations.remove("away", 2))
+    world.settle()
+    asked = {"id": f"{SENDER}/1", "count": 2}
+    raw = msgspec.Raw(encode_messages([WireMessage(msgspec.json.encode(asked))]))
+    world.operator.connection.send(Request(1, "$node.undo", raw))
+    world.settle()
+    log.release()
+    world.settle(1)
+    assert not isinstance(removing.result, Failure)
+    (reply,) = world.operator.take(Reply)
+    ((_, ok, answer),) = reply.replies
+    body = msgspec.msgpack.decode(answer, type=WireMessage).body
+    assert ok
+    assert msgspec.json.decode(body)["receivers"] == {
+        "here": {"in_flight": 2},
+        "away": {"removed": 2},
+    }
+
+
+def test_very_many_receivers_are_undone_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    for number in range(60):
+        Deferred.fromCoroutine(world.node.add_receiver(f"r{number}", ["orders.>"]))
+    world.settle()
+    world.send(b"one", b"two", b"three")
+    turns: dict[int, int] = {}
+    turn = [0]
+    now = [0.0]
+    decreed = Outlet.decree
+
+    def decree(self: Outlet, *given: Any) -> int:
+        now[0] += 0.004  # so long it takes
+        turns[turn[0]] = turns.get(turn[0], 0) + 1
+        return decreed(self, *given)
+
+    slices = world.node.parts.undo._slices
+    begin = slices._begin
+
+    def begins() -> None:
+        turn[0] += 1
+        begin()
+
+    monkeypatch.setattr(slices, "_begin", begins)  # once in each turn of the reactor
+    monkeypatch.setattr(Outlet, "decree", decree)
+    monkeypatch.setattr(slices, "_now", lambda: now[0])
+    told = world.undo(f"{SENDER}/1", count=3)
+    assert {"cancelled": 3} == told["receivers"]["r7"]
+    assert 61 == sum(turns.values()), turns
+    assert 3 >= max(turns.values())
 
 
 def test_what_waits_until_it_is_due_is_undone_whole() -> None:
