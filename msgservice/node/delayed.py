@@ -7,7 +7,7 @@ that no turn of the reactor is long, whatever is due in the same second.
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -67,7 +67,7 @@ class DelayedMessages:
         end = (page[-1].due_at, page[-1].delayed_id)
         # While this page is written the next is read. Nothing comes before it any more: what is
         # accepted from now on is due later than this moment.
-        reading = self._log.due(now, end, PAGE).addErrback(self._not_read)
+        reading = maybeDeferred(self._log.due, now, end, PAGE).addErrback(self._not_read)
         try:
             moved = await moving
         except LogUnavailable:

@@ -766,11 +766,12 @@ class Receivers:
     async def rewind(self, name: str, first: int, end: int) -> Replay:
         """Send a receiver what it has acknowledged between these positions again.
 
-        Returns once that is stored. Raises `UnknownReceiver`, `ReplayRuns`.
+        Returns once that is stored. Raises `UnknownReceiver`, `ReplayRuns`; `LimitReached` where
+        there is no place for the set of it alone.
         """
         row = self._standing(name)
         replay = Replay(row.number, REWIND, first, first, end)
-        await self._replayer.begin(row, replay)
+        await self._replayer.begin(row, replay, place=self._directory.audience_alone(row))
         return replay
 
     async def forgotten(
@@ -825,7 +826,7 @@ class Receivers:
         """Send a receiver what it was left out of while it was suspended.
 
         Returns once that is stored. Raises `UnknownReceiver`, `ReplayRuns`; `BadValue` where it was
-        left out of nothing.
+        left out of nothing; `LimitReached` where there is no place for the set of it alone.
         """
         row = self._standing(name)
         span = self._replayer.left_out_of(row)
@@ -834,10 +835,11 @@ class Receivers:
         if self._replayer.runs(row.number):
             raise ReplayRuns(name)
         first, end = span
+        place = self._directory.audience_alone(row)
         # What it is left out of from here on is for another time.
         row.left_first, row.left_last = (end + 1, 0) if row.suspended else (0, 0)
         replay = Replay(row.number, LEFT_OUT, first, first, end)
-        await self._replayer.begin(row, replay, lambda: self._store(row, replay))
+        await self._replayer.begin(row, replay, lambda: self._store(row, replay), place=place)
         return replay
 
     def leave_out(self, row: ReceiverRow, first: int, last: int) -> None:

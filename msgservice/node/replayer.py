@@ -16,6 +16,7 @@ ask for a replay, and from where to where, is in `operations` and `receivers`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -36,6 +37,7 @@ from msgservice.records import (
     LEFT_OUT,
     LOST,
     OF_ACKNOWLEDGED,
+    Audience,
     Copies,
     PageOutcome,
     ReceiverRow,
@@ -99,6 +101,22 @@ class _Running:
         self.over: Waiters[None] = Waiters()
         self.also: Replay | None = None  # what a node has lost: copied too, or before the rest
         self.widened: Waiters[None] = Waiters()
+        self.place: Audience | None = None  # of its copies, held until it is over
+
+    def hold_place(self, audience: Audience) -> None:
+        """Keep the set of its receiver alone, also while nothing else has it.
+
+        A replay keeps history from giving way to sets without a place: without one itself it would
+        wait for that for ever, and so would they.
+        """
+        audience.waiting += 1
+        self.place = audience
+
+    def let_go_of_place(self) -> None:
+        """The replay is over."""
+        if self.place is not None:
+            self.place.waiting -= 1
+            self.place = None
 
 
 class Replayer:
@@ -180,7 +198,9 @@ class Replayer:
             if replay.is_over:
                 self._over[replay.receiver] = replay
                 continue
-            self._running[replay.receiver] = _Running(row, replay)
+            running = self._running[replay.receiver] = _Running(row, replay)
+            with suppress(LimitReached):  # it is looked for again with its first page
+                running.hold_place(self._directory.audience_alone(row))
             if replay.is_open:
                 self._directory.set_starting(row, True)
 
@@ -196,20 +216,29 @@ class Replayer:
             self._again.cancel()
             self._again = None
         for running in self._running.values():
+            running.let_go_of_place()
             self._drop_ahead(running)
         self._let_go()
 
     def begin(
-        self, row: ReceiverRow, replay: Replay, store: Callable[[], Deferred[None]] | None = None
+        self,
+        row: ReceiverRow,
+        replay: Replay,
+        store: Callable[[], Deferred[None]] | None = None,
+        *,
+        place: Audience | None = None,
     ) -> Deferred[None]:
         """Begin a replay; fire when that is stored. Raises `ReplayRuns` where one runs already.
 
         An open one (`start`) leaves its receiver out of audiences from now on. `store`: stores its
-        row, with something more; None: it alone is stored.
+        row, with something more; None: it alone is stored. `place`: the set of its copies, if that
+        is known.
         """
         if row.number in self._running:
             raise ReplayRuns(row.name)
         running = self._running[row.number] = _Running(row, replay)
+        if place is not None:
+            running.hold_place(place)
         self._over.pop(row.number, None)
         if replay.is_open:
             self._directory.set_starting(row, True)
@@ -301,6 +330,7 @@ class Replayer:
     def _is_over(self, running: _Running, replay: Replay) -> None:
         number = running.row.number
         running.replay = replay
+        running.let_go_of_place()
         if self._running.get(number) is running:
             del self._running[number]
             self._over[number] = replay
@@ -323,6 +353,7 @@ class Replayer:
         self._counted.pop(number, None)
         running = self._running.pop(number, None)
         if running is not None:
+            running.let_go_of_place()
             self._drop_ahead(running)
             if self._holder is running:
                 self._let_go()

@@ -210,6 +210,49 @@ _ALL = [
         new="not limit or row.number",
         catcher=_away("test_49_one_that_is_paused_stays_and_its_time_begins_when_it_is_resumed"),
     ),
+    # --- rewinds, time away, and keys with other options, found by the swarm
+    Mutant(
+        name="a-rewind-leaves-single-messages-out",
+        at="msgservice.log.replaying:copies",
+        old="            if not count:\n",
+        new="            if count < 2:\n",
+        catcher=_swarm("rewind", "a rewind is not whole"),
+    ),
+    Mutant(
+        name="a-rewind-goes-backwards",
+        at="msgservice.log.replaying:copies",
+        old="made += copies_of(batch, ranges, size_max, expires=replay.kind != REWIND)",
+        new="made[:0] = copies_of(batch, ranges, size_max, expires=replay.kind != REWIND)",
+        catcher=_swarm("rewind", "rewound out of order"),
+    ),
+    Mutant(
+        name="who-was-here-just-now-is-removed",
+        at="msgservice.node.away:Away.limit",
+        old="* 1000)",
+        new="* 300)",
+        catcher=_swarm("leave", "removed before its time"),
+    ),
+    Mutant(
+        name="who-is-away-for-too-long-stays",
+        at="msgservice.node.away:Away._over",
+        old="if row.number in self._here():",
+        new="if row:",
+        catcher=_swarm("leave", "away for too long, and there"),
+    ),
+    Mutant(
+        name="a-key-does-not-count-for-what-is-retained",
+        at="msgservice.node.acceptance:Acceptance.batch",
+        old="used = messages[0].key or key",
+        new="used = None if transfer.flags & 1 else messages[0].key or key",
+        catcher=_swarm("keyed_keep", "a key is stored twice"),
+    ),
+    Mutant(
+        name="a-key-does-not-count-for-what-waits",
+        at="msgservice.node.acceptance:Acceptance.batch",
+        old="used = messages[0].key or key",
+        new="used = None if transfer.delay else messages[0].key or key",
+        catcher=_swarm("keyed_later", "a key is stored twice"),
+    ),
     # --- what is said of a message before it is delivered, found by the swarm
     Mutant(
         name="a-key-is-forgotten-before-its-time",

@@ -10,13 +10,14 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from msgservice.core.frames import Ack, AudienceFrame, Nack, Routed, Transfer
-from msgservice.errors import LimitReached, UnknownMessage
+from msgservice.errors import LimitReached, LogUnavailable, UnknownMessage
 from msgservice.identity.rules import Rules
 from msgservice.identity.users import User, Users
 from msgservice.limits import TIME_DAYS_MAX
 from msgservice.log.memory import MemoryLog
 from msgservice.message import FLAG_RETAIN, FLAG_RETAIN_ONLY, Action, Status, decode_messages
 from msgservice.node import delayed
+from msgservice.node.delayed import BEGIN
 from msgservice.node.gate import Door
 from msgservice.records import Resume, hash_of
 from tests.kit.limits import Limits
@@ -517,3 +518,22 @@ def test_a_sender_without_room_is_told_of_each_run_that_was_moved_in_one_pass_of
     assert list(range(1, 1201)) == [frame.first for frame in routed]
     assert sorted(set(asked)) == asked  # of none on twice
     assert len(got(billing)) == 1200
+
+
+def test_39_a_log_that_is_closed_while_what_is_due_is_moved_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, logged_failures: list[Any]
+) -> None:
+    """The page behind is read meanwhile, and a node that stops just then has no log any more."""
+    world, billing, shop = world_with()
+    due = world.log.due
+
+    def closed_behind(now: int, after: tuple[int, int], count: int) -> Any:
+        if after != BEGIN:
+            raise LogUnavailable("the log is not open")
+        return due(now, after, count)
+
+    monkeypatch.setattr(world.log, "due", closed_behind)
+    send(shop, 1, b"one", delay=1000)
+    later(world, 2)
+    assert [b"one"] == got(billing)
+    assert [] == logged_failures

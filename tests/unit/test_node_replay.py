@@ -614,8 +614,12 @@ def test_47_an_audience_that_finds_no_place_is_waited_for() -> None:
     taking(world, "other")
     bodies = send(shop, range(1, 4))
     real = world.node.parts.directory.audience_alone
+    asked: list[Any] = []
 
     def full(row: Any) -> Any:
+        asked.append(row)
+        if len(asked) == 1:  # when it begins
+            return real(row)
         raise LimitReached("audiences", 1)
 
     world.node.parts.directory.audience_alone = full  # type: ignore[method-assign]
@@ -625,6 +629,48 @@ def test_47_an_audience_that_finds_no_place_is_waited_for() -> None:
     world.node.parts.directory.audience_alone = real  # type: ignore[method-assign]
     world.settle(2)
     assert bodies == billing.copies
+
+
+def test_19_a_rewind_that_has_no_place_keeps_no_history_and_one_that_has_keeps_it() -> None:
+    """Or it would keep the history that is to make room for it, and wait for that for ever."""
+    limits = SmallLimits(audiences=4, keep_seconds=3600.0)
+    world = NodeWorld(limits)
+    shop, billing = world.peer("shop"), taking(world)
+    for number, name in enumerate(("first", "second", "third", "fourth"), 1):
+        taking(world, name)
+        send(shop, [number])  # to one more: a set of its own
+    assert 4 == len(world.log._store.state.totals)
+    assert "audiences = 4" in refused(shop, "rewind", name="billing")
+    assert ask(shop, "replay", name="billing") is None
+    for _ in range(200):
+        world.settle(1)  # history makes room
+        if shop.request("$node.receivers.rewind", {"name": "billing"})[0]:
+            break
+    else:
+        pytest.fail("no room is made")
+    directory = world.node.parts.directory
+    (row,) = [one for one in directory if one.name == "billing"]
+    world.settle(2)
+    assert ask(shop, "replay", name="billing")["over"]
+    assert not directory.audience_alone(row).waiting
+    assert billing.copies
+
+
+def test_19_the_place_of_a_replay_is_kept_as_long_as_it_runs_also_after_a_start() -> None:
+    world = NodeWorld()
+    taking(world)
+    directory, replayer = world.node.parts.directory, world.node.parts.replayer
+    row = directory.named("billing")
+    replayer.stop()  # it copies nothing
+    for begins in (
+        lambda: replayer.load([Replay(row.number, REWIND, 0, 0, 5)]),
+        lambda: ensureDeferred(world.node.parts.receivers.rewind("billing", 0, 5)),
+    ):
+        begins()
+        directory.collect()
+        assert directory.audience_alone(row).waiting
+        replayer.forget(row.number)
+        assert not directory.audience_alone(row).waiting
 
 
 def test_47_a_replay_of_a_receiver_that_nobody_knows_is_let_go() -> None:

@@ -40,6 +40,14 @@ class Family:
         """How many bytes may wait for a receiver that nobody handed over for it."""
         return 0
 
+    def copies_besides(self, name: str) -> int:
+        """How many copies of a message may come to a receiver but for letters sent again."""
+        return 0
+
+    def letters_again(self, name: str) -> int:
+        """How often letters were sent again to a receiver."""
+        return 0
+
     def finish(self, check: Check) -> None:
         """Do what is left to do when all is through."""
 

@@ -12,12 +12,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgservice.errors import KeyReused
 from tests.simulation.swarm.family import Family
 from tests.simulation.swarm.parties import Sent
 from tests.simulation.swarm.plan import SUBJECTS
+from tests.simulation.swarm.retained import Retained
+from tests.simulation.swarm.times import TICK
 
 if TYPE_CHECKING:
     from tests.simulation.swarm.checkers import Check
@@ -36,6 +38,20 @@ class Keys(Family):
 
     def do_keyed(self, who: str, slot: int, variant: int) -> None:
         """Hand over what has this key, again or for the first time."""
+        self._hand_over(who, slot, variant)
+
+    def do_keyed_later(self, who: str, slot: int, variant: int, delay: float) -> None:
+        """Hand over what has this key, to be delivered later, with whichever delay."""
+        self._hand_over(who, slot, variant, delay=delay)
+
+    def do_keyed_keep(self, who: str, slot: int, variant: int) -> None:
+        """Hand over what has this key, and is retained."""
+        sent = self._hand_over(who, slot, variant, retain=True)
+        if sent is not None:
+            (retained,) = [one for one in self.world.families if isinstance(one, Retained)]
+            retained.put.setdefault(sent.subject, []).append(sent)
+
+    def _hand_over(self, who: str, slot: int, variant: int, **options: Any) -> Sent | None:
         producer, now = self.world.producers[who], self.world.now
         uses = self.uses.setdefault((who, slot), [])
         subject = SUBJECTS[slot % 3]
@@ -43,9 +59,12 @@ class Keys(Family):
         # Who gets it was decided for the first of them.
         at = uses[0].at if uses else now
         sent = Sent(body, who, producer.lives, subject, None, at, 0, key=f"slot-{slot}")
-        sent.handed_at = now
-        if producer.hand_over(sent, idempotency_key=sent.key):
-            uses.append(sent)
+        sent.handed_at, sent.delay = now, options.get("delay")
+        sent.retain = "keep" if options.get("retain") else ""
+        if not producer.hand_over(sent, idempotency_key=sent.key, **options):
+            return None
+        uses.append(sent)
+        return sent
 
     def handed_over(self) -> Iterable[Sent]:
         """See `Family`."""
@@ -59,12 +78,14 @@ class Keys(Family):
     @property
     def drain_seconds(self) -> float:
         """See `Family`. Beyond the limit of keys a new one waits until others are over."""
-        limits = self.world.limits
+        limits, now = self.world.limits, self.world.now
+        left = [one.handed_at + (one.delay or 0.0) - now for one in self.handed_over()]
+        until_due = max(0.0, *left, 0.0) if left else 0.0
         if not self.uses or limits.idempotency_keys >= 100:
-            return 0.0
+            return until_due
         uses = sum(map(len, self.uses.values()))
         rounds = 2 + uses / limits.idempotency_keys
-        return rounds * (limits.idempotency_key_seconds + FORGOTTEN_WITHIN)
+        return rounds * (limits.idempotency_key_seconds + FORGOTTEN_WITHIN) + until_due
 
     # --- what must be so
 
@@ -74,6 +95,15 @@ class Keys(Family):
             if uses and uses[0].at > self.world.log_restored_at:
                 self._check_stored_once(check, f"key {slot} of {who}", uses)
                 self._check_handled(check, uses)
+                self._check_due(check, f"key {slot} of {who}", uses)
+
+    def _check_due(self, check: Check, which: str, uses: list[Sent]) -> None:
+        """What waits by a key comes when that is due which was taken: no use has it come sooner."""
+        due = min(one.handed_at + (one.delay or 0.0) for one in uses)
+        for body in {one.body for one in uses}:
+            came = min(self.witness.places.get(body, {}).values(), default=math.inf)
+            if came < due - TICK and not self.world.jumped_days:
+                check.fail("a key has it come before it is due", f"{which}: {came:.3f}, {due:.3f}")
 
     def _check_stored_once(self, check: Check, which: str, uses: list[Sent]) -> None:
         """One position for each time that a key is remembered, whichever content came with it."""

@@ -95,6 +95,10 @@ class Letters(Family):
         """See `Family`."""
         return sum(act.size + 200 * len(act.letters) for act in self.acts if act.target == name)
 
+    def letters_again(self, name: str) -> int:
+        """See `Family`."""
+        return sum(act.what == "requeue" and act.target == name for act in self.acts)
+
     # --- what must be so
 
     def finish(self, check: Check) -> None:
@@ -164,7 +168,7 @@ class Letters(Family):
             if sent is None or not self.is_judged(sent):
                 continue
             replays = [place for place, (flags, _) in copies.items() if flags & REPLAY]
-            again = sum(
+            again = sum(family.copies_besides(name) for family in world.families) + sum(
                 max(1, list(act.letters.values()).count(body))
                 for act in requeues
                 if act.target == name
@@ -188,6 +192,8 @@ class Letters(Family):
         # A message may be a letter of several receivers, by the same position.
         sent = {(one.target, position) for one in again for position in one.letters}
         for (name, body), copies in self.witness.copies.items():
+            if any(family.copies_besides(name) for family in self.world.families):
+                continue  # it may have acknowledged what was another's letter
             for flags, of in copies.values():
                 if not flags & REPLAY or not of.startswith("log:"):
                     continue

@@ -468,6 +468,7 @@ def _reorder(random: Random, plan: Plan) -> Plan:
 
 
 POOL = "pool"  # the receiver that workers share
+KEYED = 100  # the first slot of a key that comes with other options
 THEFTS = ("guess", "skip", "name")
 
 
@@ -544,7 +545,8 @@ MISHAPS = ("kill", "kill", "cut", "stop")
 
 LATE = ("late0", "late1", "late2", "late3", "late4")  # who joins late
 FIRST_LATE = 3  # of these, among what is retained without more
-TIMED = ("short", "later", "keep_later", "keep_short", "later_short")  # that fall due, or expire
+# Those that fall due, or expire.
+TIMED = ("short", "later", "keep_later", "keep_short", "later_short", "keyed_later", "leave")
 
 
 @dataclass
@@ -808,6 +810,63 @@ def _together(drawing: Drawing) -> list[Op]:
     return ops
 
 
+def _rewinds(drawing: Drawing) -> list[Op]:
+    """An operator has sent again what receivers have acknowledged: all of it, or the last."""
+    random, pick = drawing.random, drawing.random.choice
+    ops: list[Op] = []
+    for _ in range(random.randint(1, 4)):
+        at, who = drawing.at(), pick(drawing.receivers)
+        ops.append(Op(at, "rewind", who, (pick((1.0, 1.0, 0.3)),)))
+        for _ in range(random.choice((0, 2, 6))):  # there is something, and something new
+            near = max(0.0, round(at + random.uniform(-5.0, 0.5), 3))
+            args = (pick(SUBJECTS[:3]), pick((1, 5, 20)), pick((0, 300)), None, False)
+            ops.append(Op(near, "send", pick(drawing.producers), args))
+    return ops
+
+
+def _keyed_more(drawing: Drawing) -> list[Op]:
+    """Keys of what is retained, and of what waits until it is due: said again and again."""
+    random, pick = drawing.random, drawing.random.choice
+    ops: list[Op] = []
+    for slot in range(KEYED, KEYED + random.randint(1, 4)):
+        at, who = random.uniform(0, drawing.span), pick(drawing.producers)
+        is_kept = random.random() < 0.5
+        for _ in range(random.randint(2, 5)):
+            variant = int(random.random() < 0.1)
+            if is_kept:
+                ops.append(Op(round(at, 3), "keyed_keep", who, (slot, variant)))
+                if random.random() < 0.6:  # which is newer, whatever is said again
+                    near = round(at + random.uniform(0.0, 1.0), 3)
+                    ops.append(Op(near, "keep", who, (SUBJECTS[slot % 3], pick(("keep", "clear")))))
+            else:
+                delay = round(pick((0.05, 1.0, 5.0, 20.0)) * random.uniform(0.7, 1.3), 3)
+                ops.append(Op(round(at, 3), "keyed_later", who, (slot, variant, delay)))
+            at += pick((0.0, 0.05, 1.0, 8.0, 30.0)) * random.uniform(0.5, 1.5)
+    late = [name for name in LATE[:FIRST_LATE] if random.random() < 0.4]
+    patterns = [(">",), ("a.*",)]
+    return [*ops, *(Op(drawing.at(), "join", name, (pick(patterns),)) for name in late)]
+
+
+def _leaving(drawing: Drawing) -> list[Op]:
+    """Receivers that may be away for so long, and are, or not quite."""
+    random, pick = drawing.random, drawing.random.choice
+    there = [
+        part.name
+        for part in drawing.cast
+        if part.kind != "producer" and not part.options.get("dialled")
+    ]
+    ops: list[Op] = []
+    for _ in range(random.randint(1, 3) if there else 0):
+        at, who, away_max = drawing.at(), pick(there), pick((3, 10, 30))
+        seconds = round(away_max * pick((0.3, 0.9, 1.1, 2.0)) + pick((0.0, 25.0)), 3)
+        ops.append(Op(at, "leave", who, (away_max, seconds)))
+        for _ in range(random.choice((1, 4))):  # it has something waiting, or is sent something
+            near = max(0.0, round(at + random.uniform(-0.5, seconds + 1.0), 3))
+            args = (pick(SUBJECTS[:3]), pick((1, 5)), pick((0, 300)), None, False)
+            ops.append(Op(near, "send", pick(drawing.producers), args))
+    return ops
+
+
 def draw(seed: int, *, options: bool = True) -> Plan:
     """Return what this seed does; without `options` of messages it is what it was before them."""
     random = Random(f"swarm {seed}")
@@ -838,4 +897,10 @@ def draw(seed: int, *, options: bool = True) -> Plan:
         return _share(Random(f"shared {seed}"), plan)
     plan = _say_more(Random(f"more options {seed}"), plan, (_letters, _retained))
     plan = _say_more(Random(f"together {seed}"), plan, (_together,))
+    plan = _say_more(Random(f"keyed more {seed}"), plan, (_keyed_more,))
+    kinds = {op.kind for op in plan.ops}
+    if "poison" not in kinds and "intrude" not in kinds:
+        plan = _say_more(Random(f"rewinds {seed}"), plan, (_rewinds,))
+        if not plan.world.get("users"):
+            plan = _say_more(Random(f"leaving {seed}"), plan, (_leaving,))
     return _share(Random(f"shared {seed}"), plan)

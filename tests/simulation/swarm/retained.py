@@ -121,7 +121,10 @@ class Retained(Family):
 
     def _subject_of(self, body: bytes) -> str:
         sent = self.world.sent.get(body)
-        return sent.subject if sent is not None else ""
+        if sent is not None:
+            return sent.subject
+        keyed = [one.subject for some in self.put.values() for one in some if one.body == body]
+        return keyed[0] if keyed else ""
 
     def _position(self, sent: Sent) -> int | None:
         if sent.receipt is not None and sent.receipt.position is not None:
@@ -146,8 +149,9 @@ class Retained(Family):
             if (one.error is None or isinstance(one.error, ClientClosed))
             and not self._is_cancelled(one)
         ]
+        # Several with one key have the position of the first.
         known = {position: one for one in put if (position := self._position(one)) is not None}
-        if len(known) < len(put):
+        if any(self._position(one) is None for one in put):
             return  # of some it is not known whether they were stored, or when
         if joined_at is None:
             # It may have joined at any moment since: all of it must have been there before.

@@ -42,6 +42,7 @@ from tests.simulation.swarm.accounts import FORBIDDEN, Accounts, Thief
 from tests.simulation.swarm.checkers import Check
 from tests.simulation.swarm.family import Family
 from tests.simulation.swarm.keys import Keys
+from tests.simulation.swarm.leaving import Leaving
 from tests.simulation.swarm.letters import Letters
 from tests.simulation.swarm.meter import Meter
 from tests.simulation.swarm.parties import (
@@ -55,6 +56,7 @@ from tests.simulation.swarm.parties import (
 from tests.simulation.swarm.plan import LATE, TIMED, Part, Plan, limits_of
 from tests.simulation.swarm.pools import PoolParty, Pools
 from tests.simulation.swarm.retained import Retained
+from tests.simulation.swarm.rewinds import Rewinds
 from tests.simulation.swarm.scripted import Intruder, ScriptedParty, Stray, Wolf
 from tests.simulation.swarm.times import Delays, Lifetimes
 from tests.simulation.swarm.witness import Violation, Witness
@@ -146,6 +148,8 @@ class World:
             Delays(self),
             Letters(self),
             Retained(self),
+            Rewinds(self),
+            Leaving(self),
             Pools(self),
         )
         self.witness.watches_times = any(op.kind in TIMED for op in plan.ops)
