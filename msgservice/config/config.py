@@ -79,7 +79,7 @@ SECTIONS = (
     "limits",
 )
 NODE_KEYS = ("name", "data", "users", "insecure", "networks")
-WEB_KEYS = ("hosts",)
+WEB_KEYS = ("hosts", "bodies")
 CHECKS_OF_FACES = {STREAMS: check_face_address, WEB: check_web_address}
 RECEIVER_KEYS = (
     "name",
@@ -187,6 +187,7 @@ class Config:
     networks: tuple[Network, ...] = ()
     listen: tuple[ListenConfig, ...] = LISTEN_DEFAULT
     web_hosts: tuple[str, ...] = ()  # names by which HTTP is asked, besides localhost and addresses
+    web_bodies: bool = False  # of messages, to be saved by who may ask for these
     streams: StreamLimits = field(default_factory=StreamLimits)  # of the listener of streams
     tls: TlsProfiles = field(default_factory=TlsProfiles)  # what addresses with TLS leave out
     logins: Mapping[str, Path] = field(default_factory=dict)  # of nodes that are dialled, by name
@@ -289,6 +290,7 @@ def _read(reader: Reader, folder: Path) -> Config:
         networks=_networks(reader, ("node", "networks")),
         listen=_listen(reader, folder, users, insecure, transports),
         web_hosts=_web_hosts(reader),
+        web_bodies=reader.value(("web", "bodies"), bool, False),
         streams=_streams(reader),
         tls=tls,
         webhooks=webhooks,

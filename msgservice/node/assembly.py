@@ -73,6 +73,7 @@ from msgservice.node.upkeep import Upkeep
 from msgservice.node.view import ReceiversView
 from msgservice.node.visits import Visits
 from msgservice.node.web.access import Access
+from msgservice.node.web.bodies import body_paths
 from msgservice.node.web.events import Events as WebEvents
 from msgservice.node.web.health import health_paths
 from msgservice.node.web.listener import Web
@@ -145,6 +146,7 @@ def assemble(
     insecure: bool,
     reach: Reach,
     web_hosts: Collection[str],
+    web_bodies: bool,
     transports: Transports,
     provers: Mapping[str, Prover],
     reload: Callable[[], Deferred[list[Reread]]],
@@ -455,6 +457,7 @@ def assemble(
         ),
         *posts.paths(),
         *operation_paths(admin, limits.max_batch),
+        *body_paths(admin, allowed=web_bodies),
         *web_events.paths(web),
         *XmlRpc(posts, admin, limits).paths(),
         openapi_path(web.paths, installed_version()),

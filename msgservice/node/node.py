@@ -109,7 +109,8 @@ class Node(Service):
 
     `data`: the folder of its log, made if missing, or an `ILog`. `listen`: endpoint strings, none
     by default (an embedded node needs none: `node.client`). `web`: the same, for HTTP; `web_hosts`:
-    names by which it is asked there, besides localhost and its addresses. `receivers`: rows from
+    names by which it is asked there, besides localhost and its addresses; `web_bodies`: bodies of
+    messages may be saved there. `receivers`: rows from
     the configuration, brought into the log at start. `users`: who may come, and do what; without
     any who comes is believed. `read_users`: reads them instead, in a thread, at each start and for
     `reload`. `without_login`: addresses of `listen` that ask for no login, and the user whom
@@ -135,6 +136,7 @@ class Node(Service):
         listen: Sequence[str] = (),
         web: Sequence[str] = (),
         web_hosts: Sequence[str] = (),
+        web_bodies: bool = False,
         receivers: Sequence[ReceiverRow] = (),
         limits: Limits | None = None,
         insecure: bool = False,
@@ -154,7 +156,7 @@ class Node(Service):
         self.time = Time(reactor)
         self.limits = Limits() if limits is None else limits
         check_kind(Limits, "Limits are needed", limits=self.limits)
-        check_flags(insecure=insecure)
+        check_flags(insecure=insecure, web_bodies=web_bodies)
         self._folder = Path(data).absolute() if isinstance(data, str | os.PathLike) else None
         self.log: ILog = self._make_log() if self._folder is not None else cast("ILog", data)
         self.ports: list[IListeningPort] = []
@@ -194,6 +196,7 @@ class Node(Service):
         self._listen = tuple([exact(address) for address in listen])
         self._web = tuple([exact(address) for address in web])
         self._web_hosts = tuple(web_hosts)
+        self._web_bodies = web_bodies
         self._configured = tuple(receivers)
         for row in self._configured:
             if not isinstance(row, ReceiverRow):
@@ -308,6 +311,7 @@ class Node(Service):
             insecure=self._insecure,
             reach=self._reach,
             web_hosts=self._web_hosts,
+            web_bodies=self._web_bodies,
             transports=self.transports,
             provers=self._provers,
             reload=self.reload,

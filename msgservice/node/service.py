@@ -43,6 +43,7 @@ def build_service(config: Config, *, reactor: IReactorTime) -> Node:
         listen=[one.address for one in config.listen if one.transport not in FACES],
         web=[one.address for one in config.listen if one.transport == WEB],
         web_hosts=config.web_hosts,
+        web_bodies=config.web_bodies,
         receivers=[
             ReceiverRow(
                 number=0,

@@ -656,5 +656,40 @@ async def test_one_receiver_is_the_row_of_the_list(world: World) -> None:
     assert 400 == (await world.peer.ask("GET", "/v1/receivers/billing?after=a")).status
 
 
+PAGE_OF_ATTACK = b"<script>alert(1)</script>" * 2_400  # more than one part of a message
+
+
+@ensure
+async def test_a_body_is_saved_where_that_is_allowed_and_never_run(tmp_path: Path) -> None:
+    world = World(tmp_path, web_bodies=True)
+    await world.start(attach=False)
+    await world.node.add_receiver("billing", ["orders.>"])
+    html = {"content-type": "text/html"}
+    said = {"subject": "orders.a", "text": PAGE_OF_ATTACK.decode(), "headers": html}
+    posted = await world.post(said | {"retain": True})
+    assert 201 == posted.status
+    place = posted.json["position"]
+    for path in (f"receivers/billing/next/{place}", "retained/orders.a"):
+        told = await world.peer.ask("GET", f"/v1/{path}/body")
+        assert (200, PAGE_OF_ATTACK) == (told.status, told.body)
+        assert "application/octet-stream" == told.headers["content-type"]
+        assert f'attachment; filename="message-{place}.bin"' == told.headers["content-disposition"]
+        assert told.headers["content-security-policy"].startswith("sandbox;")
+        assert "nosniff" == told.headers["x-content-type-options"]
+    assert 404 == (await world.peer.ask("GET", "/v1/retained/none/body")).status
+    assert 400 == (await world.peer.ask("GET", "/v1/receivers/billing/next/x/body")).status
+    assert {"bodies": True} == (await world.peer.ask("GET", "/page/options.json")).json
+    await world.stop()
+
+
+@ensure
+async def test_no_body_is_given_out_where_that_is_not_allowed(world: World) -> None:
+    place = (await world.post({"subject": "orders.a", "text": "x"})).json["position"]
+    for path in (f"receivers/billing/next/{place}", "receivers/billing/dead/1", "retained/a"):
+        told = await world.peer.ask("GET", f"/v1/{path}/body")
+        assert (403, True) == (told.status, "bodies = true" in told.json["detail"])
+    assert {"bodies": False} == (await world.peer.ask("GET", "/page/options.json")).json
+
+
 def test_tokens_are_said_in_a_header() -> None:
     assert {"Authorization": "Bearer x"} == bearer("x")

@@ -88,8 +88,8 @@ def node_of(folder: Path, more: str = "") -> Iterator[tuple[str, Command]]:
 
 
 @contextmanager
-def shown_of(folder: Path, **how: Any) -> Iterator[Shown]:
-    with node_of(folder) as (url, msgservice), browser_of() as browser:
+def shown_of(folder: Path, *, more: str = "", **how: Any) -> Iterator[Shown]:
+    with node_of(folder, more) as (url, msgservice), browser_of() as browser:
         page = browser.new_page(**how)
         wrong: list[str] = []
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -188,12 +188,24 @@ def test_a_webhook_is_sent_a_test_by_clicking(shown: Shown) -> None:
     shown.click("billing")
     shown.sees("Nothing waits.")
     assert shown.page.get_by_role("button", name="Send a test").count() == 0
+    assert shown.page.get_by_role("button", name="Save body").count() == 0
     shown.click("Close")
     shown.click("hook")
     shown.click("Send a test")
     shown.sees("One call to its address")
     shown.click("Do it")
     shown.sees("Not taken: 127.0.0.1 is no address that this node may dial (networks of [webhook])")
+
+
+def test_a_body_is_saved_where_the_node_allows_it(tmp_path: Path) -> None:
+    with shown_of(tmp_path, more="[web]\nbodies = true\n") as shown:
+        assert shown.msgservice("receivers", "add", "billing", "orders.>").code == 0
+        assert shown.msgservice("send", "orders.new", "<script>1</script>").code == 0
+        shown.click("billing")
+        with shown.page.expect_download(timeout=MS) as saved:
+            shown.click("Save body")
+        assert saved.value.suggested_filename == "message-65536.bin"
+        assert Path(saved.value.path()).read_bytes() == b"<script>1</script>"
 
 
 def test_names_are_text(shown: Shown) -> None:

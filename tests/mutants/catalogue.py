@@ -3929,6 +3929,23 @@ _ALL = [
             "test_a_name_of_a_user_that_leads_to_what_only_the_node_reaches_is_not_dialled[udp]",
         ),
     ),
+    Mutant(
+        name="time-is-an-event",
+        at="msgservice.node.web.events:Events.observed",
+        old="replace_at(told, node.at) == node",
+        new="False",
+        catcher=_test(f"{EVENTS} -k only_time_has_passed", "only_time_has_passed"),
+    ),
+    Mutant(
+        name="bodies-are-given-out",
+        at="msgservice.node.web.bodies:_answering",
+        old="if not allowed:",
+        new="if False:",
+        catcher=_test(
+            "tests/integration/test_http_messages.py -k no_body_is_given_out",
+            "no_body_is_given_out",
+        ),
+    ),
 ]
 
 MUTANTS = {mutant.name: mutant for mutant in _ALL}

@@ -32,6 +32,23 @@ export async function ask(method, path, body) {
   return valueOf(response);
 }
 
+// What is at a path, as bytes under the name that the node gives them.
+export async function save(at) {
+  let response;
+  try {
+    response = await fetch(at, { headers: HEADERS, credentials: "same-origin", cache: "no-store", redirect: "error" });
+  } catch {
+    throw unanswered();
+  }
+  if (!response.ok) throw await problemOf(response);
+  const name = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition") ?? "")?.[1] ?? "message.bin";
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([await response.arrayBuffer()], { type: "application/octet-stream" }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
 export const unanswered = () => new Problem(0, "The node does not answer.");
 
 // What an answer says that is none of success.

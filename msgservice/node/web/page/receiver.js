@@ -1,7 +1,7 @@
 // The dialog of one receiver: what it is, its dead letters, what is next for it, and what can be done.
 
 import { cancelRewind, drop, pause, purge, requeue, resume, rewind, sendTest } from "./acts.js";
-import { ask, path } from "./api.js";
+import { ask, path, save } from "./api.js";
 import { ago } from "./clock.js";
 import { $, bytes, counted, el, lasting, moment, number, say } from "./dom.js";
 
@@ -84,9 +84,10 @@ function again(row) {
 }
 
 async function parts(name) {
+  const { bodies } = await ask("GET", "/page/options.json").catch(() => ({}));
   const [dead, next] = await Promise.all([
-    part("Dead letters", () => letters(name)),
-    part("Next for it", () => waiting(name)),
+    part("Dead letters", () => letters(name, bodies)),
+    part("Next for it", () => waiting(name, bodies)),
   ]);
   return [...dead, ...next];
 }
@@ -99,7 +100,21 @@ async function part(heading, make) {
   }
 }
 
-async function letters(name) {
+// A button that saves a body; what speaks against that stands beside it.
+function saving(pieces) {
+  const told = el("span", { class: "soft", role: "status" });
+  const click = async () => {
+    say(told, "");
+    try {
+      await save(path(pieces));
+    } catch (problem) {
+      say(told, ` ${problem.message}`);
+    }
+  };
+  return el("span", {}, el("button", { type: "button", on: { click } }, "Save body"), told);
+}
+
+async function letters(name, bodies) {
   const page = await ask("GET", path(["v1", "receivers", name, "dead"], { limit: LETTERS }));
   if (!page.dead.length) return [el("p", { class: "soft" }, "None.")];
   const close = (act) => async () => {
@@ -114,6 +129,7 @@ async function letters(name) {
       el("button", { type: "button", on: { click: close(() => requeue(name, letter.position)) } }, "Send again"),
       " ",
       el("button", { type: "button", on: { click: close(() => drop(name, letter.position)) } }, "Drop"),
+      ...(bodies ? [" ", saving(["v1", "receivers", name, "dead", letter.position, "body"])] : []),
     ),
   );
   return [
@@ -128,7 +144,7 @@ async function letters(name) {
   ].filter((one) => one !== null);
 }
 
-async function waiting(name) {
+async function waiting(name, bodies) {
   const page = await ask("GET", path(["v1", "receivers", name, "next"], { limit: 10 }));
   if (!page.messages.length) return [el("p", { class: "soft" }, "Nothing waits.")];
   return [
@@ -142,6 +158,7 @@ async function waiting(name) {
           el("strong", {}, one.subject),
           ` ${one.id ?? one.sender}, ${bytes(one.size)}, ${one.status} since ${moment(one.stored_at)}`,
           one.reason ? `: ${one.reason.split("\n")[0]}` : "",
+          ...(bodies ? [" ", saving(["v1", "receivers", name, "next", one.position, "body"])] : []),
         ),
       ),
     ),
