@@ -12,19 +12,23 @@ import json
 import struct
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
 SHIFT = 16  # a position is number << 16 | index
+PLACE_MASK = (1 << SHIFT) - 1
 ACKNOWLEDGED = 3
 FINAL = {3: "acknowledged", 4: "expired", 5: "dead", 6: "cancelled", 7: "removed"}
+LAST = 2**63 - 1
 COUNTS = ("acknowledged_count", "expired_count", "dead_count", "cancelled_count", "removed_count")
 ENTRIES = -1  # the row of `progress` that counts entries
 MARK = struct.Struct("<8s32sQQII")  # magic, log id, number, commits, chain, crc of all before
 MARK_PLACES = (0, 4096)
 FOUND_MAX = 100
+# What reading fails with where a row has what none can have.
+UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error)
 
 Execute = Callable[..., Iterable[tuple[Any, ...]]]  # of an SQL text and its parameters
 Ranges = list[tuple[int, int]]
@@ -70,12 +74,46 @@ class Recount:
             self.discrepancies.append(sentence)
 
 
-@dataclass(slots=True)
-class _Row:
-    """A batch, as far as receivers and senders are counted by it."""
+class _Rows:
+    """The batches of one audience, rising: their numbers, and the messages up to each."""
 
-    number: int
-    count: int
+    __slots__ = ("numbers", "upto")
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.upto = [0]
+
+    def add(self, number: int, count: int) -> None:
+        """Note the next batch."""
+        self.numbers.append(number)
+        self.upto.append(self.upto[-1] + count)
+
+    def between(self, first: int, last: int) -> int:
+        """Return how many messages have positions from `first` to `last`."""
+        return self._below(last + 1) - self._below(first) if last >= first else 0
+
+    def _below(self, position: int) -> int:
+        at = bisect_left(self.numbers, position >> SHIFT)
+        if at == len(self.numbers) or self.numbers[at] != position >> SHIFT:
+            return self.upto[at]
+        inside = min(position & PLACE_MASK, self.upto[at + 1] - self.upto[at])
+        return self.upto[at] + inside
+
+    def inside(self, ranges: Ranges, least: int = 0) -> int:
+        """Return how many messages are in these ranges, which rise and are apart, from `least` on.
+
+        By the ranges or by the batches, whichever are fewer.
+        """
+        begin = bisect_left(self.numbers, least >> SHIFT)
+        if len(ranges) <= len(self.numbers) - begin:
+            return sum([self.between(max(low, least), high) for low, high in ranges])
+        total = 0
+        for at in range(begin, len(self.numbers)):
+            first = self.numbers[at] << SHIFT
+            last = first + self.upto[at + 1] - self.upto[at] - 1
+            if last >= least:
+                total += _overlap(ranges, max(first, least), last)
+        return total
 
 
 def recount(execute: Execute, mark: bytes | None = None) -> Recount:
@@ -94,12 +132,18 @@ def recount(execute: Execute, mark: bytes | None = None) -> Recount:
     found.log_id = log_id[0]
     _look_at_pages(execute, found)
     batches = _Batches(execute, found, *head)
-    batches.follow()
-    _compare_mark(execute, found, batches, mark)
-    _count_receivers(execute, found, batches)
-    _compare_senders(execute, found, batches)
-    _count_delayed(execute, found)
-    _find_strays(execute, found, batches)
+    for of, look in (
+        ("batches", batches.follow),
+        ("mark", lambda: _compare_mark(execute, found, batches, mark)),
+        ("receivers", lambda: _count_receivers(execute, found, batches)),
+        ("senders", lambda: _compare_senders(execute, found, batches)),
+        ("delayed rows", lambda: _count_delayed(execute, found)),
+        ("rows beside the batches", lambda: _find_strays(execute, found, batches)),
+    ):
+        try:
+            look()
+        except UNREADABLE as error:  # the others are looked at all the same
+            found.say(f"its {of} have values that no row has: {error}")
     return found
 
 
@@ -132,7 +176,7 @@ class _Batches:
         self.last = oldest - 1
         self.counts: dict[int, int] = {}  # messages, by number
         self.chains: dict[int, int] = {}
-        self.of: dict[int, list[_Row]] = defaultdict(list)  # by audience, rising
+        self.of: dict[int, _Rows] = defaultdict(_Rows)  # by audience
         self.totals: dict[int, tuple[int, int]] = {}  # audience -> messages, bytes, to its last
 
     def follow(self) -> None:
@@ -158,7 +202,7 @@ class _Batches:
             if number <= self.saved:
                 at_save[audience] = (row[7] + count, row[8] + size, number)
                 kept_bytes += 0 if frame is None else len(frame)
-            self.of[audience].append(_Row(number, count))
+            self.of[audience].add(number, count)
             self.counts[number] = count
             self.last = number
             self._found.batches += 1
@@ -220,16 +264,6 @@ class _Batches:
         for number in sorted(self.of.keys() - known):
             self._found.say(f"audience {number} has batches and no row")
 
-    def open_above(self, audience: int, cursor: int) -> Iterator[tuple[int, int]]:
-        """Yield what an audience has above a cursor: first and last position of each batch."""
-        rows = self.of.get(audience, [])
-        at = bisect_left(rows, cursor >> SHIFT, key=lambda row: row.number)
-        for row in rows[at:]:
-            first = row.number << SHIFT
-            last = first + row.count - 1
-            if last > cursor:
-                yield max(first, cursor + 1), last
-
 
 def _length_of(frame: bytes) -> int | None:
     """Return how many elements a msgpack array has, or None where it is none."""
@@ -281,8 +315,11 @@ _NAMES = "select number, name from receiver"
 def _count_receivers(execute: Execute, found: Recount, batches: _Batches) -> None:
     members: dict[int, list[int]] = defaultdict(list)
     for number, text in execute("select number, members from audience"):
-        for receiver in json.loads(text):
-            members[receiver].append(number)
+        try:
+            for receiver in json.loads(text):
+                members[receiver].append(number)
+        except UNREADABLE as error:
+            found.say(f"audience {number}: its members cannot be read: {error}")
     names: dict[int, str] = dict(execute(_NAMES))
     above = _exceptions(execute, found, batches)
     counted = set()
@@ -306,11 +343,12 @@ def _count_receivers(execute: Execute, found: Recount, batches: _Batches) -> Non
         special = dict.fromkeys(FINAL, 0)
         for audience in members.get(receiver, ()):
             routed += batches.totals.get(audience, (0, 0))[0]
-            for first, last in batches.open_above(audience, cursor):
-                left += last - first + 1 - _overlap(settled_ranges, first, last)
-            for first, last in batches.open_above(audience, -1) if final else ():
-                for status, ranges in final.items():
-                    special[status] += _overlap(ranges, first, last)
+            rows = batches.of.get(audience)
+            if rows is None:
+                continue
+            left += rows.between(cursor + 1, LAST) - rows.inside(settled_ranges, cursor + 1)
+            for status, ranges in final.items():
+                special[status] += rows.inside(ranges)
         settled = dict(zip(FINAL.values(), counts, strict=True))
         one = ReceiverCount(
             name, routed, left, {key: value for key, value in settled.items() if value}
@@ -394,7 +432,12 @@ def _compare_senders(execute: Execute, found: Recount, batches: _Batches) -> Non
         if by != sender:
             sender, end = by, -1
             if by in taken:
-                floor, above = taken[by][0], _decoded(taken[by][1])
+                floor = taken[by][0]
+                try:
+                    above = _decoded(taken[by][1])
+                except UNREADABLE as error:
+                    found.say(f"sender {names[by]}: its ranges cannot be read: {error}")
+                    del taken[by]
             elif number != -1:
                 found.say(f"sender {by} has messages and no row")
         last = sequence + count - 1
@@ -420,8 +463,10 @@ def _decoded(blob: bytes) -> Ranges:
     def header() -> int:
         nonlocal at
         length = _length_of(blob[at:])
+        if length is None:
+            raise ValueError("no array")
         at += 5 if blob[at] == 0xDD else 3 if blob[at] == 0xDC else 1
-        return length or 0
+        return length
 
     def integer() -> int:
         nonlocal at
@@ -438,6 +483,8 @@ def _decoded(blob: bytes) -> Ranges:
         header()
         first = integer()
         ranges.append((first, integer()))
+    if at != len(blob):
+        raise ValueError("more than its ranges")
     return ranges
 
 

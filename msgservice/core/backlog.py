@@ -216,6 +216,19 @@ class Backlog:
                 found[first] = run
         return list(found.values())
 
+    @property
+    def first_waiting(self) -> Run | None:
+        """One of `waiting_runs`, without a look at them all; or None."""
+        for due, first in self._retries:
+            run = self._open.by_first.get(first)
+            if run is not None and run.state == WAITING and run.due == due:
+                return run
+        return None
+
+    def run_at(self, sequence: int) -> Run | None:
+        """The open run that the message with this sequence is in, or None."""
+        return next(iter(self._open.between(sequence, sequence)), None)
+
     def in_flight_at(self, sequence: int) -> bool:
         """Whether the message with this sequence was sent and is not answered."""
         return any(run.state == FLIGHT for run in self._open.between(sequence, sequence))

@@ -276,8 +276,8 @@ class Outlet:
                 f"position {larger.first} waits: a message of {larger.size} bytes,"
                 f" and the receiver takes {flight.batch_max}"
             )
-        waiting = self.backlog.waiting_runs
-        waits = (self._last_nack or first_line(waiting[0].reason)) if waiting else ""
+        waiting = self.backlog.first_waiting
+        waits = "" if waiting is None else self._last_nack or first_line(waiting.reason)
         if waits and not self.backlog.has_room:
             waits += (
                 "; its other lanes wait as well: no more is loaded for it at exceptions ="

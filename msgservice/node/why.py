@@ -7,8 +7,9 @@ of a receiver, whatever the message, of `troubles`.
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from msgservice.administration import Cause, Place
@@ -20,6 +21,7 @@ from msgservice.core.reasons import first_line
 from msgservice.core.runs import WAITING, Run
 from msgservice.core.subjects import matches
 from msgservice.message import Status
+from msgservice.node.pace import Pace
 from msgservice.receiver_options import STRICT
 from msgservice.records import DELAYED, Found, ReceiverRow
 
@@ -57,6 +59,7 @@ class Delivery(Protocol):
     flight: Flight | None
     since: float
     is_going: bool
+    pace: Pace | None  # None: nothing limits its rate
 
     @property
     def connection(self) -> object | None:
@@ -296,8 +299,10 @@ class _Look:
                 "",
                 "",
             )
-        run = self._waiting(lambda run: run.first <= position <= run.last)
-        return None if run is None else self._retrying(run)
+        run = backlog.run_at(position)
+        if run is None or run.state != WAITING or run.due == math.inf:
+            return None
+        return self._retrying(run)
 
     def _retrying(self, run: Run) -> Said:
         name = self._name
@@ -326,23 +331,19 @@ class _Look:
         """Something before it in its lane, or its size, keeps it."""
         delivery, name, found = self._delivery, self._name, self._found
         flight = delivery.flight
-        larger = None if flight is None else flight.larger
-        if flight is not None and larger is not None and larger.first == found.position:
-            return (
+        own = delivery.backlog.run_at(found.position)
+        if flight is not None and own is not None and own.state == WAITING:
+            return (  # else it has its next attempt at some time
                 TOO_LARGE,
-                f"It has {larger.size:,} bytes, and {name} takes {flight.batch_max:,} at once",
+                f"It has {own.size:,} bytes, and {name} takes {flight.batch_max:,} at once",
                 f"Raise max_batch at {name}.",
                 "",
             )
         if delivery.row.options.order != STRICT:
             return None
         lane = self._lane()
-        run = self._waiting(lambda run: run.lane == lane and run.first < found.position)
         stuck = delivery.backlog.stuck_lanes.get(lane)
-        if run is None and stuck is not None and stuck.head is not None:
-            run = stuck.head  # it has its next attempt now
-        elif run is None and larger is not None and larger.lane == lane:
-            run = larger
+        run = None if stuck is None else stuck.head  # it waits for its next attempt, or has it
         if run is None or run.first >= found.position:
             if stuck is None or not stuck.letters:
                 return None
@@ -354,7 +355,7 @@ class _Look:
                 _command("info"),
             )
         self.behind = Place(run.first, run.subject)
-        if run.state == WAITING and run is not larger:
+        if run.state == WAITING and run.due < math.inf:
             self.next_try_at = self._at(run.due)
         reason = run.reason if self._sees_all else first_line(run.reason)
         tried = f", tried {run.attempts} times" if run.attempts > 1 else ""
@@ -370,6 +371,13 @@ class _Look:
     def _in_line(self) -> Said:
         delivery, name = self._delivery, self._name
         trouble = delivery.trouble if self._sees_all else ""
+        if delivery.pace is not None and delivery.pace.next_deadline() is not None:
+            return (
+                IN_LINE,
+                f"It is in line: {name} is sent no more at once than its rate allows",
+                "A higher rate lets it come sooner." if self._sees_all else "",
+                "",
+            )
         at = delivery.backlog.cursor
         why = f". Not all gets on there: {trouble}" if trouble else ""
         return (
@@ -380,17 +388,11 @@ class _Look:
             "",
         )
 
-    def _waiting(self, is_it: Callable[[Run], bool]) -> Run | None:
-        """Return the first of the runs that wait for their next attempt of which this is true."""
-        found = [run for run in self._delivery.backlog.waiting_runs if is_it(run)]
-        return min(found, key=lambda run: run.first, default=None)
-
     def _lane(self) -> object:
         """Return the lane of the message: its run's, if that is loaded."""
         found = self._found
-        for run in self._delivery.backlog.open_between(found.position, found.position):
-            return run.lane
-        return lane_of(None, found.sender, found.subject)
+        run = self._delivery.backlog.run_at(found.position)
+        return run.lane if run is not None else lane_of(None, found.sender, found.subject)
 
     def _wall(self, monotonic: float) -> int:
         return self._time.wall() - round((self._time.now() - monotonic) * 1000)

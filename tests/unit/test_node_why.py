@@ -8,7 +8,10 @@ import msgspec
 import pytest
 from twisted.internet.task import Clock
 
+from msgservice.core.backlog import Backlog
 from msgservice.core.frames import Ack, Request, Transfer
+from msgservice.core.runs import Run
+from msgservice.limits import Rate
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, WireMessage, encode_messages
 from msgservice.node.why import KINDS
@@ -182,6 +185,48 @@ def test_56_what_is_too_large_for_a_connection_says_so() -> None:
     assert "too_large" == told["kind"], told
     assert "billing takes 10,000 at once" in told["sentence"]
     assert "behind" == world.why(behind["position"])["kind"]
+
+
+def test_56_each_that_is_too_large_says_so_not_only_the_last() -> None:
+    world = World()
+    world.billing.connection.abort()
+    world.settle()
+    for subject in ("orders.a", "orders.b"):
+        world.send(b"x" * 20_000, subject=subject)
+    found = world.ask("peek", receiver="billing")["messages"]
+    world.billing = world.peer("billing", receive=ORDERS, max_batch=10_000)
+    world.settle(1)
+    assert ["too_large"] * 2 == [world.why(one["position"])["kind"] for one in found]
+
+
+def test_56_a_look_is_not_at_all_that_waits_for_another_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    for lane in range(20):
+        world.send(b"one", b"two", subject=f"orders.{lane}")
+    sequences = [one.sequence for one in world.billing.take(Transfer)]
+    for sequence in sequences:
+        world.billing.nack(sequence, sequence, int(Action.RETRY), 60_000, "not now")
+    world.settle()
+
+    def refused(backlog: Backlog) -> list[Run]:
+        raise AssertionError("all of them were looked at")
+
+    monkeypatch.setattr(Backlog, "waiting_runs", property(refused))
+    for sequence in sequences:
+        assert "retrying" == world.why(sequence)["kind"]
+        told = world.why(sequence + 1)
+        assert ("behind", sequence) == (told["kind"], told["behind"]["position"])
+
+
+def test_56_what_waits_for_the_rate_of_its_receiver_says_so() -> None:
+    world = World(rates={"billing": Rate(messages=1)})
+    world.send(*[b"x"] * 20)
+    at = world.first()
+    told = world.why(at + 19)
+    assert "in_line" == told["kind"]
+    assert "its rate allows" in told["sentence"]
 
 
 def test_56_what_is_in_line_says_behind_what() -> None:
