@@ -28,6 +28,7 @@ from bench import (
     shared,
     udp,
     udp_flood,
+    why,
 )
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -56,6 +57,7 @@ MEASUREMENTS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("shared", shared.measure),
     ("http", http.measure),
     ("rpc", rpc.measure),
+    ("why", why.measure),
 ]
 
 
