@@ -48,7 +48,8 @@ async def asker(reactor: Any, address: str, count: int) -> None:
         ]
         await gatherResults(runs)
     await client.send("orders.last", BODY, id="o-17")
-    of = (await client.request("$node.status", {"id": "o-17"}))["sender"]
+    last = await client.request("$node.status", {"id": "o-17"})
+    of = last["sender"].rsplit("/", 1)[0]
     await deferLater(reactor, 5, lambda: None)
     draw = random.Random(56)
     told = {}
