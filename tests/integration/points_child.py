@@ -37,6 +37,7 @@ KINDS: dict[str, Callable[[Group], bool]] = {
     "cancel": lambda group: bool(group.cancel),
     "expire": settles(Status.EXPIRED),
     "purge": settles(Status.CANCELLED),
+    "acknowledge": settles(Status.ACKNOWLEDGED),
     "dead letter": lambda group: any(step.dead for step in group.progress),
     "requeue": lambda group: any(taken.copies for taken in group.letters),
     "page": lambda group: any(not page.replay.is_over for page in group.pages),

@@ -63,8 +63,13 @@ class World:
         self.admin = await connect(reactor, self.address, name="admin", limits=LIMITS)
         self._closing = [self.client.close, self.admin.close]
 
-    def attach(self, name: str = "billing", **more: Any) -> Receiver:
-        """A receiver whose handler writes each body into its inbox, or rejects it."""
+    def attach(
+        self, name: str = "billing", worker: str = "", options: Any = None, **more: Any
+    ) -> Receiver:
+        """A receiver whose handler writes each body into its inbox, or rejects it.
+
+        `worker`: which one of a receiver that several share.
+        """
 
         def handle(message: Any, transaction: Any) -> None:
             if self.rejects:
@@ -72,8 +77,10 @@ class World:
             transaction.execute("create table if not exists done(body)")
             transaction.execute("insert into done values (?)", (message.body,))
 
-        inbox = self.folder / f"{name}.db"
-        receiver = Receiver(reactor, name=name, handler=handle, inbox=str(inbox), limits=LIMITS)
+        inbox = self.folder / f"{worker or name}.db"
+        receiver = Receiver(
+            reactor, name=name, handler=handle, inbox=str(inbox), limits=LIMITS, **options or {}
+        )
         receiver.attach(self.address, subjects=["s.>"], **more)
         self._closing.append(receiver.stop)
         return receiver
@@ -241,6 +248,53 @@ async def test_49_what_is_cancelled_in_time_is_handled_by_nobody_and_all_else_is
     assert all(found[body] == {"billing": Status.ACKNOWLEDGED} for body in handled)
     assert sorted(handled) == sorted(world.done())
     assert {body for body in found if b"far" in body} <= {*cancelled}
+    await world.is_whole()
+
+
+@pytest_twisted.ensureDeferred
+async def test_28_what_workers_share_reaches_one_of_them_and_each_at_most_once(
+    world: World,
+) -> None:
+    """Before its answer is stored a message may go to another one after the end of the node."""
+    shared = {"order": "none", "shared": True, "concurrency": 4}
+    workers = ("one", "two")
+    for at, point in enumerate(POINTS):
+        await world.lives(point, "acknowledge")
+        if not at:
+            for name in workers:
+                await world.attach("pool", name, shared).when_connected()
+        await world.send("s.a", *bodies("share", 20, at))
+        await world.died()
+    await world.lives("never", "acknowledge")
+    found = await world.settled()
+    assert [{"pool": Status.ACKNOWLEDGED}] * 60 == [*found.values()]
+    done = [world.done(name) for name in workers]
+    for of_one in done:
+        assert len(set(of_one)) == len(of_one)
+    assert set(world.receipts) == {body for of_one in done for body in of_one}
+    await world.is_whole()
+
+
+@pytest_twisted.ensureDeferred
+async def test_38_what_an_undo_has_cancelled_is_handled_by_nobody(world: World) -> None:
+    for at, point in enumerate(POINTS):
+        await world.lives(point, "purge")
+        if not at:
+            await world.ask("receivers.add", name="away", subjects=["s.>"])
+        sent = bodies("undo", 6, at)
+        await world.send("s.a", *sent)
+        for body in sent:
+            await world.receipts[body].accepted
+        undoing = world.client.undo(world.receipts[sent[1]], count=3)
+        undoing.addErrback(lambda failure: failure.trap(MsgServiceError) and None)
+        await world.died()
+    await world.lives("never", "purge")
+    late = world.attach("away")
+    await late.when_connected()
+    found = await world.settled()
+    cancelled = {body for body, states in found.items() if states["away"] is Status.CANCELLED}
+    assert {b"undo %d %d" % (life, n) for life in (1, 2) for n in (1, 2, 3)} == cancelled
+    assert sorted(world.receipts.keys() - cancelled) == sorted(world.done("away"))
     await world.is_whole()
 
 
