@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from playwright.sync_api import sync_playwright
 IMAGES = Path(__file__).parent / "images"
 BIN = Path(sys.executable).parent
 WIDE = {"width": 1200, "height": 900}
+# Messages, one lot after the other.
+FED = (300, 900, 2_400, 1_200, 3_000, 600, 1_800, 2_700, 1_500, 900)
 VIEWS: dict[str, dict[str, Any]] = {
     "light": {"viewport": WIDE, "color_scheme": "light"},
     "dark": {"viewport": WIDE, "color_scheme": "dark"},
@@ -100,24 +102,34 @@ def main() -> None:
                 msgservice("send", "orders.new", stdin=lines)
                 msgservice("send", "orders.eu.new", "{}", "--header", "customer=unknown")
                 msgservice("send", "orders.new", "{}", "--id", "o-17")
-                shoot(url)
+
+                def feed(count: int) -> None:
+                    lines = "".join(f"{json.dumps({'id': number})}\n" for number in range(count))
+                    msgservice("send", "orders.new", stdin=lines)
+
+                shoot(url, feed)
 
 
-def shoot(url: str) -> None:
-    """Take the pictures of the page."""
+def shoot(url: str, feed: Callable[[int], None]) -> None:
+    """Take the pictures of the page, once messages have come for a while, for its plots."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path="/usr/bin/chromium", args=["--no-sandbox"]
         )
-        for name, how in VIEWS.items():
-            page = browser.new_page(**how)
+        pages = {name: browser.new_page(**how) for name, how in VIEWS.items()}
+        for page in pages.values():
             page.goto(url)
+            page.get_by_text("mail is away").wait_for()
+        for count in FED:
+            feed(count)
+        for name, page in pages.items():
             page.get_by_text("mail is away").wait_for()
             page.get_by_text("has a dead letter").first.wait_for()
             page.fill("#message-id", "o-17")
             page.press("#message-id", "Enter")
             page.locator("ol.way li.acknowledged").nth(1).wait_for()
             page.evaluate("document.activeElement.blur()")
+            page.evaluate("scrollTo(0, 0)")
             page.screenshot(path=IMAGES / f"page-{name}.png", full_page=name != "phone")
             page.close()
         browser.close()

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -58,6 +59,17 @@ class Shown:
 
     def row(self, name: str) -> Any:
         return self.page.locator("#rows tr", has_text=name)
+
+    def plotted(self, name: str, wanted: Callable[[list[float]], bool]) -> None:
+        """Wait until the values of a receiver's plot are such: in parts of it, from below."""
+        line = self.row(name).locator("polyline")
+        until = time.monotonic() + MS / 1000
+        while True:
+            points = (line.get_attribute("points", timeout=MS) or "").split()
+            if wanted([19 - float(point.split(",")[1]) for point in points]):
+                return
+            assert time.monotonic() < until, points
+            self.page.wait_for_timeout(100)
 
     def click(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click(timeout=MS)
@@ -129,7 +141,10 @@ def test_a_dead_letter_is_sent_again_by_clicking(shown: Shown, tmp_path: Path) -
     with running(*words, cwd=tmp_path) as receiver:
         receiver.wait_for("attached")
         shown.row("billing").wait_for(timeout=MS)
+        shown.plotted("billing", lambda heights: bool(heights))
         assert shown.msgservice("send", "orders.new", "x", "--wait").code == 1
+        # What has come and gone between two values is in the next.
+        shown.plotted("billing", lambda heights: max(heights) > 0)
         shown.click("Look at billing")
         shown.sees("no such customer")
         shown.click("Send all again")

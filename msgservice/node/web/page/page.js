@@ -139,15 +139,19 @@ function drawSoon() {
   }, TOGETHER);
 }
 
-// Plots and ages go on with the time, whether something changes or not: the node tells no time.
+// Plots and ages go on with the time, whether something changes or not: the node tells no time. A plot
+// has what was settled since its last value: the rate itself may have come and gone between two.
 function remember() {
   if (!state.node || document.hidden) return;
   for (const name of state.history.keys()) if (!state.receivers.has(name)) state.history.delete(name);
+  const at = performance.now();
   for (const [name, row] of state.receivers) {
-    const values = state.history.get(name) ?? [];
-    values.push(row.rate);
-    if (values.length > HISTORY) values.shift();
-    state.history.set(name, values);
+    const total = Object.values(row.settled).reduce((sum, count) => sum + count, 0);
+    const known = state.history.get(name) ?? { values: [], total, at };
+    const seconds = (at - known.at) / 1000;
+    known.values.push(seconds ? Math.max(0, total - known.total) / seconds : row.rate);
+    if (known.values.length > HISTORY) known.values.shift();
+    state.history.set(name, { values: known.values, total, at });
   }
   drawSoon();
 }
@@ -332,7 +336,7 @@ function rowOf(row) {
   say(made.oldest, row.oldest ? lasting(ago(row.oldest.at)) : "–");
   say(made.rate, number(row.rate, 1));
   say(made.dead, number(row.dead));
-  const values = state.history.get(row.name) ?? [];
+  const values = state.history.get(row.name)?.values ?? [];
   const most = Math.max(0, ...values);
   drawn(made.plot, values, `rate of ${row.name}: now ${number(row.rate, 1)}, at most ${number(most, 1)} messages a second`);
   return made.row;
