@@ -307,7 +307,7 @@ class Limits:
     # --- HTTP
     http_body_bytes: int = 16 * 1024 * 1024  # of one request
     http_bytes: int = 64 * 1024 * 1024  # of the bodies of all requests that are not answered
-    http_waits: int = 1_000  # posts that wait until their messages are acknowledged
+    http_waits: int = 1_000  # posts that wait until their messages are acknowledged; and requests
     http_readers: int = 100  # of events
     http_events: int = 10_000  # that are kept for readers that come back
     http_idle: float = 60.0  # seconds that a connection may be kept between two requests

@@ -73,6 +73,7 @@ from msgservice.node.upkeep import Upkeep
 from msgservice.node.view import ReceiversView
 from msgservice.node.visits import Visits
 from msgservice.node.web.access import Access
+from msgservice.node.web.asking import Asking
 from msgservice.node.web.bodies import body_paths
 from msgservice.node.web.events import Events as WebEvents
 from msgservice.node.web.health import health_paths
@@ -459,6 +460,7 @@ def assemble(
         *operation_paths(admin, limits.max_batch),
         *body_paths(admin, allowed=web_bodies),
         *web_events.paths(web),
+        *Asking(responders, limits).paths(),
         *XmlRpc(posts, admin, limits).paths(),
         openapi_path(web.paths, installed_version()),
     )

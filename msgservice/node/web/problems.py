@@ -16,6 +16,7 @@ from msgservice.errors import (
     BadName,
     BadSubject,
     BadValue,
+    Busy,
     Forbidden,
     KeyReused,
     LimitReached,
@@ -34,6 +35,9 @@ from msgservice.errors import (
     ReceiverExists,
     Refused,
     ReplayRuns,
+    RequestFailed,
+    RequestTimeout,
+    ResponderLost,
     UnknownDeadLetter,
     UnknownMessage,
     UnknownReceiver,
@@ -51,6 +55,7 @@ STATUSES: dict[type[MsgServiceError], int] = {
     BadName: 400,
     BadSubject: 400,
     BadValue: 400,
+    Busy: 503,
     Forbidden: 403,
     KeyReused: 422,
     LimitReached: 429,
@@ -68,6 +73,9 @@ STATUSES: dict[type[MsgServiceError], int] = {
     ReceiverExists: 409,
     Refused: 422,
     ReplayRuns: 409,
+    RequestFailed: 502,
+    RequestTimeout: 504,
+    ResponderLost: 502,
     UnknownDeadLetter: 404,
     UnknownMessage: 404,
     UnknownReceiver: 404,
@@ -123,6 +131,8 @@ def problem_of(error: Exception, status: int | None = None) -> Problem:
         name, code = BadValue.__name__, BadValue.refusal_code
     elif isinstance(error, MsgServiceError) and not isinstance(error, WebRefused):
         name, code = name_of(error), error.refusal_code
+        if isinstance(error, RequestFailed):
+            code = error.code
     return Problem(
         title=HTTPStatus(status).phrase,
         status=status,
