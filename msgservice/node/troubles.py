@@ -151,11 +151,13 @@ def _delivery(state: ReceiverState, since: int) -> Trouble | None:
 def _letters(state: ReceiverState) -> Trouble | None:
     if not state.dead:
         return None
-    letters = "a dead letter" if state.dead == 1 else f"{state.dead:,} dead letters"
+    letters, them, their = f"{state.dead:,} dead letters", "them", "their"
+    if state.dead == 1:
+        letters, them, their = "a dead letter", "it", "its"
     return Trouble(
         kind="dead_letters",
         sentence=f"{state.name} has {letters}, of {state.dead_bytes:,} bytes.",
-        help="Look at them; send them again when their cause is mended, or drop them.",
+        help=f"Look at {them}; send {them} again when {their} cause is mended, or drop {them}.",
         command=_command("dead", "list", state.name),
         is_severe=False,
     )

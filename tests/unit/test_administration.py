@@ -126,8 +126,8 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         b'"billing does not get on with a message (orders.new, log:65537): later","help":'
         b'"It is tried again by itself. What comes behind it in its lane waits for it.","command":'
         b'"msgservice peek billing","since":null,"is_severe":true},{"kind":"dead_letters",'
-        b'"sentence":"billing has a dead letter, of 158 bytes.","help":"Look at them; send them'
-        b' again when their cause is mended, or drop them.","command":"msgservice dead list'
+        b'"sentence":"billing has a dead letter, of 158 bytes.","help":"Look at it; send it'
+        b' again when its cause is mended, or drop it.","command":"msgservice dead list'
         b' billing","since":null,"is_severe":false}]}',
     ),
     ("dead.list", _BILLING, b'{"dead":[{' + _LETTER + b'}],"next":null}'),
