@@ -810,6 +810,17 @@ def request_failed(code: int, reason: str, subject: str, seconds: float) -> MsgS
     return RequestFailed(reason, code)
 
 
+def refusal_codes() -> dict[str, int]:
+    """Return the code of each error that a refusal may be, by its name (docs/errors.md)."""
+    found: dict[str, int] = {}
+    kinds = list(MsgServiceError.__subclasses__())
+    for kind in kinds:
+        if kind.refusal_code:
+            found[kind.__name__] = kind.refusal_code
+        kinds += kind.__subclasses__()
+    return found
+
+
 def kind_of(error: MsgServiceError) -> type[MsgServiceError]:
     """Return the kind of an error for who knows it by name: of a failed answer, what its code is.
 

@@ -14,12 +14,12 @@ from msgservice.administration import DEAD_DROP, DEAD_GET, DEAD_LIST, DEAD_REQUE
 from msgservice.cli.acts import Act, Done, Touched, act_options
 from msgservice.cli.output import body_told, counted, cut, moment, out, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages, whole_message
-from msgservice.cli.session import Session, Whole, is_utf8, node_options
+from msgservice.cli.session import Session, is_utf8, node_options
 from msgservice.client.client import Client
 from msgservice.clock import Reactor
 from msgservice.core.reasons import shown
 from msgservice.core.subjects import check_name, check_pattern
-from msgservice.errors import MsgServiceError, UnknownDeadLetter
+from msgservice.errors import MsgServiceError, UnknownDeadLetter, refusal_codes
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import WireMessage
 
@@ -46,13 +46,35 @@ class Moment(click.ParamType[int]):
         return int(said * 1000)
 
 
+class Code(click.ParamType[int]):
+    """A code of an error that is why a message is dead: its number, or the name of the error."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return it; `BadParameter` for what is none."""
+        text = str(value)
+        if text.isascii() and text.isdigit() and int(text) <= INTEGER_MAX:
+            return int(text)
+        codes = refusal_codes()
+        if text not in codes:
+            known = ", ".join(sorted(codes))
+            self.fail(f"{text!r} is no code, and none of the errors that have one: {known}")
+        return codes[text]
+
+
 def _which(command: Command) -> Command:
     """Add the options that say which dead letters are meant."""
     for option in reversed(
         (
             click.option("--subject", metavar="PATTERN", help="Of this subject, or pattern."),
             click.option("--reason", metavar="TEXT", help="With this text in the reason."),
-            click.option("--code", type=Whole(0, INTEGER_MAX), help="Of an error with this code."),
+            click.option(
+                "--code",
+                type=Code(),
+                metavar="NAME",
+                help="Of an error of this name, or with this code.",
+            ),
             click.option("--since", type=Moment(), help="That became one then, or later."),
             click.option("--until", type=Moment(), help="That became one then, or before."),
         )

@@ -284,5 +284,7 @@ def _as_json(message: ReceivedMessage) -> bytes:
         "sender": message.identity,
         "id": message.id,
         "headers": message.headers,
+        "replay": message.replay,
+        "retained": message.retained,
     }
     return msgspec.json.encode(told | body_told(message.body))

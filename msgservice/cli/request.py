@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from msgservice.cli.output import body_told, out
-from msgservice.cli.send import content_of, header_of
+from msgservice.cli.send import content_of, headers_of
 from msgservice.cli.session import Session, node_options
 from msgservice.client.gathering import check_message
 from msgservice.clock import Reactor
@@ -36,7 +36,7 @@ def request(
     """
     if body is not None and file is not None:
         raise click.UsageError("give one of BODY and --file")
-    headers = dict(header_of(text) for text in header) or None
+    headers = headers_of(header) or None
     content = content_of(body, file, headers)
     asked: str | bytes = b"" if content is None else content
     session.check(check_subject, subject)

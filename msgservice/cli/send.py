@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, BinaryIO, Self
@@ -100,7 +100,7 @@ def send(
     if to:
         options["to"] = list(to)
     if header:
-        options["headers"] = dict(header_of(text) for text in header)
+        options["headers"] = headers_of(header)
     if require:
         options["require"] = True
     if ttl is not None:
@@ -336,6 +336,17 @@ def content_of(
     if isinstance(content, str) and not is_utf8(content):
         raise click.UsageError("BODY is text, and this is no UTF-8: give it by --file")
     return content
+
+
+def headers_of(texts: Iterable[str]) -> dict[str, str]:
+    """Return the headers that are each NAME=VALUE; `UsageError` for a name that comes twice."""
+    headers: dict[str, str] = {}
+    for text in texts:
+        name, value = header_of(text)
+        if name in headers:
+            raise click.UsageError(f"--header {name!r} is given twice: a message has one of a name")
+        headers[name] = value
+    return headers
 
 
 def header_of(text: str) -> tuple[str, str]:

@@ -109,6 +109,9 @@ class Retaining(Protocol):
     def stored(self, kept: Sequence[tuple[str, int, int]], /) -> None:
         """A group has ended, and the log says what is retained since."""
 
+    def all_stored(self) -> None:
+        """No group is under way, and none is to be."""
+
 
 class _UnderWay(NamedTuple):
     """A group that the log writes, with all who are told what became of it."""
@@ -390,6 +393,8 @@ class Commits:
             group.statuses_from = list(self._statuses_from.values())
             self._statuses_from = {}
         if self._stopped or not (self._progressing or group):
+            if not self._running:
+                self._retained.all_stored()
             self._idle.fire(None)
             return
         version = self._audiences.version

@@ -360,13 +360,13 @@ class Operations:
         end = min(end, newest)
         if first > newest and isinstance(asked.first, str) and asked.first.startswith("@"):
             at = asked.first[1:]
-            raise BadValue("first", f"nothing was stored since {at}: the log ends at {newest}")
+            raise BadValue("first", f"is {at}, and nothing was stored since")
         if first > newest:
-            raise BadValue("first", f"position {first} is not in the log, which ends at {newest}")
+            raise BadValue("first", f"is {first}, and the log ends at {newest}")
         if first > end:
-            raise BadValue("end", f"position {end} lies before the first, {first}")
+            raise BadValue("end", f"is {end}, which lies before the first, {first}")
         if end < kept:
-            raise BadValue("end", f"nothing is kept before position {kept}")
+            raise BadValue("end", f"is {end}, and nothing is kept before {kept}")
         return max(first, kept), end
 
     async def _position(self, field: str, said: str | int) -> int:

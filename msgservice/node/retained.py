@@ -71,9 +71,12 @@ class RetainedIndex:
     def check_room(self, subject: str, size: int) -> None:
         """Raise `LimitReached` unless a message of so many bytes may be retained."""
         limits, known = self._limits, self._sizes.get(subject)
-        others = len(self._sizes) + len(self._coming)  # some twice, for a moment
-        if known is None and subject not in self._coming and others >= limits.retained:
-            raise LimitReached("retained", limits.retained)
+        if known is None and subject not in self._coming:
+            others = len(self._sizes) + len(self._coming)
+            if others >= limits.retained:  # then those that count twice are looked for
+                others -= sum(one in self._sizes for one in self._coming)
+            if others >= limits.retained:
+                raise LimitReached("retained", limits.retained)
         if self._bytes - (known or 0) + size > limits.retained_bytes:
             raise LimitReached("retained_bytes", limits.retained_bytes)
 
@@ -92,6 +95,10 @@ class RetainedIndex:
             if self._coming[subject] > self._groups - GROUPS:
                 break
             del self._coming[subject]
+
+    def all_stored(self) -> None:
+        """Nothing is on its way: no group is under way, and none is to be."""
+        self._coming.clear()
 
     def cleared(self, subjects: Iterable[str]) -> None:
         """These are retained no longer."""

@@ -57,6 +57,7 @@ def test_json_says_all_of_a_message(msgservice: Command) -> None:
     assert first["position"] == sent["position"]
     assert first["headers"]["colour"] == "red"
     assert first["sender"].startswith("msgservice-cli/")
+    assert (first["replay"], first["retained"]) == (False, False)
     assert (second["subject"], second["base64"]) == ("json.y", "/wA=")
 
 

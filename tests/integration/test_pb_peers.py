@@ -173,7 +173,7 @@ def itself() -> list[Any]:
 CROSSES_NOT: dict[str, tuple[Callable[[], Any], str]] = {
     "a large integer": (lambda: 2**500, "448 bits"),
     "a set": (lambda: {1}, "type set"),
-    "an object": (object, "unpersistable"),
+    "an object": (object, "is of builtins.object, which has no form"),
     "very deep": (lambda: nested(40), "lists in each other"),
     "deeper than python goes": (lambda: nested(900), "form|lists in each other"),
     "large": (lambda: b"x" * 5_000_000, "takes 500"),

@@ -9,8 +9,10 @@ from typing import Any, NoReturn
 import pytest
 from click.testing import CliRunner, Result
 
+from msgservice.cli.dead import Code
 from msgservice.cli.main import main
 from msgservice.cli.session import Session
+from msgservice.errors import LogFull, UnknownReceiver
 from msgservice.limits import Limits
 
 NO_UTF8 = "\udcff"  # how Python has a byte of the command line that is none
@@ -31,6 +33,24 @@ def no_node(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def invoke(*words: str) -> Result:
     return CliRunner().invoke(main, words, input="a line\n")
+
+
+def test_a_code_is_a_number_or_the_name_of_an_error() -> None:
+    codes = [Code().convert(said, None, None) for said in ("0", "26", "UnknownReceiver", "LogFull")]
+    assert codes == [0, 26, UnknownReceiver.refusal_code, LogFull.refusal_code]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("send", "a", "x", "--header", "h=1", "--header", "h=2"), "--header 'h' is given twice"),
+        (("request", "a", "x", "--header", "h=1", "--header", "h=2"), "'h' is given twice"),
+        (("dead", "list", "a", "--code", "Unknown"), "'Unknown' is no code"),
+    ],
+)
+def test_what_an_option_cannot_be_is_named(words: tuple[str, ...], said: str) -> None:
+    told = invoke(*words)
+    assert (2, True) == (told.exit_code, said in told.output), told.output
 
 
 WRONG = [

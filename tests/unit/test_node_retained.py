@@ -168,6 +168,24 @@ def test_48_more_subjects_than_the_limit_are_refused_for_now() -> None:
     keep(shop, 3, "c", b"")  # it ends what there is not
 
 
+@pytest.mark.parametrize("before", [b"1", b""], ids=["kept", "cleared"])
+def test_48_on_a_node_that_does_nothing_else_no_subject_counts_twice(before: bytes) -> None:
+    """What was on its way last is stored, and no other group comes to say so."""
+    world = NodeWorld(Limits(retained=2))
+    shop = world.peer("shop")
+    keep(shop, 1, "a", before)
+    world.settle(60)
+    keep(shop, 2, "b", b"1")
+    world.settle(60)
+    if not before:
+        keep(shop, 3, "c", b"1")
+        world.settle(60)
+    assert [] == shop.take(Nack)
+    keep(shop, 4, "d", b"1")
+    (nack,) = shop.take(Nack)
+    assert (nack.first, nack.action, nack.about) == (4, Action.LATER, "retained")
+
+
 def test_48_who_may_send_nothing_keeps_nobody_from_retaining() -> None:
     users = users_of(User(name="shop", rules=Rules(send=["a"])), User(name="other", rules=Rules()))
     world = NodeWorld(Limits(retained=2), users=users)

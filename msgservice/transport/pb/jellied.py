@@ -32,6 +32,7 @@ PARTS_MAX = 100_000  # lists of a value that is sent: more than a call has room 
 SHOWN = 80  # characters of what the other side has said, in an error
 REMOTE: Final = b"remote"  # an object of the other side, which can be called
 LOCAL: Final = b"local"  # one of ours, which the other side gives back
+UNPERSISTABLE: Final = b"unpersistable"  # in place of what has no form
 CACHED: Final = b"cached"  # what updates itself here, and is here already
 # By tag, how many values follow: a fixed number, or any.
 _BASIC: Final[dict[bytes, int | None]] = {
@@ -101,6 +102,10 @@ def check(value: Any, also: Collection[bytes] = ()) -> None:
             for part in value[1:]:
                 check(part, also)
         return
+    if tag == UNPERSISTABLE and len(value) == 2 and isinstance(value[1], bytes):
+        # Jelly says so of what nobody has said a form for: "instance of class X deemed insecure".
+        name = value[1].removeprefix(b"instance of class ").removesuffix(b" deemed insecure")
+        raise BadValue("argument", f"is of {shown(name)}, which has no form that crosses")
     if tag not in also:
         raise BadValue("argument", f"is of type {shown(tag)}, which is not taken here")
     if tag in (REMOTE, LOCAL, CACHED):
