@@ -417,10 +417,10 @@ def _in_our_words(failure: Failure, name: str) -> Failure:
 class ReceiversView(pb.RemoteCache):
     """The receivers of a node, as they are: `rows` has a dictionary for each, by name.
 
-    `connected`, `paused`, `suspended`, `refuses`, and `cursor`, the position up to which all is
-    settled. It updates itself while the connection stands and somebody keeps it; `is_complete`: all
-    were told, and it is not over. `changed(names)`, if it is set, is called after each update, and
-    when it is over.
+    `connected`, `paused`, `suspended`, `refuses`, `cursor`, the position up to which all is
+    settled, `workers`, and `health`. It updates itself while the connection stands and somebody
+    keeps it; `is_complete`: all were told, and it is not over. `changed(names)`, if it is set, is
+    called after each update, and when it is over.
     """
 
     is_over = False  # its connection has ended: `rows` are what was told before that

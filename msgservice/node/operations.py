@@ -46,6 +46,7 @@ from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.letters import Letters
 from msgservice.node.loaded_bytes import LoadedBytes
+from msgservice.node.outlet import Outlet
 from msgservice.node.peek import Peek
 from msgservice.node.purge import Purge
 from msgservice.node.receivers import Receivers
@@ -294,7 +295,8 @@ class Operations:
             stays=self._away.stays(row),
             workers=outlet.workers,
         )
-        health = health_of(state, probing=outlet.is_probing)
+        failing = bool(state.attempts or state.last_error)
+        health = health_of(state, probing=outlet.is_probing, failing=failing)
         return msgspec.structs.replace(state, health=health)
 
     # --- what is sent again
@@ -403,13 +405,23 @@ class Operations:
         if outlet is None:
             return None
         backlog = outlet.backlog
-        return Row(
+        seen = Row(
             connected=connected,
             paused=row.options.paused or outlet.is_going,
             suspended=row.suspended,
             refuses=bool(self._dispatch.refuses(row.number)),
             cursor=backlog.cursor,
+            workers=outlet.workers,
         )
+        failing = connected and self._fails(outlet)
+        health = health_of(seen, probing=outlet.is_probing, failing=failing)
+        return seen if health == seen.health else seen._replace(health=health)
+
+    def _fails(self, outlet: Outlet) -> bool:
+        waits, link = outlet.backlog.first_waiting, self._connections.links.get(outlet.row.number)
+        if outlet.trouble or (waits is not None and waits.attempts):
+            return True
+        return link is not None and bool(link.last_error)
 
     async def status(
         self, id_: str, after: int, count: int, senders: Sequence[str] | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from typing import Protocol
 
 from msgservice.administration import ReceiverState, Trouble
 from msgservice.records import Room
@@ -25,22 +26,43 @@ UP, AWAY, PROBING, FAILING, PAUSED, SUSPENDED, FULL = (
 HEALTHS = (UP, AWAY, PROBING, FAILING, PAUSED, SUSPENDED, FULL)
 
 
-def health_of(state: ReceiverState, *, probing: bool = False) -> str:
+class Facts(Protocol):
+    """The facts of a receiver that its health is computed from."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether it gets nothing until it is resumed."""
+
+    @property
+    def suspended(self) -> bool:
+        """Whether it is left out of what is stored now."""
+
+    @property
+    def refuses(self) -> bool:
+        """Whether messages for it are refused."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether it has a connection."""
+
+
+def health_of(facts: Facts, *, probing: bool = False, failing: bool) -> str:
     """Return the health of a receiver: of what is true of it, what matters most.
 
     `probing`: it gets one message at a time, to see which one its connections are lost of.
+    `failing`: it has failed with something, or does not get on.
     """
-    if state.paused:
+    if facts.paused:
         return PAUSED
-    if state.suspended:
+    if facts.suspended:
         return SUSPENDED
-    if state.refuses:
+    if facts.refuses:
         return FULL
-    if not state.connected:
+    if not facts.connected:
         return AWAY
     if probing:
         return PROBING
-    return FAILING if state.attempts or state.last_error else UP
+    return FAILING if failing else UP
 
 
 def troubles_of(state: ReceiverState, since: int) -> Sequence[Trouble]:

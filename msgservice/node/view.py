@@ -23,13 +23,14 @@ from twisted.python.failure import Failure
 from twisted.spread import pb
 from twisted.spread.jelly import jelly
 
+from msgservice.node.troubles import HEALTHS, UP
 from msgservice.records import ReceiverRow
 from msgservice.transport.pb.expressions import Encoded, encode
 from msgservice.transport.pb.jellied import security
 
 VIEW_EVERY = 0.25  # seconds between two looks at all receivers
 UPDATE_EVERY = 0.1  # between two updates of one watcher, at least
-PAGE_ROWS = 200  # of one update
+PAGE_ROWS = 140  # of one update
 LOOK_ROWS = 500  # of one turn
 _BASICS = security()
 TAG = b"msgservice.ReceiversView"  # what Perspective Broker calls it
@@ -43,12 +44,14 @@ class Row(NamedTuple):
     suspended: bool
     refuses: bool
     cursor: int  # the position up to which all of its messages are settled
+    workers: int = 0  # its connections that are fed
+    health: str = UP
 
     def pair(self, name: str) -> Encoded:
         """Return it as it travels, a pair of a dictionary: made once for all who watch."""
         pieces = [_PAIR, encode(jelly(name, _BASICS)), _STATE]
         for field, value in zip(_FIELDS, self, strict=True):
-            pieces += (field, _TOLD[value] if isinstance(value, bool) else encode(value))
+            pieces += (field, encode(value) if type(value) is int else _TOLD[value])
         return Encoded(b"".join(pieces))
 
 
@@ -56,7 +59,9 @@ class Row(NamedTuple):
 _PAIR = encode([0, 0]).removesuffix(encode(0) * 2)
 _STATE = encode([b"dictionary", *[0] * len(Row._fields)]).removesuffix(encode(0) * len(Row._fields))
 _FIELDS = tuple([_PAIR + encode(jelly(field, _BASICS)) for field in Row._fields])
-_TOLD = {value: encode(jelly(value, _BASICS)) for value in (True, False)}
+_TOLD: dict[Any, bytes] = {
+    value: encode(jelly(value, _BASICS)) for value in (True, False, *HEALTHS)
+}
 
 
 class ReceiversView(pb.Cacheable):

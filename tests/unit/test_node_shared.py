@@ -188,6 +188,32 @@ def test_52_an_answer_asks_not_all_workers_whether_they_have_room(
     assert len(asked) <= 10 * 5
 
 
+def test_52_a_view_has_the_workers_of_a_receiver_and_how_it_is() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    a, _ = worker(world, "a"), worker(world, "b")
+    (outlet,) = world.node.parts.dispatch
+
+    def seen() -> tuple[Any, ...]:
+        row = world.node.parts.operations.row(outlet.row, outlet.connection is not None)
+        assert row is not None
+        return row.connected, row.workers, row.health
+
+    assert (True, 2, "up") == seen()
+    send(shop, 1, [b"1"])
+    (transfer,) = a.take(Transfer)
+    a.nack(transfer.sequence, transfer.sequence, int(Action.RETRY), 60_000, "no")
+    world.settle()
+    assert (True, 2, "failing") == seen()
+    a.connection.abort()
+    world.settle()
+    assert (True, 1, "failing") == seen()
+    (ok, _) = shop.request("$node.receivers.pause", {"name": "pool"})
+    assert ok
+    world.settle(1)
+    assert (False, 0, "paused") == seen()
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_52_shared_against_unshared_is_refused_both_ways(*, shared: bool) -> None:
     world = NodeWorld()

@@ -116,6 +116,10 @@ def test_only_what_changes_is_told_and_what_goes_too() -> None:
     del world.receivers["r4"]
     world.wait(1, observer)
     assert [({"r3": row_of(7)}, ["r4"], True)] == observer.updates
+    world.cursors["r3"] = 1
+    world.wait(1, observer)
+    (told,) = observer.updates[-1][0].values()
+    assert [bool] * 4 + [int, int, str] == [type(value) for value in told.values()]  # 1 is no True
 
 
 def row_of(cursor: int) -> dict[str, Any]:
