@@ -3816,6 +3816,13 @@ _ALL = [
         catcher=_test("tests/unit/test_node_undo.py", "what_a_second_sender_has_of_a_key"),
     ),
     Mutant(
+        name="in-a-swarm-an-answer-goes-to-the-call-beside",
+        at=f"{RESPONDERS}._answer_came",
+        old="answer = (number + run.shift, ok, raw)",
+        new="answer = (number + run.shift + 1, ok, raw)",
+        catcher=_swarm("ask", "an answer reaches another", seeds=60),
+    ),
+    Mutant(
         name="each-subject-has-a-turn-of-its-own",
         at=f"{RESPONDERS}._turn_among",
         old="turn = self._among.get(of)",

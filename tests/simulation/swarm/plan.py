@@ -867,6 +867,27 @@ def _leaving(drawing: Drawing) -> list[Op]:
     return ops
 
 
+def _ask(random: Random, plan: Plan) -> Plan:
+    """Producers that answer requests, and others that ask them, while all goes on as it does."""
+    producers = [part.name for part in plan.cast if part.kind == "producer"]
+    if random.random() >= 0.15 or not producers or plan.world.get("users"):
+        return plan
+    pick, ops, span = random.choice, list(plan.ops), max(plan.end, 5.0)
+    for _ in range(random.randint(1, 5)):
+        at, who = round(random.uniform(0.0, span), 3), pick(producers)
+        pattern = pick(("ask.a", "ask.b", "ask.*", ">"))
+        ops.append(Op(at, "answer", who, (pattern, pick((1, 3, 100)))))
+        for _ in range(random.randint(1, 6)):
+            near = round(at + random.uniform(-0.1, 5.0), 3)
+            timeout = pick((0.05, 1.0, 5.0, 15.0))
+            args = (pick(("ask.a", "ask.b", "ask.c")), pick((1, 1, 5, 30)), timeout)
+            ops.append(Op(max(0.0, near), "ask", pick(producers), args))
+        if random.random() < 0.5:
+            who, seconds = pick((who, "node")), round(random.uniform(0.05, 3.0), 3)
+            ops.append(Op(round(at + random.uniform(0.1, 5.0), 3), "kill", who, (seconds,)))
+    return replace(plan, ops=tuple(sorted(ops, key=lambda op: op.at)))
+
+
 def draw(seed: int, *, options: bool = True) -> Plan:
     """Return what this seed does; without `options` of messages it is what it was before them."""
     random = Random(f"swarm {seed}")
@@ -894,7 +915,7 @@ def draw(seed: int, *, options: bool = True) -> Plan:
     plan = _say_more(Random(f"options {seed}"), plan, (_keys, _lifetimes, _delays))
     if any(op.kind in ("restore", "power") and op.who in ("node", "") for op in plan.ops):
         # A log that went back, or may: what was dead or retained then is not told apart.
-        return _share(Random(f"shared {seed}"), plan)
+        return _ask(Random(f"asking {seed}"), _share(Random(f"shared {seed}"), plan))
     plan = _say_more(Random(f"more options {seed}"), plan, (_letters, _retained))
     plan = _say_more(Random(f"together {seed}"), plan, (_together,))
     plan = _say_more(Random(f"keyed more {seed}"), plan, (_keyed_more,))
@@ -903,4 +924,4 @@ def draw(seed: int, *, options: bool = True) -> Plan:
         plan = _say_more(Random(f"rewinds {seed}"), plan, (_rewinds,))
         if not plan.world.get("users"):
             plan = _say_more(Random(f"leaving {seed}"), plan, (_leaving,))
-    return _share(Random(f"shared {seed}"), plan)
+    return _ask(Random(f"asking {seed}"), _share(Random(f"shared {seed}"), plan))

@@ -39,6 +39,7 @@ from tests.kit.faulty import CALM, Faults, FaultyWorld
 from tests.kit.faulty_datagrams import datagram_net
 from tests.kit.limits import Limits
 from tests.simulation.swarm.accounts import FORBIDDEN, Accounts, Thief
+from tests.simulation.swarm.asking import Asking
 from tests.simulation.swarm.checkers import Check
 from tests.simulation.swarm.family import Family
 from tests.simulation.swarm.keys import Keys
@@ -151,6 +152,7 @@ class World:
             Rewinds(self),
             Leaving(self),
             Pools(self),
+            Asking(self),
         )
         self.witness.watches_times = any(op.kind in TIMED for op in plan.ops)
         self.node = NodeParty(self, folder)
