@@ -289,9 +289,11 @@ class _Page:
         self._thread.start()
 
     def _reads(self) -> None:
+        seen = b""
         while data := self._socket.recv(1 << 20):
             self._read += len(data)
-            if b"event: change" in data:
+            seen = seen[-100:] + data  # a piece may end within the words
+            if b'"more":false}' in seen:
                 self._shows.set()
 
     def until_it_shows(self) -> None:

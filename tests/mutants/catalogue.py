@@ -927,7 +927,7 @@ _ALL = [
     Mutant(
         name="a-cookie-alone-is-a-login",
         at="msgservice.node.web.logins:login_of",
-        old="if request.requestHeaders.hasHeader(HEADER)",
+        old="if request.requestHeaders.hasHeader(HEADER.encode())",
         new="if True",
         catcher=_test(f"{LOGINS} -k cookie_alone", "cookie_alone"),
     ),

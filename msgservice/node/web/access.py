@@ -65,6 +65,10 @@ class Visitor:
     said: str | bytes | None
     given: Pass
 
+    def has_said(self, said: str | bytes | None) -> bool:
+        """Whether this is what was said, in the same place."""
+        return type(self.said) is type(said) and self.said == said
+
 
 class Access:
     """The access to a web listener. `logins`: of browsers, from the form of the page."""
@@ -83,7 +87,7 @@ class Access:
         if said is None and (secret := login_of(request)) is not None:
             return self._enter_by_cookie(secret, channel)
         visitor: Visitor | None = channel.state
-        if visitor is not None and visitor.said == said and self._gate.holds(visitor.given):
+        if visitor is not None and visitor.has_said(said) and self._gate.holds(visitor.given):
             return visitor.given
         if said is None:
             return self._admit(None, channel, said)
@@ -95,7 +99,7 @@ class Access:
         if login is None:
             return self._admit(None, channel, None)
         said, visitor = secret.encode(), channel.state
-        if visitor is not None and visitor.said == said and self._gate.holds(visitor.given):
+        if visitor is not None and visitor.has_said(said) and self._gate.holds(visitor.given):
             given: Pass = visitor.given
             return given
         given = self._admit(login.principal, channel, said)

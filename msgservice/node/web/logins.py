@@ -112,8 +112,8 @@ def _key(secret: str) -> bytes:
 def secret_of(request: HttpRequest) -> str | None:
     """Return what the cookie of a request says, whoever's page has asked; None: it has none."""
     name = cookie_name(request.channel)
-    for line in request.requestHeaders.getRawHeaders("cookie", ()):
-        for pair in line.split(";"):
+    for line in request.requestHeaders.getRawHeaders(b"cookie", ()):
+        for pair in line.decode().split(";"):
             said, _, value = pair.strip().partition("=")
             if said == name and len(value) == SECRET_CHARS:
                 return str(value)
@@ -122,7 +122,7 @@ def secret_of(request: HttpRequest) -> str | None:
 
 def login_of(request: HttpRequest) -> str | None:
     """Return the secret by which a request of the page logs in; None: it does not."""
-    return secret_of(request) if request.requestHeaders.hasHeader(HEADER) else None
+    return secret_of(request) if request.requestHeaders.hasHeader(HEADER.encode()) else None
 
 
 def cookie_name(channel: HttpChannel) -> str:

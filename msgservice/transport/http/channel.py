@@ -95,12 +95,13 @@ class HttpRequest(Request):
 
     def header(self, name: str) -> str | None:
         """Return the value of a header that may come once; `WebRefused` where it came again."""
-        values = self.requestHeaders.getRawHeaders(name)
+        # By its name in bytes, as it came: Twisted would compare both kinds of text in its cache.
+        values = self.requestHeaders.getRawHeaders(name.encode())
         if values is None:
             return None
         if len(values) > 1:
             raise WebRefused(400, f"more than one {name}")
-        return str(values[0])
+        return str(values[0].decode())
 
     def head(self, command: bytes, uri: bytes) -> None:
         """The first line has been read."""
