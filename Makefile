@@ -37,7 +37,7 @@ screenshots: .venv/.made browser
 
 # A node in the foreground; make run CONFIG=node.toml for other than the defaults.
 run: .venv/.made
-	$(BIN)/twist --log-format=text msgservice $(if $(CONFIG),--config $(CONFIG))
+	$(BIN)/msgservice node $(if $(CONFIG),--config $(CONFIG))
 
 # WORKERS processes, a file of tests at a time, in order of names: the short ones of tests/unit come
 # last. One more than there are cores, for tests of real processes and sockets wait half of the time.

@@ -98,7 +98,7 @@ class Options(UsageOptions):
 def makeService(options: Options) -> IService:
     """Return the node that `options` describe. Ends the process where they are wrong."""
     try:
-        return _build(options.config())
+        return build(options.config())
     except ConfigError as error:
         raise SystemExit(f"msgservice: the configuration is wrong:\n{error}") from None
     except (CannotListen, LogLocked) as error:
@@ -109,11 +109,22 @@ def make_application(*files: str | os.PathLike[str]) -> Componentized:
     """Return an application with one node for each configuration file, for a `.tac`."""
     application: Componentized = Application("msgservice")
     for file in files:
-        _build(load_config(file)).setServiceParent(application)
+        build(load_config(file)).setServiceParent(application)
     return application
 
 
-def _build(config: Config) -> IService:
+Tell = Callable[[Deferred[None], Callable[[], Sequence[str]]], object]
+
+
+def build(config: Config, *, tell: Tell | None = None) -> IService:
+    """Return the node of a configuration, with its streams.
+
+    Args:
+        tell: given when it is ready, and what then lists its listeners; None: `tell_page`.
+
+    Raises:
+        ConfigError, CannotListen, LogLocked: it cannot begin, and why.
+    """
     if sys.platform != "linux":
         # Not tested, and an fsync that does not reach the disk would make every ACK a lie.
         raise ConfigError([f"a node runs on Linux, not on {sys.platform} (docs/platforms.md)"])
@@ -135,7 +146,7 @@ def _build(config: Config) -> IService:
     node = build_service(config, reactor=reactor)
     _nodes.add(node)
     keep_from(node.when_ready())
-    tell_page(node.when_ready(), lambda: node.listeners)
+    (tell or tell_page)(node.when_ready(), lambda: node.listeners)
     for listener in config.listen:
         if listener.transport == STREAMS:
             from msgservice.faces.streams.service import NodeWithStreams

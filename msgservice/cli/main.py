@@ -14,6 +14,7 @@ from msgservice.cli.exit_codes import MEANINGS
 # Command -> its module and name there: imported when it is asked for, since each needs much that
 # the others do not, and a command that ends at once is mostly imports.
 COMMANDS = {
+    "node": ("msgservice.cli.node", "node"),
     "send": ("msgservice.cli.send", "send"),
     "request": ("msgservice.cli.request", "request"),
     "listen": ("msgservice.cli.listen", "listen"),

@@ -34,6 +34,12 @@ def leave_to(reactor: Any) -> None:
         signal.signal(signal.SIGINT, reactor.sigInt)
 
 
+def give_back() -> None:
+    """Let the reactor that is run next take SIGINT, as it does where it is Python's own."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def ignore() -> None:
     """Let no signal replace the exit code any more.
 

@@ -62,6 +62,7 @@ FACES_MAY_IMPORT = {
 }
 # What may know a part beside it.
 NEIGHBOURS = {
+    ("cli", "tap"),  # one command runs a node
     ("limits", "errors"),
     ("output", "threads"),
     ("records", "message"),
