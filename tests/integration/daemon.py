@@ -36,7 +36,8 @@ class Daemon:
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.output: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -84,6 +85,7 @@ class Daemon:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait(PATIENCE)
+        self._reading.join(PATIENCE)  # it reads what is closed next, up to its end
         assert self._process.stdout is not None
         self._process.stdout.close()
 
