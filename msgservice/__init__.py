@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from msgservice.administration import Cause
     from msgservice.client.client import Client
     from msgservice.client.connect import connect
+    from msgservice.client.promise import Promise, PromiseOutcome
     from msgservice.client.receipt import Receipt
     from msgservice.errors import Reject, Retry
     from msgservice.limits import Limits, Rate
@@ -30,6 +31,8 @@ __all__ = [
     "Limits",
     "Node",
     "PbPeer",
+    "Promise",
+    "PromiseOutcome",
     "Rate",
     "Receipt",
     "Receiver",
@@ -47,6 +50,8 @@ _HOMES = {
     "Limits": "msgservice.limits",
     "Node": "msgservice.node.node",
     "PbPeer": "msgservice.pb",
+    "Promise": "msgservice.client.promise",
+    "PromiseOutcome": "msgservice.client.promise",
     "Rate": "msgservice.limits",
     "Receipt": "msgservice.client.receipt",
     "Receiver": "msgservice.receiver.receiver",

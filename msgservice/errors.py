@@ -315,6 +315,29 @@ class NoReceiver(Refused):
         self.subject = subject
 
 
+class TooFewReceivers(Refused):
+    """A promise wants more receivers than the message is for.
+
+    `counts`: how many it wants, of how many there are, as `3/2`.
+    """
+
+    refusal_code = 24
+
+    def __init__(self, counts: str) -> None:
+        need, _, found = counts.partition("/")
+        super().__init__(
+            f"the promise needs {need} receivers, the message is for {found}"
+            if need != "0"
+            else "the promise needs all receivers, and the message is for nobody"
+        )
+        self.counts = counts
+
+    @property
+    def about(self) -> str:
+        """See `MsgServiceError`."""
+        return self.counts
+
+
 class KeyReused(Refused):
     """The idempotency key was used for another message: other subject, `to`, body or content-type.
 
@@ -782,6 +805,8 @@ def refused(code: int, about: str, reason: str, subject: str) -> Refused:
             return Forbidden("send", subject)
         case KeyReused.refusal_code:
             return KeyReused(about)
+        case TooFewReceivers.refusal_code if about:
+            return TooFewReceivers(about)
         case NotYetBuilt.refusal_code if about.isidentifier():
             return NotYetBuilt(about)
     return Refused(reason)

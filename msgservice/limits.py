@@ -272,6 +272,7 @@ class Limits:
     sender_audiences: int = 1_000  # of these, that the `to` of one sender may make
     receivers: int = 10_000
     away_max: float = 0.0  # seconds away until a receiver is removed; 0: it never is
+    promises: int = 100_000  # runs with one that is open; beyond it, one more is refused for now
     idempotency_keys: int = 1_000_000  # remembered; beyond it, a message with a new one is refused
     idempotency_key_seconds: float = 86_400.0  # how long each is, by the age of the log
     retained: int = 50_000  # subjects of which a message is retained

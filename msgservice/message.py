@@ -39,6 +39,14 @@ FLAGS_KNOWN = FLAG_RETAIN | FLAG_REPLAY | FLAG_REQUIRE | FLAG_RETAIN_ONLY | FLAG
 FLAG_UNKNOWN_ELEMENT = 1 << 52
 
 
+class PromiseOption(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The promise of a run: so many receivers acknowledge each of its messages in time."""
+
+    need: Integer  # receivers; 0: all of the audience
+    within: Integer  # ms
+    cancels: bool = False  # where it is broken, what is surely not sent yet is cancelled
+
+
 class RunOptions(msgspec.Struct, frozen=True, gc=False):
     """The options of a run: what it carries for all of its messages alike, from `send` on.
 
@@ -50,6 +58,7 @@ class RunOptions(msgspec.Struct, frozen=True, gc=False):
     ttl: int | None = None  # ms
     delay: int | None = None  # ms
     flags: int = 0
+    promise: PromiseOption | None = None
 
     @property
     def excess_bytes(self) -> int:
@@ -76,9 +85,14 @@ def passed_on(options: RunOptions) -> RunOptions:
     Whom it is for, and whether there is anybody, was decided there.
     """
     flags = options.flags & ~FLAG_REQUIRE
-    if options.to is None and options.delay is None and flags == options.flags:
+    if (
+        options.to is None
+        and options.delay is None
+        and options.promise is None
+        and flags == options.flags
+    ):
         return options
-    return msgspec.structs.replace(options, to=None, delay=None, flags=flags)
+    return msgspec.structs.replace(options, to=None, delay=None, flags=flags, promise=None)
 
 
 class Status(enum.IntEnum):

@@ -36,6 +36,7 @@ from msgservice.client.flow import Flow
 from msgservice.client.gathering import BARE_OVERHEAD, Gathering
 from msgservice.client.handed import joined
 from msgservice.client.hop import NodeHop
+from msgservice.client.promise import Promise
 from msgservice.client.receipt import Receipt, Receipts
 from msgservice.client.requests import Requests
 from msgservice.client.responding import Handler, Responder
@@ -55,7 +56,7 @@ from msgservice.errors import (
     BadSubject,
     BadValue,
     ClientClosed,
-    NotYetBuilt,
+    Refused,
     RequestFailed,
     UnknownMessage,
 )
@@ -244,7 +245,7 @@ class Client:
         ttl: float | None = None,
         delay: float | None = None,
         retain: bool | Literal["only"] = False,
-        promise: Any = None,
+        promise: Promise | None = None,
     ) -> Deferred[Receipt]:
         """Hand over one message; fires with its `Receipt` when the node has it on disk.
 
@@ -256,15 +257,17 @@ class Client:
         of the message that was. `delay`: seconds from this call until it is delivered, 366 days at
         most; it fires when the node keeps it, and who gets it is decided when it is due. `ttl`:
         seconds from now, at most 366 days, above `delay`; where it was not delivered by then it is
-        `expired`.
+        `expired`. `promise`: have the node say in time whether so many receivers have acknowledged
+        it (`Promise`); `Receipt.promised()` fires with what became of that. Not with a `delay` or a
+        key.
 
         Fails at once, with nothing sent, with `BadSubject`, `BadName`, `MessageTooLarge`,
-        `TypeError` (content without a form), `BadValue` (`ttl`, `delay`), `LimitReached` (too much
-        is held), `NotYetBuilt` (`promise`), `NotSupported` (the node that was reached last does not
-        offer `to`, `require`, `ttl`, `delay` or keys), `ClientClosed`; after the node's answer with
-        `UnknownReceiver`, `NoReceiver`, `KeyReused` or `Refused`; with `Expired` when its ttl was
-        over before the node was given it; with `ClientClosed` (an `Ambiguous`) when the client is
-        closed before the answer. Cancelling ends the wait only.
+        `TypeError` (content without a form), `BadValue` (`ttl`, `delay`, `promise`),
+        `LimitReached` (too much is held), `NotSupported` (the node that was reached last does not
+        offer `to`, `require`, `ttl`, `delay`, keys or promises), `ClientClosed`; after the node's
+        answer with `UnknownReceiver`, `NoReceiver`, `TooFewReceivers`, `KeyReused` or `Refused`;
+        with `Expired` when its ttl was over before the node was given it; with `ClientClosed` (an
+        `Ambiguous`) when the client is closed before the answer. Cancelling ends the wait only.
         """
         if (
             type(content) is bytes
@@ -274,7 +277,6 @@ class Client:
             and require is None
             and idempotency_key is None
             and delay is None
-            and promise is None
             and not retain
         ):
             # The usual case, and the one that is measured: another body for a run that grows.
@@ -282,7 +284,13 @@ class Client:
                 gather = self._growing.get(subject)
             except TypeError:  # it cannot be a key, so it is no subject either
                 gather = None
-            if gather is not None and gather.plain and gather.bare and gather.ttl == ttl:
+            if (
+                gather is not None
+                and gather.plain
+                and gather.bare
+                and gather.ttl == ttl
+                and gather.promise is promise
+            ):
                 flow = self._flow
                 size = len(content) + BARE_OVERHEAD
                 filled = gather.size + size
@@ -297,11 +305,19 @@ class Client:
                     if len(waiters) >= self._run_messages:
                         self._gathering.cut(gather)
                     return waiter
-        if promise is not None:
-            return fail(NotYetBuilt("promise"))
         try:
             return self._send(
-                subject, content, to, headers, id, require, idempotency_key, ttl, retain, delay
+                subject,
+                content,
+                to,
+                headers,
+                id,
+                require,
+                idempotency_key,
+                ttl,
+                retain,
+                delay,
+                promise,
             )
         except Exception as error:  # also whatever content raises that is asked for its form
             return fail(error)
@@ -318,22 +334,25 @@ class Client:
         ttl: float | None,
         retain: bool | Literal["only"],
         delay: float | None,
+        promise: Promise | None,
     ) -> Deferred[Receipt]:
         gathering = self._gathering
         self._shutdown.check_open()
         subject = gathering.check_subject(subject)
-        options = gathering.options(to, require, ttl, retain, delay)
+        if key is not None and promise is not None:
+            raise Refused("a promise and a key together are not supported by this version")
+        options = gathering.options(to, require, ttl, retain, delay, promise)
         if key is not None:
             key = gathering.check_key(key)
         item, size = gathering.prepare(content, headers, own_id, gathering.limit_of(options), key)
         self._flow.take_room(1, size)
         if key is None:
-            gather = gathering.gather(subject, options, ttl)
+            gather = gathering.gather(subject, options, ttl, promise)
         else:
             gather = gathering.alone(subject, options)
         if gather.size + size > gather.limit:
             gathering.cut(gather)
-            gather = gathering.gather(subject, options, ttl)
+            gather = gathering.gather(subject, options, ttl, promise)
         waiter: Deferred[Receipt] = Deferred()
         gather.add(item, size, own_id, waiter)
         if key is not None or len(gather.waiters) >= self._run_messages:

@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 
 from msgservice.arguments import check_flags
 from msgservice.client.handed import HandedRun
+from msgservice.client.promise import Promise
 from msgservice.client.receipt import Receipt
 from msgservice.codecs import encode_content
 from msgservice.core import features
@@ -75,6 +76,8 @@ class Gather:
         "limit",
         "options",
         "plain",
+        "promise",
+        "promised_until",
         "size",
         "subject",
         "ttl",
@@ -92,10 +95,15 @@ class Gather:
         ttl: float | None = None,
         until: int | None = None,
         due_at: int | None = None,
+        promise: Promise | None = None,
+        promised_until: int | None = None,
     ) -> None:
+        self.promise = promise  # as the program says it
+        self.promised_until = promised_until  # when it is over, ms by the client's clock
         self.due_at = due_at  # when it is to be delivered, ms by the client's clock
         self.subject, self.options = subject, options
-        self.plain = plain  # nothing asked for that `send` does not do by itself, but for `ttl`
+        # Nothing is asked for that `send` does not do by itself, but for `ttl` and `promise`.
+        self.plain = plain
         self.ttl = ttl  # as the program says it; that of the options is in ms
         self.until = until  # when it expires, ms by the client's clock
         self.limit = limit  # bytes
@@ -124,10 +132,15 @@ class Gather:
         items = self.items
         messages = encode_bodies(items) if self.bare else encode_mixed(items)
         cost = self.size - ARRAY_HEADER_MAX
-        handed = HandedRun(self.subject, len(items), self.waiters, self.ids, cost=cost)
+        promised = self.options.promise is not None
+        handed = HandedRun(
+            self.subject, len(items), self.waiters, self.ids, cost=cost, promised=promised
+        )
         run = producer_run(0, len(items), self.subject, messages, self.options, handed)
         if self.until is not None or self.due_at is not None:
             run.expires_at, run.due_at = self.until, self.due_at
+        if promised:
+            run.promised_until = self.promised_until
         return run
 
 
@@ -176,7 +189,13 @@ class Gathering:
         for gather in self.open.values():
             gather.limit = self.limit_of(gather.options)
 
-    def gather(self, subject: str, options: RunOptions, ttl: float | None = None) -> Gather:
+    def gather(
+        self,
+        subject: str,
+        options: RunOptions,
+        ttl: float | None = None,
+        promise: Promise | None = None,
+    ) -> Gather:
         """Return the growing run for these; what grew there with other options is cut."""
         found = self.open.get(subject)
         if found is not None:
@@ -192,6 +211,11 @@ class Gathering:
             until, due_at = self._times(options)
             is_plain = options.to is None and options.flags == self._default.flags
             plain = is_plain and ttl is not None and due_at is None
+        promised_until = None
+        if options.promise is not None:
+            promised_until = self._now() + options.promise.within
+            is_plain = options.to is None and options.flags == self._default.flags
+            plain = is_plain and promise is not None and due_at is None
         new = self.open[subject] = Gather(
             subject,
             options,
@@ -200,6 +224,8 @@ class Gathering:
             ttl=ttl,
             until=until,
             due_at=due_at,
+            promise=promise,
+            promised_until=promised_until,
         )
         return new
 
@@ -213,7 +239,9 @@ class Gathering:
 
     def cut_expiring(self) -> None:
         """The turn is over: times are as of its turn, and no run that has one grows on."""
-        for gather in [one for one in self.open.values() if one.until or one.due_at]:
+        for gather in [
+            one for one in self.open.values() if one.until or one.due_at or one.promised_until
+        ]:
             self.cut(gather)
 
     def cut(self, gather: Gather) -> None:
@@ -272,6 +300,7 @@ class Gathering:
         ttl: float | None = None,
         retain: bool | Literal["only"] = False,
         delay: float | None = None,
+        promise: Promise | None = None,
     ) -> RunOptions:
         """Return the options of a run, names `exact`; `BadName` unless all may be receivers.
 
@@ -287,6 +316,12 @@ class Gathering:
                     "ttl", f"is over when the delay of {delay} s is: it must be above it"
                 )
             options = RunOptions(options.to, options.ttl, least, options.flags)
+        if promise is not None:
+            if not isinstance(promise, Promise):
+                raise BadValue("promise", f"is a Promise, not {promise!r}")
+            if options.delay is not None:
+                raise Refused("a promise and a delay together are not supported by this version")
+            options = msgspec.structs.replace(options, promise=promise.option)
         missing = missing_for(options, self._features)
         if missing is not None:
             raise NotSupported(f"{missing!r} at this node")

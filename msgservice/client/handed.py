@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 
 from msgservice.client.receipt import Receipt, Receipts, Wait
 from msgservice.core.ranges import Range, RangeSet
-from msgservice.errors import MsgServiceError, NoReceiver, NotDelivered
+from msgservice.errors import Ambiguous, MsgServiceError, NoReceiver, NotDelivered
 from msgservice.message import Status
 
 
@@ -85,10 +85,12 @@ class HandedRun:
         "_open",
         "_others",
         "_pieces",
+        "_promises",
         "_refused",
         "_sent",
         "_settled",
         "_unanswered",
+        "_verdicts",
         "_watchers",
         "cost",
         "count",
@@ -108,6 +110,7 @@ class HandedRun:
         ids: dict[int, str] | None = None,
         *,
         cost: int = 0,
+        promised: bool = False,
     ) -> None:
         self.subject = subject
         self.first = 0  # no sequence yet
@@ -122,6 +125,8 @@ class HandedRun:
         self._open = 0  # pairs of message and receiver that were routed and are not final
         # receiver -> sequences whose state is final; None: all of them, the usual case
         self._settled: dict[str, RangeSet | None] = {}
+        self._promises = count if promised else 0  # that are open
+        self._verdicts: list[_Other] | None = [] if promised else None  # rising
         # Filled only where something is unusual:
         self._accepted: RangeSet | None = None  # acknowledged by the node in parts, or unrouted
         self._fired: RangeSet | None = None
@@ -154,7 +159,28 @@ class HandedRun:
     @property
     def is_settled(self) -> bool:
         """Whether nothing more can become of any of its messages."""
-        return (self._unanswered == 0 and self._open == 0) or self._lost is not None
+        is_open = self._unanswered or self._open or self._promises
+        return not is_open or self._lost is not None
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether it was sent with a promise."""
+        return self._verdicts is not None
+
+    def verdict_of(self, sequence: int) -> tuple[Status, str] | None:
+        """The decision about the promise of this message, and why, or None."""
+        return self._verdict(sequence, sequence)
+
+    def _verdict(self, first: int, last: int) -> tuple[Status, str] | None:
+        """The decision about the lowest of these, where there is one about each."""
+        found: tuple[Status, str] | None = None
+        for low, high, status, reason in self._verdicts or ():
+            if low <= first <= high:
+                found = found or (status, reason)
+                if high >= last:
+                    return found
+                first = high + 1
+        return None
 
     def error_of(self, sequence: int) -> MsgServiceError | None:
         """Why this message was not accepted, or None."""
@@ -259,6 +285,8 @@ class HandedRun:
         for low, high in self._fired.missing(first, last):
             self._fired.add(low, high)
             self._unanswered -= high - low + 1
+            if self._promises:
+                self._promises -= high - low + 1
             if self.waiters is not None:
                 for waiter in self.waiters[low - self.first : high - self.first + 1]:
                     waiter.errback(error)
@@ -326,6 +354,19 @@ class HandedRun:
         if self._watchers or self._open == 0:
             assert self._keeper is not None
             self._keeper.has_news(self)
+
+    def decided(self, status: Status, first: int, last: int, reason: str) -> None:
+        """STATUS came from `$promise`: promises are decided. Repeats change nothing."""
+        if self._verdicts is None:
+            return
+        first, last = max(first, self.first), min(last, self.last)
+        known = RangeSet((low, high) for low, high, _, _ in self._verdicts)
+        for low, high in known.missing(first, last):
+            insort(self._verdicts, (low, high, status, reason))
+            self._promises -= high - low + 1
+            self._news.append((low, high))
+        assert self._keeper is not None
+        self._keeper.has_news(self)
 
     def tell_news(self) -> None:
         """Fire the Deferreds that waited for the states just marked."""
@@ -503,6 +544,8 @@ class HandedRun:
         for low, high, error in self._forgotten or ():
             if low <= last and first <= high:
                 return self if wait is Wait.SETTLED else error
+        if wait is Wait.PROMISED:
+            return self._promise_outcome(first, last)
         others = self._others if wait is Wait.ACKNOWLEDGED else None
         done = True
         for piece in self._pieces:
@@ -523,6 +566,14 @@ class HandedRun:
                     return NotDelivered(receiver, other[0].name.lower(), other[1] or None)
                 done = done and self._is_final(receiver, low, high)
         return self if done else self._end(wait)
+
+    def _promise_outcome(self, first: int, last: int) -> object:
+        if self._verdict(first, last) is not None:
+            return self
+        piece = self.piece_of(first)
+        if piece is not None and not piece.position and not piece.audience.names:
+            return Ambiguous("the node does not know any more what became of its promise")
+        return self._lost
 
     def _end(self, wait: Wait) -> object:
         if self._lost is not None and wait is Wait.SETTLED:

@@ -68,11 +68,12 @@ from msgservice.errors import (
 )
 from msgservice.limits import MAX_BATCH_MIN, Limits
 from msgservice.message import Action, Status, count_of, cut_messages, join_messages
-from msgservice.records import DELAYED, Resume
+from msgservice.records import DELAYED, PROMISE, Resume
 
 if TYPE_CHECKING:
     from msgservice.client.disk import DiskOutbox
 
+RESERVED = (DELAYED, PROMISE)  # which a STATUS may be from, and no receiver is called
 FACTOR = 10  # a node may have been given so many times the receivers that this side knows of
 AUDIENCES_MAX = TOLD_MAX + GONE_AUDIENCES_MAX
 # Runs that are looked at and sent in one turn of the reactor: a window may be very many small ones.
@@ -501,7 +502,7 @@ class NodeHop:
                     frame.first, frame.last, frame.audience, frame.position, frame.due
                 )
             case StatusFrame():
-                if frame.receiver not in self._receivers.known and frame.receiver != DELAYED:
+                if frame.receiver not in self._receivers.known and frame.receiver not in RESERVED:
                     self._receivers.look(frame.receiver)
                 if frame.incarnation == self.incarnation:
                     status = Status(frame.state)

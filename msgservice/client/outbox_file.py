@@ -79,8 +79,14 @@ alter table run add column handed_at integer not null default 0;
 _VERSION_6 = """
 alter table run add column delay integer;
 """
+# So does the time of a promise.
+_VERSION_7 = """
+alter table run add column promise text;    -- JSON list: need, within, cancels; or null
+"""
 SCHEMA = Schema(
-    0x6D736F62, (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5, _VERSION_6), sums_since=2
+    0x6D736F62,
+    (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5, _VERSION_6, _VERSION_7),
+    sums_since=2,
 )  # "msob"
 
 
@@ -442,8 +448,11 @@ class OutboxFile:
             delay, due_at = run.options.delay, run.due_at
             if delay is not None and due_at is not None:
                 handed_at = due_at - delay
-            flat += (ttl, handed_at, delay)
-        steps: list[tuple[str, Any]] = [*insert_steps("into run", 10, flat)]
+            promise = run.options.promise
+            if promise is not None and run.promised_until is not None:
+                handed_at = run.promised_until - promise.within
+            flat += (ttl, handed_at, delay, None if promise is None else as_json(promise))
+        steps: list[tuple[str, Any]] = [*insert_steps("into run", 11, flat)]
         if gone:
             text = msgspec.json.encode(gone).decode()
             steps.append(

@@ -17,7 +17,7 @@ from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import Run, producer_run
 from msgservice.disk.database import one
 from msgservice.errors import LogDamaged
-from msgservice.message import RunOptions, options_of
+from msgservice.message import PromiseOption, RunOptions, options_of
 
 # Of one page. A run of one message takes about 1 KiB in memory besides what it says.
 PAGE_RUNS = 4096
@@ -96,8 +96,9 @@ class LeftRuns:
 
 def _runs(db: apsw.Connection, after: int) -> Iterator[Run]:
     """Yield the open runs above a sequence, rising, each checked."""
-    for first, count, subject, to, flags, crc, messages, ttl, handed_at, delay in db.execute(
-        "select first, count, subject, audience, flags, crc, messages, ttl, handed_at, delay"
+    for first, count, subject, to, flags, crc, messages, ttl, handed_at, *more in db.execute(
+        "select first, count, subject, audience, flags, crc, messages, ttl, handed_at, delay,"
+        " promise"
         " from run where first > ? order by first",
         (after,),
     ):
@@ -111,6 +112,11 @@ def _runs(db: apsw.Connection, after: int) -> Iterator[Run]:
         run = producer_run(first, count, subject, messages, options)
         if ttl is not None:
             run.expires_at = handed_at + ttl
+        delay, promise = more
+        if promise is not None:
+            asked = msgspec.json.decode(promise, type=PromiseOption)
+            run.options = msgspec.structs.replace(run.options, promise=asked)
+            run.promised_until = handed_at + asked.within
         if delay is not None:
             run.options = msgspec.structs.replace(run.options, delay=delay)
             run.due_at = handed_at + delay

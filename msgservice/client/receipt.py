@@ -12,9 +12,10 @@ from enum import Enum, auto
 from typing import Any, Protocol, overload
 
 import msgspec
-from twisted.internet.defer import Deferred, FirstError, gatherResults
+from twisted.internet.defer import Deferred, FirstError, fail, gatherResults
 from twisted.python.failure import Failure
 
+from msgservice.client.promise import PromiseOutcome
 from msgservice.message import Status
 
 
@@ -24,6 +25,7 @@ class Wait(Enum):
     ACCEPTED = auto()
     ACKNOWLEDGED = auto()
     SETTLED = auto()
+    PROMISED = auto()
 
 
 class Names(Protocol):
@@ -85,6 +87,13 @@ class AskedRun(Protocol):
 
     def counts(self) -> dict[str, dict[Status, int]]:
         """The number of messages in each state, for each receiver."""
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether it was sent with a promise."""
+
+    def verdict_of(self, sequence: int) -> tuple[Status, str] | None:
+        """The decision about the promise of this message, and why, or None."""
 
     def watch(self, wait: Wait, first: int, last: int, name: str | None = None) -> Deferred[Any]:
         """Return a Deferred of its own for this wait."""
@@ -170,6 +179,23 @@ class Receipt(msgspec.Struct, eq=False, gc=False):
         """Fires with `statuses` once all are final, or can no longer become known. Never fails."""
         waiting: Deferred[Any] = self.run.watch(Wait.SETTLED, self.sequence, self.sequence)
         return waiting.addCallback(lambda _: self.statuses)
+
+    def promised(self) -> Deferred[PromiseOutcome]:
+        """Fires with the outcome of its promise, once that is decided: kept, or broken.
+
+        Fails with `ValueError` where it was sent without one, `Refused` if it was not accepted,
+        and where the outcome can no longer become known as `acknowledged` does.
+        """
+        run, sequence = self.run, self.sequence
+        if not run.is_promised:
+            return fail(ValueError(f"message {sequence} was sent without a promise"))
+        waiting: Deferred[Any] = run.watch(Wait.PROMISED, sequence, sequence)
+        return waiting.addCallback(self._outcome)
+
+    def _outcome(self, _: object) -> PromiseOutcome:
+        verdict = self.run.verdict_of(self.sequence)
+        assert verdict is not None
+        return PromiseOutcome(verdict[0] is Status.ACKNOWLEDGED, verdict[1], self.statuses)
 
 
 class Receipts:

@@ -13,6 +13,7 @@ from weakref import ref
 from msgservice.client.handed import AudienceNames, HandedRun, Piece
 from msgservice.errors import MalformedFrame, MsgServiceError
 from msgservice.message import Status
+from msgservice.records import PROMISE
 
 SWEEP_MIN = 1024  # entries below which no sweep is worth its time
 
@@ -142,7 +143,12 @@ class HandedRuns:
     def receive_status(
         self, receiver: str, status: Status, ranges: list[tuple[int, int]], reason: str
     ) -> None:
-        """STATUS came: the state of sequences at a receiver."""
+        """STATUS came: the state of sequences at a receiver, or what became of their promises."""
+        if receiver == PROMISE:
+            for first, last in ranges:
+                for run in self.between(first, last):
+                    run.decided(status, first, last, reason)
+            return
         for first, last in ranges:
             for run in self.between(first, last):
                 run.marked(receiver, status, first, last, reason)

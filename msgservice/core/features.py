@@ -22,8 +22,9 @@ CODES: Final = "codes"  # refusals say which error they are: NACK, and REPLY in 
 
 FACTS: Final = "facts"  # a receiver is told when its messages were stored, and of their attempts
 TTL: Final = "ttl"  # a node takes the time after which a message expires
+PROMISES: Final = "promises"  # a node says in time whether so many receivers have acknowledged
 
-OF_NODES: Final = (CODES, DELAY, KEYS, REQUIRE, RESPOND, RETAIN, TO, TTL)
+OF_NODES: Final = (CODES, DELAY, KEYS, PROMISES, REQUIRE, RESPOND, RETAIN, TO, TTL)
 OF_PEERS: Final = (CODES,)  # of clients and receivers
 OF_RECEIVERS: Final = (*OF_PEERS, FACTS)
 # What those have who were made before there were names, and say none.
@@ -50,4 +51,6 @@ def missing_for(options: RunOptions, features: Collection[str]) -> str | None:
         return RETAIN
     if options.delay is not None and DELAY not in features:
         return DELAY
+    if options.promise is not None and PROMISES not in features:
+        return PROMISES
     return None

@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from msgservice.core.backlog import Backlog
-from msgservice.core.frames import Delivery, Transfer
+from msgservice.core.frames import Delivery, Promised, Transfer
 from msgservice.core.ranges import Range, RangeSet
 from msgservice.core.refusal import Refusal
 from msgservice.core.runs import WAITING, Run, Tally, parts_of
@@ -400,6 +400,24 @@ class Flight:
                 None,
                 run.attempts,
                 run.stored_at,
+            )
+        elif options.promise is not None:
+            within = options.promise.within
+            if run.promised_until is not None and self._due is not None:
+                within = max(1, run.promised_until - self._due.now())  # what is left of it
+            frame = Promised(
+                first,
+                run.subject,
+                encoded,
+                gap,
+                floor,
+                self._nacks,
+                options.to,
+                ttl,
+                delay,
+                options.flags,
+                run.origin,
+                msgspec.structs.replace(options.promise, within=within),
             )
         else:
             frame = Transfer(

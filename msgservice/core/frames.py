@@ -22,6 +22,7 @@ from msgservice.message import (
     UNDECODABLE,
     Integer,
     Name,
+    PromiseOption,
     count_of,
     plain,
 )
@@ -101,10 +102,16 @@ class Transfer(msgspec.Struct, array_like=True, tag=2, frozen=True, gc=False):
     origin: Origin | None = None
 
 
+class Promised(Transfer, frozen=True, gc=False):
+    """2, to a node that names the feature `promises`: with that of its messages."""
+
+    promise: PromiseOption | None = None
+
+
 class Delivery(Transfer, frozen=True, gc=False):
     """2, to a receiver that names the feature `facts`: with what its node knows of the run."""
 
-    promise: None = None  # a place that is kept for another use
+    promise: None = None  # a receiver is promised nothing
     attempts: Integer = 0  # at these messages, that have failed so far
     stored_at: Integer = 0  # ms, by the wall clock of the node
 
@@ -267,10 +274,12 @@ _ByTag = (
 )
 
 # Of one tag with Transfer: the number of elements tells which of both it is.
-Frame = _ByTag | Delivery
+Frame = _ByTag | Promised | Delivery
 
 # By their numbers: a delivery is a TRANSFER.
-KINDS: tuple[type[Frame], ...] = tuple(k for k in Frame.__args__ if k is not Delivery)
+KINDS: tuple[type[Frame], ...] = tuple(
+    k for k in Frame.__args__ if k is not Delivery and k is not Promised
+)
 CALLS_MAX = 4096  # of one REQUEST
 ANSWER_BYTES = 16  # of one answer in a REPLY, besides its message, at most
 REFUSALS_MAX = 64  # calls that one REPLY refuses: any `max_batch` has room for it
@@ -299,6 +308,8 @@ class NotEncodable(TypeError):
 
 encode_frame = msgspec.msgpack.Encoder(enc_hook=plain).encode
 _decode = msgspec.msgpack.Decoder(_ByTag).decode
+_decode_promised = msgspec.msgpack.Decoder(Promised).decode
+_PROMISED_HEAD = 0x90 + 1 + len(Promised.__struct_fields__)
 _decode_delivery = msgspec.msgpack.Decoder(Delivery).decode
 _DELIVERY_HEAD = 0x90 + 1 + len(Delivery.__struct_fields__)
 
@@ -308,6 +319,8 @@ def decode_frame(data: bytes | memoryview) -> Frame:
     try:
         if len(data) > 1 and data[0] == _DELIVERY_HEAD and data[1] == 2:
             frame: Frame = _decode_delivery(data)
+        elif len(data) > 1 and data[0] == _PROMISED_HEAD and data[1] == 2:
+            frame = _decode_promised(data)
         else:
             frame = _decode(data)
     except UNDECODABLE as error:
@@ -453,6 +466,7 @@ def _wrong_resume(frame: ResumeFrame) -> str | None:
 
 _RELATIONS: Final[dict[type, Callable[[Any], str | None]]] = {
     Transfer: _wrong_transfer,
+    Promised: _wrong_transfer,
     Delivery: _wrong_transfer,
     Ack: _wrong_ack,
     Nack: _wrong_nack,

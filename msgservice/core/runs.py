@@ -56,6 +56,7 @@ class Run(msgspec.Struct, gc=False, eq=False):
     part: int = 0  # where among these it begins
     expires_at: int | None = None  # ms, by its owner's clock; None: never
     due_at: int | None = None  # … when it is to be delivered; None: at once
+    promised_until: int | None = None  # … when its promise is over; None: it has none
     stored_at: int = 0  # ms, where its owner says so to the other side
 
     @property
@@ -350,6 +351,7 @@ def cut_run(run: Run, first: int, last: int) -> Run:
         parts=parts,
         part=start,
         expires_at=run.expires_at,
+        promised_until=run.promised_until,
         due_at=run.due_at,
         stored_at=run.stored_at,
     )

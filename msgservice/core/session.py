@@ -42,6 +42,7 @@ from msgservice.core.frames import (
     Note,
     Ping,
     Pong,
+    Promised,
     Reply,
     Request,
     ResumeFrame,
@@ -95,7 +96,7 @@ def _row(hop: Act, **special: Act) -> dict[type, Act]:
     row.update(_ALWAYS)
     for kind in (Hello, Transfer, Auth, Bye, ResumeFrame):
         row[kind] = special.get(kind.__name__, Act.REFUSE)
-    row[Delivery] = row[Transfer]
+    row[Delivery] = row[Promised] = row[Transfer]
     return row
 
 

@@ -7,14 +7,14 @@ connection; what one sender may have unanswered is the business of `ingress`.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Protocol
 
 from twisted.logger import Logger
 
 from msgservice.codecs import content_type_of
-from msgservice.core.frames import Transfer
+from msgservice.core.frames import Promised, Transfer
 from msgservice.core.subjects import check_key, check_name, check_word
 from msgservice.errors import (
     Forbidden,
@@ -25,6 +25,7 @@ from msgservice.errors import (
     NoReceiver,
     PathTooLong,
     Refused,
+    TooFewReceivers,
     UnknownReceiver,
 )
 from msgservice.interfaces import ILog
@@ -57,6 +58,7 @@ from msgservice.records import (
     Retained,
     digest_of_key,
 )
+from msgservice.records import Promised as PromiseKept
 
 _logger = Logger()
 
@@ -88,6 +90,7 @@ class Acceptance:
         limits: Limits,
         due: Due,
         seldom: Seldom,
+        promises: Callable[[], int],
     ) -> None:
         self._retained = retained
         self.looped = 0  # messages that came back to this node, since it started
@@ -99,6 +102,7 @@ class Acceptance:
         self._seldom = seldom
         self._limits = limits
         self._due = due
+        self._promises = promises  # how many runs have one that is open
 
     def decode(self, transfer: Transfer) -> tuple[Sequence[WireMessage], bool]:
         """Return the messages of a run, and whether this node knows all of their elements.
@@ -144,6 +148,8 @@ class Acceptance:
             raise Refused(f"a ttl of {transfer.ttl} ms, at most {TIME_DAYS_MAX} days allowed")
         if transfer.delay:
             _check_delay(transfer)
+        if type(transfer) is Promised:
+            self._check_promise(transfer, messages, node_log)
         if path:
             flags = self._flags_of(transfer, path)
         if flags and flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
@@ -158,16 +164,41 @@ class Acceptance:
             for name in transfer.to:
                 if not rights.allows("to", name):
                     raise UnknownReceiver(name)
-            return directory.audience_of(transfer.to, sender)
+            return _enough(directory.audience_of(transfer.to, sender), transfer)
         if not flags and not path and not transfer.delay:
-            return directory.audience(subject)
+            return _enough(directory.audience(subject), transfer)
         if path and not self._own_ids.isdisjoint(path):
             self._looped(sender, subject, len(messages))
             return directory.nobody()
         audience = self._matching(subject, flags, path)
         if flags & FLAG_REQUIRE and not audience.members:
             raise NoReceiver(subject)
-        return NOBODY if transfer.delay else audience  # … for whom it is, when it is due
+        if transfer.delay:
+            return NOBODY  # for whom it is, is decided when it is due
+        return _enough(audience, transfer)
+
+    def _check_promise(
+        self, transfer: Promised, messages: Sequence[WireMessage], node_log: str
+    ) -> None:
+        """Raise `Refused` for a promise that cannot be given, `LimitReached` for one too many."""
+        promise = transfer.promise
+        if promise is None:
+            return
+        if node_log:
+            raise Refused("a promise is given to a producer, not to a node that passes on")
+        if not 0 < promise.within <= TIME_DAYS_MAX * 24 * 3600 * 1000:
+            raise Refused(
+                f"a promise within {promise.within} ms, above 0 and at most {TIME_DAYS_MAX} days"
+                " allowed"
+            )
+        if transfer.delay:
+            raise Refused("a promise and a delay together are not supported by this version")
+        if any([m.key is not None for m in messages]):  # noqa: C419 - faster
+            raise Refused(
+                "a promise and an idempotency key together are not supported by this version"
+            )
+        if self._promises() >= self._limits.promises:
+            raise LimitReached("promises", self._limits.promises)
 
     def _matching(self, subject: str, flags: int, path: Sequence[str]) -> Audience:
         """Return the audience of a subject; of what is only retained, the next nodes alone."""
@@ -237,7 +268,9 @@ class Acceptance:
             if refusal is None:
                 try:
                     audience = self._audience_now(batch, addressed)
-                except (NoReceiver, UnknownReceiver, Forbidden) as nobody:
+                    if batch.promise is not None:
+                        _check_enough(batch.promise.need, audience)
+                except (NoReceiver, UnknownReceiver, Forbidden, TooFewReceivers) as nobody:
                     refusal = nobody.with_traceback(None)
                 except (LimitReached, LogFull) as limit:
                     refusal = held[lane] = limit.with_traceback(None)
@@ -375,7 +408,24 @@ class Acceptance:
             batch.due_at = self._due.now() + transfer.delay
         if transfer.ttl is not None:
             batch.expires_at = self._due.now() + transfer.ttl
+        if type(transfer) is Promised and (promise := transfer.promise) is not None:
+            until = self._due.now() + promise.within
+            batch.promise = PromiseKept(promise.need, until, promise.cancels)
         return batch
+
+
+def _enough(audience: Audience, transfer: Transfer) -> Audience:
+    """Return an audience; `TooFewReceivers` where it cannot keep what the run is promised."""
+    if type(transfer) is Promised and transfer.promise is not None:
+        _check_enough(transfer.promise.need, audience)
+    return audience
+
+
+def _check_enough(need: int, audience: Audience) -> None:
+    """Raise `TooFewReceivers` unless so many are there; of 0, which is all, one at least."""
+    found = len(audience.members)
+    if max(1, need) > found:
+        raise TooFewReceivers(f"{need}/{found}")
 
 
 def _check_delay(transfer: Transfer) -> None:

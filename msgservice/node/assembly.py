@@ -56,6 +56,7 @@ from msgservice.node.outlet import Outlet
 from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer
 from msgservice.node.perspectives import Perspectives
+from msgservice.node.promises import Promises
 from msgservice.node.purge import Purge
 from msgservice.node.receivers import Receivers
 from msgservice.node.replayer import Replayer
@@ -132,6 +133,7 @@ class Parts:
     due: Due
     letters: Letters
     expiry: Expiry
+    promises: Promises
     purge: Purge
     undo: Undo
 
@@ -163,7 +165,9 @@ def assemble(
 
     def after_group(batches: list[Batch]) -> None:
         tracker.flush()
+        promises.stored(batches)
         dispatch.stored(batches)
+        promises.flush()
         replayer.look()
         expiry.stored(batches)
         delayed.stored()
@@ -206,6 +210,7 @@ def assemble(
             tail=tail,
             commits=commits,
             tracker=tracker,
+            promises=promises,
             time=time,
             limits=limits,
             retry_delay=retry_delay,
@@ -263,6 +268,7 @@ def assemble(
         limits=limits,
         due=due,
         seldom=seldom,
+        promises=lambda: promises.count,
     )
     events = Events(directory, limits)
     tracker = Tracker(log, directory, time.clock, time.now)
@@ -289,6 +295,16 @@ def assemble(
         time=time,
         limits=limits,
         first=snapshot.expires,
+    )
+    promises = Promises(
+        log=log,
+        commits=commits,
+        tracker=tracker,
+        outlets=dispatch,
+        settling=expiry,
+        due=due,
+        time=time,
+        limits=limits,
     )
     purge = Purge(log=log, directory=directory, dispatch=dispatch, tail=tail, settling=expiry)
     undo = Undo(
@@ -470,6 +486,7 @@ def assemble(
     receivers.load(snapshot)
     directory.load(snapshot.receivers, snapshot.audiences)
     replayer.load(snapshot.replays)
+    promises.load(snapshot.promises)
     return Parts(
         tail=tail,
         commits=commits,
@@ -498,6 +515,7 @@ def assemble(
         due=due,
         letters=letters,
         expiry=expiry,
+        promises=promises,
         purge=purge,
         undo=undo,
     )

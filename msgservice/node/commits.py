@@ -35,6 +35,7 @@ from msgservice.records import (
     Replay,
     ReplayPage,
     StatusFrom,
+    Verdict,
 )
 from msgservice.waiters import Waiters
 
@@ -122,6 +123,7 @@ class _UnderWay(NamedTuple):
     taken: list[Deferred[PageOutcome]]  # of its dead letters that go
     moving: list[Deferred[list[Batch]]]  # of what is due
     cancelling: list[Deferred[tuple[Range, ...]]]  # of each that is cancelled
+    deciding: list[Deferred[tuple[Range, ...]]]  # of each verdict
     progressing: list[Progressing]  # of its progress
     pages: list[Deferred[PageOutcome]]  # who waits for each of its pages
 
@@ -140,6 +142,7 @@ class Commits:
         "_awaited",
         "_cancelling",
         "_decided",
+        "_deciding",
         "_due",
         "_fatal",
         "_held",
@@ -201,6 +204,7 @@ class Commits:
         self._letters_told = letters_told
         self._moving: list[Deferred[list[Batch]]] = []
         self._cancelling: list[Deferred[tuple[Range, ...]]] = []
+        self._deciding: list[Deferred[tuple[Range, ...]]] = []
         self._progressing: dict[Progressing, None] = {}
         self._awaited: dict[Progressing, None] = {}
         self._pages: list[Deferred[PageOutcome]] = []  # of those of the next group
@@ -339,6 +343,17 @@ class Commits:
         self.kick_soon()
         return waiter
 
+    def decide(self, verdict: Verdict) -> Deferred[tuple[Range, ...]]:
+        """Store what is decided about promises; fires with the sequences of which one was open.
+
+        Fails with `LogUnavailable`.
+        """
+        self._next.verdicts.append(verdict)
+        waiter: Deferred[tuple[Range, ...]] = Deferred()
+        self._deciding.append(waiter)
+        self.kick_soon()
+        return waiter
+
     def status_from(self, wanted: StatusFrom) -> None:
         """Store from where on a sender wants states: of each sender the highest that waits."""
         self._status_from(wanted)
@@ -425,11 +440,12 @@ class Commits:
             self._taken,
             self._moving,
             self._cancelling,
+            self._deciding,
             progressing,
             self._pages,
         )
         self._next, self._sources, self._places, self._taken = Group(), [], {}, []
-        self._moving, self._cancelling, self._pages = [], [], []
+        self._moving, self._cancelling, self._deciding, self._pages = [], [], [], []
         self._running = True
         group.now = self._time.wall()
         self._log.append(group).addBoth(self._ended, under_way)
@@ -461,7 +477,7 @@ class Commits:
             self._start_or_hold()
 
     def _stored(self, appended: Appended, under_way: _UnderWay) -> None:
-        group, sources, waiters, taken, moving, cancelling, progressing, pages = under_way
+        group, sources, waiters, taken, moving, cancelling, deciding, progressing, pages = under_way
         self._let_go(group)
         # The next group starts before this one is told about: the disk does not wait for us.
         # But where a batch was refused, what waits behind it in its lane must be withdrawn first:
@@ -508,6 +524,8 @@ class Commits:
             waiting.callback(moved)
         for wanted, ranges in zip(cancelling, appended.cancelled, strict=True):
             wanted.callback(ranges)
+        for decided, ranges in zip(deciding, appended.decided, strict=True):
+            decided.callback(ranges)
         for source in dict.fromkeys(sources):
             try:
                 source.flush()
@@ -524,7 +542,7 @@ class Commits:
                 waiter.callback(outcome)
 
     def _failed(self, failure: Failure, under_way: _UnderWay) -> None:
-        group, sources, waiters, taken, moving, cancelling, progressing, pages = under_way
+        group, sources, waiters, taken, moving, cancelling, deciding, progressing, pages = under_way
         self._let_go(group)
         failure.trap(LogUnavailable, LogFailed)
         error = failure.value
@@ -574,7 +592,7 @@ class Commits:
         self._give_up(taken, error)
         for unheard in moving:
             unheard.errback(Failure(error))
-        for unsaid in cancelling:
+        for unsaid in (*cancelling, *deciding):
             unsaid.errback(Failure(error))
         # Whoever asks for a group meanwhile waits as well: a disk that fails is left alone.
         self._due = self._time.clock.callLater(RETRY_DELAY, self._kick_due)

@@ -15,7 +15,7 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from msgservice.core.frames import Transfer
+from msgservice.core.frames import Promised, Transfer
 from msgservice.core.refusal import Refusal
 from msgservice.core.subjects import check_name
 from msgservice.errors import (
@@ -31,10 +31,18 @@ from msgservice.errors import (
     NoReceiver,
     PathTooLong,
     Refused,
+    TooFewReceivers,
     UnknownReceiver,
 )
 from msgservice.limits import Limits
-from msgservice.message import FLAG_RETAIN, UNENCODABLE, Action, WireMessage, encode_messages
+from msgservice.message import (
+    FLAG_RETAIN,
+    UNENCODABLE,
+    Action,
+    PromiseOption,
+    WireMessage,
+    encode_messages,
+)
 from msgservice.node.acceptance import Acceptance
 from msgservice.node.commits import Commits, Source
 from msgservice.node.directory import BacklogFull
@@ -172,7 +180,7 @@ class Intake:
                 sender=sender.name,
                 node_log=sender.node_log,
             )
-        except (UnknownReceiver, NoReceiver, Forbidden) as nobody:
+        except (UnknownReceiver, NoReceiver, Forbidden, TooFewReceivers) as nobody:
             # Who was there when it came over another connection may be gone since: what was
             # stored then, or is being stored, is answered by that (SEMANTICS 2).
             audience, refusal = NOBODY, nobody.with_traceback(None)  # which would hold this frame
@@ -289,12 +297,13 @@ class LocalSender:
         delay: int | None = None,
         flags: int = 0,
         key: str | None = None,
+        promise: PromiseOption | None = None,
     ) -> Batch:
         """Return these messages as one batch, which may be submitted once.
 
-        `to`, `ttl`, `delay` and `flags`: as in a TRANSFER; `key`: of all of them together. Raises
-        what they are refused for: a `Refused`, `BadSubject`, `BadName`, `LimitReached`, `LogFull`,
-        or `MalformedFrame`. Nothing is numbered, stored or kept here.
+        `to`, `ttl`, `delay`, `flags` and `promise`: as in a TRANSFER; `key`: of all of them
+        together. Raises what they are refused for: a `Refused`, `BadSubject`, `BadName`,
+        `LimitReached`, `LogFull`, or `MalformedFrame`. Nothing is numbered, stored or kept here.
         """
         intake = self._intake
         try:
@@ -302,6 +311,8 @@ class LocalSender:
         except UNENCODABLE as error:
             raise Refused(f"a message that has no form in a frame: {error}") from None
         transfer = Transfer(0, subject, msgspec.Raw(raw), to=to, ttl=ttl, delay=delay, flags=flags)
+        if promise is not None:
+            transfer = Promised(**msgspec.structs.asdict(transfer), promise=promise)
         decoded, known = intake.decode(transfer)
         intake.check_room()
         if key is not None and delay:
@@ -309,6 +320,8 @@ class LocalSender:
                 "a key of several messages together has no delay: while they wait each may be"
                 " cancelled alone, and the key would say one thing of all; give each its own"
             )
+        if key is not None and promise is not None:
+            raise Refused("a key and a promise together are not supported by this version")
         batch = intake.batch(
             rights, self._sender, transfer, decoded, memoryview(raw), known=known, key=key
         )

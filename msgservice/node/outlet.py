@@ -37,7 +37,7 @@ from msgservice.message import Action, Status
 from msgservice.node.commits import Commits
 from msgservice.node.due import Due
 from msgservice.node.loaded_bytes import LoadedBytes
-from msgservice.node.outlet_progress import Decreed, Letters, OutletProgress
+from msgservice.node.outlet_progress import Decreed, Letters, OutletProgress, Promising
 from msgservice.node.pace import Pace
 from msgservice.node.stored_bytes import QueuedBytes, StoredBytes
 from msgservice.node.stretches import Stretch
@@ -138,6 +138,7 @@ class Outlet:
         tail: Tail,
         commits: Commits,
         tracker: Tracker,
+        promises: Promising,
         time: Time,
         limits: Limits,
         retry_delay: Callable[[int, ReceiverOptions], float],
@@ -183,6 +184,7 @@ class Outlet:
             QueuedBytes(stored, self.audiences),
             commits=commits,
             tracker=tracker,
+            promises=promises,
             time=time,
             letters=letters,
         )

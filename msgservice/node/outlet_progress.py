@@ -61,6 +61,16 @@ class Letters(Protocol):
         """New dead letters of a receiver are on disk."""
 
 
+class Promising(Protocol):
+    """The promises that messages came with (`promises`)."""
+
+    def settled(self, receiver: int, settled: Sequence[Settled]) -> None:
+        """Messages were settled at a receiver, and that is stored."""
+
+    def decreed(self, receiver: int, ranges: Sequence[Range]) -> None:
+        """Ranges of positions were settled without an answer, and that is stored."""
+
+
 class Decreed(NamedTuple):
     """A range of a receiver that was settled without an answer, and without being loaded."""
 
@@ -88,6 +98,7 @@ class OutletProgress:
         *,
         commits: Commits,
         tracker: Tracker,
+        promises: Promising,
         time: Time,
         letters: Letters,
     ) -> None:
@@ -98,6 +109,7 @@ class OutletProgress:
         self._backlog = backlog
         self._commits = commits
         self._tracker = tracker
+        self._promises = promises
         self._time = time
         self._letters = letters
         self._new: list[Settled] = []  # settled, in no group yet
@@ -312,6 +324,9 @@ class OutletProgress:
         try:
             if taken.settled:
                 self._told_stored(taken.settled)
+            if taken.decreed:
+                number = self._row.number
+                self._promises.decreed(number, [(one.first, one.last) for one in taken.decreed])
         finally:
             if self._moments:
                 self._moments_pass(taken)
@@ -322,6 +337,7 @@ class OutletProgress:
             self._backlog.letters_stored(letters)
             self.letters_wait = False
         self._tracker.settled(self._row.name, settled)
+        self._promises.settled(self._row.number, settled)
         if letters:
             self._letters.stored(self._row, letters)
             self._outlet.pump()

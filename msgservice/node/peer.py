@@ -45,6 +45,7 @@ from msgservice.core.frames import (
     Hello,
     Nack,
     Note,
+    Promised,
     Reply,
     Request,
     Transfer,
@@ -329,7 +330,7 @@ class Peer:
         Behind answers about very many messages it waits until these were heard to their end.
         """
         kind = type(frame)
-        if kind is Transfer or kind is Delivery:
+        if kind is Transfer or kind is Promised or kind is Delivery:
             if self.ingress is None:
                 return True  # not greeted, and gone: the session drops it
             connection = self.connection
@@ -348,7 +349,7 @@ class Peer:
 
     def received(self, connection: Connection, frame: Frame) -> None:
         """Pass a frame to whom it concerns."""
-        if type(frame) is Transfer:
+        if type(frame) is Transfer or type(frame) is Promised:
             if self.ingress is None:
                 raise UnexpectedFrame("Transfer", "what is passed on goes the other way")
             self._sent_any = True

@@ -31,7 +31,18 @@ from msgservice.limits import INTEGER_MAX
 from msgservice.message import Status
 from msgservice.node.directory import Directory
 from msgservice.node.slices import Slices
-from msgservice.records import DELAYED, NOBODY, NOT_YET, Batch, Cancel, History, Piece
+from msgservice.records import (
+    DELAYED,
+    NOBODY,
+    NOT_YET,
+    PROMISE,
+    PROMISED,
+    Batch,
+    Cancel,
+    History,
+    Piece,
+    Verdict,
+)
 
 HISTORY_PAGE = 1000  # pieces asked of the log at once
 WAITING = 0  # in place of a position: of what waits until it is due
@@ -40,6 +51,8 @@ PAGES = 16  # of all producers, that are read or wait for their turn
 SLICE = 0.01  # seconds of a turn in which pages are asked for and told
 RETRY_DELAY_MIN = 1.0  # seconds until a page of the log that could not be read is read again …
 RETRY_DELAY_MAX = 60.0  # … doubling up to this
+
+_RESERVED = {NOT_YET: DELAYED, PROMISED: PROMISE}  # names of what is no receiver
 
 Pending = dict[tuple[str, Status, str], RangeSet]  # (receiver, state, reason) -> sequences
 
@@ -364,6 +377,17 @@ class Tracker:
             state = States(DELAYED, Status.CANCELLED, told, wanted.reason[:REASON_KEPT_MAX])
             self._tell_news_of(watch, [*news, state])
 
+    def decided(self, verdict: Verdict, ranges: Sequence[Range], first: int) -> None:
+        """A promise is decided; `first`: the position of its batch."""
+        self._tell_followers(first)
+        watch = self._watches.get((verdict.sender, verdict.incarnation))
+        if watch is None:
+            return
+        told = tuple((first, last) for first, last in ranges if last >= watch.status_from)
+        if told:
+            reason = verdict.reason[:REASON_KEPT_MAX]
+            self._tell_news_of(watch, [States(PROMISE, verdict.status, told, reason)])
+
     def _tell_news_of(self, watch: Watch, news: Sequence[News]) -> None:
         """Tell a sender now, or from the log: behind a page that says what was before."""
         if watch.told.is_gone:
@@ -543,12 +567,15 @@ class Tracker:
         states: Pending = {}
         for state in page.states:
             row = self._directory.numbered(state.receiver)
-            name = DELAYED if state.receiver == NOT_YET else None if row is None else row.name
+            name = _RESERVED.get(state.receiver) or (None if row is None else row.name)
             if name is not None:
                 states.setdefault((name, state.status, state.reason), RangeSet()).add(
                     max(state.first, watch.status_from), state.last
                 )
+        # A promise behind what it is about: who is told of it knows all of that.
+        decided = {key: states.pop(key) for key in list(states) if key[0] == PROMISE}
         yield from _states(states)
+        yield from _states(decided)
 
 
 def _miss(watch: Watch, first: int, last: int) -> None:
@@ -562,6 +589,8 @@ def _gone_pieces(page: History) -> Iterator[GonePiece]:
     held = RangeSet((piece.first, piece.last) for piece in page.pieces)
     spans: dict[int, RangeSet] = {}  # by receiver: what has a state there, whichever
     for state in page.states:
+        if state.receiver == PROMISED:
+            continue  # which nobody is
         for first, last in held.missing(state.first, state.last):
             spans.setdefault(state.receiver, RangeSet()).add(first, last)
     begin: dict[int, list[int]] = {}  # sequence -> who has a state from here on

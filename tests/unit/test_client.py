@@ -16,6 +16,7 @@ from twisted.logger import LogEvent
 
 from msgservice.client import Client, Receipt
 from msgservice.client.acked import RANGES_MANY
+from msgservice.client.promise import Promise
 from msgservice.core.backlog import Backlog
 from msgservice.core.frames import (
     BYE_CLOSING,
@@ -291,7 +292,9 @@ def test_an_id_stays_with_its_message() -> None:
         (BadValue, "a", b"", {"delay": 1, "ttl": 1}),
         (Refused, "a", b"", {"retain": True, "to": ["billing"]}),
         (Refused, "a", b"", {"retain": 7}),
-        (NotYetBuilt, "a", b"", {"promise": object()}),
+        (BadValue, "a", b"", {"promise": object()}),
+        (Refused, "a", b"", {"promise": Promise(within=1), "delay": 1}),
+        (Refused, "a", b"", {"promise": Promise(within=1), "idempotency_key": "k"}),
     ],
 )
 def test_bad_input_fails_at_once_and_nothing_is_sent(

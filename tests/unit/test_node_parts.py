@@ -137,6 +137,7 @@ def an_outlet(row: ReceiverRow | None = None, *, clock: Clock | None = None, **m
         "tail": Tail(1, 1_000_000),
         "commits": double(),
         "tracker": double(),
+        "promises": double(),
         "time": time,
         "limits": LIMITS,
         "retry_delay": lambda attempts, options: 1.0,
@@ -178,6 +179,7 @@ def acceptance() -> Acceptance:
         limits=LIMITS,
         due=Due(Time(Clock())),
         seldom=double(),
+        promises=int,
     )
 
 
@@ -227,6 +229,7 @@ def test_acceptance_says_who_is_too_far_behind() -> None:
         limits=LIMITS,
         due=Due(Time(Clock())),
         seldom=double(),
+        promises=int,
     )
     assert "billing is behind" == acceptance.full(BILLING)
 
@@ -245,6 +248,7 @@ def an_ingress(
             limits=LIMITS,
             due=Due(Time(Clock())),
             seldom=double(),
+            promises=int,
         ),
         commits=commits or double(uncommitted_bytes=0),
         senders=senders or double(),
@@ -786,6 +790,7 @@ def an_outlet_progress(**more: Any) -> OutletProgress:
     collaborators: dict[str, Any] = {
         "commits": double(),
         "tracker": double(),
+        "promises": double(settled=lambda *_: None, decreed=lambda *_: None),
         "time": Time(Clock()),
         "letters": double(room=lambda row: 1_000_000, due=lambda row, size: None),
     }

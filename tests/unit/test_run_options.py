@@ -11,14 +11,15 @@ import pytest
 from msgservice.client.outbox_file import OutboxFile
 from msgservice.core.backlog import Backlog
 from msgservice.core.flight import Flight
-from msgservice.core.frames import Transfer, decode_frame, encode_frame
+from msgservice.core.frames import Promised, decode_frame, encode_frame
 from msgservice.core.runs import Run, cut_run, producer_run
-from msgservice.message import PLAIN, RunOptions, encode_bodies, options_of
+from msgservice.message import PLAIN, PromiseOption, RunOptions, encode_bodies, options_of
 from tests.kit.clients import ClientWorld
 from tests.kit.threads import ThreadCalls
 
 # Of each option another value than its default.
 OTHER: dict[str, Any] = {"to": ("a", "b"), "ttl": 7, "delay": 8, "flags": 4}
+OTHER["promise"] = PromiseOption(2, 9, True)
 ALL = RunOptions(**OTHER)
 BODIES = encode_bodies([b"1", b"2", b"3"])
 
@@ -36,7 +37,7 @@ def test_the_values_here_differ_from_the_default_in_each_option() -> None:
 def test_the_options_are_elements_of_a_transfer_in_their_order_with_their_defaults() -> None:
     elements = {
         field.name: field.default
-        for field in msgspec.structs.fields(Transfer)
+        for field in msgspec.structs.fields(Promised)
         if field.name in OTHER
     }
     options = {field.name: field.default for field in msgspec.structs.fields(RunOptions)}

@@ -1,0 +1,534 @@
+"""Promises: whether so many receivers acknowledge each message of a run in time (DELIVERY 55).
+
+A run that came with a promise is followed from its group on. Counted is what is stored: whatever
+receivers settle is heard from their progress (`outlet_progress`), and after a start read from the
+log. As soon as enough have acknowledged a message its promise is kept; where too few can any more,
+or the time is over, it is broken. That is one entry of the log, behind all that it is about, and
+then told; what is acknowledged later changes nothing.
+
+Where a broken promise `cancels`, what is surely not sent yet is settled as cancelled first, as an
+undo does it: so who is told that it is broken has the whole account. After a crash in between it is
+decided anew, by what is stored.
+
+Of runs without a promise nothing is kept here, and nothing asked.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.clock import Time
+from msgservice.core.ranges import Range, RangeSet
+from msgservice.core.runs import Settled
+from msgservice.errors import LogUnavailable
+from msgservice.interfaces import ILog
+from msgservice.limits import Limits
+from msgservice.message import Status
+from msgservice.node.commits import Commits
+from msgservice.node.due import Due
+from msgservice.node.outlet import Outlet
+from msgservice.node.purge import Settling
+from msgservice.node.stretches import Head, Stretch
+from msgservice.records import (
+    NOT_YET,
+    Batch,
+    History,
+    OpenPromise,
+    Verdict,
+    index_of,
+    number_of,
+    position_of,
+)
+
+PAGE: Final = 200  # promises of one page: read from the log, or broken
+SLICE: Final = 0.01  # seconds of a turn in which promises are broken
+LATE: Final = "the time of its promise was over"
+IN_VAIN: Final = "too few of its receivers can acknowledge it any more"
+CANCELLED: Final = "its promise was broken"
+NUMBERS_MIN: Final = 1024  # entries before the list of numbers is made anew
+
+
+class Outlets(Protocol):
+    """The outlets of a node, by the numbers of their receivers (`dispatch`)."""
+
+    @property
+    def outlets(self) -> Mapping[int, Outlet]:
+        """Those of receivers that are there."""
+
+
+class Teller(Protocol):
+    """The one who tells producers what became of their messages (`tracker`)."""
+
+    def decided(self, verdict: Verdict, ranges: Sequence[Range], first: int) -> None:
+        """A promise is decided; `first`: the position of its batch."""
+
+    def tell_from(self, sender: str, incarnation: str, first: int, last: int) -> None:
+        """States of these messages have changed in the log."""
+
+
+class _Open:
+    """The promise of one batch, as far as it is not decided; in sequences of its sender."""
+
+    __slots__ = (
+        "acked",
+        "all_acked",
+        "all_lost",
+        "batch_size",
+        "cancels",
+        "first",
+        "incarnation",
+        "is_known",
+        "last",
+        "left",
+        "lost",
+        "members",
+        "need",
+        "news",
+        "number",
+        "sender",
+        "until",
+    )
+
+    def __init__(
+        self,
+        sender: str,
+        incarnation: str,
+        first: int,
+        last: int,
+        *,
+        number: int,
+        need: int,
+        until: int,
+        cancels: bool,
+        members: Sequence[int] = (),
+        size: int = 0,
+    ) -> None:
+        self.sender, self.incarnation = sender, incarnation
+        self.first, self.last = first, last  # of the batch, as far as it is known to be
+        self.number = number
+        self.need, self.until, self.cancels = need, until, cancels
+        self.members = members
+        self.batch_size = size
+        self.is_known = bool(members)  # else the log is read first
+        self.left = RangeSet([(first, last)])  # not decided, and in no group that does
+        self.news = RangeSet()
+        # Receivers at which all of the batch is settled, and those at which a part is.
+        self.all_acked: set[int] = set()
+        self.all_lost: set[int] = set()
+        self.acked: dict[int, RangeSet] = {}
+        self.lost: dict[int, RangeSet] = {}
+
+    def settle(self, receiver: int, first: int, last: int, *, is_acked: bool) -> None:
+        """These are final at a receiver, and that is stored; what was known before stays so."""
+        first, last = max(first, self.first), min(last, self.last)
+        if first > last or receiver in self.all_acked or receiver in self.all_lost:
+            return
+        whole, parts = (self.all_acked, self.acked) if is_acked else (self.all_lost, self.lost)
+        if first == self.first and last == self.last:
+            if not is_acked and receiver in self.acked:
+                self._lose(receiver, first, last)
+            else:
+                whole.add(receiver)
+                parts.pop(receiver, None)
+        elif is_acked:
+            parts.setdefault(receiver, RangeSet()).add(first, last)
+        else:
+            self._lose(receiver, first, last)
+        self.news.add(first, last)
+
+    def _lose(self, receiver: int, first: int, last: int) -> None:
+        acked = self.acked.get(receiver)
+        lost = self.lost.setdefault(receiver, RangeSet())
+        for low, high in [(first, last)] if acked is None else acked.missing(first, last):
+            lost.add(low, high)
+
+    def found(self) -> list[tuple[int, int, Status]]:
+        """Return what can be decided of what has news, rising."""
+        news, self.news = self.news, RangeSet()
+        decided: list[tuple[int, int, Status]] = []
+        for first, last in news:
+            for low, high in self.left.within(first, last):
+                for begin, end in self._even(low, high):
+                    status = self._status(begin, end)
+                    if status is None:
+                        continue
+                    if decided and decided[-1][1] + 1 == begin and decided[-1][2] is status:
+                        begin = decided.pop()[0]
+                    decided.append((begin, end, status))
+        return decided
+
+    def _even(self, first: int, last: int) -> list[Range]:
+        """Cut a range where what receivers have settled of it begins or ends."""
+        parts = [*self.acked.values(), *self.lost.values()]
+        cuts = {first}
+        for part in parts:
+            for low, high in part.within(first, last):
+                cuts.add(low)
+                cuts.add(high + 1)
+        cuts.discard(last + 1)
+        begins = sorted(cuts)
+        return list(zip(begins, [*(at - 1 for at in begins[1:]), last], strict=True))
+
+    def _status(self, first: int, last: int) -> Status | None:
+        acked = len(self.all_acked) + sum(
+            [part.covers(first, last) for part in self.acked.values()]
+        )
+        if acked >= self.need:
+            return Status.ACKNOWLEDGED
+        lost = len(self.all_lost) + sum([part.covers(first, last) for part in self.lost.values()])
+        return Status.DEAD if len(self.members) - lost < self.need else None
+
+
+class Promises:
+    """The open promises of one node, as `due.Source`. `kept`, `broken`: messages, since the start.
+
+    `settling` moves on the cursors of who is away, where something was cancelled.
+    """
+
+    _logger = Logger()
+
+    def __init__(
+        self,
+        *,
+        log: ILog,
+        commits: Commits,
+        tracker: Teller,
+        outlets: Outlets,
+        settling: Settling,
+        due: Due,
+        time: Time,
+        limits: Limits,
+    ) -> None:
+        self.kept = self.broken = 0
+        self._log, self._commits, self._tracker = log, commits, tracker
+        self._outlets, self._settling = outlets, settling
+        self._due, self._time = due, time
+        self._grace = int((limits.link_delay_max + limits.hello_timeout) * 1000)
+        self._open: dict[int, _Open] = {}  # by number of the batch
+        self._numbers: list[int] = []  # of these, rising; and of some that have gone
+        self._unknown: dict[_Open, None] = {}  # of which the log is read first
+        self._touched: dict[_Open, None] = {}
+        self._again: dict[_Open, None] = {}  # whose verdict was not stored
+        self._times: dict[int, dict[_Open, None]] = {}  # when -> which are over then
+        self._rising: list[int] = []  # a heap of these times, and of some that have gone
+        due.register(self)
+
+    @property
+    def count(self) -> int:
+        """The number of runs with an open promise."""
+        return len(self._open)
+
+    # --- what is open
+
+    def load(self, promises: Sequence[OpenPromise]) -> None:
+        """Follow what the log has; it is read what became of each before it is decided."""
+        if not promises:
+            return
+        # Receivers have time to say what they have taken (DELIVERY 38).
+        not_before = self._due.now() + self._grace
+        by_number: dict[int, list[OpenPromise]] = {}
+        for one in promises:
+            by_number.setdefault(number_of(one.position), []).append(one)
+        for number in sorted(by_number):
+            parts = sorted(by_number[number], key=_first_of)
+            one = parts[0]
+            found = _Open(
+                one.sender,
+                one.incarnation,
+                one.first - index_of(one.position),
+                parts[-1].last,
+                number=number,
+                need=one.need,
+                until=max(one.until, not_before),
+                cancels=one.cancels,
+            )
+            found.left = RangeSet((part.first, part.last) for part in parts)
+            self._add(found)
+            self._unknown[found] = None
+        self._due.look()
+
+    def stored(self, batches: Sequence[Batch]) -> None:
+        """Batches were stored: those with a promise are followed, before they are sent."""
+        earliest = self._next()
+        for batch in batches:
+            promise = batch.promise
+            if promise is None:
+                continue
+            members = batch.audience.members
+            self._add(
+                _Open(
+                    batch.sender,
+                    batch.incarnation,
+                    batch.sequence,
+                    batch.sequence + batch.count - 1,
+                    number=batch.number,
+                    need=promise.need or len(members),
+                    until=promise.until,
+                    cancels=promise.cancels,
+                    members=members,
+                    size=batch.size,
+                )
+            )
+        if self._next() != earliest:
+            self._due.look()
+
+    def _add(self, one: _Open) -> None:
+        self._open[one.number] = one
+        self._numbers.append(one.number)
+        self._put(one)
+
+    def _put(self, one: _Open) -> None:
+        """The end of its time is looked out for."""
+        alike = self._times.get(one.until)
+        if alike is None:
+            alike = self._times[one.until] = {}
+            heapq.heappush(self._rising, one.until)
+        alike[one] = None
+
+    def _next(self) -> int | None:
+        """When the first of them is over."""
+        rising = self._rising
+        while rising and rising[0] not in self._times:
+            heapq.heappop(rising)
+        return rising[0] if rising else None
+
+    def _remove(self, one: _Open) -> None:
+        """All of it is decided."""
+        del self._open[one.number]
+        self._unknown.pop(one, None)
+        self._leave(one)
+        if len(self._numbers) > NUMBERS_MIN + 2 * len(self._open):
+            self._numbers = sorted(self._open)
+
+    def _leave(self, one: _Open) -> None:
+        """The end of its time does not matter any more."""
+        alike = self._times.get(one.until)
+        if alike is not None and alike.pop(one, one) is None and not alike:
+            del self._times[one.until]
+
+    # --- what receivers settle
+
+    def settled(self, receiver: int, settled: Sequence[Settled]) -> None:
+        """Messages were settled at a receiver, and that is stored."""
+        open_ = self._open
+        if not open_:
+            return
+        for one in settled:
+            batch: Batch = one.run.source
+            found = open_.get(batch.number)
+            if found is not None:
+                behind = batch.sequence - batch.first
+                found.settle(
+                    receiver,
+                    one.first + behind,
+                    one.last + behind,
+                    is_acked=one.status is Status.ACKNOWLEDGED,
+                )
+                self._touched[found] = None
+
+    def decreed(self, receiver: int, ranges: Sequence[Range]) -> None:
+        """Ranges of positions were settled at a receiver without an answer, and that is stored."""
+        if not self._open:
+            return
+        for first, last in ranges:
+            at = bisect_left(self._numbers, number_of(first))
+            while at < len(self._numbers) and self._numbers[at] <= number_of(last):
+                found = self._open.get(self._numbers[at])
+                at += 1
+                if found is None or not found.is_known or receiver not in found.members:
+                    continue
+                begin = position_of(found.number)
+                low, high = max(first, begin), min(last, begin + found.last - found.first)
+                if low <= high:
+                    behind = found.first - begin
+                    found.settle(receiver, low + behind, high + behind, is_acked=False)
+                    self._touched[found] = None
+
+    def flush(self) -> None:
+        """A group was told of: what it decides is in the next."""
+        touched, self._touched = self._touched, {}
+        for one in touched:
+            if one.is_known:
+                self._judge(one)
+
+    def _judge(self, one: _Open) -> None:
+        for first, last, status in one.found():
+            if status is Status.ACKNOWLEDGED:
+                self._decide(one, first, last, status, "")
+            elif not one.cancels:
+                self._decide(one, first, last, status, IN_VAIN)
+            else:
+                self._cancel_later(one, [(first, last)])
+
+    def _failed(self, failure: Failure, one: _Open, ranges: Sequence[Range]) -> None:
+        """A verdict that was not stored is decided anew."""
+        if not failure.check(LogUnavailable):
+            self._logger.failure("a promise is decided later", failure)
+        for first, last in ranges:
+            one.left.add(first, last)
+            one.news.add(first, last)
+        self._again[one] = None
+        self._put(one)
+        self._due.look()
+
+    def _decide(self, one: _Open, first: int, last: int, status: Status, reason: str) -> None:
+        one.left.remove(first, last)
+        verdict = Verdict(one.sender, one.incarnation, first, last, status, reason)
+        done = self._commits.decide(verdict)
+        done.addCallback(self._decided, one, verdict)
+        done.addErrback(self._failed, one, [(first, last)])
+
+    def _decided(self, ranges: tuple[Range, ...], one: _Open, verdict: Verdict) -> None:
+        """The verdict is stored: it is told, and holds."""
+        messages = sum([last - first + 1 for first, last in ranges])
+        if verdict.status is Status.ACKNOWLEDGED:
+            self.kept += messages
+        else:
+            self.broken += messages
+        self._close(one)
+        if one.cancels and verdict.status is not Status.ACKNOWLEDGED:
+            # With what was cancelled, before it.
+            self._tracker.tell_from(one.sender, one.incarnation, verdict.first, verdict.last)
+        elif ranges:
+            self._tracker.decided(verdict, ranges, position_of(one.number))
+
+    def _close(self, one: _Open) -> None:
+        if one.left:
+            return
+        self._leave(one)
+        if self._open.get(one.number) is one:
+            self._remove(one)
+
+    # --- due.Source
+
+    def earliest(self) -> int | None:
+        """See `due.Source`."""
+        if self._unknown or self._again:
+            return 0
+        return self._next()
+
+    def act(self, now: int) -> Deferred[bool]:
+        """See `due.Source`."""
+        return Deferred.fromCoroutine(self._act(now))
+
+    async def _act(self, now: int) -> bool:
+        if self._unknown:
+            for one in list(self._unknown)[:PAGE]:
+                await self._read(one)
+            return True
+        again, self._again = self._again, {}
+        for one in again:
+            self._judge(one)
+        await self._break_late(now)
+        earliest = self._next()
+        return earliest is not None and earliest <= now
+
+    async def _break_late(self, now: int) -> None:
+        """Break the next of those whose time is over."""
+        begun = self._time.now()
+        breaking: list[tuple[_Open, list[Range]]] = []
+        cancelled: dict[Outlet, None] = {}
+        try:
+            while len(breaking) < PAGE and self._time.now() - begun < SLICE:
+                until = self._next()
+                if until is None or until > now:
+                    break
+                one = next(iter(self._times[until]))
+                self._leave(one)
+                ranges = list(one.left)
+                breaking.append((one, ranges))
+                for first, last in ranges:
+                    one.left.remove(first, last)
+                if one.cancels:
+                    cancelled.update(dict.fromkeys(self._cancel(one, ranges)))
+            for outlet in cancelled:
+                await outlet.progress.all_stored()
+        except Exception:
+            failure = Failure()
+            for one, ranges in breaking:
+                self._failed(failure, one, ranges)
+            return
+        for one, ranges in breaking:
+            for first, last in ranges:
+                self._decide(one, first, last, Status.EXPIRED, LATE)
+
+    # --- what a broken promise cancels
+
+    def _cancel(self, one: _Open, ranges: Sequence[Range]) -> list[Outlet]:
+        """Cancel what is surely not sent yet of these; return where, to be stored.
+
+        What was handed to a channel, and what a connection before may have brought, is left to its
+        answer.
+        """
+        begin = position_of(one.number)
+        span = {(one.sender, one.incarnation): (ranges[0][0], ranges[-1][1])}
+        head = Head(one.number, 0, one.last - one.first + 1, one.batch_size)
+        cancelled: list[Outlet] = []
+        for receiver in one.members:
+            outlet = self._outlets.outlets.get(receiver)
+            if outlet is None:
+                continue
+            backlog = outlet.backlog
+            sure = max(begin, backlog.stored_before + 1, backlog.landed_to + 1)
+            stretches = []
+            for first, last in ranges:
+                low, high = max(sure, begin + first - one.first), begin + last - one.first
+                if low <= high:
+                    stretches.append(Stretch([head], low, high))
+            if stretches and outlet.decree(stretches, Status.CANCELLED, CANCELLED):
+                cancelled.append(outlet)
+                self._settling.settled(outlet, span)
+        return cancelled
+
+    def _cancel_later(self, one: _Open, ranges: list[Range]) -> None:
+        """Cancel what is left of what cannot be kept any more, and decide that it is broken."""
+        for first, last in ranges:
+            one.left.remove(first, last)
+
+        async def cancel() -> None:
+            for outlet in self._cancel(one, ranges):
+                await outlet.progress.all_stored()
+            for first, last in ranges:
+                self._decide(one, first, last, Status.DEAD, IN_VAIN)
+
+        done = Deferred.fromCoroutine(cancel())
+        done.addErrback(self._failed, one, ranges)
+
+    # --- what was before the start
+
+    async def _read(self, one: _Open) -> None:
+        """Read what became of a batch so far: its receivers, and what each has settled."""
+        first: int | None = one.first
+        members = dict.fromkeys(one.members)
+        settled: list[tuple[int, int, int, bool]] = []
+        while first is not None and first <= one.last:
+            page: History = await self._log.history(
+                one.sender, one.incarnation, first, one.last - first + 1
+            )
+            for piece in page.pieces:
+                if piece.first <= one.last:
+                    members.update(dict.fromkeys(piece.audience.members))
+            for state in page.states:
+                if state.receiver > NOT_YET and state.first <= one.last:
+                    members[state.receiver] = None
+                    is_acked = state.status is Status.ACKNOWLEDGED
+                    settled.append((state.receiver, state.first, state.last, is_acked))
+            first = page.next
+        one.members = tuple(sorted(members))
+        for receiver, low, high, is_acked in settled:
+            one.settle(receiver, low, high, is_acked=is_acked)
+        one.is_known = True
+        self._unknown.pop(one, None)
+        one.news.add(one.first, one.last)
+        self._judge(one)
+
+
+def _first_of(one: OpenPromise) -> int:
+    return one.first
