@@ -447,6 +447,7 @@ class StatusPage(msgspec.Struct, frozen=True, kw_only=True):
     receivers: dict[str, StatusTold]
     next: int | None
     due: int | None = None  # wall clock, ms: it waits until then, and has no position yet
+    removed: bool = False  # from the log: it has no position, and only its states are kept
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
@@ -482,6 +483,7 @@ class WhyPage(msgspec.Struct, frozen=True, kw_only=True):
     causes: list[Cause]
     next: int | None
     due: int | None = None  # wall clock, ms: it waits until then, and has no position yet
+    removed: bool = False  # from the log: it has no position, and only its states are kept
 
 
 class ReceiverWhy(msgspec.Struct, frozen=True, kw_only=True):

@@ -199,8 +199,19 @@ class ILog(Interface):
     ) -> Deferred[Found | None]:
         """Fire with the `records.Found` of a message that waits until it is due, or None.
 
-        `identity`, `senders`: as those of `find`. Its position is 0. One that was cancelled before
-        it was due is found by `SENDER/HASH/SEQUENCE` as long as its states are kept.
+        `identity`, `senders`: as those of `find`. Its position is 0.
+        """
+
+    def find_finished(
+        identity: str,
+        after: int = 0,
+        count_max: int | None = None,
+        senders: Collection[str] | None = None,
+    ) -> Deferred[Found | None]:
+        """Fire with the `records.Found` of a message that has left the log, or None.
+
+        As `find`, but for positions, as long as its states are kept. Its position is 0. So is one
+        found that was cancelled before it was due, with its state at the receiver `NOT_YET`.
         """
 
     def of_stream(subject: str, after: int | None, bytes_max: int) -> Deferred[StreamPage]:

@@ -51,6 +51,7 @@ HIGHEST: dict[str, float] = {
     "exceptions": RESUME_RANGES_TOTAL_MAX,
     "sender_ranges": RESUME_RANGES_TOTAL_MAX,
     "sender_days": 3660.0,
+    "finished_days": 3660.0,
 }
 SECONDS_MAX = 10 * 366 * 86400.0  # ten years: no timer, and no number of milliseconds, overflows
 
@@ -90,6 +91,7 @@ LOWEST: dict[str, float] = {
     "backlog_bytes": 64 * 1024,  # or 0
     "reserve_bytes": 1024 * 1024,  # a quarter of it is the write-ahead log of a checkpoint
     "kept_batches": 1000,
+    "finished_days": 0.05,
     "sender_days": 0.05,  # more than `SENDER_KNOWN_SECONDS`
     "dead_bytes": 64 * 1024,  # or 0
     "dead_bytes_total": 64 * 1024,  # or 0
@@ -297,6 +299,8 @@ class Limits:
     kept_batches: int = 64 * 1024 * 1024  # whose rows are kept, from the oldest open one on
     keep_seconds: float = 3600.0  # retention: what all have settled is kept so long …
     keep_bytes: int = 256 * 1024 * 1024  # … and at most so much of it
+    finished_days: float = 7.0  # what became of messages that have left the log is kept so long
+    finished_rows: int = 1_000_000  # of that: of ids, and of states that producers have heard
     sender_days: float = 7.0  # an incarnation away so long, with all settled, is forgotten
     incarnations: int = 1_000  # remembered of senders that are away with all settled
     sender_ranges: int = 10_000  # taken above the floor, of one incarnation; at most 100,000

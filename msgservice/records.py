@@ -681,6 +681,7 @@ class Found(msgspec.Struct, frozen=True):
     more: bool = False  # there are receivers with higher numbers
     due: int = 0  # wall clock, ms: it waits until then, and has no position; 0: it does not
     count: int = 1  # messages of its batch
+    removed: bool = False  # it has left the log: it has no position, and only its states are known
 
 
 class Delayed(msgspec.Struct, frozen=True):

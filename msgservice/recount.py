@@ -517,6 +517,20 @@ def _find_strays(execute: Execute, found: Recount, batches: _Batches) -> None:
     for subject, position in execute("select subject, position from retained"):
         if position >> SHIFT > batches.last:
             found.say(f"{subject}: what is retained, {position}, is behind the newest batch")
+    used = _one(execute, "select value from meta where key = 'senders_used'") or (0,)
+    newest = _one(execute, "select max(id) from sender") or (None,)
+    given = max(used[0], newest[0] or 0)
+    for sender, name in execute("select sender, min(name) from finished_id group by sender"):
+        if not 0 < sender <= given:
+            found.say(f"id {name!r} is of a message of sender {sender}, whom there never was")
+    for (sender,) in execute("select distinct sender from finished"):
+        if not 0 < sender <= given:
+            found.say(f"states are kept of sender {sender}, whom there never was")
+    for sender, name, known in execute(
+        "select f.sender, f.name, s.id from former as f left join sender as s on s.id = f.sender"
+    ):
+        if known is not None or not 0 < sender <= given:
+            found.say(f"sender {name} is kept as forgotten, and is not: number {sender}")
     key, end = None, -1
     for sender, receiver, first, last, status in execute(
         "select sender, receiver, first, last, status from finished"

@@ -106,12 +106,14 @@ def _hinted(error: RequestFailed, said: str) -> RequestFailed:
 
 def _facts(found: dict[str, Any]) -> Table:
     facts = plain_table()
-    if found["subject"]:  # of what was cancelled before it was due nothing else is known
+    if found["subject"]:  # else it was cancelled before it was due, or has left the log
         facts.add_row("subject", found["subject"])
     if due := found.get("due"):
         facts.add_row("delayed until", moment(due))
     elif found["position"]:
         facts.add_row("position", str(found["position"]))
+    elif found.get("removed"):
+        facts.add_row("removed", "from the log: all of it was settled")
     facts.add_row("sender", found["sender"])
     if found["stored_at"]:
         facts.add_row("stored", moment(found["stored_at"]))

@@ -67,7 +67,10 @@ def _message(session: Session, identity: str) -> None:
                 if not begun:
                     begun = True
                     where = f"log:{page['position']}" if page["position"] else "delayed"
-                    out(f"{page['sender']}, {where}, {shown(page['subject'])}")
+                    if page.get("removed"):
+                        where = "removed from the log"
+                    subject = f", {shown(page['subject'])}" if page["subject"] else ""
+                    out(f"{page['sender']}, {where}{subject}")
                 for one in page["causes"]:
                     out("\n".join(_cause(one)))
         if session.as_json:

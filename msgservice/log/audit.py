@@ -34,7 +34,8 @@ TABLES = (
     "alias",
     "delayed",
     "delayed_id",
-    "cancelled_id",
+    "finished_id",
+    "former",
     "retained",
     "promise",
 )

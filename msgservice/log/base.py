@@ -20,7 +20,7 @@ from zope.interface import implementer
 from msgservice.errors import LimitReached, LogDamaged, LogError, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
-from msgservice.log import accounts, audit, delayed, history, queries, replaying
+from msgservice.log import accounts, audit, delayed, finished, history, queries, replaying
 from msgservice.log.retention import Retention
 from msgservice.log.state import NO_LETTERS
 from msgservice.log.store import Store
@@ -334,6 +334,21 @@ class StoreLog:
         def job(db: apsw.Connection) -> Found | None:
             with read_transaction(db):
                 return delayed.find(db, self._store.state, identity, senders)
+
+        return self._read(job)
+
+    def find_finished(
+        self,
+        identity: str,
+        after: int = 0,
+        count_max: int | None = None,
+        senders: Collection[str] | None = None,
+    ) -> Deferred[Found | None]:
+        """See `ILog.find_finished`."""
+
+        def job(db: apsw.Connection) -> Found | None:
+            with read_transaction(db):
+                return finished.find(db, self._store.state, identity, after, count_max, senders)
 
         return self._read(job)
 

@@ -258,7 +258,7 @@ def page(
 def find(
     db: apsw.Connection, state: State, identity: str, senders: Collection[str] | None
 ) -> Found | None:
-    """Return a message that waits, or was cancelled, by `SENDER/HASH/SEQUENCE`; or one by its id.
+    """Return a message that waits, by `SENDER/HASH/SEQUENCE`; or one by its id.
 
     `senders`: patterns of names, and of the messages with an id the one accepted last of those.
     """
@@ -283,9 +283,6 @@ def find(
                 key = sender_of(db, state, row.sender)
                 if key is not None:
                     return _found(row, *key, row.sequence)
-            found = _cancelled(db, sender, name, incarnation, sequence)
-            if found is not None:
-                return found
     for number, place in rows(
         db,
         "select delayed, place from delayed_id where name = ? order by delayed desc limit ?",
@@ -298,39 +295,6 @@ def find(
             continue
         if senders is None or any(matches(pattern, key[0]) for pattern in senders):
             return _found(row, *key, row.sequence + place)
-    for sender, sequence in rows(
-        db,
-        "select sender, sequence from cancelled_id where name = ? order by at desc limit ?",
-        (identity, LOOKED_AT),
-    ):
-        key = sender_of(db, state, sender)
-        if key is None:
-            continue
-        if senders is None or any(matches(pattern, key[0]) for pattern in senders):
-            return _cancelled(db, sender, *key, sequence)
-    return None
-
-
-def _cancelled(
-    db: apsw.Connection, sender: int, name: str, incarnation: str, sequence: int
-) -> Found | None:
-    """Return a message that was cancelled before it was due, as far as that is known still."""
-    for status, reason in rows(
-        db,
-        "select status, reason from finished where sender = ?1 and receiver = ?2"
-        " and first <= ?3 and last >= ?3",
-        (sender, NOT_YET, sequence),
-    ):
-        return Found(
-            position=0,
-            sender=name,
-            incarnation=incarnation,
-            sequence=sequence,
-            subject="",
-            size=0,
-            stored_at=0,
-            states={NOT_YET: (Status(status), 0, reason)},
-        )
     return None
 
 
@@ -547,12 +511,11 @@ class Change:
             ranges.append((first, last))
             self._cut(row, frame, first, last)
             self._cancelled.append((known.id, first, last, wanted.reason))
-            if last >= known.status_from:
-                state = (int(Status.CANCELLED), wanted.reason, staged.age)
-                self._finished += (known.id, NOT_YET, first, last, *state)
-                for index, name in row.named_ids:
-                    if first <= row.sequence + index <= last:
-                        self._named += (name, known.id, row.sequence + index, staged.age)
+            state = (int(Status.CANCELLED), wanted.reason, staged.age)
+            self._finished += (known.id, NOT_YET, first, last, *state)
+            for index, name in row.named_ids:
+                if first <= row.sequence + index <= last:
+                    self._named += (name, known.id, row.sequence + index, staged.age)
         return tuple(ranges)
 
     def _cut(
@@ -638,7 +601,7 @@ class Change:
         operations += insert_steps(f"into delayed ({COLUMNS}, frame)", 17, flat)
         operations += insert_steps("or ignore into delayed_id", 3, named)
         operations += insert_steps("or replace into finished", 7, self._finished)
-        operations += insert_steps("or replace into cancelled_id", 4, self._named)
+        operations += insert_steps("or replace into finished_id", 4, self._named)
         if self._cancelled and (staged.aliases or staged.state.aliases):
             for sender, first, last, reason in self._cancelled:
                 values = (NOT_YET, int(Status.CANCELLED), reason, staged.age, sender, first, last)

@@ -98,12 +98,21 @@ class ForgetSenders(Entry, frozen=True, kw_only=True):
 
 
 class Forget(Entry, frozen=True, kw_only=True):
-    """States that nobody came for, unused audiences and removed receivers are forgotten."""
+    """Unused audiences and removed receivers are forgotten."""
 
-    states_before: int  # age of the log
     audiences: list[int]
     receivers: list[int]
     seen: list[tuple[int, int]] = []  # sender's id, age when it was last here
+
+
+class ForgetStates(Entry, frozen=True, kw_only=True):
+    """States, ids and senders of the oldest messages that have left the log are forgotten."""
+
+    before: int  # age of the log when they left
+    states: int  # rows of them, at most
+    ids: int
+    senders: int  # that are known by their states alone
+    heard: bool = False  # of states, only those that their producers want no more
 
 
 class ForgetKeys(Entry, frozen=True, kw_only=True):

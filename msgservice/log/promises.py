@@ -78,9 +78,8 @@ def stage_verdicts(
                 if begin <= end:
                     piece = (row[0], begin, end, row[3] + begin - row[1], *row[4:])
                     left[row[0], begin] = piece
-            if high >= known.status_from:
-                state = (int(verdict.status), verdict.reason, staged.age)
-                finished += (known.id, PROMISED, low, high, *state)
+            state = (int(verdict.status), verdict.reason, staged.age)
+            finished += (known.id, PROMISED, low, high, *state)
         decided.append(tuple(ranges))
     if gone:
         operations.append((_DELETE, (as_json(list(gone)),)))

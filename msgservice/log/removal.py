@@ -14,7 +14,7 @@ import apsw
 import msgspec
 
 from msgservice.disk.database import as_json, insert_steps, one, rows
-from msgservice.limits import RUNS_REMEMBERED
+from msgservice.limits import BATCH_INDEX_BITS, RUNS_REMEMBERED
 from msgservice.log import history, queries
 from msgservice.log.dedupe import mark_of, named_of
 from msgservice.log.entries import (
@@ -25,6 +25,7 @@ from msgservice.log.entries import (
     Forget,
     ForgetKeys,
     ForgetSenders,
+    ForgetStates,
     GrowOlder,
 )
 from msgservice.log.staging import (
@@ -38,7 +39,7 @@ from msgservice.log.staging import (
     count_operations,
     used_operation,
 )
-from msgservice.log.state import Gone, Staged, State
+from msgservice.log.state import Gone, Staged
 from msgservice.message import Status
 from msgservice.records import ExceptionRow, position_of
 
@@ -65,9 +66,44 @@ delete from alias where (sender, sequence) in (
     select a.value ->> 0, a.value ->> 1 from json_each(?) as a)
 """
 
-_WANTED = """
-select json_group_array(json_array(id, status_from)) from sender
-where id in (select value from json_each(?))
+# By their ids they are found for as long as their states are kept.
+_KEEP_IDS = """
+insert or ignore into finished_id
+select m.id, b.sender, b.sequence + m.position - (b.number << ?1), ?2
+from message_id as m cross join batch as b on b.number = m.position >> ?1
+where m.position < ?3
+"""
+_KEEP_FORMER = """
+insert or replace into former
+select id, name, incarnation, hash, ?2 from sender
+where id in (select value from json_each(?1))
+    and exists (select 1 from finished where finished.sender = sender.id)
+"""
+_OLDEST_STATES = """
+select sender, receiver, first from finished where at < ?1
+order by at, sender, receiver, first limit ?2
+"""
+OLDEST_HEARD = """
+select f.sender, f.receiver, f.first
+from finished as f left join sender as s on s.id = f.sender
+where f.at < ?1 and (s.id is null or f.last < s.status_from)
+order by f.at, f.sender, f.receiver, f.first limit ?2
+"""
+_OLDEST_IDS = """
+select name, at, sender, sequence from finished_id where at < ?1
+order by at, name, sender, sequence limit ?2
+"""
+_OLDEST_FORMER = "select sender from former where at < ?1 order by at, sender limit ?2"
+_DELETE_STATES = """
+delete from finished where (sender, receiver, first) in (
+    select a.value ->> 0, a.value ->> 1, a.value ->> 2 from json_each(?) as a)
+"""
+_DELETE_IDS = """
+delete from finished_id where (name, at, sender, sequence) in (
+    select a.value ->> 0, a.value ->> 1, a.value ->> 2, a.value ->> 3 from json_each(?) as a)
+"""
+_DELETE_FORMER = """
+delete from former where sender in (select a.value ->> 0 from json_each(?) as a)
 """
 
 # SQLite joins no pages for a row that became shorter in its place: where the frame was most of it,
@@ -146,9 +182,11 @@ def _drop_batches(
             staged.aliases -= len(by_key)
         operations += _finish(db, staged, head, [*head, *by_key])
         operations += _remember_runs(db, [*head, *by_key])
+        below = position_of(gone.oldest)
         operations += [
+            (_KEEP_IDS, (BATCH_INDEX_BITS, staged.age, below)),
             ("delete from batch where number < ?", (gone.oldest,)),
-            ("delete from message_id where position < ?", (position_of(gone.oldest),)),
+            ("delete from message_id where position < ?", (below,)),
         ]
     rest = [(number, size) for number, _, size in entry.frames if number >= gone.oldest]
     if rest:
@@ -177,27 +215,24 @@ def _finish(
 ) -> list[Operation]:
     """Write what became of these rows' messages at each receiver, as ranges of sequences.
 
+    Whether their producers have heard it or not: others ask for it as well.
+
     `rows`: these, and what was taken by its key as one of them.
     """
     state = staged.state
     low, high = position_of(head[0][0]), position_of(head[-1][0] + 1) - 1
     exceptions: dict[int, list[ExceptionRow]] = {}
     ranges: dict[tuple[int, int], list[Range]] = {}
-    wanted_froms = _wanted_froms(db, state, {row[2] for row in rows})
     for sender, audience, run in _joined(rows):
-        wanted_from = wanted_froms.get(sender, 1)
-        wanted = [row for row in run if row[3] + row[4] > wanted_from]
         for receiver in state.totals[audience].audience.members:
             if receiver not in exceptions:
                 exceptions[receiver] = history.exceptions_of(db, receiver, low, high)
-            if not wanted:
-                continue
             found = ranges.setdefault((sender, receiver), [])
             if not exceptions[receiver]:
-                end = wanted[-1][3] + wanted[-1][4] - 1
-                _extend(found, wanted[0][3], end, Status.ACKNOWLEDGED, "")
+                end = run[-1][3] + run[-1][4] - 1
+                _extend(found, run[0][3], end, Status.ACKNOWLEDGED, "")
                 continue
-            for number, _audience, _sender, sequence, count, _crc, _chain in wanted:
+            for number, _audience, _sender, sequence, count, _crc, _chain in run:
                 first = position_of(number)
                 for start, stop, status, _attempts, reason in history.segments(
                     first, first + count - 1, high, exceptions[receiver]
@@ -226,17 +261,6 @@ def _finish(
         *insert_steps("or replace into finished", 7, written),
         (_DELETE_GONE, (as_json(gone),)),
     ]
-
-
-def _wanted_froms(db: apsw.Connection, state: State, senders: set[int]) -> dict[int, int]:
-    """Return sender -> from where on it wants states; those that are asleep in one step."""
-    known = state.senders_by_id
-    awake = {number: known[number].status_from for number in senders if number in known}
-    asleep = [number for number in senders if number not in awake]
-    if asleep:
-        found = _decode(one(db, _WANTED, (as_json(asleep),)))
-        awake.update((number, wanted_from) for number, wanted_from in found)
-    return awake
 
 
 def _joined(head: Sequence[list[int]]) -> Iterator[tuple[int, int, list[list[int]]]]:
@@ -324,8 +348,7 @@ def _forget_senders(
             ("delete from alias where sender in (select value from json_each(?))", ids)
         )
     operations += [
-        ("delete from finished where sender in (select value from json_each(?))", ids),
-        ("delete from cancelled_id where sender in (select value from json_each(?))", ids),
+        (_KEEP_FORMER, (*ids, staged.age)),
         ("delete from run where sender in (select value from json_each(?))", ids),
         ("delete from promise where sender in (select value from json_each(?))", ids),
         ("delete from sender where id in (select value from json_each(?))", ids),
@@ -340,9 +363,6 @@ def _forget(
     db: apsw.Connection, staged: Staged, gone: Gone, entry: Forget, operations: list[Operation]
 ) -> None:
     state = staged.state
-    operations.append(("delete from finished where at < ?", (entry.states_before,)))
-    if state.waiting.last:
-        operations.append(("delete from cancelled_id where at < ?", (entry.states_before,)))
     if entry.seen:
         for number, age in entry.seen:
             if number in state.senders_by_id:
@@ -381,6 +401,24 @@ def _forget(
     gone.audiences, gone.receivers = entry.audiences, entry.receivers
 
 
+def _forget_states(
+    db: apsw.Connection,
+    staged: Staged,
+    gone: Gone,
+    entry: ForgetStates,
+    operations: list[Operation],
+) -> None:
+    text = OLDEST_HEARD if entry.heard else _OLDEST_STATES
+    states = [*rows(db, text, (entry.before, entry.states))]
+    ids = [*rows(db, _OLDEST_IDS, (entry.before, entry.ids))]
+    senders = [*rows(db, _OLDEST_FORMER, (entry.before, entry.senders))]
+    operations += [
+        (_DELETE_STATES, (as_json(states),)),
+        (_DELETE_IDS, (as_json(ids),)),
+        (_DELETE_FORMER, (as_json(senders),)),
+    ]
+
+
 def _forget_keys(
     db: apsw.Connection, staged: Staged, gone: Gone, entry: ForgetKeys, operations: list[Operation]
 ) -> None:
@@ -415,6 +453,7 @@ _STAGES: dict[type[Entry], Callable[..., None]] = {
     DropBatches: _drop_batches,
     DropLetters: _drop_letters,
     ForgetSenders: _forget_senders,
+    ForgetStates: _forget_states,
     ForgetKeys: _forget_keys,
     ClearRetained: _clear_retained,
     Forget: _forget,

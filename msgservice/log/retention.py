@@ -21,8 +21,15 @@ import msgspec
 from msgservice.core.marks import Key
 from msgservice.disk.database import as_json, one, rows, telling_full
 from msgservice.errors import LogUnavailable
-from msgservice.log.entries import DropBatches, DropLetters, Forget, ForgetKeys
+from msgservice.log.entries import (
+    DropBatches,
+    DropLetters,
+    Forget,
+    ForgetKeys,
+    ForgetStates,
+)
 from msgservice.log.places import HEADROOM_DIVISOR, PINNED, Places, settled_to
+from msgservice.log.removal import OLDEST_HEARD
 from msgservice.log.senders import DAY, FORGET_MAX, LOOK_AGAIN, Senders
 from msgservice.log.staging import DEAD_SIZE
 from msgservice.log.state import Totals
@@ -33,10 +40,12 @@ BATCHES_MAX = 512  # of one call
 BYTES_MAX = 16 * 1024 * 1024  # of one call
 AUDIENCES_MAX = 256  # looked at in one call, those with the oldest batches first
 STATES_MAX = 4096  # (sender, receiver) pairs whose states one call writes
-FINISHED_DAYS = 7
 HOUR = 3600 * 1000
+FINISHED = ("finished", "finished_id", "former")  # on messages that have left the log
 WAYS_MAX = 4  # calls' worth of history that give way for one group
 KEYS_MAX = 2048  # idempotency keys of one call
+FORGOTTEN_MAX = 2048  # rows of each kind on messages that have left the log, of one call
+IDS_MAX = 8192  # ids of messages whose rows go in one call, of more than one batch
 DEAD_MAX = 512  # dead letters of one call
 FREE_PAGES_KEPT = 16 * 1024  # 64 MiB stay in the file for the next backlog
 VACUUM_PAGES = 2048  # given back to the disk in one call
@@ -95,6 +104,10 @@ class Retention:
         # By the age of the log, ms: when retention last forgot what nobody needs; never, at first.
         self.tidied_at: int | None = None
         self._store = store
+        # By the age of the log, ms: when it was last counted what is known of messages that have
+        # left it; and how much of each table is still to go for that.
+        self._counted_at: int | None = None
+        self._spare: list[int] | None = None
         self._gave_way_at: int | None = None  # … and last found nothing that could give way
         self._coming = 0  # bytes of the group that history is to give way to now
 
@@ -150,6 +163,7 @@ class Retention:
             return False
         more = self._remove_settled()
         more = self._forget_keys() or more
+        more = self._forget_states() or more
         if self._is_time_to_tidy():
             more = self._make_places() or self._tidy(here) or more
         else:
@@ -200,6 +214,56 @@ class Retention:
             return False
         store.apply(store.entry(ForgetKeys, before=before, count=KEYS_MAX))
         return store.state.keys > 0
+
+    @property
+    def _states_before(self) -> int:
+        """The age of the log up to which what became of messages is not kept any more."""
+        return self._store.age - int(self._store.limits.finished_days * DAY)
+
+    def _forget_states(self) -> bool:
+        """Forget what became of messages that have left the log long ago, or too much of it; more?
+
+        Beyond `finished_rows` the oldest ids and former senders go before their time, and of states
+        those that their producers want no more: what these may come back for stays. That looks at
+        all of them, and is done once a minute; then in as many calls as it takes.
+        """
+        store = self._store
+        before, spare = self._states_before, self._spare
+        if any(
+            (at := one(store.db, f"select min(at) from {table}")) is not None and at < before  # noqa: S608 - fixed names
+            for table in FINISHED
+        ):
+            self._apply_forget(before, FORGOTTEN_MAX, FORGOTTEN_MAX, FORGOTTEN_MAX)
+            self._spare = None
+            return True
+        if spare is None:
+            if self._counted_at is not None and store.age - self._counted_at < LOOK_AGAIN:
+                return False
+            self._counted_at = store.age
+            limit = store.limits.finished_rows
+            spare = [
+                max(0, one(store.db, f"select count(*) from {table}") - limit)  # noqa: S608
+                for table in FINISHED
+            ]
+        now = [min(FORGOTTEN_MAX, count) for count in spare]
+        if not any(now):
+            self._spare = None
+            return False
+        heard = len(rows(store.db, OLDEST_HEARD, (store.age + 1, now[0])))
+        self._apply_forget(store.age + 1, *now, heard=True)
+        self._spare = [count - gone for count, gone in zip(spare, now, strict=True)]
+        if heard < now[0]:
+            self._spare[0] = 0  # the rest may still be come for
+        return True
+
+    def _apply_forget(
+        self, before: int, states: int, ids: int, senders: int, *, heard: bool = False
+    ) -> None:
+        self._store.apply(
+            self._store.entry(
+                ForgetStates, before=before, states=states, ids=ids, senders=senders, heard=heard
+            )
+        )
 
     def _make_places(self) -> bool:
         """Remove history that has the places of sets that are wanted (SEMANTICS 19); more?
@@ -329,12 +393,15 @@ class Retention:
             )
         )
         oldest = state.oldest
+        ids_end = self._ids_end()
         pairs: set[tuple[int, int]] = set()
         states = 0
         for number, audience, sender in found:
             total = state.totals[audience]
             if number > dropped.get(audience, total.dropped):
                 return oldest, False
+            if number > ids_end and oldest > state.oldest:
+                return oldest, True
             if (sender, audience) not in pairs:
                 pairs.add((sender, audience))
                 states += len(total.audience.members)
@@ -343,23 +410,25 @@ class Retention:
             oldest = number + 1
         return oldest, len(found) > 2 * BATCHES_MAX
 
+    def _ids_end(self) -> int:
+        """Return up to which batch there are so many ids as rows of one call may have."""
+        position = one(
+            self._store.db,
+            "select position from message_id where position >= ? order by position limit 1"
+            " offset ?",
+            (position_of(self._store.state.oldest), IDS_MAX),
+        )
+        return PINNED if position is None else max(0, number_of(position) - 1)
+
     # --- once an hour ----------------------------------------------------------------------------
 
     def _tidy(self, here: Collection[Key]) -> bool:
-        """Forget senders that stayed away, states that nobody came for, and unused audiences."""
+        """Forget senders that stayed away, unused audiences, and removed receivers."""
         store = self._store
         more = self.senders.forget_absent(here)
         unused = [total.audience.number for total in self._unused_audiences()[:FORGET_MAX]]
-        states_before = store.age - FINISHED_DAYS * DAY
-        forgotten = self._unreferred_receivers(set(unused), states_before)
-        store.apply(
-            store.entry(
-                Forget,
-                states_before=states_before,
-                audiences=unused,
-                receivers=forgotten,
-            )
-        )
+        forgotten = self._unreferred_receivers(set(unused))
+        store.apply(store.entry(Forget, audiences=unused, receivers=forgotten))
         self.forgotten.extend(forgotten)
         more = more or FORGET_MAX in (len(unused), len(forgotten))
         if not more:
@@ -432,12 +501,11 @@ class Retention:
             and (many or any(self._is_removed(number) for number in total.audience.members))
         ]
 
-    def _unreferred_receivers(self, unused: set[int], states_before: int) -> list[int]:
-        """Return removed receivers that nothing refers to, once audiences and states are forgotten.
+    def _unreferred_receivers(self, unused: set[int]) -> list[int]:
+        """Return removed receivers that nothing refers to, once audiences are forgotten.
 
-        `unused`: those audiences; `states_before`: the age up to which states are. The highest
-        number stays, whatever it is: it says which were used. So does the newest of a name that
-        has an owner.
+        `unused`: those audiences. The highest number stays, whatever it is: it says which were
+        used. So does the newest of a name that has an owner.
         """
         store = self._store
         state = store.state
@@ -459,8 +527,8 @@ class Retention:
                 *rows(
                     store.db,
                     "select distinct receiver from finished"
-                    " where receiver in (select value from json_each(?)) and at >= ?",
-                    (numbers, states_before),
+                    " where receiver in (select value from json_each(?))",
+                    (numbers,),
                 ),
                 *rows(
                     store.db,

@@ -333,6 +333,32 @@ create table promise(
 ) without rowid;
 """
 
+# What outlives its batch: by which id of its sender's a message is found that has left the log, or
+# was cancelled before it was due, and of whom states are kept who is known no more. An older
+# program would forget what producers have heard.
+_VERSION_FINISHED = """
+create table finished_id(
+    name text not null,
+    sender integer not null,
+    sequence integer not null,
+    at integer not null,            -- age of the log
+    primary key (name, at, sender, sequence)
+) without rowid;
+insert into finished_id select name, sender, sequence, at from cancelled_id;
+drop table cancelled_id;
+create index finished_id_at on finished_id(at);
+create index finished_at on finished(at);
+create table former(
+    sender integer primary key,
+    name text not null,
+    incarnation text not null,
+    hash text not null,
+    at integer not null             -- age of the log when it was forgotten
+);
+create index former_hash on former(name, hash);
+create index former_at on former(at);
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -368,6 +394,7 @@ SCHEMA = Schema(
         _VERSION_CANCELLED_ID,
         _VERSION_SHARED,
         _VERSION_PROMISE,
+        _VERSION_FINISHED,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

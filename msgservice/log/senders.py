@@ -140,7 +140,6 @@ class Senders:
                 store.entry(
                     Forget,
                     age=store.grown(at_least=1),  # none was heard later than that
-                    states_before=0,
                     audiences=[],
                     receivers=[],
                     seen=[

@@ -648,18 +648,7 @@ def stage_statuses_from(staged: Staged, group: Append, operations: list[Operatio
                 "update sender set status_from = ? where id = ?",
                 (sender.status_from, sender.id),
             ),
-            (
-                "delete from finished where sender = ? and last < ?",
-                (sender.id, sender.status_from),
-            ),
         ]
-        if staged.waiting.last:  # else nothing was ever delayed
-            operations.append(
-                (
-                    "delete from cancelled_id where sender = ? and sequence < ?",
-                    (sender.id, sender.status_from),
-                )
-            )
 
 
 def progress_operations(states: list[ReceiverProgress]) -> list[Operation]:

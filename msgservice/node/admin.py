@@ -482,6 +482,7 @@ class Admin:
             receivers=page.rows,
             next=after if more else None,
             due=found.due or None,
+            removed=found.removed,
         )
 
     async def _why(self, asked: AskStatus, who: Pass) -> WhyPage:
@@ -507,6 +508,7 @@ class Admin:
             causes=list(page.rows.values()),
             next=after if more else None,
             due=found.due or None,
+            removed=found.removed,
         )
 
     async def _receiver_why(self, asked: Name, who: Pass) -> ReceiverWhy:

@@ -434,7 +434,7 @@ class Operations:
         """
         found: Found | None = await self._log.find(id_, after, count, senders)
         if found is None:
-            found = await self.waiting(id_, senders)
+            found = await self._elsewhere(id_, after, count, senders)
         told = []
         for number, (stored, attempts, reason) in found.states.items():
             if number == NOT_YET:
@@ -442,7 +442,9 @@ class Operations:
                 continue
             row = self._directory.numbered(number)
             if row is not None:
-                status = self._dispatch.status_of(number, found.position, stored)
+                status = stored
+                if not found.removed:
+                    status = self._dispatch.status_of(number, found.position, stored)
                 told.append(StatusAt(number, row.name, status, attempts, reason))
         return found, told
 
@@ -475,13 +477,16 @@ class Operations:
                     outlet, link, found, at.status, at.attempts, at.reason, sees_all=sees_all
                 )
             causes.append((at.number, cause))
-            if outlet is not None and outlet.is_node and at.status in TAKEN:
+            is_there = bool(found.position)  # else the next node cannot be asked for it
+            if outlet is not None and outlet.is_node and at.status in TAKEN and is_there:
                 causes += [(at.number, one) for one in await self._further(at.number, found)]
         if not found.more and sees_all and found.position:
             causes += [(-1, one) for one in why.left_out(self._directory, found)]
         if not causes and not found.more and not after:
             if found.due:
                 cause = why.cause_of_delayed(found, sender_of(found), Status.QUEUED, "")
+            elif found.removed:
+                cause = why.cause_of_removed(found)
             else:
                 cause = why.cause_of_nobody(found.subject)
             causes.append((-1, cause))
@@ -544,7 +549,18 @@ class Operations:
     async def message(self, id_: str, senders: Sequence[str] | None = None) -> Found:
         """Return a message with its state at each receiver. Raises `UnknownMessage`."""
         found: Found | None = await self._log.find(id_, 0, None, senders)
-        return found or await self.waiting(id_, senders)
+        return found or await self._elsewhere(id_, 0, None, senders)
+
+    async def _elsewhere(
+        self, id_: str, after: int, count: int | None, senders: Sequence[str] | None
+    ) -> Found:
+        """Return a message that is not in the log: it waits, or what became of it is kept."""
+        found: Found | None = await self._log.find_delayed(id_, senders)
+        if found is None:
+            found = await self._log.find_finished(id_, after, count, senders)
+        if found is None:
+            raise UnknownMessage(id_)
+        return found
 
     async def of_key(self, scopes: Sequence[str], key: str) -> str:
         """Return the message that was stored by an idempotency key, of the first scope that has it.
@@ -576,6 +592,8 @@ class Operations:
         """
         found: Found | None = await self._log.find_delayed(id_, senders)
         if found is None:
+            found = await self._log.find_finished(id_, 0, None, senders)
+        if found is None or found.removed:
             raise UnknownMessage(id_)
         return found
 

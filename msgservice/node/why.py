@@ -23,13 +23,14 @@ from msgservice.core.subjects import matches
 from msgservice.message import Status
 from msgservice.node.pace import Pace
 from msgservice.receiver_options import STRICT
-from msgservice.records import DELAYED, Found, ReceiverRow
+from msgservice.records import DELAYED, Found, ReceiverRow, hash_of
 
 # The kinds of causes: what is final by its status, and these.
 DELAYED_UNTIL, LEFT_OUT, NOBODY = "delayed", "left_out", "nobody"
 PAUSED, REMOVING, AWAY = "paused", "removing", "away"
 IN_FLIGHT, PROBING, RETRYING, REFUSING = "in_flight", "probing", "retrying", "refusing"
 TOO_LARGE, BEHIND, LETTER, IN_LINE = "too_large", "behind", "letter", "in_line"
+REMOVED_FROM_LOG = "left"  # the log, and none of its states is kept
 UNSAID = "unsaid"  # by the next node of a chain
 KINDS = (
     *(status.name.lower() for status in Status if status.final),
@@ -47,6 +48,7 @@ KINDS = (
     BEHIND,
     LETTER,
     IN_LINE,
+    REMOVED_FROM_LOG,
     UNSAID,
 )
 
@@ -88,7 +90,10 @@ def _command(*words: str) -> str:
 
 def cause_of_final(name: str, found: Found, status: Status, attempts: int, reason: str) -> Cause:
     """Return the cause of what is final."""
-    position = f"log:{found.position}"
+    hashed = hash_of(found.incarnation)
+    where = f"{found.sender}/{hashed}/{found.sequence}"
+    if found.position:
+        where = f"log:{found.position}"
     why = f": {reason}" if reason else ""
     help_ = command = ""
     if status is Status.ACKNOWLEDGED:
@@ -97,7 +102,7 @@ def cause_of_final(name: str, found: Found, status: Status, attempts: int, reaso
         tried = f" after {attempts} attempts" if attempts > 1 else ""
         sentence = f"{name} did not take it{tried}, and it is a dead letter{why}"
         help_ = "Send it again when the cause is mended, or drop it."
-        command = _command("dead", "show", name, position)
+        command = _command("dead", "show", name, where)
     elif status is Status.EXPIRED:
         sentence = f"Its ttl was over before {name} had acknowledged it."
         help_ = "A longer ttl, or none, lets it wait longer."
@@ -148,6 +153,19 @@ def cause_of_nobody(subject: str) -> Cause:
         sentence=f"No receiver had a pattern that matches {subject} when it was stored.",
         help="A receiver that is made with a start gets what was stored before.",
         command=_command("listen", "NAME", subject, "--start", "first"),
+    )
+
+
+def cause_of_removed(found: Found) -> Cause:
+    """Return the cause of a message that has left the log, and of which no state is kept."""
+    return Cause(
+        receiver="",
+        status="",
+        kind=REMOVED_FROM_LOG,
+        sentence=(
+            f"All of {found.sender}'s message {found.sequence} was settled, and it was removed from"
+            " the log; how it was settled is not kept, or it was for nobody."
+        ),
     )
 
 

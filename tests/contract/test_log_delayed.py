@@ -254,7 +254,7 @@ def test_49_what_waits_is_cancelled_message_by_message(
     assert gone == [(one.first, one.last) for one in states if one.receiver == NOT_YET]
     for state in states:
         assert (Status.CANCELLED, "enough") == (state.status, state.reason)
-    found = log.wait(log.log.find_delayed("three"))
+    found = log.wait(log.log.find_delayed("three")) or log.wait(log.log.find_finished("three"))
     assert found is not None  # as cancelled, where it was
     assert (NOT_YET in found.states, found.due > 0) == (first <= 3 <= last, not first <= 3 <= last)
     stored = [b for b in move(log) if b.sender == "shop"]
@@ -310,14 +310,14 @@ def test_what_is_cancelled_twice_in_one_group_is_cancelled_once(open_log: Open) 
     assert [] == log.wait(log.log.audit())
 
 
-def test_states_of_before_what_its_sender_wants_are_not_kept(open_log: Open) -> None:
+def test_54_states_of_before_what_its_sender_wants_are_kept_for_others(open_log: Open) -> None:
     log = open_log()
     log.append(delayed(1), delayed(2))
     log.append(statuses_from=[StatusFrom(sender="shop", incarnation="i1", status_from=2)])
     log.append(cancel=[Cancel("shop", "i1", 1, 1), Cancel("shop", "i1", 2, 2)])
     page = log.wait(log.log.history("shop", "i1", 1, 10))
-    assert [2] == [state.first for state in page.states]
-    assert ((1, 1),) == page.gone
+    assert {1, 2} == {at for one in page.states for at in range(one.first, one.last + 1)}
+    assert () == page.gone
 
 
 def test_its_sender_is_told_what_waits_among_the_rest(open_log: Open) -> None:
@@ -349,16 +349,19 @@ def test_what_waits_is_found_by_its_names(open_log: Open) -> None:
     assert log.wait(log.log.find_delayed("mine", ["nobody"])) is None
     log.append(cancel=[Cancel("shop", "i1", 2, 2, "why")])
     for identity in (name, "mine"):
-        gone = log.wait(log.log.find_delayed(identity, ["shop"]))
+        gone = log.wait(log.log.find_finished(identity, senders=["shop"]))
         assert gone is not None
         assert {NOT_YET: (Status.CANCELLED, 0, "why")} == gone.states
         assert ("shop", 2, 0) == (gone.sender, gone.sequence, gone.due)
+        assert not gone.removed
     newest = log.wait(log.log.find_delayed("mine"))  # … of those that wait still
     assert newest is not None
     assert "web" == newest.sender
     assert log.wait(log.log.find_delayed("mine", ["nobody"])) is None
     log.append(statuses_from=[StatusFrom(sender="shop", incarnation="i1", status_from=3)])
     assert log.wait(log.log.find_delayed("mine", ["shop"])) is None
+    assert log.wait(log.log.find_finished("mine", senders=["nobody"])) is None
+    assert log.wait(log.log.find_finished("mine", senders=["shop"])) == gone
 
 
 def test_what_was_moved_is_found_by_the_id_of_its_sender(open_log: Open) -> None:

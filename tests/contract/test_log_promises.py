@@ -111,15 +111,15 @@ def test_55_a_run_that_comes_again_is_promised_once(open_log: Open) -> None:
     ] == opened(log)
 
 
-def test_55_what_its_sender_does_not_want_to_know_is_kept_no_more(open_log: Open) -> None:
+def test_54_what_its_sender_has_heard_of_a_promise_is_kept_for_others(open_log: Open) -> None:
     log = open_log()
     log.append(promised(log, 1, 2))
     log.append(verdicts=[verdict(1, 1)])
     wanted = StatusFrom(sender="shop", incarnation="i1", status_from=2)
     log.append(statuses_from=[wanted])
-    assert [] == states(log)
+    assert [(1, 1)] == [(state.first, state.last) for state in states(log)]
     log.append(verdicts=[verdict(2, 2)])
-    assert [(2, 2)] == [(state.first, state.last) for state in states(log)]
+    assert {1, 2} == {at for one in states(log) for at in range(one.first, one.last + 1)}
 
 
 def test_55_a_copy_cancels_nothing(tmp_path: Path) -> None:

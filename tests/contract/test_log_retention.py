@@ -22,6 +22,7 @@ from msgservice.records import (
     RefusedBatch,
     StateRange,
     StatusFrom,
+    hash_of,
     position_of,
 )
 from tests.kit.logs import NOW, ContractDriver, exception, make_batch, numbers
@@ -613,18 +614,63 @@ def test_11_finished_ranges_grow_together_over_calls(log: ContractDriver) -> Non
     assert (StateRange(1, Status.ACKNOWLEDGED, 1, 29),) == states
 
 
-def test_11_states_below_status_from_go(log: ContractDriver) -> None:
+def test_54_what_a_producer_has_heard_is_kept_for_who_asks(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     batches = [make_batch(audience, i) for i in range(1, 11)]
     log.append(*batches)
     settle(log, 1, batches[4], 5)
     drop_all(log)
     log.append(statuses_from=[StatusFrom(sender="shop", incarnation="i1", status_from=8)])
-    assert log.wait(log.log.history("shop", "i1", 1, 100)).states == ()
     settle(log, 1, batches[9], 5)
     drop_all(log)
     states = log.wait(log.log.history("shop", "i1", 1, 100)).states
-    assert (StateRange(1, Status.ACKNOWLEDGED, 8, 10),) == states
+    assert (StateRange(1, Status.ACKNOWLEDGED, 1, 10),) == states
+    log.reopen()
+    for sequence in (1, 5, 9):
+        identity = f"shop/{hash_of('i1')}/{sequence}"
+        assert log.wait(log.log.find(identity)) is None
+        found = log.wait(log.log.find_finished(identity))
+        assert found is not None
+        assert {1: (Status.ACKNOWLEDGED, 0, "")} == found.states
+        assert (found.removed, found.position, found.sequence) == (True, 0, sequence)
+    assert log.wait(log.log.find_finished(f"shop/{hash_of('i1')}/11")) is None
+
+
+def test_54_an_id_lives_as_long_as_the_states_of_its_message(log: ContractDriver) -> None:
+    audience = log.log.audience([1, 2])
+    batch = make_batch(audience, 1, [b"a", b"b", b"c"], ids=((0, "one"), (2, "three")))
+    log.append(batch)
+    settle(log, 1, batch, 3)
+    log.progress(
+        2,
+        batch.last,
+        exceptions=[exception(2, batch.last, batch.last, Status.CANCELLED, reason="not now")],
+        settled={Status.ACKNOWLEDGED: 2, Status.CANCELLED: 1},
+    )
+    drop_all(log)
+    assert log.wait(log.log.find("three")) is None
+    found = log.wait(log.log.find_finished("three"))
+    assert found is not None
+    assert found.states == {
+        1: (Status.ACKNOWLEDGED, 0, ""),
+        2: (Status.CANCELLED, 0, "not now"),
+    }
+    assert ("shop", "i1", 3) == (found.sender, found.incarnation, found.sequence)
+    assert found.removed
+    first = log.wait(log.log.find_finished("three", 0, 1))
+    second = log.wait(log.log.find_finished("three", 1, 1))
+    assert first is not None
+    assert second is not None
+    assert ([*first.states], first.more) == ([1], True)
+    assert ([*second.states], second.more) == ([2], False)
+    assert log.wait(log.log.find_finished("two")) is None
+    assert log.wait(log.log.find_finished("one", senders=["web"])) is None
+    assert log.wait(log.log.find_finished("one", senders=["shop"])) is not None
+    drop_all(log, NOW + 7 * 24 * HOUR - HOUR)
+    assert log.wait(log.log.find_finished("one")) is not None
+    drop_all(log, NOW + 7 * 24 * HOUR + 2 * HOUR)
+    assert log.wait(log.log.find_finished("one")) is None
+    assert log.wait(log.log.audit()) == []
 
 
 def test_11_states_go_after_seven_days(log: ContractDriver) -> None:

@@ -97,7 +97,6 @@ Key = tuple[str, str]
 State = tuple[Status, int, str]  # status, attempts, reason
 
 DAY = 24 * 3600 * 1000
-STATES_DAYS = 7  # that the states of messages are known which are in the log no more
 CROWD = 10  # times `incarnations`: of more that are away, none is kept for an hour
 LETTERS_BYTES = 4 * 1024 * 1024  # of one page
 LETTER_OVERHEAD = 128
@@ -231,8 +230,13 @@ class Content:
     waiting: dict[int, Batch] = field(default_factory=dict)  # until due, by number and place
     accepted_at: dict[int, int] = field(default_factory=dict)
     delayed: int = 0  # the highest number that was given to one
-    cancelled_ids: list[tuple[str, Key, int]] = field(default_factory=list)  # oldest first
     promises: dict[tuple[Key, int], tuple[int, Promised]] = field(default_factory=dict)  # open
+    # Of messages that have left the log, or were cancelled before: (id, sender, sequence, age).
+    finished_ids: list[tuple[str, Key, int, int]] = field(default_factory=list)  # oldest first
+    # The states of those whose sender was forgotten.
+    former: list[tuple[Key, dict[int, dict[int, tuple[Status, str, int]]]]] = field(
+        default_factory=list
+    )
     batches: dict[int, Batch] = field(default_factory=dict)
     stored_at: dict[int, int] = field(default_factory=dict)  # number -> age of the log
     senders: dict[Key, Sender] = field(default_factory=dict)
@@ -436,9 +440,6 @@ class DictLog:
             sender = content.senders.get((floor.sender, floor.incarnation))
             if sender is not None:
                 sender.status_from = max(sender.status_from, floor.status_from)
-                for states in sender.states.values():
-                    for sequence in [s for s in states if s < sender.status_from]:
-                        del states[sequence]
         for step in group.progress:
             at = content.receivers.get(step.receiver)
             if at is not None and not at.removed:
@@ -467,7 +468,7 @@ class DictLog:
         sender = content.senders.get(key)
         for sequence in found:
             del content.promises[key, sequence]
-            if sender is not None and sequence >= sender.status_from:
+            if sender is not None:
                 state = (verdict.status, verdict.reason, content.age)
                 sender.states.setdefault(PROMISED, {})[sequence] = state
         return tuple(spans(found))
@@ -506,16 +507,15 @@ class DictLog:
                     content.waiting[piece.delayed_id] = piece
                     content.accepted_at[piece.delayed_id] = content.accepted_at[batch.delayed_id]
             sender = content.senders[key]
-            content.cancelled_ids += [
-                (name, key, first + index)
+            content.finished_ids += [
+                (name, key, first + index, content.age)
                 for index, name in batch.ids
                 if low <= first + index <= high
             ]
             states = sender.states.setdefault(NOT_YET, {})
             cancelled = (Status.CANCELLED, wanted.reason, content.age)
             for sequence in range(low, high + 1):
-                if high >= sender.status_from:
-                    states[sequence] = cancelled
+                states[sequence] = cancelled
             for (who, at), taken in list(content.by_key.items()):
                 if taken.of.sender == key and low <= taken.of.sequence <= high:
                     content.senders[who].states.setdefault(NOT_YET, {})[at] = cancelled
@@ -568,11 +568,6 @@ class DictLog:
         return self._later(lambda: self._find_delayed(identity, senders))
 
     def _find_delayed(self, identity: str, senders: Collection[str] | None) -> Found | None:
-        for key, sender in self.content.senders.items():
-            for sequence, (status, reason, _) in sender.states.get(NOT_YET, {}).items():
-                if identity == f"{key[0]}/{sha256(key[1].encode()).hexdigest()[:16]}/{sequence}":
-                    states = {NOT_YET: (status, 0, reason)}
-                    return Found(0, *key, sequence, "", 0, 0, states)
         for number, batch in sorted(self.content.waiting.items(), reverse=True):
             hashed = sha256(batch.incarnation.encode()).hexdigest()[:16]
             ids = dict(batch.ids)
@@ -596,11 +591,50 @@ class DictLog:
                         states={},
                         due=batch.due_at,
                     )
-        for own_id, key, sequence in reversed(self.content.cancelled_ids):
-            state = self.content.senders[key].states.get(NOT_YET, {}).get(sequence)
-            allowed = senders is None or any(matches(one, key[0]) for one in senders)
-            if own_id == identity and allowed and state is not None:
-                return Found(0, *key, sequence, "", 0, 0, {NOT_YET: (state[0], 0, state[1])})
+        return None
+
+    def find_finished(
+        self,
+        identity: str,
+        after: int = 0,
+        count_max: int | None = None,
+        senders: Collection[str] | None = None,
+    ) -> Deferred[Found | None]:
+        return self._later(lambda: self._find_finished(identity, after, count_max, senders))
+
+    def _find_finished(
+        self, identity: str, after: int, count_max: int | None, senders: Collection[str] | None
+    ) -> Found | None:
+        content = self.content
+        known = [*((key, one.states) for key, one in content.senders.items()), *content.former]
+        named: list[tuple[Key, int]] = []
+        for key, states in known:
+            hashed = sha256(key[1].encode()).hexdigest()[:16]
+            named += [
+                (key, sequence)
+                for sequence in sorted(
+                    {one for number, found in states.items() for one in found if number >= NOT_YET}
+                )
+                if identity == f"{key[0]}/{hashed}/{sequence}"
+            ]
+        named += [
+            (key, sequence)
+            for own_id, key, sequence, _ in reversed(content.finished_ids)
+            if own_id == identity
+            and key in dict(known)
+            and (senders is None or any(matches(one, key[0]) for one in senders))
+        ]
+        for key, sequence in named:
+            told = {
+                number: (found[sequence][0], 0, found[sequence][1])
+                for who, states in known
+                for number, found in sorted(states.items())
+                if who == key and sequence in found and number > (after or NOT_YET - 1)
+            }
+            asked = dict([*told.items()][:count_max])
+            more = len(asked) < len(told)
+            removed = NOT_YET not in asked
+            return Found(0, *key, sequence, "", 0, 0, asked, more=more, removed=removed)
         return None
 
     # --- retained messages
@@ -909,7 +943,7 @@ class DictLog:
     def _pass_states(of: KeyOf, known: Sender | None, sender: Sender, sequence: int) -> None:
         """What became of a message that has gone is known to who was taken by its key as well."""
         for number, states in ({} if known is None else known.states).items():
-            if of.sequence in states and sequence >= sender.status_from:
+            if of.sequence in states:
                 sender.states.setdefault(number, {})[sequence] = states[of.sequence]
 
     def _take(
@@ -1442,17 +1476,21 @@ class DictLog:
         for number in batch.audience.members:
             states = sender.states.setdefault(number, {})
             for index, (status, _, reason) in enumerate(content.receivers[number].states(batch)):
-                if batch.sequence + index >= sender.status_from:
-                    states[batch.sequence + index] = (status, reason, content.age)
+                states[batch.sequence + index] = (status, reason, content.age)
+        key = (batch.sender, batch.incarnation)
+        named = [(name, batch.sequence + index) for index, name in batch.ids]
+        for _, taken in self._who_has_taken(batch):
+            named += [(name, batch.sequence) for name in taken.ids]
+        content.finished_ids += [(name, key, at, content.age) for name, at in named]
         sender.gone[batch.sequence] = msgspec.structs.replace(batch, messages=b"")
-        for (key, sequence), taken in self._who_has_taken(batch):
-            other = content.senders.get(key)
+        for (who, sequence), taken in self._who_has_taken(batch):
+            other = content.senders.get(who)
             if other is not None:
                 self._pass_states(taken.of, sender, other, sequence)
                 other.gone[sequence] = msgspec.structs.replace(
                     batch, sequence=sequence, messages=b"", crc=taken.crc, ids=()
                 )
-            del content.by_key[key, sequence]
+            del content.by_key[who, sequence]
         for sequence in sorted(sender.gone)[:-RUNS_REMEMBERED]:
             del sender.gone[sequence]
         del content.batches[batch.number]
@@ -1509,7 +1547,8 @@ class DictLog:
         away = {key: one for key, one in content.senders.items() if key not in here}
         for key, sender in list(away.items()):
             if key not in stored and content.age - sender.seen_at > limits.sender_days * DAY:
-                del content.senders[key], away[key]
+                self._forget_sender(key)
+                del away[key]
         known_for = SENDER_KNOWN_SECONDS * 1000 if len(away) <= CROWD * limits.incarnations else 0
         ready = [
             key
@@ -1519,7 +1558,12 @@ class DictLog:
         ]
         ready.sort(key=lambda key: (key not in self._left, away[key].seen_at))
         for key in ready[: max(0, len(away) - limits.incarnations)]:
-            del content.senders[key]
+            self._forget_sender(key)
+
+    def _forget_sender(self, key: Key) -> None:
+        states = self.content.senders.pop(key).states
+        if any(states.values()):
+            self.content.former.append((key, states))
 
     def _forget_keys(self) -> None:
         content = self.content
@@ -1530,12 +1574,21 @@ class DictLog:
         }
 
     def _forget_states(self) -> None:
-        oldest = self.content.age - STATES_DAYS * DAY
-        for sender in self.content.senders.values():
-            sender.states = {
+        content, oldest = self.content, self.content.age - self._limits.finished_days * DAY
+
+        def kept(
+            states: dict[int, dict[int, tuple[Status, str, int]]],
+        ) -> dict[int, dict[int, tuple[Status, str, int]]]:
+            return {
                 number: {sequence: row for sequence, row in found.items() if row[2] >= oldest}
-                for number, found in sender.states.items()
+                for number, found in states.items()
             }
+
+        for sender in content.senders.values():
+            sender.states = kept(sender.states)
+        former = [(key, kept(states)) for key, states in content.former]
+        content.former = [one for one in former if any(one[1].values())]
+        content.finished_ids = [one for one in content.finished_ids if one[3] >= oldest]
 
     def _forget_audiences(self) -> None:
         there = [*self.content.batches.values(), *self.content.waiting.values()]
@@ -1551,12 +1604,9 @@ class DictLog:
             if audience.stored or audience.waiting
             for number in audience.members
         }
-        named.update(
-            number
-            for sender in content.senders.values()
-            for number, found in sender.states.items()
-            if found
-        )
+        all_states = [sender.states for sender in content.senders.values()]
+        all_states += [states for _, states in content.former]
+        named.update(number for states in all_states for number, found in states.items() if found)
         highest = max(content.receivers, default=0)
         newest = {at.row.name: number for number, at in sorted(content.receivers.items())}
         for number, at in list(content.receivers.items()):

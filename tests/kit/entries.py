@@ -55,7 +55,7 @@ from tests.kit.logs import NOW, Driver, make_batch
 TABLES = (
     *("meta", "head", "batch", "audience", "receiver", "progress", "exception", "sender"),
     *("finished", "run", "dead", "message_id", "replay", "idempotency", "alias", "retained"),
-    *("delayed", "delayed_id", "cancelled_id", "promise"),
+    *("delayed", "delayed_id", "finished_id", "former", "promise"),
 )
 
 
@@ -115,9 +115,10 @@ def tables(db: apsw.Connection) -> dict[str, list[Any]]:
         )
         for table in TABLES
     }
-    found["sender"] = [
-        (*row[:2], "", "", *row[4:]) if row[1] == NODE else row for row in found["sender"]
-    ]
+    for table in ("sender", "former"):
+        found[table] = [
+            (*row[:2], "", "", *row[4:]) if row[1] == NODE else row for row in found[table]
+        ]
     return found
 
 
@@ -172,6 +173,8 @@ class EntryPlay:
             keep_bytes=random.choice([0, 3000]),
             max_bytes=random.choice([8_000, 60_000]),
             sender_days=0.01,
+            finished_days=0.005,
+            finished_rows=random.choice([5, 1000]),
             incarnations=4,
             audiences=random.choice([6, 40]),
             sender_ranges=2,

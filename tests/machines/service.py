@@ -1080,6 +1080,9 @@ class ServiceMachine(Machine):
         self.node.log.audit().addBoth(audit.append)
         self.node.log.accounts().addBoth(accounts.append)
         self.settle(1)
+        for _ in range(10):  # a turn for each table, of which logs get more
+            if not audit:
+                self.settle(1)
         require(audit == [[]], "the audit finds something", audit)
         for account in accounts[0]:
             row = self.node.parts.directory.numbered(account.receiver)

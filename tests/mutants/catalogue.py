@@ -1328,6 +1328,35 @@ _ALL = [
         catcher=_test("tests/unit/test_log_entries.py -k two_logs", "are_equal"),
     ),
     Mutant(
+        name="what-was-heard-is-not-kept",
+        at="msgservice.log.staging:stage_statuses_from",
+        old="sender.status_from = wanted.status_from",
+        new="sender.status_from = wanted.status_from; operations.append("
+        "('delete from finished where sender = ? and last < ?', (sender.id, wanted.status_from)))",
+        catcher=_test("tests/contract/test_log_retention.py -k test_54", "producer_has_heard"),
+    ),
+    Mutant(
+        name="ids-go-with-their-batches",
+        at="msgservice.log.removal:_drop_batches",
+        old="(_KEEP_IDS, (BATCH_INDEX_BITS, staged.age, below)),",
+        new="",
+        catcher=_test("tests/contract/test_log_retention.py -k test_54", "an_id_lives"),
+    ),
+    Mutant(
+        name="states-go-with-their-sender",
+        at="msgservice.log.removal:_forget_senders",
+        old="(_KEEP_FORMER, (*ids, staged.age)),",
+        new="('delete from finished where sender in (select value from json_each(?))', ids),",
+        catcher=_test("tests/unit/test_finished.py -k forgotten", "leaves_what_became"),
+    ),
+    Mutant(
+        name="states-that-a-producer-wants-go-early",
+        at="msgservice.log.retention:Retention._forget_states",
+        old="heard=True",
+        new="heard=False",
+        catcher=_test("tests/unit/test_finished.py -k bounded", "is_bounded"),
+    ),
+    Mutant(
         name="retention-beside-the-door",
         at="msgservice.log.senders:Senders._put_to_sleep",
         old="self._heard.clear()",

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import Raw
 from twisted.internet.task import Clock
 
 from msgservice.core.backlog import Backlog
@@ -365,6 +366,20 @@ def test_56_answers_of_settled_positions_need_no_receiver() -> None:
     ok, page = world.operator.request("$node.why", {"id": f"log:{at}", "after": 99})
     assert ok, page
     assert (page["causes"], page["next"]) == ([], None)
+
+
+def test_54_of_what_has_left_the_log_and_was_for_nobody_that_is_said() -> None:
+    world = World(limits=Limits(keep_seconds=0.0, keep_bytes=0))
+    message = WireMessage(b"x", id="mine")
+    world.shop.connection.send(Transfer(1, "elsewhere", Raw(encode_messages([message]))))
+    for _ in range(3):
+        world.settle()
+        world.clock.advance(2)
+    ok, page = world.operator.request("$node.why", {"id": "mine"})
+    assert ok, page
+    TOLD.update(one["kind"] for one in page["causes"])
+    assert ["left"] == [one["kind"] for one in page["causes"]]
+    assert page["removed"]
 
 
 def test_56_every_kind_is_told_by_a_test_of_this_file() -> None:
