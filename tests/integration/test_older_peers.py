@@ -131,7 +131,9 @@ def test_40_an_old_producer_and_an_old_receiver_are_served_by_a_node_of_now(node
         receiver.say(OLD_RECEIVER_RESUME)
         producer.say(OLD_PRODUCER_HELLO)
         said = producer.until(RESUME)[0][4]["features"]
-        assert ["codes", "delay", "keys", "require", "respond", "retain", "to", "ttl"] == said
+        assert [
+            *("codes", "delay", "keys", "promises", "require", "respond", "retain", "to", "ttl")
+        ] == said
         producer.say(OLD_PRODUCER_RESUME_AND_RUN)
         audience, routed, ack = producer.until(ACK)
         assert [AUDIENCE, 1, ["billing"]] == audience[:3]
