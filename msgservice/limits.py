@@ -97,6 +97,7 @@ LOWEST: dict[str, float] = {
     "dead_bytes_total": 64 * 1024,  # or 0
     "http_body_bytes": 4096,
     "http_bytes": 64 * 1024,
+    "http_event_bytes": 64 * 1024,
     "http_idle": _SECONDS_MIN,
     "http_login_idle": _SECONDS_MIN,
     "http_login_seconds": _SECONDS_MIN,
@@ -315,6 +316,7 @@ class Limits:
     http_waits: int = 1_000  # posts that wait until their messages are acknowledged; and requests
     http_readers: int = 100  # of events
     http_events: int = 10_000  # that are kept for readers that come back
+    http_event_bytes: int = 16 * 1024 * 1024  # … and what they take
     http_idle: float = 60.0  # seconds that a connection may be kept between two requests
     http_logins: int = 1_000  # of browsers
     user_http_logins: int = 20  # … of one user

@@ -63,25 +63,28 @@ def metrics_of(seen: Seen, now: int, receivers_max: int) -> Iterator[bytes]:
     `now`: wall clock, ms. `receivers_max`: receivers that have series of their own, the first by
     name.
     """
-    receivers = seen.receivers
-    names = sorted(receivers)[:receivers_max]
-    for family in _families(seen, now, len(names)):
+    # As they are now: the sampler goes on in between, and forgets who is removed.
+    receivers = sorted(seen.receivers.values(), key=lambda one: one.name)
+    shown = receivers[:receivers_max]
+    for family in _families(seen.node, receivers, now, len(shown)):
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_One(family))
         yield generate_latest(registry)
-    yield from _of_each([receivers[name] for name in names], now)
+    yield from _of_each(shown, now)
     process = CollectorRegistry()
     ProcessCollector(registry=process)
     yield generate_latest(process)
 
 
-def _families(seen: Seen, now: int, shown: int) -> Iterator[Metric]:
-    yield from _of_node(seen.node, now)
-    yield from _of_all(list(seen.receivers.values()), now)
+def _families(
+    node: ObservedNode, receivers: list[Observed], now: int, shown: int
+) -> Iterator[Metric]:
+    yield from _of_node(node, now)
+    yield from _of_all(receivers, now)
     yield _gauge(
         "receivers_without_series",
         "Receivers beyond metrics_receivers, that have no series of their own.",
-        len(seen.receivers) - shown,
+        len(receivers) - shown,
     )
 
 

@@ -161,6 +161,26 @@ async def test_a_reader_that_is_overtaken_gets_a_reset(world: World) -> None:
 
 
 @ensure
+async def test_what_is_kept_for_who_comes_back_is_bounded_in_bytes(tmp_path: Path) -> None:
+    kept = 64 * 1024
+    made = World(tmp_path, limits=Limits(stop_timeout=5, http_event_bytes=kept))
+    await made.start()
+    stream = await Stream.of(made, "/v1/events")
+    await stream.named("state")
+    events = made.node.parts.web_events
+    node = events.seen().node
+    for number in range(200):
+        events.observed(node, [], [f"{number:03}" + "x" * 1_000])
+    assert kept / 2 < sum(map(len, events.ring)) == events.ring_bytes <= kept
+    events.observed(node, [], ["y" * 2 * kept])
+    assert 1 == len(events.ring)  # one that is longer is kept alone
+    events.observed(node, [], ["z"])
+    assert ["z"] == json.loads(events.ring[0].partition(b"data: ")[2])["gone"]
+    await made.stop()
+    assert 0 == events.ring_bytes
+
+
+@ensure
 async def test_many_receivers_come_in_pages(world: World) -> None:
     for number in range(230):
         await world.node.add_receiver(f"r{number:03}", ["x"])

@@ -71,6 +71,18 @@ async def test_a_cookie_is_a_login_for_the_page_at_every_connection(make: Make) 
 
 
 @ensure
+async def test_cookies_of_other_programs_say_what_they_like(make: Make) -> None:
+    here = await make(users=users(SHOP)[0])
+    peer, cookie = await logged_in(here)
+    peer.say(
+        b"GET /who/x/is HTTP/1.1\r\nHost: localhost\r\n%b: 1\r\n" % HEADER.encode()
+        + b"Cookie: other=caf\xe9; %b\r\n\r\n" % cookie.encode()
+    )
+    answer = await peer.answer()
+    assert (200, "shop") == (answer.status, answer.json[1])
+
+
+@ensure
 async def test_a_cookie_alone_is_nobody_whatever_the_connection_was_let_in_by(make: Make) -> None:
     """A page of another port is the same site: its browser says the cookie, and no header."""
     known, tokens = users(SHOP, MUTE)

@@ -104,6 +104,34 @@ async def test_no_more_wait_at_once_than_the_limit(world: World) -> None:
 
 
 @ensure
+async def test_who_has_gone_waits_no_more_and_no_wait_keeps_its_body(world: World) -> None:
+    came: list[Any] = []
+    never: Deferred[None] = Deferred()
+    got: Deferred[None] = Deferred()
+
+    def handle(one: Any) -> Any:
+        came.append(one.content)
+        if one.content == "still there":
+            return "done"
+        got.callback(None)
+        return never
+
+    await answered_by(world, handle)
+    parts = world.node.parts
+    other = await world.dial()
+    other.say_request("POST", "/v1/requests/prices.get?timeout=600", b'"%b"' % (b"x" * 100_000))
+    await got
+    assert (1, 0) == (parts.responders.pending, parts.web.held_bytes)
+    channel = next(one for one in parts.web._channels if one.is_answering)
+    gone = channel.requests[0].notifyFinish()
+    await other.go()
+    await gone.addErrback(lambda _: None)
+    assert 0 == parts.responders.pending
+    assert "done" == (await asked(world, "still there")).json["text"]
+    never.callback(None)
+
+
+@ensure
 async def test_who_may_not_request_a_subject_is_refused(tmp_path: Path) -> None:
     known, tokens = users(MUTE, BOSS)
     world = World(tmp_path, users=known)

@@ -1027,6 +1027,20 @@ _ALL = [
         catcher=_test(f"{EVENTS} -k overtaken", "overtaken"),
     ),
     Mutant(
+        name="a-request-goes-on-without-its-asker",
+        at="msgservice.node.web.asking:Asking._ask",
+        old="lambda _: asking.cancel()",
+        new="lambda _: None",
+        catcher=_test("tests/integration/test_http_requests.py -k has_gone", "has_gone"),
+    ),
+    Mutant(
+        name="events-that-are-kept-have-no-bound-in-bytes",
+        at="msgservice.node.web.events:Events._keep",
+        old="self.ring_bytes > limits.http_event_bytes",
+        new="False",
+        catcher=_test(f"{EVENTS} -k bounded_in_bytes", "bounded_in_bytes"),
+    ),
+    Mutant(
         name="any-number-of-waits",
         at="msgservice.node.web.messages:Posts._seconds_to_wait",
         old="if len(self._waits) >= self._limits.http_waits:",

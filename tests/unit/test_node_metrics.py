@@ -108,3 +108,19 @@ def test_names_are_escaped_and_long_lists_are_cut(monkeypatch: pytest.MonkeyPatc
     ]
     assert ("gauge", names) == (family.type, [one.labels["receiver"] for one in family.samples])
     assert 2 == max(piece.count(b"msgservice_receiver_queued_messages{") for piece in pieces)
+
+
+def test_who_is_removed_while_the_pieces_are_made_is_told_as_it_was() -> None:
+    world = World()
+    for number in range(3):
+        world.peer(f"billing-{number}", receive=ORDERS)
+    seen = world.look()
+    pieces = metrics_of(seen, 0, 10)
+    text = next(pieces)
+    del seen.receivers["billing-1"]  # the sampler's own: it has looked again in between
+    text += b"".join(pieces)
+    for count in (
+        b"msgservice_receivers_without_series 0.0\n",
+        b'msgservice_receiver_connected{receiver="billing-1"} 1.0\n',
+    ):
+        assert count in text

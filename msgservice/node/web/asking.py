@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from msgservice.codecs import CONTENT_TYPE, JsonCodec, TextCodec, content_type_of
 from msgservice.core.frames import Reply, Request
@@ -81,6 +81,28 @@ class Asking:
             raise BadSubject(subject, "what is asked of the node itself has paths of its own")
         if not ask.who.allows("request", subject):
             raise ask.who.refusal(subject)
+        if self._waiting >= self._limits.http_waits:
+            raise LimitReached("http_waits", self._limits.http_waits)
+        asking = self._given(ask, subject, seconds)
+        # It may wait long: others have no room meanwhile, and who has gone wants no answer.
+        ask.request.drop_body()
+        ask.request.notifyFinish().addBoth(lambda _: asking.cancel())
+        self._waiting += 1
+        try:
+            reply = await asking
+        except CancelledError:
+            return Answer(503)  # to nobody: its asker has gone
+        finally:
+            self._waiting -= 1
+        ((_, ok, said),) = reply.replies
+        message = decode_message(said)
+        if ok:
+            return as_json(_answered(message))
+        code = code_said((message.headers or {}).get(ERROR_HEADER, ""))
+        raise request_failed(code, message.body.decode(errors="replace"), subject, seconds)
+
+    def _given(self, ask: Ask, subject: str, seconds: float) -> Deferred[Reply]:
+        """Give a request to who answers it. Nothing of its content is kept here."""
         body, headers = ask.body, None
         if len(body) > self._limits.body_bytes:
             raise MessageTooLarge(len(body), self._limits.body_bytes)
@@ -90,21 +112,9 @@ class Asking:
             except ValueError as error:
                 raise BadValue("the body", str(error)) from None
             headers = {CONTENT_TYPE: JSON}
-        if self._waiting >= self._limits.http_waits:
-            raise LimitReached("http_waits", self._limits.http_waits)
         raw = encode_messages([WireMessage(body, headers)])
         request = Request(1, subject, msgspec.Raw(raw), timeout=round(seconds * 1000))
-        self._waiting += 1
-        try:
-            reply = await self._responders.answer(request, ask.who)
-        finally:
-            self._waiting -= 1
-        ((_, ok, said),) = reply.replies
-        message = decode_message(said)
-        if ok:
-            return as_json(_answered(message))
-        code = code_said((message.headers or {}).get(ERROR_HEADER, ""))
-        raise request_failed(code, message.body.decode(errors="replace"), subject, seconds)
+        return self._responders.answer(request, ask.who)
 
 
 def _seconds(said: str | None) -> float:

@@ -111,7 +111,8 @@ class Events:
         self.listener: Listener | None = None
         self.number = 0  # of the newest event
         self.start = secrets.token_hex(4)
-        self.ring: deque[bytes] = deque(maxlen=limits.http_events)
+        self.ring: deque[bytes] = deque()
+        self.ring_bytes = 0  # of the events in it
         self.observer = observer
         self.holds = holds
         self._tracker = tracker
@@ -154,9 +155,19 @@ class Events:
             return
         self.number += 1
         change = Change(node, changed, gone)
-        self.ring.append(event("change", change, f"{self.start}.{self.number}"))
+        self._keep(event("change", change, f"{self.start}.{self.number}"))
         for reader in list(self._readers):
             reader.pump()
+
+    def _keep(self, data: bytes) -> None:
+        """Keep an event for who reads it later: the newest always, those before within bounds."""
+        ring, limits = self.ring, self._limits
+        ring.append(data)
+        self.ring_bytes += len(data)
+        while len(ring) > 1 and (
+            len(ring) > limits.http_events or self.ring_bytes > limits.http_event_bytes
+        ):
+            self.ring_bytes -= len(ring.popleft())
 
     async def _view(self, ask: Ask) -> Answer:
         query = ask.only("last_event_id")
@@ -212,6 +223,7 @@ class Events:
         self._is_watching = False
         self.observer.unwatch(self)
         self.ring.clear()
+        self.ring_bytes = 0
         self._told = None
         self.number += 1
 

@@ -113,7 +113,7 @@ def secret_of(request: HttpRequest) -> str | None:
     """Return what the cookie of a request says, whoever's page has asked; None: it has none."""
     name = cookie_name(request.channel)
     for line in request.requestHeaders.getRawHeaders(b"cookie", ()):
-        for pair in line.decode().split(";"):
+        for pair in line.decode("latin-1").split(";"):  # others of this host say theirs
             said, _, value = pair.strip().partition("=")
             if said == name and len(value) == SECRET_CHARS:
                 return str(value)
