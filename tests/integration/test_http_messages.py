@@ -683,6 +683,39 @@ async def test_a_body_is_saved_where_that_is_allowed_and_never_run(tmp_path: Pat
 
 
 @ensure
+async def test_bodies_that_are_not_read_have_the_bound_of_those_that_come(tmp_path: Path) -> None:
+    size = 6_000_000  # more than sockets take
+    limits = Limits(stop_timeout=5, max_batch=8 << 20, http_bytes=10_000_000)
+    world = World(tmp_path, web_bodies=True, limits=limits)
+    await world.start(attach=False)
+    said = {"subject": "orders.a", "text": "x" * size, "retain": "only"}
+    assert 201 == (await world.post(said)).status
+    web = world.node.parts.web
+
+    async def unread() -> None:
+        while not any(one.is_in_pieces for one in web._channels):
+            await deferLater(reactor, 0.01, int)
+
+    slow = await world.dial()
+    slow.transport.pauseProducing()
+    slow.say_request("GET", "/v1/retained/orders.a/body")
+    await unread()
+    refused = await world.peer.ask("GET", "/v1/retained/orders.a/body")
+    assert (503, "http_bytes") == (refused.status, refused.json["about"])
+    slow.transport.resumeProducing()
+    assert size == len((await slow.answer()).body)
+    told = await world.peer.ask("GET", "/v1/retained/orders.a/body")
+    assert (200, size) == (told.status, len(told.body))
+    gone = await world.dial()
+    gone.transport.pauseProducing()
+    gone.say_request("GET", "/v1/retained/orders.a/body")
+    await unread()
+    await gone.go()
+    await world.stop()
+    assert 0 == web.held_bytes
+
+
+@ensure
 async def test_no_body_is_given_out_where_that_is_not_allowed(world: World) -> None:
     place = (await world.post({"subject": "orders.a", "text": "x"})).json["position"]
     for path in (f"receivers/billing/next/{place}", "receivers/billing/dead/1", "retained/a"):

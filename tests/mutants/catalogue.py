@@ -1041,6 +1041,15 @@ _ALL = [
         catcher=_test(f"{EVENTS} -k bounded_in_bytes", "bounded_in_bytes"),
     ),
     Mutant(
+        name="bodies-that-are-not-read-have-no-bound",
+        at="msgservice.node.web.bodies:_answering",
+        old="ask.request.hold(len(part.message))",
+        new="pass",
+        catcher=_test(
+            "tests/integration/test_http_messages.py -k bound_of_those", "bound_of_those"
+        ),
+    ),
+    Mutant(
         name="any-number-of-waits",
         at="msgservice.node.web.messages:Posts._seconds_to_wait",
         old="if len(self._waits) >= self._limits.http_waits:",

@@ -87,6 +87,7 @@ def _answering(
             if parts and parts[0].position != part.position:
                 # What is retained of a subject is another meanwhile.
                 raise UnknownMessage(f"log:{parts[0].position}")
+            ask.request.hold(len(part.message))
             parts.append(part)
             offset = part.next
         (message,) = decode_messages(b"".join([one.message for one in parts]))

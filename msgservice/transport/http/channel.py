@@ -172,6 +172,17 @@ class HttpRequest(Request):
             first += b"Connection: close\r\n"
         self.channel.write(b"%b%b%b" % (first, head, body))
 
+    def hold(self, size: int) -> None:
+        """Count bytes of the answer, which is a long one, until they are read.
+
+        Raises `LimitReached` where others have no room beside them; one alone always has.
+        """
+        channel = self.channel
+        others = channel.server.held_bytes - channel.held_bytes
+        if others and others + channel.held_bytes + size > channel.limits.http_bytes:
+            raise LimitReached("http_bytes", channel.limits.http_bytes)
+        channel.hold(size)
+
     def drop_body(self) -> None:
         """Forget the body: it counts no longer."""
         held = len(self._coming) + len(self._whole or b"")
@@ -239,6 +250,7 @@ class HttpChannel(HTTPChannel):
         self._timer: IDelayedCall | None = None
         self._is_lost = False
         self._answered: Request | None = None  # whose answer is not read yet
+        self.held_bytes = 0  # of an answer that is not read yet
 
     # --- what it shows
 
@@ -270,6 +282,16 @@ class HttpChannel(HTTPChannel):
     def is_in_pieces(self) -> bool:
         """Whether an answer has begun that has no end yet."""
         return any(request.startedWriting for request in self.requests)
+
+    def hold(self, size: int) -> None:
+        """Count bytes of an answer, until it is read or the connection has gone."""
+        if not self._is_lost:
+            self.held_bytes += size
+            self.server.held_bytes += size
+
+    def _let_go(self) -> None:
+        self.server.held_bytes -= self.held_bytes
+        self.held_bytes = 0
 
     def identified(self) -> None:
         """Somebody was let in: the connection makes no room for others any more."""
@@ -303,6 +325,7 @@ class HttpChannel(HTTPChannel):
             self._timer = None
         super().connectionLost(reason)
         self.requests = []
+        self._let_go()
         self.server.gone(self)
         self._owner.channel_gone(self, reason_of(reason, self.transport))
 
@@ -525,6 +548,7 @@ class HttpChannel(HTTPChannel):
             return
         self._has_begun = False
         if self.persistent:
+            self._let_go()
             self._wait(self.limits.http_idle)
         super().requestDone(request)
 
