@@ -265,6 +265,7 @@ class _Look:
         """Whatever the message: the receiver gets nothing."""
         delivery, name = self._delivery, self._name
         why = f": {delivery.trouble}" if delivery.trouble and self._sees_all else ""
+        last = f" (its last error: {delivery.trouble})" if why else ""
         if delivery.is_going:
             return REMOVING, f"{name} is being removed, and gets nothing more.", "", ""
         if delivery.row.options.paused:
@@ -281,9 +282,9 @@ class _Look:
         if link is None:
             return (
                 AWAY,
-                f"{name} is away{why}",
+                f"{name} is away{last}",
                 "It attaches by itself: start it.",
-                _command("listen", name),
+                _command("peek", name),
             )
         if link.next_attempt_in is not None:
             self.next_try_at = self._time.wall() + round(link.next_attempt_in * 1000)

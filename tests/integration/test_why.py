@@ -24,7 +24,7 @@ def test_56_a_command_says_what_would_unblock_it(msgservice: Command) -> None:
     assert first.startswith("msgservice-cli/")
     assert first.endswith(", orders.new")
     assert others[0].startswith("billing (queued): billing is away. Since 20")
-    assert "  $ msgservice listen billing" in others
+    assert "  $ msgservice peek billing" in others
     (page,) = [msgs.data("why", "o-1")]
     (cause,) = page["causes"]
     assert ("billing", "queued", "away") == (cause["receiver"], cause["status"], cause["kind"])

@@ -87,10 +87,20 @@ def test_56_who_is_away_is_named_with_since_when() -> None:
     assert told["since"] == pytest.approx(
         int(world.clock.seconds() * 1000) - (world.clock.seconds() - gone) * 1000, abs=5
     )
-    assert told["command"] == "msgservice listen billing"
+    assert told["command"] == "msgservice peek billing"
     how = world.ask("receivers.why", name="billing")
     assert ("away", "away") == (how["health"], how["troubles"][0]["kind"])
     assert how["sentence"] == how["troubles"][0]["sentence"]
+
+
+def test_56_the_last_error_of_who_is_away_is_called_that() -> None:
+    world = World()
+    world.send(b"one")
+    at = world.first()
+    world.billing.connection.abort()
+    world.settle()
+    said = "billing is away (its last error: aborted by the other side)"
+    assert world.why(at)["sentence"].startswith(said)
 
 
 def test_56_who_is_paused_or_going_gets_nothing() -> None:
