@@ -550,11 +550,16 @@ class Admin:
 
     async def _cancel(self, asked: CancelDelayed, who: Pass) -> CancelledTold:
         own = self._own_senders(who, DELAYED_CANCEL.right)
-        found = await self._operations.waiting(asked.id, own)
+        # One sentence for all: who may not ask about it hears the same of one that there is not.
+        unknown = UnknownMessage(asked.id, f"no message {asked.id!r} waits until it is due")
+        try:
+            found = await self._operations.waiting(asked.id, own)
+        except UnknownMessage:
+            raise unknown from None
         if own is not None and not who.has_sent(found.sender):
-            raise UnknownMessage(asked.id)  # as of one that there is not
+            raise unknown
         if not found.due:
-            raise UnknownMessage(asked.id)
+            raise unknown
         by = f"{asked.reason or 'cancelled'} (by {who})"
         count = min(asked.count, BATCH_MESSAGES_MAX)
         ranges = await self._operations.cancel(found, count, by[:REASON_KEPT_MAX])
