@@ -507,8 +507,14 @@ class Client:
                 item, size = content, len(content) + BARE_OVERHEAD
             else:
                 item, size = self._gathering.prepare(content, headers, None, limit)
-            if not 0 < timeout <= TIMEOUT_MAX:
-                raise ValueError(f"timeout must be above 0, at most {TIMEOUT_MAX} s")
+            try:
+                can_be = 0 < timeout <= TIMEOUT_MAX
+            except TypeError:
+                raise TypeError(f"timeout is a number of seconds, not {timeout!r}") from None
+            if not can_be:
+                raise ValueError(
+                    f"timeout must be above 0, at most {TIMEOUT_MAX:g} s, not {timeout!r}"
+                )
         except Exception as error:  # see `send`
             return fail(error)
         return self._requests.call(subject, item, size, timeout)
@@ -657,6 +663,6 @@ def _unknown(id_: str, failure: Failure) -> NoReturn:
     """Raise what a request has failed with, and `UnknownMessage` as that."""
     error = failure.value
     if isinstance(error, RequestFailed) and error.code == UnknownMessage.refusal_code:
-        raise UnknownMessage(id_) from None
+        raise UnknownMessage(id_, str(error)) from None
     failure.raiseException()
     raise AssertionError  # it does not return

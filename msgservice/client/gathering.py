@@ -313,7 +313,8 @@ class Gathering:
         if delay is not None and (least := milliseconds("delay", delay)):
             if options.ttl is not None and options.ttl <= least:
                 raise BadValue(
-                    "ttl", f"is over when the delay of {delay} s is: it must be above it"
+                    "ttl",
+                    f"of {ttl:g} s is over when the delay of {delay:g} s is: it must be above it",
                 )
             options = RunOptions(options.to, options.ttl, least, options.flags)
         if promise is not None:

@@ -126,8 +126,10 @@ class Receiver(Service):
             raise ValueError('shared needs order="none"')
         if not is_integer(threads) or not is_integer(concurrency):
             raise TypeError("threads and concurrency must be integers")
-        if threads < 0 or concurrency < 1:
-            raise ValueError("threads must be 0 or more, concurrency 1 or more")
+        if threads < 0:
+            raise ValueError(f"threads must be 0 or more, not {threads}")
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be 1 or more, not {concurrency}")
         if threads and inspect.iscoroutinefunction(handler):
             raise TypeError("a coroutine function cannot run on threads")
         self._core = reactor if IReactorCore.providedBy(reactor) else None

@@ -220,7 +220,7 @@ async def test_49_what_is_cancelled_is_delivered_to_nobody(tmp_path: Path) -> No
         assert (receipt.receivers, receipt.position) == (("$delayed",), None)
     await two.acknowledged("billing")
     for gone in ("mine", two, three, "nobody's", "log:1"):
-        with pytest.raises(UnknownMessage):
+        with pytest.raises(UnknownMessage, match="waits until it is due"):
             await client.cancel(gone)
     assert [b"two"] == [body for body, _ in handler.got]
     await receiver.stop()
@@ -241,9 +241,9 @@ async def test_44_delays_that_cannot_be_fail_before_anything_is_sent(tmp_path: P
         with pytest.raises(BadValue, match="delay"):
             await client.send_many("orders.late", [b"x"], delay=delay)
     for ttl in (0, 0.5, 1):
-        with pytest.raises(BadValue, match="ttl is over when the delay of 1 s is"):
+        with pytest.raises(BadValue, match=r"ttl of [0-9.]+ s is over when the delay of 1 s is"):
             await client.send("orders.late", b"x", delay=1, ttl=ttl)
-        with pytest.raises(BadValue, match="ttl is over when the delay of 1 s is"):
+        with pytest.raises(BadValue, match=r"ttl of [0-9.]+ s is over when the delay of 1 s is"):
             await client.send_many("orders.late", [b"x"], delay=1, ttl=ttl)
     receipt = await client.send("orders.late", b"x", delay=0)
     assert receipt.position is not None

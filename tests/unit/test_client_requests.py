@@ -52,6 +52,21 @@ def test_an_answer_is_given_as_content(content: object) -> None:
     assert content == now(asked)
 
 
+@pytest.mark.parametrize(
+    ("timeout", "kind", "said"),
+    [
+        ("5", TypeError, "timeout is a number of seconds, not '5'"),
+        (None, TypeError, "timeout is a number of seconds, not None"),
+        (-1, ValueError, "timeout must be above 0, at most 86400 s, not -1"),
+    ],
+)
+def test_a_timeout_that_cannot_be_is_named(
+    timeout: object, kind: type[Exception], said: str
+) -> None:
+    asked = ClientWorld().client.request("prices.get", b"", timeout=timeout)  # type: ignore[arg-type]
+    assert said == str(error_of(asked, kind))
+
+
 def test_30_answers_in_any_order_reach_each_its_own_request() -> None:
     world = ClientWorld()
     asked = [world.client.request("prices.get", b"%d" % number) for number in range(3)]

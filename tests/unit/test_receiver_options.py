@@ -30,6 +30,18 @@ from tests.kit.nodes import NodeWorld
 EACH = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"threads": -1}, "threads must be 0 or more, not -1"),
+        ({"concurrency": 0}, "concurrency must be 1 or more, not 0"),
+    ],
+)
+def test_a_number_that_cannot_be_is_named(wrong: dict[str, int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Receiver(Clock(), name="billing", handler=print, **wrong)  # type: ignore[arg-type]
+
+
 # What an option cannot be without.
 BESIDE: dict[str, dict[str, Any]] = {"shared": {"order": "none"}}
 
