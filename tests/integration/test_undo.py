@@ -43,6 +43,7 @@ def test_a_command_undoes_and_gives_the_account(msgservice: Command) -> None:
     sender = msgs.data("status", "o-1")["sender"].split("/")[0]
     unknown = msgs("undo", "--key", "order-17", "--sender", "other")
     assert (unknown.code, "no message with the key" in unknown.err) == (1, True)
+    assert "--sender" in msgs("undo", "--key", "order-17").err
     by_key = msgs.data("undo", "--key", "order-17", "--sender", sender)
     assert by_key["receivers"] == {"billing": {"cancelled": 1}, "archive": {"cancelled": 1}}
     for wrong in (["undo"], ["undo", "o-1", "--key", "k"], ["undo", "o-1", "--sender", "s"]):
