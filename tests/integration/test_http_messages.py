@@ -201,6 +201,17 @@ async def test_what_is_refused_says_why_and_stores_nothing(
 
 
 @ensure
+async def test_what_is_no_json_or_no_base64_is_called_so(world: World) -> None:
+    for said, detail in (
+        (b'{"subject": "a"', "the body is no JSON: Input data was truncated"),
+        (b"", "the body is no JSON: Input data was truncated"),
+        ({"subject": "a", "base64": "?"}, "base64 is no base64"),
+        ({"subject": 5}, "Expected `str`, got `int` - at `$.subject`"),
+    ):
+        assert detail == (await world.post(said)).json["detail"]
+
+
+@ensure
 async def test_a_key_with_a_delay_is_one_message_that_waits(world: World) -> None:
     keyed = {"subject": "orders.later", "body": 4, "delay": 3600, "ttl": 7200, "key": "k"}
     first, second = await world.post(keyed), await world.post(keyed)

@@ -493,7 +493,7 @@ def _body(post: Post) -> tuple[bytes, Headers | None]:
         try:
             return b64decode(post.base64, validate=True), headers
         except (binascii.Error, ValueError):
-            raise BadValue("base64", "is none") from None
+            raise BadValue("base64", "is no base64") from None
     return b"", headers
 
 

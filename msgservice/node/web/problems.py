@@ -130,6 +130,8 @@ def problem_of(error: Exception, status: int | None = None) -> Problem:
     if is_ours or status == 400:
         detail = str(error)
     if isinstance(error, SHAPELESS):
+        if type(error) is msgspec.DecodeError:  # a ValidationError says where it is wrong
+            detail = f"the body is no JSON: {detail}"
         name, code = BadValue.__name__, BadValue.refusal_code
     elif isinstance(error, MsgServiceError) and not isinstance(error, WebRefused):
         name, code = name_of(error), error.refusal_code
