@@ -347,7 +347,10 @@ class KeyReused(Refused):
     refusal_code = 19
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"the idempotency key {key!r} was used for another message")
+        super().__init__(
+            f"the idempotency key {key!r} was used for another message:"
+            " of another subject, `to`, body or content-type"
+        )
         self.key = key
 
     @property

@@ -18,7 +18,7 @@ from msgservice.administration import (
     RECEIVERS_TEST,
     Operation,
 )
-from msgservice.cli.acts import confirmed
+from msgservice.cli.acts import confirmed, is_attended
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import counted, cut, lasting, out
 from msgservice.cli.pages import JsonOfPages, TableOfPages
@@ -262,7 +262,9 @@ def remove(session: Session, name: str, yes: bool) -> None:
             if (waiting or dead) and not (
                 yes or await in_daemon_thread(reactor, lambda: confirmed(question))
             ):
-                raise Refused("not removed")
+                raise Refused(
+                    "not removed" if is_attended() else "not removed; --yes says so unasked"
+                )
             removed = await session.request(
                 reactor, client, RECEIVERS_REMOVE, name=name, confirm=waiting
             )

@@ -12,7 +12,7 @@ from rich.text import Text
 from twisted.internet.task import deferLater
 
 from msgservice.administration import OBSERVE
-from msgservice.cli.output import console, cut, lasting, out, plain_table
+from msgservice.cli.output import console, counted, cut, lasting, out, plain_table
 from msgservice.cli.session import Seconds, Session, Whole, node_options
 from msgservice.client.client import Client
 from msgservice.clock import Reactor
@@ -121,7 +121,7 @@ def _head(node: dict[str, Any]) -> RenderableType:
     first = Text(f"{node['name']}  {node['version']}", style="bold")
     first.append(
         f"  up {lasting((node['at'] - node['started_at']) / 1000)},"
-        f" {node['connections']:,} connections, {node['receivers']:,} receivers",
+        f" {counted(node['connections'], 'connection')}, {counted(node['receivers'], 'receiver')}",
         style="not bold",
     )
     return Group(

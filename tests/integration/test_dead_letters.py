@@ -66,7 +66,7 @@ def test_46_dead_letters_are_listed_shown_whole_and_go_with_their_receiver(
     asked = msgservice("receivers", "remove", "letters", stdin=b"n\n")
     assert "3 dead letters of letters will be gone. Remove it?" in asked.err
     asked = msgservice("receivers", "remove", "letters", stdin=b"")
-    assert asked.err.endswith("\nmsgservice: not removed\n")
+    assert asked.err.endswith("\nmsgservice: not removed; --yes says so unasked\n")
     asked = msgservice("receivers", "remove", "letters", "--json", stdin=b"y\n")
     told = json.loads(asked.err)["message"]
     assert told == "not removed: 3 dead letters of letters will be gone. Remove it? --yes says so"

@@ -36,6 +36,7 @@ def test_a_pipe_is_shown_all_once_and_trouble_first(msgservice: Command, in_trou
     assert "\x1b" not in shown.out
     assert in_trouble in shown.out
     assert "msgservice peek behind" in shown.out
+    assert "1 connections" not in shown.out
     rows = [line.split()[0] for line in shown.out.splitlines() if line.strip()]
     assert rows.index("behind") < rows.index("well")
 
