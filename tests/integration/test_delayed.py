@@ -276,9 +276,9 @@ def test_43_the_commands_and_kill_9(tmp_path: Path) -> None:
         assert [("orders.late", "mine"), ("orders.late", None)] == [
             (one["subject"], one["message_id"]) for one in listed
         ]
-        assert [None, 3600_000] == [
-            one["expires"] and one["expires"] - one["due"] for one in listed
-        ]
+        apart = [one["expires"] and one["expires"] - one["due"] for one in listed]
+        assert apart[0] is None
+        assert abs(apart[1] - 3600_000) <= 1  # each is rounded by itself
         status = msgservice.data("status", "mine")
         assert status["due"] == listed[0]["due"]
         assert "delayed until" in msgservice("status", "mine").out
