@@ -87,6 +87,8 @@ def test_what_waits_for_room_is_not_taken_for_a_port_without_streams(place: Plac
     assert place.command("receivers", "add", "behind", "streams.behind", *few).code == 0
     for _ in range(2):
         assert place("put", "behind", "0" * 40_000, "--text").code == 0
+    # Changing anything has all backlogs judged before it is answered.
+    assert place.command("receivers", "change", "behind", *few).code == 0
     waits = place("put", "behind", "more", "--text", "--timeout", "3")
     assert waits.code == 3
     assert "what was put waits" in waits.err

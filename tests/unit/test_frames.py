@@ -56,7 +56,9 @@ def test_a_message_that_is_none_is_malformed(
     "beside",
     [
         pytest.param([0, 0, ["r" * 200] * 1000], id="long names in to"),
-        pytest.param([0, 0, None, None, None, 0, None, b"x" * 200_000], id="an unknown element"),
+        pytest.param(
+            [0, 0, None, None, None, 0, None, None, b"x" * 200_000], id="an unknown element"
+        ),
     ],
 )
 def test_messages_do_not_keep_what_a_frame_has_beside_them(beside: list[object]) -> None:

@@ -126,7 +126,8 @@ def test_60_what_only_nodes_say_and_what_is_not_known_is_refused(
     "array",
     [
         pytest.param(
-            [2, 1, "a", [[b"x"]], None, 0, 0, None, None, None, 0, None, "more"], id="TRANSFER"
+            [2, 1, "a", [[b"x"]], None, 0, 0, None, None, None, 0, None, None, "more"],
+            id="TRANSFER",
         ),
         pytest.param(
             [2, 1, "a", [[b"x"]], *[None, 0, 0, None, None, None, 0], *[None] * 9], id="16"
