@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from msgservice.administration import Cause
     from msgservice.client.client import Client
     from msgservice.client.connect import connect
-    from msgservice.client.promise import Promise, PromiseOutcome
+    from msgservice.client.promise import Promise, PromiseCounts, PromiseOutcome
     from msgservice.client.receipt import Receipt
     from msgservice.errors import Reject, Retry
     from msgservice.limits import Limits, Rate
@@ -32,6 +32,7 @@ __all__ = [
     "Node",
     "PbPeer",
     "Promise",
+    "PromiseCounts",
     "PromiseOutcome",
     "Rate",
     "Receipt",
@@ -51,6 +52,7 @@ _HOMES = {
     "Node": "msgservice.node.node",
     "PbPeer": "msgservice.pb",
     "Promise": "msgservice.client.promise",
+    "PromiseCounts": "msgservice.client.promise",
     "PromiseOutcome": "msgservice.client.promise",
     "Rate": "msgservice.limits",
     "Receipt": "msgservice.client.receipt",

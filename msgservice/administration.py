@@ -255,6 +255,14 @@ class LetterCounts(msgspec.Struct, frozen=True):
     dropped: int
 
 
+class PromiseCounts(msgspec.Struct, frozen=True):
+    """Promises of messages: open now, and kept and broken since the node started."""
+
+    open: int
+    kept: int
+    broken: int
+
+
 class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
     """The requests between peers of a node; answers that were dropped since its start.
 
@@ -280,6 +288,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     loaded_bytes: int = 0  # for all receivers together: sent and not answered, or to be sent
     dead_letters: LetterCounts | None = None
     requests: RequestCounts | None = None  # of peers, to each other
+    promises: PromiseCounts = PromiseCounts(0, 0, 0)
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -436,8 +445,27 @@ class StatusTold(msgspec.Struct, frozen=True):
     reason: str
 
 
+class PromiseTold(msgspec.Struct, frozen=True, kw_only=True):
+    """The promise that a message came with, and what became of it. Times: wall clock, ms.
+
+    `outcome`: `open`, `kept` or `broken`, and then `reason` says why. `acknowledged`: how many
+    receivers have acknowledged it by now. `otherwise`: what is done where it is broken.
+    """
+
+    need: int
+    until: int
+    otherwise: str
+    acknowledged: int
+    outcome: str
+    reason: str = ""
+    decided_at: int | None = None
+
+
 class StatusPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message, and a page of its statuses by the names of receivers."""
+    """A message, and a page of its statuses by the names of receivers.
+
+    `promise`: that it came with; in the first page.
+    """
 
     position: int
     sender: str
@@ -448,6 +476,7 @@ class StatusPage(msgspec.Struct, frozen=True, kw_only=True):
     next: int | None
     due: int | None = None  # wall clock, ms: it waits until then, and has no position yet
     removed: bool = False  # from the log: it has no position, and only its states are kept
+    promise: PromiseTold | None = None
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
@@ -473,7 +502,7 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WhyPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message, and a page of the causes of where it is."""
+    """A message, and a page of the causes of where it is. `promise`: as in `StatusPage`."""
 
     position: int
     sender: str
@@ -484,6 +513,7 @@ class WhyPage(msgspec.Struct, frozen=True, kw_only=True):
     next: int | None
     due: int | None = None  # wall clock, ms: it waits until then, and has no position yet
     removed: bool = False  # from the log: it has no position, and only its states are kept
+    promise: PromiseTold | None = None
 
 
 class ReceiverWhy(msgspec.Struct, frozen=True, kw_only=True):
@@ -752,6 +782,7 @@ class ObservedNode(msgspec.Struct, frozen=True, kw_only=True):
     loaded_bytes: int
     looped: int
     dead_letters: LetterCounts | None
+    promises: PromiseCounts
     stored: int  # messages since the start; and their bytes
     stored_bytes: int
     stored_rate: float  # messages a second, between the last two looks

@@ -548,6 +548,17 @@ class OpenPromise(msgspec.Struct, frozen=True, gc=False):
     cancels: bool
 
 
+class PromiseFound(msgspec.Struct, frozen=True, gc=False):
+    """The promise of one message, as a log has it. `until`, `decided_at`: wall clock, ms."""
+
+    need: int
+    until: int
+    cancels: bool
+    status: Status | None = None  # what was decided; None: it is open
+    reason: str = ""
+    decided_at: int = 0
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """A decision about the promises of a sender's sequences, as far as these are open."""
 
@@ -682,6 +693,7 @@ class Found(msgspec.Struct, frozen=True):
     due: int = 0  # wall clock, ms: it waits until then, and has no position; 0: it does not
     count: int = 1  # messages of its batch
     removed: bool = False  # it has left the log: it has no position, and only its states are known
+    promise: PromiseFound | None = None  # that it came with
 
 
 class Delayed(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ class ExitCode(enum.IntEnum):
     REFUSED = 1
     USAGE = 2
     NO_ANSWER = 3
+    BROKEN = 4
     INTERRUPTED = 130
     UNREAD = 141
 
@@ -27,6 +28,7 @@ MEANINGS = {
     ExitCode.USAGE: "a wrong option, name, subject, address or configuration; nothing was done",
     ExitCode.NO_ANSWER: "no node there, no answer in time, or none that can come any more;"
     " what was asked may have been done",
+    ExitCode.BROKEN: "the message is stored, and its promise (`send --within`) was broken",
     ExitCode.INTERRUPTED: "interrupted by a signal",
     ExitCode.UNREAD: "who reads standard output has gone, as `head` does",
 }

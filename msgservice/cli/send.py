@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, BinaryIO, Self
 
@@ -19,10 +19,12 @@ from twisted.python.failure import Failure
 
 from msgservice.cli.lines import LineReader
 from msgservice.cli.output import console, moment, plain_table
+from msgservice.cli.promised import promise_of
 from msgservice.cli.session import (
     SAY_AFTER,
     SENDER,
     Interrupted,
+    PromiseBroken,
     Session,
     Stopped,
     is_utf8,
@@ -31,6 +33,7 @@ from msgservice.cli.session import (
 from msgservice.cli.times import seconds_of
 from msgservice.client.client import Client
 from msgservice.client.gathering import check_message
+from msgservice.client.promise import PromiseOutcome
 from msgservice.client.receipt import Receipt
 from msgservice.clock import Reactor
 from msgservice.codecs import content_type_of
@@ -65,6 +68,17 @@ RUNS_IN_FLIGHT = 8
 )
 @click.option("--require", is_flag=True, help="Refuse it if nobody would get it.")
 @click.option("--ttl", metavar="TIME", help="Not delivered by then, it expires: 30s, 5m, 2h, 7d.")
+@click.option(
+    "--within",
+    metavar="TIME",
+    help="Wait until as many as --need have acknowledged it, so long at most: a promise.",
+)
+@click.option("--need", metavar="N", help="How many: all, any (one), or a number.  [default: all]")
+@click.option(
+    "--otherwise",
+    metavar="WHAT",
+    help="Where they have not: notify, or cancel what is surely not sent.  [default: notify]",
+)
 @click.option("--wait", is_flag=True, help="Wait until every receiver has acknowledged it.")
 @click.option(
     "--name",
@@ -86,6 +100,9 @@ def send(
     delay: str | None,
     require: bool,
     ttl: str | None,
+    within: str | None,
+    need: str | None,
+    otherwise: str | None,
     wait: bool,
     name: str | None,
 ) -> None:
@@ -107,6 +124,9 @@ def send(
         options["ttl"] = seconds_of(ttl, "--ttl")
     if delay is not None:
         options["delay"] = seconds_of(delay, "--delay")
+    promise = promise_of(session, need, within, otherwise)
+    if promise is not None and wait:
+        raise click.UsageError("--within waits by itself: not with --wait, which has no end")
     checked = partial(
         session.check,
         check_message,
@@ -119,12 +139,13 @@ def send(
         delay=options.get("delay"),
         limits=Limits(),
         ttl=options.get("ttl"),
+        promise=promise,
     )
     if body is None and file is None:
-        if message_id is not None or key is not None or retain or retain_only or wait:
+        if message_id is not None or key is not None or retain or retain_only or wait or promise:
             raise click.UsageError(
-                "--id, --key, --retain, --retain-only and --wait are for one message: give BODY or"
-                " --file"
+                "--id, --key, --retain, --retain-only, --wait and --within are for one message:"
+                " give BODY or --file"
             )
         source = lines or sys.stdin.buffer
         checked(b"")
@@ -137,6 +158,8 @@ def send(
         options["idempotency_key"] = key
     if retain or retain_only:
         options["retain"] = "only" if retain_only else True
+    if promise is not None:
+        options["promise"] = promise
     session.run(lambda reactor: _send_one(session, reactor, name, subject, content, options, wait))
 
 
@@ -154,17 +177,63 @@ async def _send_one(
             receipt = await session.in_time(reactor, client.send(subject, content, **options))
         except CancelledError:
             raise Interrupted(f"not stored as far as is known{_refusal(client)}") from None
-        statuses = await _settled(session, reactor, receipt) if wait else receipt.statuses
-    told = {
+        outcome: PromiseOutcome | None = None
+        if "promise" in options:
+            outcome = await _promised(session, reactor, receipt)
+            statuses: Mapping[str, Status] = outcome.receivers
+        else:
+            statuses = await _settled(session, reactor, receipt) if wait else receipt.statuses
+    told: dict[str, Any] = {
         "position": receipt.position,
         "receivers": {receiver: status.name.lower() for receiver, status in statuses.items()},
     }
+    if outcome is not None:
+        told["promise"] = {
+            "outcome": "kept" if outcome.kept else "broken",
+            "reason": outcome.reason,
+            "need": options["promise"].option.need or len(statuses),
+        }
     if receipt.due is not None:
         told["due"] = round(receipt.due * 1000)
     session.show(told, lambda: _told(told))
     for receiver, status in statuses.items():
         if wait and status is not Status.ACKNOWLEDGED:
             raise NotDelivered(receiver, status.name.lower(), None)
+    if outcome is not None and not outcome.kept:
+        acknowledged = sum(status is Status.ACKNOWLEDGED for status in statuses.values())
+        raise PromiseBroken(outcome.reason, acknowledged, told["promise"]["need"])
+
+
+async def _promised(session: Session, reactor: IReactorTime, receipt: Receipt) -> PromiseOutcome:
+    """Return what became of the promise; say what is waited for if that lasts.
+
+    Raises what keeps it from becoming known, as `_settled`.
+    """
+
+    def waiting() -> str:
+        away = ", ".join(sorted(n for n, s in receipt.statuses.items() if not s.final))
+        return f"stored at log:{receipt.position}; its promise waits for {away}"
+
+    with _saying(session, reactor, waiting):
+        try:
+            return await receipt.promised()
+        except CancelledError:
+            raise Interrupted(waiting()) from None
+
+
+@contextmanager
+def _saying(session: Session, reactor: IReactorTime, waiting: Callable[[], str]) -> Iterator[None]:
+    """Say on standard error what is waited for, if that lasts."""
+
+    def say() -> None:
+        click.echo(f"msgservice: {waiting()}", err=True)
+
+    saying = None if session.as_json else reactor.callLater(SAY_AFTER, say)
+    try:
+        yield
+    finally:
+        if saying is not None and saying.active():
+            saying.cancel()
 
 
 async def _settled(
@@ -181,20 +250,14 @@ async def _settled(
             return f"stored; waiting until it is due, at {moment(round(receipt.due * 1000))}"
         return f"stored at log:{receipt.position}; waiting for {away} to acknowledge it"
 
-    def say() -> None:
-        click.echo(f"msgservice: {waiting()}", err=True)
-
-    saying = None if session.as_json else reactor.callLater(SAY_AFTER, say)
-    try:
-        statuses = await receipt.settled()
-        with suppress(NotDelivered, NoReceiver):  # whoever has it not is told with the rest
-            await receipt.acknowledged()  # raises, where nothing more can be known
-        return statuses
-    except CancelledError:
-        raise Interrupted(waiting()) from None
-    finally:
-        if saying is not None and saying.active():
-            saying.cancel()
+    with _saying(session, reactor, waiting):
+        try:
+            statuses = await receipt.settled()
+            with suppress(NotDelivered, NoReceiver):  # whoever has it not is told with the rest
+                await receipt.acknowledged()  # raises, where nothing more can be known
+            return statuses
+        except CancelledError:
+            raise Interrupted(waiting()) from None
 
 
 def _refusal(client: Client) -> str:
@@ -210,6 +273,10 @@ def _told(told: dict[str, Any]) -> Group:
     if "due" in told:
         return Group(f"stored, to be delivered at {moment(told['due'])}")
     stored = f"stored at log:{told['position']}"
+    if "promise" in told:
+        promise = told["promise"]
+        why = f": {promise['reason']}" if promise["reason"] else ""
+        stored += f"; its promise was {promise['outcome']}{why}"
     return Group(stored, table if told["receivers"] else "nobody receives it")
 
 

@@ -111,6 +111,17 @@ class Interrupted(MsgServiceError):
         self.told = told
 
 
+class PromiseBroken(MsgServiceError):
+    """The promise of the message was broken; the message itself is stored. `reason`: why."""
+
+    def __init__(self, reason: str, acknowledged: int, need: int) -> None:
+        super().__init__(
+            f"the promise was broken: {reason}; {acknowledged} of the {need} that it needs have"
+            " acknowledged the message"
+        )
+        self.reason = reason
+
+
 class Stopped(MsgServiceError):
     """The input ended early: some lines were stored, then one was not. `reason`: why.
 
@@ -137,6 +148,8 @@ def exit_code(error: MsgServiceError) -> ExitCode:
         return ExitCode.NO_ANSWER
     if isinstance(error, ConfigError | BadName | BadSubject | BadAddress):
         return ExitCode.USAGE
+    if isinstance(error, PromiseBroken):
+        return ExitCode.BROKEN
     return ExitCode.REFUSED
 
 

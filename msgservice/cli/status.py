@@ -11,6 +11,7 @@ from rich.table import Table
 from msgservice.administration import INFO, STATUS, WHOAMI
 from msgservice.cli.output import cut, moment, out, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages
+from msgservice.cli.promised import promise_line
 from msgservice.cli.session import Session, is_utf8, node_options
 from msgservice.clock import Reactor
 from msgservice.errors import RequestFailed, UnknownMessage
@@ -117,6 +118,8 @@ def _facts(found: dict[str, Any]) -> Table:
     facts.add_row("sender", found["sender"])
     if found["stored_at"]:
         facts.add_row("stored", moment(found["stored_at"]))
+    if found.get("promise"):
+        facts.add_row("promise", promise_line(found["promise"]))
     return facts
 
 
@@ -142,6 +145,10 @@ def _info_table(found: dict[str, Any]) -> Table:
     if dead and dead["new"]:
         told = f"{dead['new']:,} since its start, {dead['requeued']:,} sent again"
         table.add_row("dead letters", f"{told}, {dead['dropped']:,} dropped")
+    promises = found.get("promises")
+    if promises and any(promises.values()):
+        told = f"{promises['open']:,} open; since its start {promises['kept']:,} kept"
+        table.add_row("promises", f"{told}, {promises['broken']:,} broken")
     asked = found.get("requests")
     if asked and (asked["responders"] or asked["pending"]):
         told = f"{asked['pending']:,} wait for an answer"

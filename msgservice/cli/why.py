@@ -10,6 +10,7 @@ import click
 from msgservice.administration import RECEIVERS_WHY, WHY
 from msgservice.cli.output import moment, out
 from msgservice.cli.pages import JsonOfPages
+from msgservice.cli.promised import promise_line
 from msgservice.cli.session import Session, is_utf8, node_options
 from msgservice.clock import Reactor
 from msgservice.core.reasons import shown
@@ -71,6 +72,8 @@ def _message(session: Session, identity: str) -> None:
                         where = "removed from the log"
                     subject = f", {shown(page['subject'])}" if page["subject"] else ""
                     out(f"{page['sender']}, {where}{subject}")
+                    if page.get("promise"):
+                        out(f"Its promise is {promise_line(page['promise'])}")
                 for one in page["causes"]:
                     out("\n".join(_cause(one)))
         if session.as_json:

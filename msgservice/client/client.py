@@ -33,7 +33,7 @@ from msgservice.administration import (
 )
 from msgservice.arguments import check_counts
 from msgservice.client.flow import Flow
-from msgservice.client.gathering import BARE_OVERHEAD, Gathering
+from msgservice.client.gathering import BARE_OVERHEAD, Gathering, check_alone
 from msgservice.client.handed import joined
 from msgservice.client.hop import NodeHop
 from msgservice.client.promise import Promise
@@ -56,7 +56,6 @@ from msgservice.errors import (
     BadSubject,
     BadValue,
     ClientClosed,
-    Refused,
     RequestFailed,
     UnknownMessage,
 )
@@ -339,8 +338,7 @@ class Client:
         gathering = self._gathering
         self._shutdown.check_open()
         subject = gathering.check_subject(subject)
-        if key is not None and promise is not None:
-            raise Refused("a promise and a key together are not supported by this version")
+        check_alone(key, promise)
         options = gathering.options(to, require, ttl, retain, delay, promise)
         if key is not None:
             key = gathering.check_key(key)
@@ -370,19 +368,20 @@ class Client:
         require: bool | None = None,
         ttl: float | None = None,
         delay: float | None = None,
+        promise: Promise | None = None,
     ) -> Deferred[Receipts]:
         """Hand over some messages of one subject; fires with `Receipts` when all are on disk.
 
         The fast path: one Deferred for all. Each of `bodies` is content as for `send`, and each
-        message has the same `headers`, `ttl` and `delay`. Errors as for `send`; those before
-        sending are about the whole call, a refusal by the node may be about a part of it: then some
-        of the others may have been accepted. Cancelling ends the wait only.
+        message has the same `headers`, `ttl`, `delay` and `promise`. Errors as for `send`; those
+        before sending are about the whole call, a refusal by the node may be about a part of it:
+        then some of the others may have been accepted. Cancelling ends the wait only.
         """
         try:
             self._shutdown.check_open()
             gathering = self._gathering
             subject = gathering.check_subject(subject)
-            options = gathering.options(to, require, ttl, delay=delay)
+            options = gathering.options(to, require, ttl, delay=delay, promise=promise)
             runs = gathering.prepare_run(subject, bodies, options, headers)
             self._flow.take_room(sum(run.count for run in runs), sum(run.size for run in runs))
         except Exception as error:  # see `send`

@@ -322,6 +322,11 @@ class Gathering:
                 raise BadValue("promise", f"is a Promise, not {promise!r}")
             if options.delay is not None:
                 raise Refused("a promise and a delay together are not supported by this version")
+            if options.flags & FLAG_RETAIN_ONLY:
+                raise Refused(
+                    "a promise beside retain='only', which delivers to nobody now: nobody could"
+                    " keep it"
+                )
             options = msgspec.structs.replace(options, promise=promise.option)
         missing = missing_for(options, self._features)
         if missing is not None:
@@ -417,8 +422,10 @@ class Gathering:
         return self._expiring(runs)
 
     def _expiring(self, runs: list[Run]) -> list[Run]:
-        """Say of runs with a ttl or a delay when that is over: it counts from now."""
+        """Say of runs with a ttl, a delay or a promise when that is over: it counts from now."""
         for run in runs:
+            if run.options.promise is not None:
+                run.promised_until = self._now() + run.options.promise.within
             if run.options.ttl is not None or run.options.delay is not None:
                 run.expires_at, run.due_at = self._times(run.options)
         return runs
@@ -446,18 +453,27 @@ def check_message(
     delay: float | None = None,
     limits: Limits,
     ttl: float | None = None,
+    promise: Promise | None = None,
 ) -> None:
     """Raise what `send` fails with before it sends, whichever node it would be; see `Client`."""
     gathering = Gathering(limits, limits.window_messages, require=False)
     gathering.check_subject(subject)
-    limit = gathering.limit_of(gathering.options(to, None, ttl, retain, delay))
+    check_alone(key, promise)
+    limit = gathering.limit_of(gathering.options(to, None, ttl, retain, delay, promise))
     gathering.prepare(
         content, headers, own_id, limit, None if key is None else gathering.check_key(key)
     )
 
 
+def check_alone(key: str | None, promise: Promise | None) -> None:
+    """Raise `Refused` for a promise beside a key: a repeat's would be about another's message."""
+    if key is not None and promise is not None:
+        raise Refused("a promise and a key together are not supported by this version")
+
+
 def _whole_run(subject: str, count: int, messages: bytes, options: RunOptions) -> Run:
-    handed = HandedRun(subject, count, None, cost=len(messages))
+    promised = options.promise is not None
+    handed = HandedRun(subject, count, None, cost=len(messages), promised=promised)
     return producer_run(0, count, subject, messages, options, handed)
 
 

@@ -171,6 +171,16 @@ class HandedRun:
         """The decision about the promise of this message, and why, or None."""
         return self._verdict(sequence, sequence)
 
+    def kept(self) -> int:
+        """The number of messages whose promise was kept."""
+        return sum(
+            [
+                last - first + 1
+                for first, last, status, _ in self._verdicts or ()
+                if status is Status.ACKNOWLEDGED
+            ]
+        )
+
     def _verdict(self, first: int, last: int) -> tuple[Status, str] | None:
         """The decision about the lowest of these, where there is one about each."""
         found: tuple[Status, str] | None = None

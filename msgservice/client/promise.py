@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from msgservice.errors import BadValue
 from msgservice.limits import INTEGER_MAX, TIME_DAYS_MAX
@@ -63,3 +63,10 @@ class PromiseOutcome:
     kept: bool
     reason: str
     receivers: dict[str, Status]
+
+
+class PromiseCounts(NamedTuple):
+    """The messages of one `send_many` whose promise was kept, and those of which it was broken."""
+
+    kept: int
+    broken: int

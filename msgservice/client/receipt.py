@@ -15,7 +15,7 @@ import msgspec
 from twisted.internet.defer import Deferred, FirstError, fail, gatherResults
 from twisted.python.failure import Failure
 
-from msgservice.client.promise import PromiseOutcome
+from msgservice.client.promise import PromiseCounts, PromiseOutcome
 from msgservice.message import Status
 
 
@@ -94,6 +94,9 @@ class AskedRun(Protocol):
 
     def verdict_of(self, sequence: int) -> tuple[Status, str] | None:
         """The decision about the promise of this message, and why, or None."""
+
+    def kept(self) -> int:
+        """The number of messages whose promise was kept."""
 
     def watch(self, wait: Wait, first: int, last: int, name: str | None = None) -> Deferred[Any]:
         """Return a Deferred of its own for this wait."""
@@ -246,6 +249,19 @@ class Receipts:
     def settled(self) -> Deferred[dict[str, dict[Status, int]]]:
         """Fires when all states are final, with how many have which, by receiver. Never fails."""
         return self._all(Wait.SETTLED).addCallback(lambda _: self.counts())
+
+    def promised(self) -> Deferred[PromiseCounts]:
+        """Fires once the promises of all are decided, with how many were kept, and broken.
+
+        Each receipt says of its own message what became of it. Fails as `Receipt.promised`.
+        """
+        if not all(run.is_promised for run in self._runs):
+            return fail(ValueError("the messages were sent without a promise"))
+        return self._all(Wait.PROMISED).addCallback(lambda _: self._promises())
+
+    def _promises(self) -> PromiseCounts:
+        kept = sum([run.kept() for run in self._runs])
+        return PromiseCounts(kept, len(self) - kept)
 
     def counts(self) -> dict[str, dict[Status, int]]:
         """The number of messages with each `Status`, by receiver."""

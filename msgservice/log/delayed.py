@@ -25,6 +25,7 @@ from msgservice.log import queries
 from msgservice.log.dedupe import FRAME_FLAGS, MATCHED, NAMED, mark_of, named_of
 from msgservice.log.queries import PAGE_BYTES, audience_of, checksum, sender_of, senders_of
 from msgservice.log.repeats import TakenRun
+from msgservice.log.schema import INTO_FINISHED
 from msgservice.log.state import Staged, State, Waiting
 from msgservice.message import MessageParts, Status, options_of
 from msgservice.records import (
@@ -75,11 +76,11 @@ order by sequence
 """
 
 # What was taken by its key as a message that was cancelled is so as well.
-_CANCEL_ALIASES = """
-insert or replace into finished
+_CANCEL_ALIASES = f"""
+insert or replace {INTO_FINISHED}
 select sender, ?1, sequence, sequence, ?2, ?3, ?4 from alias
 where of_sender = ?5 and of_sequence between ?6 and ?7
-"""
+"""  # noqa: S608
 
 _SAVE_HEAD = """
 update head set delayed_count = ?, delayed_size = ?, delayed_crcs = ?, delayed_last = ?
@@ -600,7 +601,7 @@ class Change:
             ]
         operations += insert_steps(f"into delayed ({COLUMNS}, frame)", 17, flat)
         operations += insert_steps("or ignore into delayed_id", 3, named)
-        operations += insert_steps("or replace into finished", 7, self._finished)
+        operations += insert_steps(f"or replace {INTO_FINISHED}", 7, self._finished)
         operations += insert_steps("or replace into finished_id", 4, self._named)
         if self._cancelled and (staged.aliases or staged.state.aliases):
             for sender, first, last, reason in self._cancelled:

@@ -18,6 +18,7 @@ from msgservice.core.marks import Key
 from msgservice.core.subjects import matches
 from msgservice.disk.database import one, rows
 from msgservice.log.delayed import LOOKED_AT
+from msgservice.log.promises import promise_of
 from msgservice.log.queries import sender_of
 from msgservice.log.state import State
 from msgservice.message import Status
@@ -117,4 +118,5 @@ def _found(
         states=states,
         more=more,
         removed=NOT_YET not in states,
+        promise=promise_of(db, sender, sequence),
     )

@@ -19,6 +19,7 @@ from msgservice.core.subjects import matches
 from msgservice.disk.database import as_json, one, rows
 from msgservice.limits import BATCH_INDEX_BITS, INTEGER_MAX
 from msgservice.log.accounts import is_member
+from msgservice.log.promises import promise_of
 from msgservice.log.queries import audience_of, decode_origin, runs_of, saved_sender, sender_of
 from msgservice.log.state import State
 from msgservice.message import Status
@@ -475,6 +476,7 @@ def find(
         states=states,
         more=end < len(members),
         count=count,
+        promise=promise_of(db, sender, sequence + index),
     )
 
 

@@ -11,17 +11,29 @@ from __future__ import annotations
 from typing import Any
 
 import apsw
+import msgspec
 
 from msgservice.disk.database import as_json, insert_steps, rows
 from msgservice.log import queries
 from msgservice.log.state import Staged, State
-from msgservice.records import PROMISED, Batch, OpenPromise, Verdict
+from msgservice.message import Status
+from msgservice.records import PROMISED, Batch, OpenPromise, PromiseFound, Verdict
 
 Operation = tuple[str, Any]  # SQL, parameters
 COLUMNS = "sender, first, last, position, need, until, cancels"
 Row = tuple[int, int, int, int, int, int, int]
 
+_decode = msgspec.json.Decoder(tuple[int, int, bool, int]).decode
 _OVERLAPPING = f"select {COLUMNS} from promise where sender = ? and first <= ? and last >= ?"  # noqa: S608
+_OPEN = (
+    "select need, until, cancels from promise where sender = ?1 and last >= ?2 and first = ("
+    "select max(first) from promise where sender = ?1 and first <= ?2)"
+)
+_DECIDED = (
+    "select promise, status, reason from finished where sender = ?1 and receiver = ?2"
+    " and last >= ?3 and first = (select max(first) from finished where sender = ?1"
+    " and receiver = ?2 and first <= ?3)"
+)
 _DELETE = """
 delete from promise where (sender, first) in (
     select a.value ->> 0, a.value ->> 1 from json_each(?) as a)
@@ -43,9 +55,16 @@ def stage_promises(staged: Staged, promised: list[Batch], operations: list[Opera
 
 
 def stage_verdicts(
-    db: apsw.Connection, staged: Staged, verdicts: list[Verdict], operations: list[Operation]
+    db: apsw.Connection,
+    staged: Staged,
+    verdicts: list[Verdict],
+    now: int,
+    operations: list[Operation],
 ) -> list[tuple[tuple[int, int], ...]]:
-    """Stage what was decided; return of each verdict what was open of it until now, rising."""
+    """Stage what was decided; return of each verdict what was open of it until now, rising.
+
+    `now`: wall clock, ms.
+    """
     gone: dict[tuple[int, int], None] = {}
     left: dict[tuple[int, int], Row] = {}
     finished: list[Any] = []
@@ -79,14 +98,27 @@ def stage_verdicts(
                     piece = (row[0], begin, end, row[3] + begin - row[1], *row[4:])
                     left[row[0], begin] = piece
             state = (int(verdict.status), verdict.reason, staged.age)
-            finished += (known.id, PROMISED, low, high, *state)
+            promised = as_json((*row[4:6], bool(row[6]), now))
+            finished += (known.id, PROMISED, low, high, *state, promised)
         decided.append(tuple(ranges))
     if gone:
         operations.append((_DELETE, (as_json(list(gone)),)))
     flat = [value for row in left.values() for value in row]
     operations += insert_steps("or replace into promise", 7, flat)
-    operations += insert_steps("or replace into finished", 7, finished)
+    operations += insert_steps("or replace into finished", 8, finished)
     return decided
+
+
+def promise_of(db: apsw.Connection, sender: int, sequence: int) -> PromiseFound | None:
+    """Return the promise that a message of a sender, by its number, has come with."""
+    for need, until, cancels in rows(db, _OPEN, (sender, sequence)):
+        return PromiseFound(need, until, bool(cancels))
+    for promised, status, reason in rows(db, _DECIDED, (sender, PROMISED, sequence)):
+        if promised is None:  # decided by an older program
+            return PromiseFound(0, 0, False, Status(status), reason)
+        need, until, cancels, decided_at = _decode(promised)
+        return PromiseFound(need, until, cancels, Status(status), reason, decided_at)
+    return None
 
 
 def open_promises(db: apsw.Connection, state: State) -> list[OpenPromise]:

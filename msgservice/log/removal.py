@@ -28,6 +28,7 @@ from msgservice.log.entries import (
     ForgetStates,
     GrowOlder,
 )
+from msgservice.log.schema import INTO_FINISHED
 from msgservice.log.staging import (
     ASKED,
     AUDIENCES_USED,
@@ -258,7 +259,7 @@ def _finish(
         if row.last <= high
     ]
     return [
-        *insert_steps("or replace into finished", 7, written),
+        *insert_steps(f"or replace {INTO_FINISHED}", 7, written),
         (_DELETE_GONE, (as_json(gone),)),
     ]
 

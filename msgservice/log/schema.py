@@ -359,6 +359,14 @@ create index former_hash on former(name, hash);
 create index former_at on former(at);
 """
 
+# Of an outcome at `$promise` what was promised, and when it was decided: need, until, cancels, and
+# the wall clock in ms, JSON; null of states at receivers. An older program would write none.
+_VERSION_DECIDED = """
+alter table finished add column promise text;
+"""
+
+INTO_FINISHED = "into finished(sender, receiver, first, last, status, reason, at)"
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -395,6 +403,7 @@ SCHEMA = Schema(
         _VERSION_SHARED,
         _VERSION_PROMISE,
         _VERSION_FINISHED,
+        _VERSION_DECIDED,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

@@ -28,6 +28,7 @@ from msgservice.log.delayed import Change, StoredRuns, take_due
 from msgservice.log.entries import Age, Append
 from msgservice.log.promises import stage_promises, stage_verdicts
 from msgservice.log.replaying import position_at
+from msgservice.log.schema import INTO_FINISHED
 from msgservice.log.state import Keyed, ReceiverProgress, Staged, State
 from msgservice.message import (
     Status,
@@ -96,12 +97,12 @@ update sender set floor = a.value ->> 1, ranges = unhex(a.value ->> 2), last = u
 from json_each(?) as a where sender.id = a.value ->> 0
 """
 # What became of messages whose batches have gone becomes the state of others as well.
-_COPY_FINISHED = """
-insert or replace into finished
+_COPY_FINISHED = f"""
+insert or replace {INTO_FINISHED}
 select a.value ->> 0, f.receiver, a.value ->> 1, a.value ->> 1, f.status, f.reason, f.at
 from json_each(?) as a cross join finished as f
 where f.sender = a.value ->> 2 and f.first <= a.value ->> 3 and f.last >= a.value ->> 3
-"""
+"""  # noqa: S608
 CLEAR_RETAINED = "delete from retained where subject in (select value from json_each(?))"
 CLEAR_EXPIRED = f"{CLEAR_RETAINED} and expires_at > 0 and expires_at <= ?"
 _SAVE_AUDIENCES = """
@@ -173,7 +174,7 @@ def stage_append(
     stage_statuses_from(staged, entry, operations)
     is_changed = change.stage(operations)
     if entry.verdicts:
-        staged.decided = stage_verdicts(db, staged, entry.verdicts, operations)
+        staged.decided = stage_verdicts(db, staged, entry.verdicts, entry.now, operations)
         is_changed = is_changed or any(staged.decided)
     if staged.delayed:  # of which no batch tells after a crash
         keys = dict.fromkeys((batch.sender, batch.incarnation) for batch in staged.delayed)

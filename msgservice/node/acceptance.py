@@ -193,6 +193,10 @@ class Acceptance:
             )
         if transfer.delay:
             raise Refused("a promise and a delay together are not supported by this version")
+        if transfer.flags & FLAG_RETAIN_ONLY:
+            raise Refused(
+                "a promise beside retain-only, which delivers to nobody now: nobody could keep it"
+            )
         if any([m.key is not None for m in messages]):  # noqa: C419 - faster
             raise Refused(
                 "a promise and an idempotency key together are not supported by this version"

@@ -483,6 +483,7 @@ class Admin:
             next=after if more else None,
             due=found.due or None,
             removed=found.removed,
+            promise=None if asked.after else await self._operations.promise(found),
         )
 
     async def _why(self, asked: AskStatus, who: Pass) -> WhyPage:
@@ -509,6 +510,7 @@ class Admin:
             next=after if more else None,
             due=found.due or None,
             removed=found.removed,
+            promise=None if asked.after else await self._operations.promise(found),
         )
 
     async def _receiver_why(self, asked: Name, who: Pass) -> ReceiverWhy:

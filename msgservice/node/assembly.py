@@ -425,6 +425,7 @@ def assemble(
         undo=undo,
         loaded=loaded_bytes,
         responders=responders,
+        promises=promises,
         reload=reload,
         time=time,
     )

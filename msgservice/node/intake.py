@@ -276,13 +276,14 @@ class LocalSender:
         *,
         to: tuple[str, ...] | None = None,
         flags: int = 0,
+        promise: PromiseOption | None = None,
     ) -> Batch | Refusal:
         """Return these messages as one batch, which may be submitted once, or why they are refused.
 
-        `to`, `flags`: as in a TRANSFER. Nothing is numbered, stored or kept here.
+        `to`, `flags`, `promise`: as in a TRANSFER. Nothing is numbered, stored or kept here.
         """
         try:
-            return self.batch(rights, subject, messages, to=to, flags=flags)
+            return self.batch(rights, subject, messages, to=to, flags=flags, promise=promise)
         except (*NEVER_STORED, MalformedFrame) as error:
             return refusal_for(error)
 

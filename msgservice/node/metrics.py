@@ -154,6 +154,11 @@ def _of_node(node: ObservedNode, now: int) -> Iterator[Metric]:
         yield _counter("dead_letters_requeued", "Dead letters sent again.", letters.requeued)
         yield _counter("dead_letters_dropped", "Dead letters dropped.", letters.dropped)
 
+    promises = node.promises
+    yield _gauge("promises_open", "Messages whose promise is not decided.", promises.open)
+    yield _counter("promises_kept", "Messages whose promise was kept.", promises.kept)
+    yield _counter("promises_broken", "Messages whose promise was broken.", promises.broken)
+
 
 def _of_all(receivers: list[Observed], now: int) -> Iterator[Metric]:
     healths = Counter(one.health for one in receivers)

@@ -274,6 +274,7 @@ class Observer:
             loaded_bytes=info.loaded_bytes,
             looped=info.looped,
             dead_letters=info.dead_letters,
+            promises=info.promises,
             stored=stored,
             stored_bytes=self._stored_bytes(),
             stored_rate=stored_rate,

@@ -24,6 +24,8 @@ from msgservice.administration import (
     LetterCounts,
     NodeInfo,
     Place,
+    PromiseCounts,
+    PromiseTold,
     ReceiverState,
     ReceiverWhy,
     Replaying,
@@ -83,6 +85,14 @@ class Loops(Protocol):
     looped: int  # messages, since the node started
 
 
+class Promises(Protocol):
+    """The promises of a node (`promises`), in messages."""
+
+    open: int
+    kept: int  # since the start
+    broken: int
+
+
 class StatusAt(msgspec.Struct, frozen=True):
     """The status of one message at one receiver."""
 
@@ -101,6 +111,13 @@ def sender_of(of: Found | DeadLetter) -> str:
 def word_of(status: int) -> str:
     """Return the word of a status, as it is told."""
     return Status(status).name.lower()
+
+
+def outcome_of(status: Status | None) -> str:
+    """Return the word of what was decided about a promise."""
+    if status is None:
+        return "open"
+    return "kept" if status is Status.ACKNOWLEDGED else "broken"
 
 
 TAKEN = (Status.SENT, Status.ACKNOWLEDGED)  # of what a next node may know
@@ -151,6 +168,7 @@ class Operations:
         undo: Undo,
         loaded: LoadedBytes,
         responders: Responders,
+        promises: Promises,
         reload: Callable[[], Deferred[list[Reread]]],
         time: Time,
     ) -> None:
@@ -168,6 +186,7 @@ class Operations:
         self._acceptance = acceptance
         self._loaded = loaded
         self._responders = responders
+        self._promises = promises
         self._time = time
         self._causes = why.Causes(time)
         self.add, self.change = receivers.add, receivers.change
@@ -197,7 +216,13 @@ class Operations:
             loaded_bytes=self._loaded.total,
             dead_letters=LetterCounts(dead.new, dead.requeued, dead.dropped),
             requests=self._responders.counts(),
+            promises=self.promises(),
         )
+
+    def promises(self) -> PromiseCounts:
+        """Return how many promises of messages are open, were kept and were broken."""
+        promises = self._promises
+        return PromiseCounts(promises.open, promises.kept, promises.broken)
 
     async def receivers(
         self, after: str, count: int, *, left_out_too: bool = True
@@ -447,6 +472,33 @@ class Operations:
                     status = self._dispatch.status_of(number, found.position, stored)
                 told.append(StatusAt(number, row.name, status, attempts, reason))
         return found, told
+
+    async def promise(self, found: Found) -> PromiseTold | None:
+        """Return the promise that a message came with, as it is told; None where it had none."""
+        promise = found.promise
+        if promise is None:
+            return None
+        whole: Found | None = found
+        if found.more:  # there are receivers that are in another page
+            name = f"log:{found.position}" if found.position else sender_of(found)
+            find = self._log.find if found.position else self._log.find_finished
+            whole = await find(name)
+        states = {} if whole is None else whole.states
+        return PromiseTold(
+            need=promise.need,
+            until=promise.until,
+            otherwise="cancel" if promise.cancels else "notify",
+            acknowledged=sum(
+                [
+                    status is Status.ACKNOWLEDGED
+                    for number, (status, _, _) in states.items()
+                    if number != NOT_YET
+                ]
+            ),
+            outcome=outcome_of(promise.status),
+            reason=promise.reason,
+            decided_at=promise.decided_at or None,
+        )
 
     async def why(
         self,

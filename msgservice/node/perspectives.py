@@ -28,6 +28,7 @@ from twisted.spread import pb
 from zope.interface import implementer
 
 from msgservice.administration import RECEIVERS_LIST
+from msgservice.client.promise import Promise
 from msgservice.clock import monotonic_of
 from msgservice.codecs import CONTENT_TYPE, decode_content
 from msgservice.core.frames import Reply, Request
@@ -49,7 +50,13 @@ from msgservice.errors import (
 )
 from msgservice.identity.principal import Principal
 from msgservice.limits import NAME_BYTES_MAX, Limits
-from msgservice.message import FLAG_REQUIRE, WireMessage, decode_messages, encode_messages
+from msgservice.message import (
+    FLAG_REQUIRE,
+    PromiseOption,
+    WireMessage,
+    decode_messages,
+    encode_messages,
+)
 from msgservice.node.gate import Door, Pass
 from msgservice.node.intake import LocalSender
 from msgservice.node.replies import JSON_TYPE
@@ -63,7 +70,8 @@ from msgservice.transport.pb.channel import PbChannel, Root
 CHALLENGE_BYTES = 16  # as Twisted's
 LOGINS_MAX = 5  # of one connection: who fails so often dials again
 ASKED_BYTES = 1024 * 1024  # of requests that wait; beyond it nothing is read
-OPTIONS = ("headers", "id", "key", "require", "to")
+OPTIONS = ("headers", "id", "key", "promise", "require", "to")
+PROMISE_FIELDS = ("need", "otherwise", "within")
 _to_json = msgspec.json.Encoder().encode
 
 
@@ -358,6 +366,7 @@ class Perspective(Service):
             [message],
             to=None if to is None else _names("to", to),
             flags=FLAG_REQUIRE if said.get("require") else 0,
+            promise=_promise(said.get("promise")),
         )
         if isinstance(batch, Refusal):
             raise _refused(batch, _text("subject", subject))
@@ -518,6 +527,21 @@ def _name(said: dict[str, Any], field: str) -> str | None:
 def _names(field: str, value: Any) -> tuple[str, ...]:
     items = value if isinstance(value, list | tuple) else [value]
     return tuple([check_name(_text(field, item)) for item in items])
+
+
+def _promise(value: Any) -> PromiseOption | None:
+    if value is None:
+        return None
+    said = _dictionary("promise", value)
+    unknown = sorted(set(said) - set(PROMISE_FIELDS))
+    if unknown:
+        raise BadValue("promise", f"has {unknown[0]!r} (known: {', '.join(PROMISE_FIELDS)})")
+    if "within" not in said:
+        raise BadValue("promise", "has no within: seconds until it is decided")
+    asked: dict[str, Any] = {
+        name: _text(name, item) if isinstance(item, bytes) else item for name, item in said.items()
+    }
+    return Promise(**asked).option
 
 
 def _plain(value: Any) -> Any:

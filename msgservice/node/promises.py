@@ -187,7 +187,9 @@ class _Open:
 
 
 class Promises:
-    """The open promises of one node, as `due.Source`. `kept`, `broken`: messages, since the start.
+    """The open promises of one node, as `due.Source`.
+
+    `open`: messages whose promise is not decided. `kept`, `broken`: messages, since the start.
 
     `settling` moves on the cursors of who is away, where something was cancelled.
     """
@@ -206,7 +208,7 @@ class Promises:
         time: Time,
         limits: Limits,
     ) -> None:
-        self.kept = self.broken = 0
+        self.open = self.kept = self.broken = 0
         self._log, self._commits, self._tracker = log, commits, tracker
         self._outlets, self._settling = outlets, settling
         self._due, self._time = due, time
@@ -250,7 +252,7 @@ class Promises:
                 cancels=one.cancels,
             )
             found.left = RangeSet((part.first, part.last) for part in parts)
-            self._add(found)
+            self._add(found, sum([part.last - part.first + 1 for part in parts]))
             self._unknown[found] = None
         self._due.look()
 
@@ -274,12 +276,14 @@ class Promises:
                     cancels=promise.cancels,
                     members=members,
                     size=batch.size,
-                )
+                ),
+                batch.count,
             )
         if self._next() != earliest:
             self._due.look()
 
-    def _add(self, one: _Open) -> None:
+    def _add(self, one: _Open, messages: int) -> None:
+        self.open += messages
         self._open[one.number] = one
         self._numbers.append(one.number)
         self._put(one)
@@ -387,6 +391,7 @@ class Promises:
 
     def _decided(self, ranges: tuple[Range, ...], one: _Open, verdict: Verdict) -> None:
         """The verdict is stored: it is told, and holds."""
+        self.open -= verdict.last - verdict.first + 1
         messages = sum([last - first + 1 for first, last in ranges])
         if verdict.status is Status.ACKNOWLEDGED:
             self.kept += messages

@@ -15,9 +15,11 @@ from msgservice.records import (
     Batch,
     OpenPromise,
     Promised,
+    PromiseFound,
     StateRange,
     StatusFrom,
     Verdict,
+    hash_of,
     position_of,
 )
 from tests.kit.logs import NOW, SMALL, ContractDriver, make_batch
@@ -86,6 +88,30 @@ def test_55_a_promise_is_open_until_it_is_decided_and_decided_once(open_log: Ope
     told = {state.first: (state.last, state.status, state.reason) for state in states(log)}
     assert (2, Status.EXPIRED, "why") == told[2]
     assert [] == log.wait(log.log.audit())
+
+
+def test_55_a_message_is_found_with_its_promise(open_log: Open) -> None:
+    log = open_log()
+    log.append(promised(log, 1, 3, need=0), now=NOW)
+    log.append(verdicts=[verdict(2, 3)], now=NOW + 5)
+    log.append(make_batch(log.log.audience([1, 2]), 4))
+    is_open = PromiseFound(2, UNTIL, True)
+    broken = PromiseFound(2, UNTIL, True, Status.EXPIRED, "why", NOW + 5)
+    expected = [is_open, broken, broken, None]
+
+    def found() -> list[PromiseFound | None]:
+        one = log.wait(log.log.find(f"log:{position_of(1)}"))
+        name = f"shop/{hash_of('i1')}"
+        assert one is not None
+        places = [f"log:{position_of(1, n)}" for n in range(3)] + [f"log:{position_of(2)}"]
+        by_place = [log.wait(log.log.find(place)) for place in places]
+        by_name = [log.wait(log.log.find(f"{name}/{n}")) for n in range(1, 5)]
+        assert by_place == by_name
+        return [None if one is None else one.promise for one in by_place]
+
+    assert expected == found()
+    log.reopen()
+    assert expected == found()
 
 
 def test_55_what_is_not_promised_is_not_decided(open_log: Open) -> None:

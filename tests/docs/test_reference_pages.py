@@ -21,7 +21,7 @@ from tests.kit.certificates import Authority
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS = CHECKOUT / "docs"
-NOT_BUILT = (31,)  # rules of which nothing is built yet
+NOT_BUILT: tuple[int, ...] = ()  # rules of which nothing is built yet
 
 
 def rows(page: str, heading: str) -> list[list[str]]:

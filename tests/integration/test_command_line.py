@@ -292,6 +292,9 @@ def test_info_names_the_listener(msgservice: Command) -> None:
     assert msgservice.node in msgservice("info").out
 
 
+PROMISE = ("send", "no.one", "y", "--within", "1m")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
@@ -299,6 +302,19 @@ def test_info_names_the_listener(msgservice: Command) -> None:
         (("send", "nobody.at.all", "y", "--require"), 1, "no receiver for subject"),
         (("send", "x..y", "z"), 2, "bad subject 'x..y': empty token"),
         (("send", "x", "y", "--name", "a b"), 2, "bad name 'a b'"),
+        (("send", "x", "y", "--within", "0"), 2, "within is above 0, and at most 366 days"),
+        (("send", "x", "y", "--within", "367d"), 2, "within is above 0, and at most 366 days"),
+        ((*PROMISE, "--need", "0"), 2, "need is 'all', 'any' or a number from 1 on, not 0"),
+        ((*PROMISE, "--need", "-1"), 2, "need is 'all', 'any' or a number from 1 on, not -1"),
+        ((*PROMISE, "--need", "some"), 2, "or a number from 1 on, not 'some'"),
+        ((*PROMISE, "--need", "1.5"), 2, "or a number from 1 on, not '1.5'"),
+        ((*PROMISE, "--need", "9" * 5000), 2, "need is 'all', 'any' or a number"),
+        ((*PROMISE, "--otherwise", "undo"), 2, "otherwise is 'notify' or 'cancel', not 'undo'"),
+        ((*PROMISE, "--key", "k"), 2, "a promise and a key together are not supported"),
+        ((*PROMISE, "--delay", "1s"), 2, "a promise and a delay together are not supported"),
+        ((*PROMISE, "--retain-only"), 2, "a promise beside retain='only'"),
+        (PROMISE, 1, "the promise needs all receivers, and the message is for nobody"),
+        ((*PROMISE, "--need", "3"), 1, "the promise needs 3 receivers, the message is for 0"),
         (("status", "no-such-id"), 1, "no message 'no-such-id'"),
         (("receivers", "pause", "nobody"), 1, "unknown receiver 'nobody'"),
         (("receivers", "add", "x", "a..b"), 2, "bad subject 'a..b': empty token"),
@@ -331,6 +347,11 @@ def test_what_goes_wrong_is_one_sentence_and_an_exit_code(
     [
         ("send", "x", "y", "--file", "/dev/null"),
         ("send", "x", "--wait"),
+        ("send", "x", "--within", "1m"),
+        ("send", "x", "y", "--need", "2"),
+        ("send", "x", "y", "--otherwise", "cancel"),
+        ("send", "x", "y", "--within", "1m", "--wait"),
+        ("send", "x", "y", "--within", "soon"),
         ("send", "x", "y", "--header", "novalue"),
         ("send", "x", "y", "--timeout", "0"),
         ("send", "x", "y", "--timeout", "nan"),
@@ -482,6 +503,64 @@ def test_who_waits_is_told_where_it_is_and_for_whom(msgservice: Command) -> None
         assert msgservice.data("status", f"log:{position}")["subject"] == "asleep"
         waiting.send(signal.SIGINT)
         assert waiting.ended() == 130
+
+
+def test_55_a_promise_that_is_kept_ends_with_who_acknowledged(msgservice: Command) -> None:
+    for name in ("hotel", "flight"):
+        msgservice("receivers", "add", name, "trips.>")
+    command = ("msgservice", "send", "trips.book", "7", "--need", "any", "--within", "1h", "--json")
+    listening = ("msgservice", "listen", "hotel", "--count", "1", "--node", msgservice.node)
+    with running(*listening, cwd=msgservice.folder) as hotel:
+        sent = msgservice.data(*command[1:-1])
+        assert hotel.ended() == 0
+    assert ("kept", "", 1) == tuple(sent["promise"][one] for one in ("outcome", "reason", "need"))
+    assert "acknowledged" == sent["receivers"]["hotel"]
+    status = msgservice("status", f"log:{sent['position']}").out
+    assert "promise   kept at " in status
+    assert "1 receiver until " in status
+    assert "Its promise is kept at " in msgservice("why", f"log:{sent['position']}").out
+    assert "1 kept, 0 broken" in msgservice("info").out
+    for name in ("hotel", "flight"):
+        msgservice("receivers", "remove", name, "--yes")
+
+
+def test_55_a_promise_that_is_broken_has_an_exit_code_of_its_own(msgservice: Command) -> None:
+    msgservice("receivers", "add", "train", "rails.>")
+    words = ("send", "rails.book", "7", "--within", "0.05", "--otherwise", "cancel")
+    broken = msgservice(*words)
+    assert broken.code == 4
+    first, second = broken.out.splitlines()
+    assert first.startswith("stored at log:")
+    assert first.endswith("; its promise was broken: the time of its promise was over")
+    assert second.split() == ["train", "cancelled"]
+    assert broken.err == (
+        "msgservice: the promise was broken: the time of its promise was over; 0 of the 1 that it"
+        " needs have acknowledged the message\n"
+    )
+    told = msgservice(*words, "--json")
+    assert (told.code, json.loads(told.err)["error"]) == (4, "PromiseBroken")
+    assert told.data["receivers"] == {"train": "cancelled"}
+    assert told.data["promise"]["outcome"] == "broken"
+    status = msgservice.data("status", f"log:{told.data['position']}")
+    assert status["promise"]["outcome"] == "broken"
+    assert status["promise"]["otherwise"] == "cancel"
+    refused = msgservice(*words, "--need", "2")
+    assert (refused.code, refused.out) == (1, "")
+    assert "the promise needs 2 receivers, the message is for 1" in refused.err
+    msgservice("receivers", "remove", "train", "--yes")
+
+
+def test_55_who_waits_for_a_promise_is_told_for_whom(msgservice: Command) -> None:
+    msgservice("receivers", "add", "ferry", "sea.>")
+    command = ("msgservice", "send", "sea.book", "7", "--within", "1h", "--node", msgservice.node)
+    with running(*command, cwd=msgservice.folder) as waiting:
+        said = r"stored at log:(\d+); its promise waits for ferry"
+        position = waiting.wait_for(said)[1]
+        assert "promise   open: 1 receiver until " in msgservice("status", f"log:{position}").out
+        waiting.send(signal.SIGINT)
+        assert waiting.ended() == 130
+    assert msgservice.data("status", f"log:{position}")["promise"]["outcome"] == "open"
+    msgservice("receivers", "remove", "ferry", "--yes")
 
 
 def test_a_second_interrupt_is_no_traceback(msgservice: Command) -> None:

@@ -186,6 +186,26 @@ async def test_posts_of_one_turn_are_one_group(world: World) -> None:
         ({"subject": "a", "require": True}, 422, "NoReceiver"),
         ({"subject": "a", "delay": 1, "ttl": 1}, 400, "BadValue"),
         ({"subject": "a", "text": "x" * 70_000}, 413, "MessageTooLarge"),
+        ({"subject": "a", "promise": {"within": 1}}, 422, "TooFewReceivers"),
+        ({"subject": "orders.a", "promise": {"within": 1, "need": 2}}, 422, "TooFewReceivers"),
+        ({"subject": "orders.a", "promise": {"within": 1, "need": 0}}, 400, "BadValue"),
+        ({"subject": "orders.a", "promise": {"within": 1, "need": -1}}, 400, "BadValue"),
+        ({"subject": "orders.a", "promise": {"within": 1, "need": "few"}}, 400, "BadValue"),
+        ({"subject": "orders.a", "promise": {"within": 1, "need": 1.5}}, 400, "BadValue"),
+        ({"subject": "orders.a", "promise": {"within": 0}}, 400, "BadValue"),
+        ({"subject": "orders.a", "promise": {"within": -3}}, 400, "BadValue"),
+        ({"subject": "orders.a", "promise": {"within": 367 * 86400}}, 400, "BadValue"),
+        ({"subject": "orders.a", "promise": {"need": 1}}, 400, "BadValue"),
+        ({"subject": "orders.a", "promise": {"within": 1, "else": 1}}, 400, "BadValue"),
+        ({"subject": "orders.a", "promise": 60}, 400, "BadValue"),
+        (
+            {"subject": "orders.a", "promise": {"within": 1, "otherwise": "undo"}},
+            400,
+            "BadValue",
+        ),
+        ({"subject": "orders.a", "promise": {"within": 1}, "delay": 1}, 422, "Refused"),
+        ({"subject": "orders.a", "promise": {"within": 1}, "key": "k"}, 422, "Refused"),
+        ({"subject": "orders.a", "promise": {"within": 1}, "retain": "only"}, 422, "Refused"),
     ],
     ids=repr,
 )
@@ -737,3 +757,76 @@ async def test_no_body_is_given_out_where_that_is_not_allowed(world: World) -> N
 
 def test_tokens_are_said_in_a_header() -> None:
     assert {"Authorization": "Bearer x"} == bearer("x")
+
+
+# --- promises
+
+
+async def promised(world: World, within: float, **more: Any) -> HttpAnswer:
+    message = {"subject": "orders.new", "promise": {"within": within, **more}}
+    return await world.peer.ask("POST", "/v1/messages?wait=promised", message)
+
+
+@ensure
+async def test_55_a_post_waits_until_its_promise_is_kept_and_it_is_said_later(
+    world: World,
+) -> None:
+    answer = await promised(world, 600)
+    assert (200, {"billing"}) == (answer.status, set(answer.json["receivers"]))
+    told = answer.json["promise"]
+    assert ("kept", 1, 1, "notify", "") == tuple(
+        told[name] for name in ("outcome", "need", "acknowledged", "otherwise", "reason")
+    )
+    assert told["decided_at"] <= told["until"]
+    for path in ("", "/why"):
+        later = await world.peer.ask("GET", f"/v1/messages/{answer.json['id']}{path}")
+        assert told == later.json["promise"]
+    plain = await world.post({"subject": "orders.new"})
+    shown = await world.peer.ask("GET", f"/v1/messages/{plain.json['id']}")
+    assert shown.json["promise"] is None
+    node = await world.peer.ask("GET", "/v1/node")
+    assert {"open": 0, "kept": 1, "broken": 0} == node.json["promises"]
+    metrics = await world.peer.ask("GET", "/metrics")
+    assert b"msgservice_promises_kept_total 1.0" in metrics.body
+
+
+@ensure
+async def test_55_a_post_is_answered_when_its_promise_is_broken(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    await world.start(attach=False)
+    add = {"name": "away", "subjects": ["orders.>"]}
+    assert 201 == (await world.peer.ask("POST", "/v1/receivers", add)).status
+    answer = await promised(world, 0.05, otherwise="cancel")
+    told = answer.json["promise"]
+    assert (200, "broken", "cancel") == (answer.status, told["outcome"], told["otherwise"])
+    assert "the time of its promise was over" == told["reason"]
+    assert ("cancelled", "its promise was broken") == (
+        answer.json["receivers"]["away"]["status"],
+        answer.json["receivers"]["away"]["reason"],
+    )
+    waits = {"subject": "orders.new", "promise": {"within": 600, "need": "any"}}
+    open_ = await world.peer.ask("POST", "/v1/messages?wait=promised&timeout=0", waits)
+    assert (202, "open", False) == (
+        open_.status,
+        open_.json["promise"]["outcome"],
+        open_.json["final"],
+    )
+    await world.stop()
+
+
+@ensure
+async def test_55_only_what_has_a_promise_waits_for_one(world: World) -> None:
+    message = {"subject": "orders.new"}
+    answer = await world.peer.ask("POST", "/v1/messages?wait=promised", message)
+    assert (400, "BadValue") == (answer.status, answer.json["error"])
+    assert "the message has no promise" in answer.json["detail"]
+
+
+@ensure
+async def test_55_lines_with_other_promises_are_other_runs(world: World) -> None:
+    one, other = {"within": 60}, {"within": 61}
+    answer = await world.lines(
+        *({"subject": "orders.new", "promise": promise} for promise in (one, one, other))
+    )
+    assert [2, 1] == [run["count"] for run in answer.json["runs"]]
+    await world.until(3)

@@ -123,6 +123,34 @@ async def test_a_message_is_on_disk_when_the_call_is_answered_with_its_position(
 
 
 @pytest_twisted.ensureDeferred
+async def test_55_a_perspective_has_a_promise_and_asks_what_became_of_it(house: House) -> None:
+    await house.start()
+    handled: Deferred[None] = Deferred()
+    receiver = Receiver(reactor, name="billing", handler=lambda _: handled)
+    house.node.attach(receiver, subjects=["orders.>"])
+    await receiver.when_connected()
+    perspective = await house.login()
+    options = {"promise": {b"within": 600, "need": b"any", "otherwise": "cancel"}}
+    position = await perspective.callRemote("send", "orders.new", b"one", options)
+    told = (await perspective.callRemote("status", f"log:{position}"))["promise"]
+    assert (told["outcome"], told["need"], told["otherwise"]) == ("open", 1, "cancel")
+    decided: Deferred[None] = Deferred()
+
+    def wake() -> None:
+        if not decided.called:
+            decided.callback(None)
+
+    house.node.parts.tracker.follow(position, wake)
+    handled.callback(None)
+    while told["outcome"] == "open":
+        await decided
+        decided = Deferred()
+        told = (await perspective.callRemote("status", f"log:{position}"))["promise"]
+    assert ("kept", 1) == (told["outcome"], told["acknowledged"])
+    await receiver.stop()
+
+
+@pytest_twisted.ensureDeferred
 async def test_what_can_be_asked_of_a_session_can_be_asked_of_a_perspective(house: House) -> None:
     await house.start()
     perspective = await house.login()
@@ -145,6 +173,14 @@ WRONG: dict[str, tuple[str, list[Any], str]] = {
     "headers of numbers": ("send", ["a", b"x", {"headers": {"a": 1}}], "BadValue"),
     "a receiver that is not there": ("send", ["a", b"x", {"to": ["nobody"]}], "UnknownReceiver"),
     "a name that is none": ("send", ["a", b"x", {"to": [""]}], "BadName"),
+    "a promise of nobody": ("send", ["a", b"x", {"promise": {"within": 1}}], "TooFewReceivers"),
+    "a promise without a time": ("send", ["a", b"x", {"promise": {"need": 1}}], "BadValue"),
+    "a promise of nought": ("send", ["a", b"x", {"promise": {"within": 1, "need": 0}}], "BadValue"),
+    "a promise within nothing": ("send", ["a", b"x", {"promise": {"within": 0}}], "BadValue"),
+    "a promise for years": ("send", ["a", b"x", {"promise": {"within": 10**9}}], "BadValue"),
+    "a promise with more": ("send", ["a", b"x", {"promise": {"within": 1, "or": 1}}], "BadValue"),
+    "a promise that is text": ("send", ["a", b"x", {"promise": "60"}], "BadValue"),
+    "a promise and a key": ("send", ["a", b"x", {"promise": {"within": 1}, "key": "k"}], "Refused"),
     "too few arguments": ("send", ["a"], "BadValue"),
     "a method that is not there": ("sendd", ["a", b"x"], "BadValue"),
     "a private method": ("_check", [], "BadValue"),

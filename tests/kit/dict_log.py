@@ -77,6 +77,7 @@ from msgservice.records import (
     Piece,
     Progress,
     Promised,
+    PromiseFound,
     ReceiverRow,
     RefusedBatch,
     Replay,
@@ -231,6 +232,7 @@ class Content:
     accepted_at: dict[int, int] = field(default_factory=dict)
     delayed: int = 0  # the highest number that was given to one
     promises: dict[tuple[Key, int], tuple[int, Promised]] = field(default_factory=dict)  # open
+    decided: dict[tuple[Key, int], PromiseFound] = field(default_factory=dict)
     # Of messages that have left the log, or were cancelled before: (id, sender, sequence, age).
     finished_ids: list[tuple[str, Key, int, int]] = field(default_factory=list)  # oldest first
     # The states of those whose sender was forgotten.
@@ -426,7 +428,7 @@ class DictLog:
                 fresh.append(batch)
         outcomes = [*own, *self._take_all(group.batches, group.now, fresh, full)]
         cancelled = [self._cancel(wanted) for wanted in group.cancel]
-        decided = [self._decide(verdict) for verdict in group.verdicts]
+        decided = [self._decide(verdict, group.now) for verdict in group.verdicts]
         for batch in fresh:
             if batch.promise is not None:
                 need = batch.promise.need or len(batch.audience.members)
@@ -458,7 +460,7 @@ class DictLog:
         rest = outcomes[count:]
         return Appended(rest, fresh, own, pages, letters, cancelled, kept, decided)
 
-    def _decide(self, verdict: Verdict) -> tuple[tuple[int, int], ...]:
+    def _decide(self, verdict: Verdict, now: int) -> tuple[tuple[int, int], ...]:
         content, key = self.content, (verdict.sender, verdict.incarnation)
         found = sorted(
             sequence
@@ -467,7 +469,10 @@ class DictLog:
         )
         sender = content.senders.get(key)
         for sequence in found:
-            del content.promises[key, sequence]
+            _, promise = content.promises.pop((key, sequence))
+            content.decided[key, sequence] = PromiseFound(
+                promise.need, promise.until, promise.cancels, verdict.status, verdict.reason, now
+            )
             if sender is not None:
                 state = (verdict.status, verdict.reason, content.age)
                 sender.states.setdefault(PROMISED, {})[sequence] = state
@@ -634,7 +639,10 @@ class DictLog:
             asked = dict([*told.items()][:count_max])
             more = len(asked) < len(told)
             removed = NOT_YET not in asked
-            return Found(0, *key, sequence, "", 0, 0, asked, more=more, removed=removed)
+            promise = self._promise_of(key, sequence)
+            return Found(
+                0, *key, sequence, "", 0, 0, asked, more=more, removed=removed, promise=promise
+            )
         return None
 
     # --- retained messages
@@ -1304,8 +1312,18 @@ class DictLog:
                     stored_at=batch.stored_at,
                     states=states,
                     more=len(asked) < len(members),
+                    promise=self._promise_of((batch.sender, batch.incarnation), sequence),
                 )
         return None
+
+    def _promise_of(self, key: Key, sequence: int) -> PromiseFound | None:
+        content = self.content
+        if (key, sequence) in content.promises:
+            _, promise = content.promises[key, sequence]
+            return PromiseFound(promise.need, promise.until, promise.cancels)
+        known = [*((who, one.states) for who, one in content.senders.items()), *content.former]
+        kept = any(who == key and sequence in states.get(PROMISED, {}) for who, states in known)
+        return content.decided[key, sequence] if kept else None
 
     def _who_has_taken(self, batch: Batch) -> list[tuple[tuple[Key, int], ByKey]]:
         """Return what was taken, by its key, as this message."""

@@ -73,7 +73,8 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         {},
         b'{"name":"node-1","log_id":"LOG","version":"VERSION","listeners":[],"connections":2,'
         b'"room":{"used":207,"maximum":17179869184,"free":0,"full":null},"looped":0,"loaded_bytes":1046,"dead_letters":{"new":1,"requeued":0,"dropped":0},'
-        b'"requests":{"responders":0,"pending":0,"late":0,"stray":0}}',
+        b'"requests":{"responders":0,"pending":0,"late":0,"stray":0},'
+        b'"promises":{"open":0,"kept":0,"broken":0}}',
     ),
     ("retained.list", {}, b'{"retained":[{' + _RETAINED + b'}],"next":null}'),
     (
@@ -101,7 +102,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         b'{"position":65536,"sender":"shop/4cd9b7672d7fbee8/1","sequence":1,'
         b'"subject":"orders.new","stored_at":6,"receivers":{"billing":{"status":"dead",'
         b'"attempts":0,"reason":"no such customer \xe2\x98\x83"}},"next":null,"due":null,'
-        b'"removed":false}',
+        b'"removed":false,"promise":null}',
     ),
     (
         "status",
@@ -109,7 +110,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         b'{"position":65537,"sender":"shop/4cd9b7672d7fbee8/2","sequence":2,'
         b'"subject":"orders.new","stored_at":6,"receivers":{"billing":{"status":"queued",'
         b'"attempts":0,"reason":""}},"next":null,"due":null,'
-        b'"removed":false}',
+        b'"removed":false,"promise":null}',
     ),
     (
         "why",
@@ -119,7 +120,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         b'"kind":"refusing","sentence":"billing takes it later, it says: later.",'
         b'"help":"It is sent again by itself.","command":"msgservice peek billing","attempts":0,'
         b'"reason":"","since":null,"next_try_at":60008,"behind":null,"node":""}],"next":null,"due":null,'
-        b'"removed":false}',
+        b'"removed":false,"promise":null}',
     ),
     (
         "receivers.why",
@@ -207,7 +208,8 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         b'{"node":{"name":"node-1","version":"VERSION","log_id":"LOG","listeners":[],"at'
         b'":1084,"started_at":0,"connections":1,"receivers":2,"room":{"used":196,"maximu'
         b'm":17179869184,"free":0,"full":null},"loaded_bytes":0,"looped":0,"dead_letters'
-        b'":{"new":1,"requeued":0,"dropped":0},"stored":4,"stored_bytes":38,"stored_rate'
+        b'":{"new":1,"requeued":0,"dropped":0},"promises":{"open":0,"kept":0,"broken":0},'
+        b'"stored":4,"stored_bytes":38,"stored_rate'
         b'":0.0,"settled_rate":0.0,"refused":0,"troubles":[]},"receivers":[{"name":"far"'
         b',"at":1084,"health":"away","since":1020,"connected":false,"address":"tcp:127.0'
         b'.0.1:1","subjects":[],"queued":0,"queued_bytes":0,"backlog_bytes":4194304,"old'

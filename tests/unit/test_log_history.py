@@ -143,7 +143,7 @@ def test_a_page_ends_inside_a_batch_where_it_must(
     batch = make_batch(log.log.audience([1]), 1, [b"x"] * 10)
     log.append(batch)
     log.log._store.db.executemany(
-        "insert into finished values (1, 9, ?, ?, 5, '', 0)", [(n, n) for n in range(1, 11)]
+        "insert into finished values (1, 9, ?, ?, 5, '', 0, null)", [(n, n) for n in range(1, 11)]
     )
     log.progress(1, batch.last, settled={Status.ACKNOWLEDGED: 10})
     pages = pages_of(log)

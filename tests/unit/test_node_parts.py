@@ -1239,6 +1239,7 @@ def some_operations(**more: Any) -> Operations:
         "undo": double(),
         "loaded": LoadedBytes(LIMITS.loaded_bytes),
         "responders": some_responders(),
+        "promises": double(open=0, kept=0, broken=0),
         "reload": lambda: succeed([]),
         "retained": RetainedIndex(LIMITS),
         "time": Time(Clock()),

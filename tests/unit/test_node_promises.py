@@ -266,6 +266,7 @@ def test_55_a_verdict_whose_group_fails_is_stored_by_another() -> None:
         ((1, 0), {}, "a promise within 0 ms, above 0 and at most 366 days allowed"),
         ((1, 2**40), {}, "above 0 and at most 366 days"),
         ((1, 1000), {"delay": 5}, "a promise and a delay together are not supported"),
+        ((1, 1000), {"flags": 9}, "a promise beside retain-only"),
     ],
 )
 def test_55_what_cannot_be_promised_is_refused(

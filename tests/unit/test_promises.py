@@ -1,4 +1,7 @@
-"""Promises as a program sees them: `send(..., promise=)` and `Receipt.promised` (DELIVERY 55)."""
+"""Promises as a program sees them: `send(..., promise=)` and `Receipt.promised` (DELIVERY 55).
+
+SEMANTICS 31.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from msgservice import Promise, PromiseOutcome
-from msgservice.core.frames import Transfer
-from msgservice.errors import BadValue, ClientClosed, NotSupported, TooFewReceivers
+from msgservice import Promise, PromiseCounts, PromiseOutcome
+from msgservice.core.frames import Ack, Transfer
+from msgservice.errors import BadValue, ClientClosed, NotSupported, Refused, TooFewReceivers
 from msgservice.message import Status
 from tests.kit.clients import ClientWorld
 from tests.kit.nodes import NodeWorld
@@ -105,6 +108,36 @@ def test_55_messages_of_one_turn_share_a_run_and_each_has_its_outcome() -> None:
     world.settle()
     assert [True] * 3 == [world.now(one).kept for one in promised]
     assert 3 == world.node.parts.promises.kept
+
+
+def test_55_all_of_a_send_many_have_a_promise_each() -> None:
+    world = World()
+    promise = Promise(need=2, within=10)
+    receipts = world.now(world.client.send_many("trips.book", [b"1", b"2", b"3"], promise=promise))
+    promised = receipts.promised()
+    (transfer,) = world.hotel.take(Transfer)
+    world.hotel.ack(transfer)
+    (transfer,) = world.airline.take(Transfer)
+    world.airline.connection.send(Ack([(transfer.sequence, transfer.sequence + 1)]))
+    world.settle()
+    assert not promised.called
+    assert world.now(receipts[1].promised()).kept
+    world.settle(11)
+    assert PromiseCounts(2, 1) == world.now(promised)
+    assert not world.now(receipts[2].promised()).kept
+    plain = world.now(world.client.send_many("trips.book", [b"4"]))
+    with pytest.raises(ValueError, match="without a promise"):
+        world.now(plain.promised())
+
+
+@pytest.mark.parametrize("more", [{"delay": 5}, {"retain": "only"}, {"idempotency_key": "k"}])
+def test_55_what_does_not_go_with_a_promise_is_refused_before_it_is_sent(
+    more: dict[str, Any],
+) -> None:
+    world = World()
+    with pytest.raises(Refused) as caught:
+        world.now(world.client.send("trips.book", b"", promise=Promise(within=1), **more))
+    assert "promise" in str(caught.value)
 
 
 def test_55_too_few_receivers_fail_the_send() -> None:

@@ -146,7 +146,7 @@ WRONG = [
         "a.b: what is retained, 900000, is behind",
     ),
     (
-        "insert into finished values (1, 1, 1, 5, 3, '', 1), (1, 1, 4, 6, 5, '', 1)",
+        "insert into finished values (1, 1, 1, 5, 3, '', 1, null), (1, 1, 4, 6, 5, '', 1, null)",
         "two states, or none, of 4 at receiver 1",
     ),
     (
@@ -166,7 +166,7 @@ WRONG = [
     ("update batch set subject = x'ff' where number = 2", "batch 2: its row"),
     ("update message_id set position = 'x'", "its rows beside the batches have values"),
     ("insert into finished_id values ('o-1', 900, 1, 1)", "id 'o-1' is of a message of sender 900"),
-    ("insert into finished values (900, 1, 1, 5, 3, '', 1)", "states are kept of sender 900"),
+    ("insert into finished values (900, 1, 1, 5, 3, '', 1, null)", "states are kept of sender 900"),
     ("insert into former values (1, 'shop', 'i1', 'h', 1)", "sender shop is kept as forgotten"),
     ("delete from meta where key = 'log_id'", "its head or its id is missing"),
 ]

@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from zope.interface import implementer
 
-from msgservice.administration import OBSERVE, Observed, ObservedNode
+from msgservice.administration import OBSERVE, Observed, ObservedNode, PromiseTold
 from msgservice.clock import Time
 from msgservice.errors import LimitReached
 from msgservice.limits import Limits
@@ -83,10 +83,11 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class MessageChange(msgspec.Struct, frozen=True):
-    """The event `change` of a message: the receivers whose state is another."""
+    """The event `change` of a message: the receivers whose state is another, and its promise."""
 
     receivers: dict[str, object]
     due: int | None = None
+    promise: PromiseTold | None = None
 
 
 def event(name: str, value: object, id_: str = "") -> bytes:
@@ -264,8 +265,9 @@ class Events:
                 for name, one in states.receivers.items()
                 if before.receivers.get(name) != one
             }
-            if other or before.due != states.due:
-                reader.write(event("change", MessageChange(dict(other), states.due)))
+            if other or (before.due, before.promise) != (states.due, states.promise):
+                change = MessageChange(dict(other), states.due, states.promise)
+                reader.write(event("change", change))
         if states.is_final:
             reader.write(event("end", {}))
 

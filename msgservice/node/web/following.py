@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 from twisted.internet.defer import Deferred
 
-from msgservice.administration import STATUS, StatusTold
+from msgservice.administration import STATUS, PromiseTold, StatusTold
 from msgservice.message import Status
 from msgservice.node.gate import Pass
 from msgservice.node.operations import word_of
@@ -41,11 +41,16 @@ class States(msgspec.Struct, frozen=True):
     subject: str
     receivers: dict[str, StatusTold]
     due: int | None = None
+    promise: PromiseTold | None = None
 
     @property
     def is_final(self) -> bool:
         """Whether nothing of it will change any more."""
-        return not self.due and all(one.status in FINAL for one in self.receivers.values())
+        return (
+            not self.due
+            and all(one.status in FINAL for one in self.receivers.values())
+            and (self.promise is None or self.promise.outcome != "open")
+        )
 
 
 class _Page(msgspec.Struct):
@@ -54,6 +59,7 @@ class _Page(msgspec.Struct):
     receivers: dict[str, StatusTold]
     next: int | None
     due: int | None = None
+    promise: PromiseTold | None = None
 
 
 _page = msgspec.json.Decoder(_Page).decode
@@ -63,13 +69,15 @@ async def states_of(requests: Requests, id_: str, who: Pass) -> States:
     """Return the states of a message, as who asks may know them. Raises `UnknownMessage`."""
     receivers: dict[str, StatusTold] = {}
     after: int | None = 0
+    promise: PromiseTold | None = None
     while True:
         asked = msgspec.json.encode({"id": id_, "after": after})
         page = _page(await requests.ask(STATUS.right, asked, who))
         receivers |= page.receivers
+        promise = promise or page.promise
         after = page.next
         if after is None:
-            return States(id_, page.position, page.subject, receivers, page.due)
+            return States(id_, page.position, page.subject, receivers, page.due, promise)
 
 
 class Following:

@@ -5,6 +5,7 @@ to be tried again. Whoever must not store a message twice says a key: then a pos
 finds what the first has stored.
 
     ?wait=acknowledged   answered when nothing of it will change, or after `timeout` seconds
+    ?wait=promised       answered when its promise is decided, or after `timeout` seconds
     POST /v1/messages    one message; or lines, of which those that follow each other on one subject
                          with the same options are one run
     Idempotency-Key      of the post as a whole: one run then, of one subject, whole or not at all
@@ -23,7 +24,8 @@ from typing import Annotated, NamedTuple, Protocol, cast
 import msgspec
 from twisted.internet.defer import Deferred, gatherResults
 
-from msgservice.administration import StatusTold
+from msgservice.administration import PromiseTold, StatusTold
+from msgservice.client.promise import Promise
 from msgservice.clock import Time
 from msgservice.codecs import CONTENT_TYPE, DEPTH_MAX, JsonCodec, TextCodec
 from msgservice.core.subjects import check_key, check_name, check_subject
@@ -41,13 +43,14 @@ from msgservice.message import (
     FLAG_RETAIN,
     FLAG_RETAIN_ONLY,
     Headers,
+    PromiseOption,
     WireMessage,
 )
 from msgservice.node.gate import Pass, web_sender
 from msgservice.node.intake import LocalSender
 from msgservice.node.slices import Slices
 from msgservice.node.web.answers import Answer, Ask, as_json
-from msgservice.node.web.following import Following, Tracker
+from msgservice.node.web.following import Following, States, Tracker
 from msgservice.node.web.operations import Requests
 from msgservice.node.web.paths import PathAt
 from msgservice.node.web.problems import Problem, answer_of, problem_of
@@ -62,6 +65,18 @@ WAVE = 500  # runs of one post that are stored at once
 WAIT_SECONDS, WAIT_SECONDS_MAX = 30.0, 600.0
 LINE_OVERHEAD = 64  # bytes that a message may take in a run beside its body and headers
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=TIME_DAYS_MAX * 86400)]
+
+
+class PromisePost(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    """The promise of a message: within so many seconds so many receivers have acknowledged it.
+
+    `need`: "all", "any", or a number. `otherwise`: "notify", or "cancel": where it is broken, what
+    is surely not sent yet is cancelled.
+    """
+
+    within: float
+    need: int | str = "all"
+    otherwise: str = "notify"
 
 
 class Post(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -84,6 +99,7 @@ class Post(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     ttl: Seconds | None = None
     delay: Seconds | None = None
     retain: bool | str = False
+    promise: PromisePost | None = None
 
 
 class Accepted(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -103,6 +119,7 @@ class Settled(Accepted, frozen=True, omit_defaults=False, kw_only=True):
 
     receivers: dict[str, StatusTold]
     final: bool
+    promise: PromiseTold | None = None
 
 
 class AcceptedRun(Accepted, frozen=True, omit_defaults=False):
@@ -159,6 +176,7 @@ class _Options(NamedTuple):
     ttl: int | None
     delay: int | None
     flags: int
+    promise: PromiseOption | None = None
 
 
 class _Run(NamedTuple):
@@ -204,7 +222,10 @@ class Posts:
                 sentence="Hands in a message, or lines of messages; answers when they are on disk.",
                 takes=(JSON, LINES),
                 query={
-                    "wait": "acknowledged: answer when nothing of it will change (of one message).",
+                    "wait": (
+                        "acknowledged: answer when nothing of it will change; promised: when its"
+                        " promise is decided (of one message)."
+                    ),
                     "timeout": "Seconds to wait at most; then it is 202 with the states so far.",
                 },
                 asks=Post,
@@ -228,7 +249,7 @@ class Posts:
             return answer_of(error, status=UNPROCESSABLE)
 
     async def _handed_in(self, ask: Ask) -> Answer:
-        seconds = self._seconds_to_wait(ask)
+        for_promise, seconds = self._wait_of(ask)
         key = ask.request.header("idempotency-key")
         if key is not None:
             key = check_key(key)
@@ -241,6 +262,8 @@ class Posts:
         except RecursionError:
             raise BadValue("the body", "is nested too deeply") from None
         sender = self.sender_of(ask.who)
+        if for_promise and run.options.promise is None:
+            raise BadValue("wait", "is promised, and the message has no promise")
         batch = self._checked(sender, ask.who, run, key)
         if seconds is None:
             return as_json(await self.store(sender, batch), 201)
@@ -250,22 +273,23 @@ class Posts:
         try:
             accepted = await self.store(sender, batch)
             ask.request.drop_body()  # it may wait long, and others have no room meanwhile
-            return await self._settled(accepted, waiting, seconds)
+            return await self._settled(accepted, waiting, seconds, for_promise=for_promise)
         finally:
             del self._waits[waiting]
             waiting.stop()
 
     # --- until it is acknowledged
 
-    def _seconds_to_wait(self, ask: Ask) -> float | None:
+    def _wait_of(self, ask: Ask) -> tuple[bool, float | None]:
+        """Return whether it is a promise that is waited for, and seconds; None: not at all."""
         query = ask.only("wait", "timeout")
         said, wait = query.get("timeout"), query.get("wait")
         if wait is None:
             if said is not None:
-                raise BadValue("timeout", "is for wait=acknowledged")
-            return None
-        if wait != "acknowledged":
-            raise BadValue("wait", f"is acknowledged, not {wait[:64]!r}")
+                raise BadValue("timeout", "is for wait=acknowledged and wait=promised")
+            return False, None
+        if wait not in ("acknowledged", "promised"):
+            raise BadValue("wait", f"is acknowledged or promised, not {wait[:64]!r}")
         try:
             seconds = WAIT_SECONDS if said is None else float(said)
         except ValueError:
@@ -274,16 +298,21 @@ class Posts:
             raise BadValue("timeout", f"must be from 0 to {WAIT_SECONDS_MAX:g} seconds")
         if len(self._waits) >= self._limits.http_waits:
             raise LimitReached("http_waits", self._limits.http_waits)
-        return seconds
+        return wait == "promised", seconds
 
-    async def _settled(self, accepted: Accepted, waiting: Following, seconds: float) -> Answer:
-        """Return the states of a message when they are final, or time is over."""
+    async def _settled(
+        self, accepted: Accepted, waiting: Following, seconds: float, *, for_promise: bool
+    ) -> Answer:
+        """Return the states of a message when they are final, or time is over.
+
+        `for_promise`: when its promise is decided.
+        """
         if accepted.id is None:  # it has gone long ago, with all that was known of it
             return as_json(Settled(None, by_key=True, receivers={}, final=True), 200)
         timer = self._time.clock.callLater(seconds, waiting.stop)
         try:
             states = await waiting.first(accepted.id)
-            while not states.is_final and await waiting.news():
+            while not _is_done(states, for_promise) and await waiting.news():
                 states = await waiting.again()
         finally:
             if timer.active():
@@ -295,8 +324,9 @@ class Posts:
             accepted.by_key,
             receivers=states.receivers,
             final=states.is_final,
+            promise=states.promise,
         )
-        return as_json(told, 200 if states.is_final else 202)
+        return as_json(told, 200 if _is_done(states, for_promise) else 202)
 
     def stop(self) -> None:
         """Wait for nothing any more: who waits is told the states so far."""
@@ -444,6 +474,7 @@ class Posts:
             delay=options.delay,
             flags=options.flags,
             key=run_key,
+            promise=options.promise,
         )
 
 
@@ -519,7 +550,17 @@ def _options(post: Post) -> _Options:
     ttl, delay = _ms(post.ttl), _ms(post.delay) or None
     if ttl is not None and delay is not None and ttl <= delay:
         raise BadValue("ttl", "is over when the delay is: it must be above it")
-    return _Options(to, ttl, delay, flags)
+    promise = None
+    if post.promise is not None:
+        promise = Promise(**msgspec.structs.asdict(post.promise)).option
+    return _Options(to, ttl, delay, flags, promise)
+
+
+def _is_done(states: States, for_promise: bool) -> bool:
+    """Return whether what is waited for is there."""
+    if for_promise:
+        return states.promise is None or states.promise.outcome != "open"
+    return states.is_final
 
 
 class _Submitted(NamedTuple):

@@ -353,18 +353,20 @@ async function find(event) {
     let receivers = {};
     let after = 0;
     let page = null;
+    let promise = null;
     while (after !== null) {
       page = await ask("GET", path(["v1", "messages", id], { after }));
+      promise ??= page.promise; // in the first
       receivers = { ...receivers, ...page.receivers }; // assigned, one called __proto__ is lost
       after = page.next;
     }
-    place.replaceChildren(way(page, receivers));
+    place.replaceChildren(way(page, receivers, promise));
   } catch (problem) {
     place.replaceChildren(problem.message);
   }
 }
 
-function way(page, receivers) {
+function way(page, receivers, promise) {
   const list = el("ol", { class: "way" });
   const where = page.due ? `delayed until ${moment(page.due)}` : `on disk as log:${page.position}`;
   list.append(
@@ -376,8 +378,15 @@ function way(page, receivers) {
       el("li", { class: at.status }, el("strong", {}, name), `: ${at.status}${tries}`, at.reason ? `. ${at.reason.split("\n")[0]}` : ""),
     );
   }
+  if (promise) list.append(el("li", { class: "promise" }, el("strong", {}, "Promise"), `: ${promised(promise)}`));
   if (!Object.keys(receivers).length && !page.due) list.append(el("li", {}, "It was for no receiver."));
   return list;
+}
+
+function promised(promise) {
+  const wanted = `${counted(promise.need, "receiver")} until ${moment(promise.until)}; ${number(promise.acknowledged)} by now`;
+  const at = promise.decided_at ? ` at ${moment(promise.decided_at)}` : "";
+  return `${promise.outcome}${at}${promise.reason ? `, ${promise.reason}` : ""}: ${wanted}`;
 }
 
 // --- what is delayed
