@@ -385,6 +385,8 @@ class ReceiverState(
     stays: str = ""  # why it is there though that was too long
     workers: int = 0  # connections that share its messages, or one
     health: str = ""  # up, away, probing, failing, paused, suspended or full
+    health_s: float | None = None  # that it has had it, as `since_s`; None: not known
+    needs: str = ""  # what would help, where trying again alone does not
 
 
 class ReceiverPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -524,6 +526,7 @@ class ReceiverWhy(msgspec.Struct, frozen=True, kw_only=True):
     sentence: str
     since: int  # wall clock, ms: when it was connected, or was lost
     troubles: Sequence[Trouble]
+    health_since: int | None = None  # wall clock, ms: that it has this health; None: not known
 
 
 class UndoTold(msgspec.Struct, frozen=True, kw_only=True):
@@ -765,6 +768,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     troubles: Sequence[Trouble]  # the worst first
     shared: bool = False  # among several connections ...
     workers: int = 0  # ... so many now
+    health_since: int | None = None  # not before this process of the node; None: not known
 
 
 class ObservedNode(msgspec.Struct, frozen=True, kw_only=True):

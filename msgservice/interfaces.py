@@ -371,8 +371,14 @@ class IConnector(IService):
     started and stopped at any time: `running` is what was asked for last, and one that is started
     while it still closes dials when it has closed.
 
-    It may have an attribute `is_by_certificate`: True where the last attempt failed for a
-    certificate of either side, so that trying again alone does not help.
+    It may have attributes that say more:
+
+    `is_by_certificate`: True where the last attempt failed for a certificate of either side, so
+    that trying again alone does not help.
+    `forbidden`: the option that would let it be dialled, for people, where the last attempt failed
+    for want of it; else empty.
+    `unwell_since`: since when (seconds of its reactor) what it is connected to takes nothing, or
+    None: its `last_error` says why then, and `next_attempt_in` when that is tried again.
     """
 
     address = Attribute("str: whom it dials")

@@ -327,11 +327,15 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _state(row: dict[str, Any]) -> str:
     state = "connected" if row["connected"] else _away(row)
+    if row.get("health") == "failing" and row.get("health_s") is not None:
+        state = f"failing {lasting(row['health_s'])}, {state}"
     if row.get("shared"):
         state = f"{row['workers']} workers, {state}" if row["connected"] else f"shared, {state}"
     if row.get("health") == "probing":
         state = f"probing, {state}"
     marks = [mark for mark in ("paused", "suspended", "refuses") if row[mark]]
+    if marks and row.get("health_s") is not None:  # that of the first
+        marks[0] = f"{marks[0]} {lasting(row['health_s'])}"
     return ", ".join([*marks, *_replaying(row), state])
 
 

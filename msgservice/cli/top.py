@@ -96,13 +96,14 @@ def _screen(
     node: dict[str, Any], receivers: Sequence[dict[str, Any]], lines: int | None
 ) -> RenderableType:
     parts: list[RenderableType] = [_head(node)]
-    said = [*node["troubles"], *(trouble for row in receivers for trouble in row["troubles"])]
-    severe = [trouble for trouble in said if trouble["is_severe"]]
+    said = [(trouble, node) for trouble in node["troubles"]]
+    said += [(trouble, row) for row in receivers for trouble in row["troubles"]]
+    severe = [(trouble, whose) for trouble, whose in said if trouble["is_severe"]]
     room = len(severe) if lines is None else min(len(severe), max(1, lines // 4))
-    for trouble in severe[:room]:
+    for trouble, whose in severe[:room]:
         parts.append(Text(cut(trouble["sentence"]), style="bold"))
         command = f"  {trouble['command']}" if trouble["command"] else ""
-        parts.append(Text(f"  {cut(trouble['help'])}{command}"))
+        parts.append(Text(f"  {cut(trouble['help'])}{_times(trouble, whose)}{command}"))
     if len(severe) > room:
         parts.append(Text(f"  and {len(severe) - room:,} more in trouble"))
     parts.append(Text())
@@ -114,6 +115,17 @@ def _screen(
     if len(receivers) > rows:
         parts.append(Text(f"and {len(receivers) - rows:,} more, which less waits for"))
     return Group(*parts)
+
+
+def _times(trouble: dict[str, Any], whose: dict[str, Any]) -> str:
+    """Return how long a trouble has lasted, and when it is tried again, as far as that is known."""
+    told = ""
+    if trouble["since"] is not None:
+        told = f" For {lasting((whose['at'] - trouble['since']) / 1000)}."
+    again = whose.get("next_try_at")
+    if again is not None and trouble["kind"] == whose["health"]:
+        told += f" Again in {lasting(max(0, again - whose['at']) / 1000)}."
+    return told
 
 
 def _head(node: dict[str, Any]) -> RenderableType:
@@ -137,8 +149,11 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
     oldest, health = row["oldest"], row["health"]
     if row.get("shared") and row["connected"]:
         health = f"{health}, {row['workers']} workers"
-    if not row["connected"] and health == "away":
-        health = f"away {lasting((row['at'] - row['since']) / 1000)}"
+    since = row.get("health_since")
+    if since is None and health == "away":
+        since = row["since"]  # of an older node
+    if since is not None and health != "up":
+        health = f"{health} {lasting((row['at'] - since) / 1000)}"
     return (
         row["name"],
         health,

@@ -41,7 +41,8 @@ def why(session: Session, message_id: str | None, receiver: str | None) -> None:
 def _receiver(session: Session, name: str) -> None:
     async def work(reactor: Reactor) -> None:
         found = await session.ask(reactor, RECEIVERS_WHY, name=name)
-        lines = [f"{name} is {found['health']}, since {moment(found['since'])}"]
+        since = found.get("health_since") or found["since"]
+        lines = [f"{name} is {found['health']}, since {moment(since)}"]
         for one in found["troubles"]:
             lines += _help(shown(one["sentence"]), one)
         if not found["troubles"]:

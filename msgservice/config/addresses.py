@@ -23,6 +23,7 @@ from msgservice.transport.addresses import (
     quote,
     way_to,
 )
+from msgservice.transport.reach import Reach
 from msgservice.transport.registry import Transports
 from msgservice.webhooks.urls import check_url
 
@@ -114,15 +115,19 @@ def check_web_address(address: str, *, insecure: bool, asks: bool, transports: T
 
 
 def check_receiver_address(
-    address: str, transports: Transports | None = None, *, plain: bool = False
+    address: str,
+    transports: Transports | None = None,
+    *,
+    plain: bool = False,
+    webhooks: Reach | None = None,
 ) -> None:
     """Raise where the node could not dial `address`. `transports`: those of the node, if known.
 
-    `plain`: it may speak where others read along.
+    `plain`: it may speak where others read along. `webhooks`: what these may dial, if known.
     """
     address = checked_way_to(address)
     if is_url(address):
-        check_url(address, plain=plain)
+        check_url(address, plain=plain, reach=webhooks)
         return
     (transports or _transports()).find(address).check_dial(address)
 

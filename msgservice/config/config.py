@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ from msgservice.receiver_options import CONFIGURED, DEFAULTS, ReceiverOptions
 from msgservice.stream_limits import STREAMS_KEYS as STREAMS_KEYS
 from msgservice.stream_limits import StreamLimits, wrong_with_stream
 from msgservice.transport.addresses import PLAIN_NEEDS, is_node, is_plain, parse_address
-from msgservice.transport.reach import Network, networks_of
+from msgservice.transport.reach import Network, Reach, networks_of
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import VERSIONS, WARN_DAYS, TlsProfile, TlsProfiles
 from msgservice.transport.tcp.tls import check_profile
@@ -282,7 +282,13 @@ def _read(reader: Reader, folder: Path) -> Config:
     tls = _tls(reader, folder)
     webhooks = _webhooks(reader, folder, insecure)
     transports = Transports(tls=tls)
-    receivers = _receivers(reader, folder, limits, transports, users, insecure)
+    check = partial(
+        check_receiver_address,
+        transports=transports,
+        plain=insecure,
+        webhooks=Reach(webhooks.networks),
+    )
+    receivers = _receivers(reader, folder, limits, check, users, insecure)
     return Config(
         name=name,
         data=absolute_path(folder / data),
@@ -598,7 +604,7 @@ def _receivers(
     reader: Reader,
     folder: Path,
     limits: Limits,
-    transports: Transports,
+    check_address: Callable[[str], None],
     users: Sequence[User],
     insecure: bool,
 ) -> tuple[ReceiverConfig, ...]:
@@ -611,7 +617,7 @@ def _receivers(
     named: dict[str, KeyPath] = {}
     for index in range(len(tables)):
         path = ("receiver", index)
-        receiver = _receiver(reader, path, folder, limits, transports, insecure)
+        receiver = _receiver(reader, path, folder, limits, check_address)
         if receiver is None:
             continue
         _check_rights(reader, path, receiver, users, insecure)
@@ -628,8 +634,7 @@ def _receiver(
     path: KeyPath,
     folder: Path,
     limits: Limits,
-    transports: Transports,
-    insecure: bool,
+    check_address: Callable[[str], None],
 ) -> ReceiverConfig | None:
     """Return the receiver at `path`; None where it has no usable name."""
     reader.table(path, RECEIVER_KEYS)
@@ -638,8 +643,7 @@ def _receiver(
     address = reader.value((*path, "address"), str, None)
     if address is not None:
         address = absolute_address(address, folder)
-        check = partial(check_receiver_address, transports=transports, plain=insecure)
-        reader.check((*path, "address"), check, address)
+        reader.check((*path, "address"), check_address, address)
     receiver = ReceiverConfig(
         name=name or "",
         address=address,

@@ -235,6 +235,8 @@ class Dispatch:
         if changed or full != self._full:
             before, self._full = self._full, full
             for number in before ^ full:
+                if number in full:
+                    self.outlets[number].is_full_now()
                 self._say_full(self.outlets[number])
             self._mark_audiences()
         if (full or self._late) and self._judging is None:

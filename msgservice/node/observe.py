@@ -302,6 +302,10 @@ def _observed(state: ReceiverState, before: Observed | None, rate: float, wall: 
     since = wall - round(state.since_s * 1000)
     if before is not None and abs(before.since - since) < SAME:
         since = before.since  # as it was: it is computed from two clocks
+    health_since = None if state.health_s is None else wall - round(state.health_s * 1000)
+    if health_since is not None and before is not None and before.health_since is not None:
+        same = abs(before.health_since - health_since) < SAME
+        health_since = before.health_since if same else health_since
     next_try = None if state.next_try_s is None else wall + round(state.next_try_s * 1000)
     if next_try is not None and before is not None and before.next_try_at is not None:
         next_try = before.next_try_at if abs(before.next_try_at - next_try) < SAME else next_try
@@ -326,7 +330,8 @@ def _observed(state: ReceiverState, before: Observed | None, rate: float, wall: 
         next_try_at=next_try,
         unaccounted=state.unaccounted,
         replay=state.replay,
-        troubles=troubles_of(state, since),
+        troubles=troubles_of(state, health_since),
         shared=bool(getattr(state, "shared", False)),
         workers=state.workers,
+        health_since=health_since,
     )

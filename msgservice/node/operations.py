@@ -8,6 +8,7 @@ by `receivers`; nothing here keeps a state.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -36,7 +37,7 @@ from msgservice.clock import Time
 from msgservice.core.reasons import first_line
 from msgservice.errors import BadValue, MsgServiceError, UnknownMessage, UnknownReceiver
 from msgservice.installation import installed_version
-from msgservice.interfaces import ILog
+from msgservice.interfaces import IConnector, ILog
 from msgservice.limits import Rate
 from msgservice.message import Status
 from msgservice.node import why
@@ -56,7 +57,17 @@ from msgservice.node.replayer import COUNT_PAGES, Replayer
 from msgservice.node.responders import Responders
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.tail import Tail
-from msgservice.node.troubles import health_of, troubles_of, well
+from msgservice.node.troubles import (
+    FAILING,
+    FULL,
+    PAUSED,
+    PROBING,
+    SUSPENDED,
+    health_of,
+    needs_of,
+    troubles_of,
+    well,
+)
 from msgservice.node.undo import Undo
 from msgservice.node.upkeep import Upkeep
 from msgservice.node.view import Row
@@ -274,6 +285,7 @@ class Operations:
         oldest = account.oldest
         waiting = outlet.backlog.waiting_runs
         first = min(waiting, key=lambda run: run.first, default=None)
+        next_try = min([run.due for run in waiting], default=math.inf)
         waiting = [run for run in waiting if run.attempts]
         options = {option.name: getattr(row.options, option.name) for option in ADDED}
         options["backlog_bytes"] = self._dispatch.backlog_bytes_max(row)
@@ -294,9 +306,9 @@ class Operations:
             attempts=max([run.attempts for run in waiting], default=0),
             waits=None if first is None else Place(first.first, first.subject),
             last_error=outlet.trouble or ("" if link is None else link.last_error or ""),
-            next_try_s=(None if link is None else link.next_attempt_in)
-            if outlet.connection is None
-            else min([max(0.0, run.due - self._time.now()) for run in waiting], default=None),
+            next_try_s=link.next_attempt_in
+            if link is not None and (outlet.connection is None or link.last_error)
+            else (None if next_try == math.inf else max(0.0, next_try - self._time.now())),
             oldest_s=None if oldest is None else max(0, self._time.wall() - oldest.at) / 1000,
             dead=self._log.dead_count(row.number),
             dead_bytes=self._log.dead_bytes(row.number),
@@ -319,10 +331,25 @@ class Operations:
             away_s=self._away.since(row),
             stays=self._away.stays(row),
             workers=outlet.workers,
+            needs=needs_of(row, link) if not connected else "",
         )
         failing = bool(state.attempts or state.last_error)
         health = health_of(state, probing=outlet.is_probing, failing=failing)
-        return msgspec.structs.replace(state, health=health)
+        since = self._health_since(health, outlet, link)
+        health_s = None if since is None else round(self._time.now() - since, 3)
+        return msgspec.structs.replace(state, health=health, health_s=health_s)
+
+    @staticmethod
+    def _health_since(health: str, outlet: Outlet, link: IConnector | None) -> float | None:
+        """Return when a receiver began to be as it is, in this process; None: not known."""
+        if health in (SUSPENDED, FULL):
+            return outlet.full_since
+        if health == PAUSED:
+            return outlet.paused_since
+        if health in (PROBING, FAILING):
+            unwell_since: float | None = getattr(link, "unwell_since", None)
+            return outlet.failing_since if unwell_since is None else unwell_since
+        return outlet.since
 
     # --- what is sent again
 
@@ -588,14 +615,17 @@ class Operations:
             row.number in self._connections.receivers_here(),
             await self._replayer.count_left_out(row) if row.left_first else None,
         )
-        since = self._time.wall() - round(state.since_s * 1000)
-        troubles = troubles_of(state, since)
+        wall = self._time.wall()
+        since = wall - round(state.since_s * 1000)
+        as_it_is = None if state.health_s is None else wall - round(state.health_s * 1000)
+        troubles = troubles_of(state, as_it_is)
         return ReceiverWhy(
             name=name,
             health=state.health,
             sentence=troubles[0].sentence if troubles else well(state),
             since=since,
             troubles=troubles,
+            health_since=as_it_is,
         )
 
     async def message(self, id_: str, senders: Sequence[str] | None = None) -> Found:

@@ -24,6 +24,7 @@ from msgservice.core.frames import Ack, Frame, Nack, Transfer
 from msgservice.core.ranges import Range
 from msgservice.core.reasons import first_line
 from msgservice.core.refusal import Refusal, refusal_in
+from msgservice.core.runs import Run
 from msgservice.core.shared import SharedBacklog
 from msgservice.interfaces import ILog
 from msgservice.limits import (
@@ -112,15 +113,18 @@ class Outlet:
         "_timer_due",
         "_tracker",
         "_unread",
+        "_waits_since",
         "_was_seated",
         "audiences",
         "backlog",
         "connection",
         "flight",
+        "full_since",
         "is_going",
         "last_error",
         "notes",
         "pace",
+        "paused_since",
         "progress",
         "row",
         "since",
@@ -153,6 +157,9 @@ class Outlet:
         self.connection: Connection | None = None
         self.is_going = False  # its removal is not on disk yet
         self.since = time.now()  # when it got or lost its connection last
+        # When it was paused, and when so much waited that more was refused, or left out, last.
+        self.paused_since = self.full_since = self.since
+        self._waits_since = self.since  # … and when something began to wait for its next attempt
         self.flight: Flight | None = None  # of the connection
         self.audiences: set[int] = set()  # numbers of those it is in
         self.notes: dict[int, tuple[int, str]] = {}  # NOTE: sequence -> attempts, reason
@@ -308,9 +315,27 @@ class Outlet:
         return self.backlog.in_flight_at(position)
 
     @property
+    def failing_since(self) -> float | None:
+        """When something began to wait for its next attempt; None where nothing does."""
+        return None if self.backlog.first_waiting is None else self._waits_since
+
+    def _may_wait(self, failing: Sequence[Run]) -> None:
+        """These may have to be tried again: note when, unless something was before they were."""
+        if self.backlog.first_waiting is None and not any(r.attempts or r.laters for r in failing):
+            self._waits_since = self._time.now()
+
+    @property
     def is_probing(self) -> bool:
         """Whether it gets one message at a time, since the last connections were lost with some."""
         return self.backlog.limit.most == 1
+
+    def is_paused_now(self, reason: str) -> None:
+        """Note that the receiver gets nothing from now on, for this reason."""
+        self.last_error, self.paused_since = reason, self._time.now()
+
+    def is_full_now(self) -> None:
+        """Note that so much waits from now on that more is refused, or the receiver is left out."""
+        self.full_since = self._time.now()
 
     def options_changed(self) -> None:
         """The row has other options from now on."""
@@ -498,6 +523,7 @@ class Outlet:
         self._do_not_go_on()  # what is left of an answer was never heard
         if flight is not None:
             self.supply.detach()
+            self._may_wait(self.backlog.runs_in_flight())
             flight.end(self._time.now(), lost=lost)
             if not self._due.is_held:
                 self.backlog.expire_all(self._due.now())  # a pass left it to its answer
@@ -579,6 +605,7 @@ class Outlet:
                 f"{reason} (asked for {frame.delay / 1000:.0f} s, gets asked_delay_max ="
                 f" {delay:g} s)"
             )
+        self._may_wait(self.backlog.open_between(frame.first, frame.first))
         now = self._time.now()
         refusal = refusal_in(frame)
         return flight.receive_nack(frame.first, frame.last, refusal, delay, now, room)

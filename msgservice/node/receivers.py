@@ -536,7 +536,10 @@ class Receivers:
         stored = self._store(row)
         if paused:
             self._connections.send_away(outlet, BYE_PAUSED, reason)
-            outlet.last_error = reason
+            if was_paused:
+                outlet.last_error = reason
+            else:
+                outlet.is_paused_now(reason)
             if not was_paused and reason == PAUSED:  # else who pauses it has said why
                 self._logger.info("receiver {name} is paused", name=name)
             await self._connections.undial(outlet)
@@ -613,7 +616,7 @@ class Receivers:
         outlet.is_going = True
         try:
             self._connections.part(outlet, "being removed")
-            outlet.last_error = "being removed"
+            outlet.is_paused_now("being removed")
             # What it has settled stays so: with many dead letters that is more than one group.
             await outlet.all_stored()
             self._directory.retire(row)  # what is stored with the removal is not for it any more

@@ -174,6 +174,7 @@ class SharedOutlet(Outlet):
         self._roomy.pop(worker, None)
         worker.entry = 0
         self._room.count(worker.flight, -1)
+        self._may_wait(self.backlog.runs_in_flight())
         worker.flight.end(self._time.now(), lost=lost)
         if not self._due.is_held:
             self.backlog.expire_all(self._due.now())  # a pass left it to its answer

@@ -10,8 +10,10 @@ import shlex
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+
 from msgservice.administration import ReceiverState, Trouble
-from msgservice.records import Room
+from msgservice.records import ReceiverRow, Room
 from msgservice.transport.addresses import is_url
 
 UP, AWAY, PROBING, FAILING, PAUSED, SUSPENDED, FULL = (
@@ -65,10 +67,58 @@ def health_of(facts: Facts, *, probing: bool = False, failing: bool) -> str:
     return FAILING if failing else UP
 
 
-def troubles_of(state: ReceiverState, since: int) -> Sequence[Trouble]:
-    """Return the troubles of a receiver, the worst first. `since`: when it came or left, ms."""
-    looked = (_unaccounted(state), _kept_out(state), _delivery(state, since), _letters(state))
-    return [trouble for trouble in looked if trouble is not None]
+class Dialling(Protocol):
+    """The connector of a receiver that the node dials. It may have `IConnector`'s attributes."""
+
+    @property
+    def last_error(self) -> str | None:
+        """Why it was not reached, the last time, or why what is reached takes nothing."""
+
+    @property
+    def next_attempt_in(self) -> float | None:
+        """Seconds until that is tried again, or None."""
+
+
+def dialled_again(address: str) -> str:
+    """Return what would help where a receiver is not reached."""
+    return f"The node dials {address} again by itself: see that it listens there."
+
+
+def tried_again(address: str) -> str:
+    """Return what would help where a web address is reached, and takes nothing."""
+    return f"The node tries {address} again by itself: see what answers there."
+
+
+def needs_of(row: ReceiverRow, link: Dialling | None) -> str:
+    """Return what would help a receiver that is not connected, where trying again alone does not.
+
+    Empty where it may.
+    """
+    if row.address is None or row.options.paused:
+        return ""
+    if link is None:
+        return "It is not dialled: give it another address, or mend what is said of this one."
+    if allowing := getattr(link, "forbidden", ""):
+        return (
+            f"Add the network of {row.address} to {allowing} and start the node anew, or give it"
+            " another address."
+        )
+    if getattr(link, "is_by_certificate", False):
+        return f"Mend the certificates, here or at {row.address}: trying again alone does not."
+    return ""
+
+
+def troubles_of(state: ReceiverState, since: int | None) -> Sequence[Trouble]:
+    """Return the troubles of a receiver, the worst first.
+
+    `since`: when its health began to be what it is, wall clock, ms; None: not known.
+    """
+    looked = (_unaccounted(state), _kept_out(state), _delivery(state), _letters(state))
+    return [
+        msgspec.structs.replace(trouble, since=since if trouble.kind == state.health else None)
+        for trouble in looked
+        if trouble is not None
+    ]
 
 
 def well(state: ReceiverState) -> str:
@@ -122,7 +172,7 @@ def _kept_out(state: ReceiverState) -> Trouble | None:
     return None
 
 
-def _delivery(state: ReceiverState, since: int) -> Trouble | None:
+def _delivery(state: ReceiverState) -> Trouble | None:
     """The trouble that what waits for a receiver does not get there."""
     name = state.name
     why = f": {state.last_error}" if state.last_error else ""
@@ -138,7 +188,7 @@ def _delivery(state: ReceiverState, since: int) -> Trouble | None:
         if not state.queued and not (state.address and why):
             return None
         help_ = (
-            f"The node dials {state.address} again by itself: see that it listens there."
+            (state.needs or dialled_again(state.address))
             if state.address
             else "It attaches by itself: start it."
         )
@@ -147,16 +197,15 @@ def _delivery(state: ReceiverState, since: int) -> Trouble | None:
             sentence=f"{name} is away{why}. {_waiting(state)} for it.",
             help=help_,
             command=_command("peek", name) if state.queued else "",
-            since=since,
             is_severe=bool(state.queued),
         )
-    if state.last_error and not state.attempts and is_url(state.address or ""):
+    if state.last_error and not state.attempts and state.address and is_url(state.address):
         # No attempt was counted, so it is no message that fails: the endpoint takes none.
         return Trouble(
             kind=FAILING,
             sentence=f"{name} takes nothing{why}. {_waiting(state)} for it.",
-            help=f"The node tries {state.address} again by itself: see what answers there.",
-            command=_command("peek", name),
+            help=tried_again(state.address),
+            command=_command("receivers", "test", name),
         )
     if state.attempts or state.last_error:
         where = f" ({state.waits.subject}, log:{state.waits.position})" if state.waits else ""

@@ -22,8 +22,10 @@ from msgservice.core.runs import WAITING, Run
 from msgservice.core.subjects import matches
 from msgservice.message import Status
 from msgservice.node.pace import Pace
+from msgservice.node.troubles import Dialling, dialled_again, needs_of, tried_again
 from msgservice.receiver_options import STRICT
 from msgservice.records import DELAYED, Found, ReceiverRow, hash_of
+from msgservice.transport.addresses import is_url
 
 # The kinds of causes: what is final by its status, and these.
 DELAYED_UNTIL, LEFT_OUT, NOBODY = "delayed", "left_out", "nobody"
@@ -70,18 +72,6 @@ class Delivery(Protocol):
     @property
     def trouble(self) -> str:
         """Why nothing gets on, for people."""
-
-
-class Dialling(Protocol):
-    """The connector of a receiver that the node dials."""
-
-    @property
-    def last_error(self) -> str | None:
-        """Why it was not reached, the last time."""
-
-    @property
-    def next_attempt_in(self) -> float | None:
-        """Seconds until it is dialled again, or None."""
 
 
 def _command(*words: str) -> str:
@@ -271,30 +261,51 @@ class _Look:
         if delivery.row.options.paused:
             return (
                 PAUSED,
-                f"{name} is paused, and gets nothing{why}",
+                f"{name} gets nothing{why or ', it is paused'}",
                 "Resume it when it may go on.",
                 _command("receivers", "resume", name),
             )
         if delivery.connection is not None:
             return None
         self.since = self._wall(delivery.since)
-        link = self._dialling
-        if link is None:
+        link, row = self._dialling, delivery.row
+        if row.address is None:
             return (
                 AWAY,
                 f"{name} is away{last}",
                 "It attaches by itself: start it.",
                 _command("peek", name),
             )
-        if link.next_attempt_in is not None:
-            self.next_try_at = self._time.wall() + round(link.next_attempt_in * 1000)
-        error = f": {link.last_error}" if link.last_error and self._sees_all else why
-        at = f" at {delivery.row.address}" if self._sees_all else ""
+        error = why
+        if link is not None:
+            self._next_try_of(link)
+            error = f": {link.last_error}" if link.last_error and self._sees_all else why
+        if not self._sees_all:
+            return AWAY, f"{name} is not reached", "The node dials it again by itself.", ""
         return (
             AWAY,
-            f"{name} is not reached{at}{error}",
-            "The node dials it again by itself: see that it listens there.",
+            f"{name} is not reached at {row.address}{error}",
+            needs_of(row, link) or dialled_again(row.address),
             _command("receivers", "list"),
+        )
+
+    def _next_try_of(self, link: Dialling) -> None:
+        if link.next_attempt_in is not None:
+            self.next_try_at = self._time.wall() + round(link.next_attempt_in * 1000)
+
+    def _unwell(self, link: Dialling) -> Said:
+        """The endpoint is reached and takes nothing: the message was handed to it all the same."""
+        name, address = self._name, self._delivery.row.address
+        since: float | None = getattr(link, "unwell_since", None)
+        self.since = None if since is None else self._wall(since)
+        self._next_try_of(link)
+        if not self._sees_all:
+            return REFUSING, f"{name} takes nothing now", "It is tried again by itself.", ""
+        return (
+            REFUSING,
+            f"{name} takes nothing now: {link.last_error}",
+            tried_again(address or name),
+            _command("receivers", "test", name) if is_url(address or "") else "",
         )
 
     def _under_way(self) -> Said | None:
@@ -303,6 +314,9 @@ class _Look:
         position = self._found.position
         if backlog.in_flight_at(position):
             self.since = None
+            link = self._dialling
+            if link is not None and link.last_error:
+                return self._unwell(link)
             if backlog.limit.most == 1:
                 return (
                     PROBING,
@@ -311,10 +325,12 @@ class _Look:
                     "See whether its handler ends the process.",
                     _command("peek", name),
                 )
+            has = "its handler has it, or what came before it"
+            if is_url(self._delivery.row.address or ""):
+                has = "the call is under way, or waits for those before it"
             return (
                 IN_FLIGHT,
-                f"It was sent to {name}, which has not answered yet: its handler has it, or what"
-                " came before it",
+                f"It was sent to {name}, which has not answered yet: {has}",
                 "",
                 "",
             )

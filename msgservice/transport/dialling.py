@@ -36,6 +36,7 @@ from msgservice.core.backoff import Backoff
 from msgservice.interfaces import IChannel, IConnector
 from msgservice.limits import Limits
 from msgservice.transport.owners import Owned
+from msgservice.transport.reach import NotReachable
 from msgservice.transport.tcp.sockets import reason_of
 from msgservice.waiters import Waiters
 
@@ -141,6 +142,7 @@ class Connector(ClientService):
         self.attempts = 0
         self.last_error: str | None = None
         self.is_by_certificate = False  # why there is none: trying again alone does not help
+        self.forbidden = ""  # likewise: the option that would let it be dialled
         self._reactor = reactor
         self._now = monotonic_of(reactor)
         self._make_channel = make_channel
@@ -253,6 +255,8 @@ class Connector(ClientService):
         called_off = failure.check(CancelledError, ConnectingCancelledError)
         if not called_off and not self._is_stopping:
             self.attempt_failed(reason_of(failure))
+            if isinstance(failure.value, NotReachable):
+                self.forbidden = failure.value.key
 
     def attempt_failed(
         self, reason: str, *, refused: bool = False, by_certificate: bool = False
@@ -260,6 +264,7 @@ class Connector(ClientService):
         """Note why an attempt failed, or a connection ended; the same refusal is told once."""
         self.last_error = reason
         self.is_by_certificate = by_certificate
+        self.forbidden = ""
         if not refused or reason != self._told_refusal:
             self._warn_once(reason if refused else "")
 
@@ -271,6 +276,7 @@ class Connector(ClientService):
         self._backoff.established(self._now())
         self.last_error = None
         self.is_by_certificate = False
+        self.forbidden = ""
         if self._warned:
             self._warned = False
             self._logger.info("connected to {address} again", address=self.address)

@@ -13,8 +13,17 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
-from twisted.internet.interfaces import IReactorPluggableNameResolver, IReactorTime
-from zope.interface import alsoProvides
+from twisted.internet.address import IPv4Address as FoundIPv4
+from twisted.internet.address import IPv6Address as FoundIPv6
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import (
+    IAddress,
+    IHostResolution,
+    IReactorPluggableNameResolver,
+    IReactorTime,
+    IResolutionReceiver,
+)
+from zope.interface import alsoProvides, implementer
 
 from msgservice.clock import AroundReactor
 from msgservice.errors import BadValue
@@ -72,7 +81,8 @@ class NotReachable(Exception):
     """An address is none that this node may be made to dial; `key` would allow it."""
 
     def __init__(self, host: str, key: str) -> None:
-        super().__init__(f"{host} is no address that this node may dial ({key})")
+        super().__init__(f"{host} is no address that this node may dial, unless {key} has it")
+        self.key = key
 
 
 class Reach:
@@ -140,3 +150,41 @@ def check_reach(reactor: object, host: str) -> None:
     """
     if isinstance(reactor, ReachingReactor):
         reactor.check(host)
+
+
+@implementer(IResolutionReceiver)
+class _Found:
+    """The receiver of what a name leads to."""
+
+    def __init__(self) -> None:
+        self.addresses: list[str] = []
+        self.done: Deferred[list[str]] = Deferred()  # Twisted's own lookups cannot be called off
+
+    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
+        """See `IResolutionReceiver`."""
+
+    def addressResolved(self, address: IAddress) -> None:
+        """See `IResolutionReceiver`."""
+        if isinstance(address, FoundIPv4 | FoundIPv6):
+            self.addresses.append(address.host)
+
+    def resolutionComplete(self) -> None:
+        """See `IResolutionReceiver`."""
+        if not self.done.called:
+            self.done.callback(self.addresses)
+
+
+def addresses_of(reactor: IReactorTime, host: str) -> Deferred[list[str]]:
+    """Fire with the IP addresses that a host has now: it is one, or a name that leads to some.
+
+    With none where it cannot be looked up. May be cancelled.
+    """
+    try:
+        return succeed([str(ip_address(host))])
+    except ValueError:
+        pass
+    if not IReactorPluggableNameResolver.providedBy(reactor):  # a test's clock knows no names
+        return succeed([])
+    found, looking_up = _Found(), reactor
+    looking_up.nameResolver.resolveHostName(found, host)
+    return found.done

@@ -21,6 +21,7 @@ from twisted.logger import Logger
 from msgservice.core.backoff import delay_of
 from msgservice.errors import Retry
 from msgservice.receiver.received import ReceivedMessage
+from msgservice.transport.reach import NotReachable
 from msgservice.transport.tcp.refusals import told
 from msgservice.webhooks.calls import Call, Verdict, verdict_of
 
@@ -66,6 +67,8 @@ class Endpoint:
     ) -> None:
         self.url = url
         self.trouble: str | None = None  # why nothing is taken now, for people
+        self.unwell_since: float | None = None  # seconds of the clock, while that is so
+        self.forbidden = ""  # the option that would let it be dialled, where that is why
         self._make_call, self._post, self._gone = make_call, post, gone
         self._clock, self._wall, self._rng = clock, wall, rng
         self._asked_max, self._is_xmlrpc = asked_max, is_xmlrpc
@@ -91,19 +94,20 @@ class Endpoint:
         tried: int | None = None  # which trouble this is a try of
         while True:
             tried = await self._turn(tried is not None)
-            verdict, why, asked = Verdict.UNWELL, "", ""
+            verdict, why, asked, forbidden = Verdict.UNWELL, "", "", ""
             try:
                 answer = await self._post(self._make_call(message))
                 verdict, why = verdict_of(answer.code, answer.body, is_xmlrpc=self._is_xmlrpc)
                 asked = answer.retry_after
             except (CancelledError, GeneratorExit):
                 if self._ends_try(tried):  # it says nothing of the endpoint: another is the next
-                    self._unwell(self.trouble or "", "")
+                    self._unwell(self.trouble or "", "", self.forbidden)
                 raise
             except Exception as error:
                 why = reason_of(error)
+                forbidden = error.key if isinstance(error, NotReachable) else ""
             self._ends_try(tried)
-            self._judge(verdict, why, asked)
+            self._judge(verdict, why, asked, forbidden)
             if verdict is Verdict.TAKEN:
                 return
             if verdict is Verdict.WRONG:
@@ -137,18 +141,18 @@ class Endpoint:
         if waiting in self._waiting:
             self._waiting.remove(waiting)
 
-    def _judge(self, verdict: Verdict, why: str, asked: str) -> None:
+    def _judge(self, verdict: Verdict, why: str, asked: str, forbidden: str) -> None:
         """An attempt has ended: the endpoint is well, or all wait until it is tried again."""
         if verdict in (Verdict.TAKEN, Verdict.WRONG):
             self._well()
         elif not self._is_trying and self._timer is None:
-            self._unwell(why, asked)
+            self._unwell(why, asked, forbidden)
 
     def _well(self) -> None:
         if self.trouble is None:
             return
         self._logger.info("webhook {url} takes messages again", url=self.url)
-        self.trouble, self._failures = None, 0
+        self.trouble, self.unwell_since, self.forbidden, self._failures = None, None, "", 0
         self._is_trying = False  # a try that is still under way decides nothing any more
         if self._timer is not None:
             self._timer.cancel()
@@ -157,15 +161,16 @@ class Endpoint:
         for one in waiting:
             one.callback(None)
 
-    def _unwell(self, why: str, asked: str) -> None:
+    def _unwell(self, why: str, asked: str, forbidden: str) -> None:
         if self._is_stopped:
             return
         if self.trouble is None:
             self._trouble += 1
+            self.unwell_since = self._clock.seconds()
             self._logger.warn(
                 "webhook {url} takes nothing, its messages wait: {why}", url=self.url, why=why
             )
-        self.trouble = why
+        self.trouble, self.forbidden = why, forbidden
         self._failures += 1
         delay = delay_of(
             self._failures,
@@ -183,7 +188,7 @@ class Endpoint:
             self._is_trying = True
             self._waiting.popleft().callback(None)
         else:
-            self.trouble = None
+            self.trouble, self.unwell_since, self.forbidden = None, None, ""
 
     def stop(self) -> None:
         """Let all that wait go: their messages were not taken, and are sent again later."""

@@ -132,6 +132,8 @@ class _Bounded:
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
         """Connect; fires with who speaks over the connection."""
+        # Else Twisted's own factory tells the log of each connection that begins or ends.
+        vars(protocolFactory)["noisy"] = False
         connecting: Deferred[Any] = self._endpoint.connect(
             _Connections(protocolFactory, self._reactor)
         )

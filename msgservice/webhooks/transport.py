@@ -11,12 +11,27 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, execute, fail
-from twisted.internet.interfaces import IListeningPort, IReactorFromThreads, IReactorTime
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredLock,
+    DeferredSemaphore,
+    execute,
+    fail,
+)
+from twisted.internet.defer import TimeoutError as Late
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IListeningPort,
+    IReactorFromThreads,
+    IReactorTime,
+)
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from msgservice.clock import wall_of
+from msgservice.core.backoff import delay_of
 from msgservice.errors import BadAddress, LimitReached
 from msgservice.installation import installed_version
 from msgservice.interfaces import IChannel, IChannelUser, IConnector, INamingTransport
@@ -27,17 +42,19 @@ from msgservice.records import Reread, Tried
 from msgservice.threads import in_daemon_thread
 from msgservice.transport.addresses import URL_SCHEMES
 from msgservice.transport.local import local_connector
-from msgservice.transport.reach import Reach
+from msgservice.transport.reach import NotReachable, Reach, addresses_of
 from msgservice.waiters import Waiters
 from msgservice.webhooks.calls import Call, Verdict, call_of, test_call, verdict_of
-from msgservice.webhooks.endpoint import Endpoint, reason_of
+from msgservice.webhooks.endpoint import DELAY_MAX, DELAY_MIN, Endpoint, reason_of
 from msgservice.webhooks.options import WebhookOptions, WebhooksOptions
 from msgservice.webhooks.posting import Poster, tls_of
-from msgservice.webhooks.urls import check_url, url_of
+from msgservice.webhooks.urls import check_url, host_of, url_of
 
 # A call that is under way when the node stops has so long to be answered; then it is made again.
 STOP_SECONDS = 5.0
 TRIES_MAX = 8  # tests at once
+LOOKUPS_MAX = 8  # names at once that are looked up before they are dialled
+LOOKUP_SECONDS = 2.0  # for one: where there is no answer by then, the calls show what comes of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +101,11 @@ class WebhookTransport:
         self._trying = 0  # tests that are under way
         # One reads at a time: who is first makes the node's secret, and the others find it.
         self._reading = DeferredLock()
+        self._looking_up = DeferredSemaphore(LOOKUPS_MAX)
 
     def check_dial(self, address: str) -> None:
-        """See `ITransport`."""
-        check_url(address, plain=self.options.plain)
+        """See `ITransport`; an IP address has to be one that may be dialled."""
+        check_url(address, plain=self.options.plain, reach=Reach(self.options.networks))
 
     def check_listen(self, address: str) -> str | None:
         """See `ITransport`: nothing listens at a URL."""
@@ -124,6 +142,7 @@ class WebhookTransport:
             name,
             options=self.options,
             read=lambda: self._read(reactor, name, url_of(address)[0]),
+            check=lambda: self._check(reactor, host_of(address)),
             gone=lambda reason: self._gone(name, reason),
             rng=self._rng,
         )
@@ -152,19 +171,41 @@ class WebhookTransport:
         done: Deferred[Read] = self._reading.run(in_daemon_thread, threads, read)
         return done
 
+    def _check(self, reactor: IReactorTime, host: str) -> Deferred[None]:
+        """Fail with `NotReachable` where a host has addresses now, and none that may be dialled.
+
+        What is dialled is asked again each time: this is so that it is known before there is a
+        message, and told as what it is.
+        """
+        reach = Reach(self.options.networks)
+
+        def check(found: list[str]) -> None:
+            if found and not any(map(reach.allows, found)):
+                reach.check(found[0])
+
+        def look_up() -> Deferred[list[str]]:
+            return addresses_of(reactor, host).addTimeout(LOOKUP_SECONDS, reactor)
+
+        def late(failure: Failure) -> list[str]:
+            failure.trap(Late)
+            return []
+
+        found: Deferred[list[str]] = self._looking_up.run(look_up)
+        return found.addErrback(late).addCallback(check)
+
     def try_out(self, reactor: IReactorTime, address: str, name: str) -> Deferred[Tried]:
         """See `INamingTransport`: one call by a connection of its own, whatever waits."""
         return Deferred.fromCoroutine(self._try_out(reactor, address, name))
 
     async def _try_out(self, reactor: IReactorTime, address: str, name: str) -> Tried:
-        self.check_dial(address)
+        url, is_xmlrpc = url_of(address)
         if self._trying >= TRIES_MAX:
             raise LimitReached("tests of webhooks at once", TRIES_MAX)
-        url, is_xmlrpc = url_of(address)
         own = self.options.own.get(name, WebhookOptions())
         self._trying += 1
         begin, poster = reactor.seconds(), None
         try:
+            self.check_dial(address)
             read = await self._read(reactor, name, url)
             call = test_call(
                 name,
@@ -218,20 +259,25 @@ class Webhook(Service):
         *,
         options: WebhooksOptions,
         read: Callable[[], Deferred[Read]],
+        check: Callable[[], Deferred[None]],
         gone: Callable[[str], None],
         rng: Callable[[], float],
     ) -> None:
+        # `check` fails with `NotReachable` where it may not be dialled.
         self.address = address
         self._url, self._is_xmlrpc = url_of(address)
         self._reactor, self._name, self._limits = reactor, name, limits
         self._make_user = make_user
         self._options, self._own = options, options.own.get(name, WebhookOptions())
-        self._read, self._gone, self._rng = read, gone, rng
+        self._read, self._check, self._gone, self._rng = read, check, gone, rng
         self._reading: Deferred[None] | None = None
         self._secrets: Sequence[bytes] = ()
         self._agent = agent_name()
         self._wall = wall_of(reactor)
         self._error: str | None = None
+        self._forbidden = ""
+        self._refused = 0  # times in a row that it might not be dialled
+        self._again: IDelayedCall | None = None  # when that is looked at again
         self._endpoint: Endpoint | None = None
         self._poster: Poster | None = None
         self._receiver: Receiver | None = None
@@ -254,16 +300,14 @@ class Webhook(Service):
     @property
     def failures(self) -> int:
         """See `IConnector`."""
-        return 0 if self._link is None else int(self._link.failures)
+        return self._refused if self._link is None else int(self._link.failures)
 
     @property
     def last_error(self) -> str | None:
         """Why it has no connection, or why its endpoint takes nothing."""
         endpoint = self._endpoint
         if endpoint is not None and endpoint.trouble:
-            again = endpoint.next_try_in
-            soon = "" if again is None else f"; tried again in {again:.0f} s"
-            return f"{endpoint.trouble}{soon}"
+            return endpoint.trouble
         if self._error is not None:
             return self._error
         error: str | None = None if self._link is None else self._link.last_error
@@ -271,13 +315,30 @@ class Webhook(Service):
 
     @property
     def next_attempt_in(self) -> float | None:
-        """See `IConnector`."""
+        """Seconds until it is dialled again, or its endpoint is tried again."""
+        endpoint = self._endpoint
+        if endpoint is not None and endpoint.trouble:
+            return endpoint.next_try_in
+        if self._again is not None:
+            return max(0.0, self._again.getTime() - self._reactor.seconds())
         return None if self._link is None else self._link.next_attempt_in
+
+    @property
+    def unwell_since(self) -> float | None:
+        """Since when its endpoint takes nothing, seconds of the reactor; None: it does."""
+        return None if self._endpoint is None else self._endpoint.unwell_since
+
+    @property
+    def forbidden(self) -> str:
+        """The option that would let it be dialled, where that is why it is not; else empty."""
+        return self._forbidden if self._endpoint is None else self._endpoint.forbidden
 
     # --- verbs
 
     def poke(self) -> None:
         """See `IConnector`."""
+        if self._again is not None:
+            self._again.reset(0)
         if self._link is not None:
             self._link.poke()
 
@@ -291,14 +352,19 @@ class Webhook(Service):
         self._begin()
 
     def _begin(self) -> None:
+        self._again = None
         self._reading = Deferred.fromCoroutine(self._open())
 
     async def _open(self) -> None:
         try:
             read = await self._read()
             self._secrets = read.secrets
+            await self._check()
             self._poster = poster_of(self._reactor, self._url, self._options, read)
         except CancelledError:  # it stops
+            return
+        except NotReachable as error:
+            self._dial_later(error)
             return
         except Exception as error:  # files that cannot be used: the others are served all the same
             self._error = f"not dialled: {error}"
@@ -306,7 +372,7 @@ class Webhook(Service):
                 "webhook {name} is not dialled: {error}", name=self._name, error=str(error)
             )
             return
-        self._error = None
+        self._error, self._forbidden, self._refused = None, "", 0
         self._endpoint = Endpoint(
             self._url,
             make_call=self._call,
@@ -326,6 +392,22 @@ class Webhook(Service):
             limits=replace(self._limits, stop_timeout=STOP_SECONDS),
         )
         receiver.attach_through(self._connect, address=self.address)
+
+    def _dial_later(self, error: NotReachable) -> None:
+        """Try again later: a name that may not be dialled now may lead somewhere else then."""
+        if str(error) != self._error:
+            self._logger.error(
+                "webhook {name} is not dialled: {error}", name=self._name, error=str(error)
+            )
+        self._error, self._forbidden = str(error), error.key
+        self._refused += 1
+        delay = delay_of(
+            self._refused,
+            delay_min=DELAY_MIN,
+            delay_max=DELAY_MAX,
+            jitter=0.5 + self._rng() / 2,
+        )
+        self._again = self._reactor.callLater(delay, self._begin)
 
     def _connect(self, make_far: Callable[[], IChannelUser]) -> _Standing:
         assert self._receiver is not None
@@ -363,6 +445,9 @@ class Webhook(Service):
         return waiter
 
     async def _stop(self) -> None:
+        again, self._again = self._again, None
+        if again is not None:
+            again.cancel()
         reading, self._reading = self._reading, None
         if reading is not None:
             reading.cancel()

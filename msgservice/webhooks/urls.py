@@ -5,7 +5,8 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from msgservice.errors import BadAddress
-from msgservice.transport.addresses import is_local_host
+from msgservice.transport.addresses import ip_of, is_local_host
+from msgservice.transport.reach import NotReachable, Reach
 
 URL_MAX = 2000  # characters
 XMLRPC = "xmlrpc+"
@@ -37,12 +38,26 @@ def url_of(address: str) -> tuple[str, bool]:
     return url, is_xmlrpc
 
 
-def check_url(address: str, *, plain: bool) -> None:
-    """Raise `BadAddress` for a URL that no receiver can have. `plain`: whether others may read."""
+def host_of(address: str) -> str:
+    """Return the host of a URL, an IPv6 address without its brackets; raises as `url_of`."""
+    return urlsplit(url_of(address)[0]).hostname or ""
+
+
+def check_url(address: str, *, plain: bool, reach: Reach | None = None) -> None:
+    """Raise `BadAddress` for a URL that no receiver can have. `plain`: whether others may read.
+
+    `reach`: what may be dialled, if that is known; of a name it is seen when it is dialled.
+    """
     url, _ = url_of(address)
     parts = urlsplit(url)
-    is_near = is_local_host(parts.hostname or "")
+    host = parts.hostname or ""
+    is_near = is_local_host(host)
     if parts.scheme == "http" and not plain and not is_near:
         raise BadAddress(
             address, "plain http: beyond this machine needs insecure = true; or use https:"
         )
+    if reach is not None and ip_of(host) is not None:
+        try:
+            reach.check(host)
+        except NotReachable as error:
+            raise BadAddress(address, str(error)) from None

@@ -197,7 +197,7 @@ def test_what_was_acknowledged_is_sent_again_from_where_one_says(
 
 
 def test_a_webhook_is_sent_a_test_by_clicking(shown: Shown) -> None:
-    address = "http://127.0.0.1:1/"
+    address = "http://localhost:1/"
     shown.msgservice("receivers", "add", "hook", "a.>", "--address", address)
     shown.msgservice("receivers", "add", "billing", "b.>")
     shown.click("billing")
@@ -209,7 +209,8 @@ def test_a_webhook_is_sent_a_test_by_clicking(shown: Shown) -> None:
     shown.click("Send a test")
     shown.sees("One call to its address")
     shown.click("Do it")
-    shown.sees("Not taken: 127.0.0.1 is no address that this node may dial (networks of [webhook])")
+    shown.sees("is no address that this node may dial, unless networks of [webhook] has it")
+    shown.sees("Not taken: ")
 
 
 def test_a_body_is_saved_where_the_node_allows_it(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(60)
 OPS = User(name="ops", rules=Rules(receive=[">"], request=["$node.>"]))
 LIMITS = Limits(link_delay_min=0.01, link_delay_max=0.05, stop_timeout=2.0)
 SCHEMES = ["tcp", "tls", "udp", "pb", "pbs", "node:tcp", "node:udp"]
-REFUSED = "is no address that this node may dial (networks of [node])"
+REFUSED = "is no address that this node may dial, unless networks of [node] has it"
 
 
 class Inside:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
 from typing import Any
+from urllib.request import urlopen
 from xmlrpc.server import SimpleXMLRPCServer
 
 import pytest
@@ -30,6 +32,7 @@ from tests.kit.certificates import Authority
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/webhooks.md"
 ALLOWED = 'networks = ["127.0.0.0/8"]'
+FORBIDDEN = "is no address that this node may dial, unless networks of [webhook] has it"
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,12 @@ def site() -> Iterator[Site]:
 
 
 @contextmanager
-def node_of(folder: Path, webhook: str, *, limits: str = "") -> Iterator[tuple[Daemon, Command]]:
+def node_of(
+    folder: Path, webhook: str, *, limits: str = "", web: bool = False
+) -> Iterator[tuple[Daemon, Command]]:
+    too = 'web = "tcp:0:interface=127.0.0.1"\n' if web else ""
     (folder / "node.toml").write_text(
-        '[node]\ndata = "data"\n[listen]\ntcp = "tcp:0"\n'
+        f'[node]\ndata = "data"\n[listen]\ntcp = "tcp:0"\n{too}'
         f"[limits]\n{limits}\n[webhook]\n{webhook}\n"
     )
     words = ("twist", "--log-format=text", "msgservice", "--config", "node.toml")
@@ -176,11 +182,11 @@ def test_a_test_is_signed_and_says_what_came_back_whatever_waits(
 
 def test_a_test_reaches_no_further_than_a_message(tmp_path: Path, site: Site) -> None:
     with node_of(tmp_path, "") as (_, msgservice):
-        address = f"http://127.0.0.1:{site.port}/"
+        address = f"http://localhost:{site.port}/"
         msgservice("receivers", "add", "hook", "orders.>", "--address", address)
         told = msgservice("receivers", "test", "hook", "--json").data
         assert (told["taken"], told["code"]) == (False, None)
-        assert "127.0.0.1 is no address that this node may dial" in told["reason"]
+        assert FORBIDDEN in told["reason"]
         assert site.calls.empty()
         msgservice("receivers", "add", "near", "orders.>")
         refused = msgservice("receivers", "test", "near")
@@ -280,17 +286,107 @@ def test_kill_9_between_call_and_answer_calls_again_under_the_same_id(
         assert msgservice.receiver("hook")["queued"] == 0
 
 
-@pytest.mark.parametrize(
-    "host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "2130706433"]
-)
-def test_what_only_the_node_reaches_is_not_dialled(tmp_path: Path, site: Site, host: str) -> None:
+INSIDE = ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "10.1.2.3", "169.254.169.254"]
+
+
+@pytest.mark.parametrize("host", INSIDE)
+def test_an_address_that_only_the_node_reaches_is_refused_when_it_is_given(
+    tmp_path: Path, host: str
+) -> None:
+    address = f"https://{host}/hook"
+    with node_of(tmp_path, "") as (_, msgservice):
+        told = msgservice("receivers", "add", "hook", "orders.>", "--address", address)
+        assert (told.code, FORBIDDEN in told.err) == (1, True)
+        assert [] == msgservice.data("receivers", "list")["receivers"]
+    given = f'[[receiver]]\nname = "hook"\naddress = "{address}"\nsubjects = ["orders.>"]\n'
+    (tmp_path / "given.toml").write_text(given)
+    told = msgservice("check-config", "given.toml")
+    assert (told.code, f"given.toml:3: receiver.address: bad address '{address}'" in told.err) == (
+        2,
+        True,
+    )
+    assert FORBIDDEN in told.err
+    allowed = '[webhook]\nnetworks = ["0.0.0.0/0", "::/0"]\n'
+    (tmp_path / "given.toml").write_text(allowed + given)
+    assert msgservice("check-config", "given.toml").code == 0
+
+
+@pytest.mark.parametrize("host", ["localhost", "2130706433"])
+def test_a_name_that_leads_to_what_only_the_node_reaches_is_never_shown_as_up(
+    tmp_path: Path, site: Site, host: str
+) -> None:
     with node_of(tmp_path, "") as (daemon, msgservice):
         address = f"https://{host}:{site.port}/"
         assert msgservice("receivers", "add", "hook", "orders.>", "--address", address).code == 0
-        assert msgservice("send", "orders.new", "x").code == 0
-        daemon.wait_for("webhook https://.* takes nothing, its messages wait: .*(networks|lookup)")
+        daemon.wait_for("webhook hook is not dialled: .* unless networks of .webhook. has it")
+        row = msgservice.receiver("hook")
+        assert (row["connected"], row["health"]) == (False, "away")
+        assert FORBIDDEN in row["last_error"]
+        assert msgservice("send", "orders.new", "x", "--id", "o-1").code == 0
+        told = msgservice("why", "o-1").out
+        assert f"hook (queued): hook is not reached at {address}: " in told
+        assert FORBIDDEN in told
+        assert f"Add the network of {address} to networks of [webhook]" in told
+        how = msgservice("why", "--receiver", "hook").out
+        assert f"Add the network of {address} to networks of [webhook]" in how
         assert site.calls.empty()
         assert msgservice.receiver("hook")["queued"] == 1
+    with node_of(tmp_path, 'networks = ["127.0.0.0/8", "::1/128"]') as (daemon, msgservice):
+        daemon.wait_for("webhook https://.* takes nothing, its messages wait")
+        assert (True, "failing") == tuple(
+            msgservice.receiver("hook")[field] for field in ("connected", "health")
+        )
+
+
+def test_what_the_log_has_of_before_is_not_dialled_where_it_may_not_be(
+    tmp_path: Path, site: Site
+) -> None:
+    address = f"http://127.0.0.1:{site.port}/"
+    with node_of(tmp_path, ALLOWED) as (_, msgservice):
+        msgservice("receivers", "add", "hook", "orders.>", "--address", address)
+    with node_of(tmp_path, "") as (_, msgservice):
+        row = msgservice.receiver("hook")
+        assert (row["connected"], row["health"]) == (False, "away")
+        assert FORBIDDEN in row["last_error"]
+        assert msgservice("send", "orders.new", "x", "--id", "o-1").code == 0
+        told = msgservice("why", "o-1").out
+        assert FORBIDDEN in told
+        assert "give it another address" in told
+        tried = msgservice("receivers", "test", "hook")
+        assert (tried.code, FORBIDDEN in tried.out) == (1, True)
+        assert site.calls.empty()
+
+
+@pytest.mark.parametrize("wrong", [404, 500, None])
+def test_why_says_what_is_wrong_with_an_endpoint_that_has_a_message(
+    tmp_path: Path, site: Site, wrong: int | None
+) -> None:
+    address = f"http://127.0.0.1:{site.port if wrong else 1}/"
+    with node_of(tmp_path, ALLOWED, web=True) as (daemon, msgservice):
+        url = daemon.wait_for(r"listening on (http://\S+)")[1]
+        msgservice("receivers", "add", "hook", "orders.>", "--address", address)
+        if wrong is not None:
+            site.answers.put((wrong, {"retry-after": "60"}, b""))
+        assert msgservice("send", "orders.new", "x", "--id", "o-1").code == 0
+        daemon.wait_for("takes nothing, its messages wait")
+        why = "refused" if wrong is None else f"the endpoint says {wrong}"
+        told = msgservice("why", "o-1").out
+        assert "hook (sent): hook takes nothing now: " in told
+        assert why in told
+        assert "Since 20" in told
+        assert "$ msgservice receivers test hook" in told
+        with urlopen(f"{url}v1/messages/o-1/why") as answer:
+            (cause,) = json.load(answer)["causes"]
+        assert ("refusing", "sent") == (cause["kind"], cause["status"])
+        assert why in cause["sentence"]
+        if wrong is not None:
+            assert cause["next_try_at"] > cause["since"] + 59_000
+        row = msgservice.receiver("hook")
+        assert why in row["last_error"]
+        assert "failing" == row["health"]
+        assert row["health_s"] < 60
+        listed = msgservice("receivers", "list").out
+        assert re.search(r"failing \d+ s, connected", listed)
 
 
 def test_an_answer_that_never_ends_is_read_no_further(tmp_path: Path, site: Site) -> None:

@@ -289,6 +289,49 @@ def test_the_trouble_of_a_handler_that_fails_names_the_message_and_why() -> None
     assert one.next_try_at is not None
 
 
+def test_troubles_say_since_when_they_are() -> None:
+    world = World(limits=Limits(backlog_bytes=10_000))
+    billing = world.peer("billing", receive=ORDERS)
+    world.send()
+    (transfer,) = billing.take(Transfer)
+    world.settle(20.0)
+    began = wall_of(world)
+    for _ in range(3):  # since the first time that it failed, not the last
+        billing.nack(transfer.sequence, transfer.sequence, Action.RETRY, 10_000, reason="no bank")
+        world.settle(1.0)
+        assert ("failing", True) == since_of(world, began)
+        world.settle(10.0)
+        (transfer,) = billing.take(Transfer)
+    billing.ack(transfer)
+    world.settle(1.0)
+    assert "up" == world.one().health
+    world.shop.request("$node.receivers.pause", {"name": "billing"})
+    world.settle()
+    began = wall_of(world)
+    world.send()
+    world.settle(30.0)
+    assert ("paused", True) == since_of(world, began)
+    world.shop.request("$node.receivers.resume", {"name": "billing"})
+    world.settle(10.0)
+    began = wall_of(world)
+    world.send(1_000)
+    world.settle(1.0)
+    assert ("full", True) == since_of(world, began)
+
+
+def wall_of(world: World) -> int:
+    return world.node.parts.observer._time.wall()
+
+
+def since_of(world: World, began: int) -> tuple[str, bool]:
+    """The health of the receiver, and whether it and its trouble are since `began`."""
+    one = world.one()
+    trouble = one.troubles[0]
+    assert (one.health, one.health_since) == (trouble.kind, trouble.since)
+    assert one.health_since is not None
+    return one.health, abs(one.health_since - began) <= 1_100
+
+
 def test_a_webhook_that_is_unwell_has_no_trouble_with_a_message() -> None:
     world = World()
     address = "https://shop.example/hook"

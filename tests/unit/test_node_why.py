@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -71,6 +71,65 @@ def test_56_what_was_sent_waits_for_its_answer_and_is_acknowledged_then() -> Non
     told = world.why(at)
     assert ("acknowledged", "acknowledged") == (told["status"], told["kind"])
     assert told["sentence"] == "billing has acknowledged it."
+
+
+class Link:
+    """The connector of a receiver that the node dials, as a test has it."""
+
+    last_error: str | None = None
+    next_attempt_in: float | None = None
+    unwell_since: float | None = None
+    forbidden = ""
+
+
+def dialled(world: World, address: str) -> Link:
+    """Let the receiver be one that the node dials at this address."""
+    (row,) = world.node.parts.directory
+    row.address = address
+    link = Link()
+    world.node.parts.connections.links[row.number] = cast("Any", link)
+    return link
+
+
+@pytest.mark.parametrize("address", ["https://shop.example/hook", "tcp:shop.example:7420"])
+def test_56_of_one_that_is_reached_and_takes_nothing_its_last_error_is_said(address: str) -> None:
+    world = World()
+    world.send(b"one")
+    link = dialled(world, address)
+    begin = world.clock.seconds()
+    link.last_error, link.next_attempt_in, link.unwell_since = "it says 503", 4.0, begin
+    world.settle(30)
+    told = world.why(world.first())
+    assert ("sent", "refusing") == (told["status"], told["kind"])
+    assert told["sentence"] == "billing takes nothing now: it says 503."
+    assert address in told["help"]
+    now = int(world.clock.seconds() * 1000)
+    assert now + 4000 == pytest.approx(told["next_try_at"], abs=5)
+    assert now - told["since"] == pytest.approx((world.clock.seconds() - begin) * 1000, abs=5)
+    how = world.ask("receivers.why", name="billing")
+    assert ("failing", told["since"]) == (how["health"], how["health_since"])
+    (trouble,) = how["troubles"]
+    assert (trouble["since"], "it says 503" in trouble["sentence"]) == (told["since"], True)
+
+
+def test_56_who_may_not_be_dialled_is_said_to_need_the_option_that_allows_it() -> None:
+    world = World()
+    world.send(b"one")
+    at = world.first()
+    link = dialled(world, "tcp:10.0.0.1:7420")
+    link.last_error, link.forbidden = "10.0.0.1 is none", "networks of [node]"
+    world.billing.connection.abort()
+    world.settle()
+    told = world.why(at)
+    assert ("away", True) == (told["kind"], "10.0.0.1 is none" in told["sentence"])
+    assert "to networks of [node]" in told["help"]
+    (trouble,) = world.ask("receivers.why", name="billing")["troubles"]
+    assert told["help"] == trouble["help"]
+    (row,) = world.node.parts.directory
+    del world.node.parts.connections.links[row.number]
+    told = world.why(at)
+    assert told["sentence"].startswith("billing is not reached at tcp:10.0.0.1:7420")
+    assert "It is not dialled" in told["help"]
 
 
 def test_56_who_is_away_is_named_with_since_when() -> None:

@@ -16,7 +16,13 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
-from msgservice.transport.reach import NotReachable, Reach, ReachingReactor, networks_of
+from msgservice.transport.reach import (
+    NotReachable,
+    Reach,
+    ReachingReactor,
+    addresses_of,
+    networks_of,
+)
 
 PUBLIC, INSIDE = "93.184.216.34", "10.0.0.1"
 FACTORY = Factory.forProtocol(Protocol)
@@ -38,7 +44,7 @@ class Net(Clock):
         super().__init__()
         self.answers = list(answers)
         self.dialled: list[str] = []
-        self.nameResolver = self
+        self.nameResolver: Any = self
 
     def installNameResolver(self, resolver: Any) -> Any:
         raise AssertionError("nobody does")
@@ -67,6 +73,31 @@ def test_a_name_that_has_another_address_each_time_is_dialled_where_it_may_be() 
     assert [NotReachable] == [failure.type for failure in failures]
 
 
+def test_what_a_host_leads_to_is_looked_up_unless_it_is_an_address() -> None:
+    net = Net(INSIDE)
+    for host, found in (("fd00::1", "fd00::1"), ("10.1.2.3", "10.1.2.3"), ("a.example", INSIDE)):
+        told: list[Any] = []
+        addresses_of(net, host).addCallback(told.append)
+        assert [[found]] == told
+    told = []
+    looking = Net()
+    looking.nameResolver = Silent()
+    addresses_of(looking, "a.example").addTimeout(2.0, looking).addErrback(told.append)
+    looking.advance(2.0)
+    assert 1 == len(told)
+    looking.nameResolver.receiver.resolutionComplete()  # too late, and heard by nobody
+
+
+class Silent:
+    """A resolver that does not answer by itself."""
+
+    receiver: Any
+
+    def resolveHostName(self, receiver: Any, hostName: str) -> None:
+        self.receiver = receiver
+        receiver.resolutionBegan(Looking())
+
+
 def test_an_address_is_asked_without_a_name() -> None:
     net = Net()
     reach = Reach(networks_of(["10.0.0.0/8"]), "networks of [node]")
@@ -75,9 +106,8 @@ def test_an_address_is_asked_without_a_name() -> None:
     for host in (INSIDE, "192.168.0.1"):
         TCP4ClientEndpoint(reactor, host, 1).connect(FACTORY).addErrback(failures.append)
     assert [INSIDE] == net.dialled
-    assert "192.168.0.1 is no address that this node may dial (networks of [node])" == str(
-        failures[0].value
-    )
+    told = "192.168.0.1 is no address that this node may dial, unless networks of [node] has it"
+    assert told == str(failures[0].value)
 
 
 @pytest.mark.parametrize("applies", [True, False])

@@ -22,7 +22,7 @@ from msgservice.errors import BadAddress, BadValue, Retry
 from msgservice.message import WireMessage, encode_messages
 from msgservice.receiver.received import ReceivedMessage, RunFacts, decode_received
 from msgservice.records import Origin
-from msgservice.transport.reach import Reach, networks_of
+from msgservice.transport.reach import NotReachable, Reach, networks_of
 from msgservice.webhooks.calls import ANSWER_MAX, HEADER_MAX, Call, Verdict, call_of, verdict_of
 from msgservice.webhooks.endpoint import DELAY_MAX, Answer, Endpoint, seconds_asked
 from msgservice.webhooks.options import check_headers
@@ -413,6 +413,31 @@ def test_an_endpoint_that_is_unwell_is_tried_with_one_message_at_a_time() -> Non
     for _ in range(3):
         site.answer(200)
     assert all(one.is_taken for one in [*outcomes, late])
+
+
+def test_since_when_it_is_unwell_is_when_that_began_until_it_is_well() -> None:
+    site = Site()
+    site.deliver()
+    begin = site.clock.seconds()
+    assert site.endpoint.unwell_since is None
+    site.answer(503)
+    for _ in range(3):
+        site.clock.advance(5.0)
+        site.answer(500)
+        assert begin == site.endpoint.unwell_since
+    site.clock.advance(5.0)
+    site.answer(200)
+    assert site.endpoint.unwell_since is None
+
+
+def test_what_would_let_it_be_dialled_is_known_while_that_is_why_nothing_is_taken() -> None:
+    site = Site()
+    site.deliver()
+    site.fail(NotReachable("10.0.0.1", "networks of [webhook]"))
+    assert "networks of [webhook]" == site.endpoint.forbidden
+    site.clock.advance(0.5)
+    site.answer(503)
+    assert "" == site.endpoint.forbidden
 
 
 def test_a_try_that_hangs_lets_nobody_call_without_a_pause() -> None:

@@ -328,7 +328,7 @@ function rowOf(row) {
     rows.set(row.name, made);
   }
   made.health.className = row.health;
-  const since = row.connected || row.health !== "away" ? "" : ` ${lasting(ago(row.since))}`;
+  const since = row.health === "up" || !row.health_since ? "" : ` ${lasting(ago(row.health_since))}`;
   const workers = row.shared && row.connected ? `, ${row.workers} workers` : "";
   say(made.health, `${row.health}${since}${workers}`);
   say(made.queued, number(row.queued));

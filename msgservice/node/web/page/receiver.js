@@ -21,7 +21,8 @@ function facts(row) {
   const add = (term, text) => list.append(el("dt", {}, term), el("dd", {}, text));
   add("Subjects", row.subjects.join(" ") || "only what names it");
   add("Address", row.address ?? "it attaches by itself");
-  add("Health", `${row.health}, ${row.connected ? "connected" : "away"} since ${moment(row.since)}`);
+  const since = row.health === "up" || row.health === "away" || !row.health_since ? "" : ` since ${moment(row.health_since)}`;
+  add("Health", `${row.health}${since}, ${row.connected ? "connected" : "away"} since ${moment(row.since)}`);
   if (row.shared) {
     add("Workers", `${row.workers}, which share its messages`);
   }
