@@ -65,6 +65,7 @@ from msgservice.transport.pb.expressions import Encoded, cost_of, encode
 from msgservice.transport.pb.transport import PbTransport
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.pacing import Turn
+from msgservice.unlogged import speak
 from msgservice.waiters import Waiters
 
 CHALLENGE_BYTES = 16
@@ -95,6 +96,7 @@ class PbPeer:
         instance: str = "",
         transports: Transports | None = None,
     ) -> None:
+        speak()
         self.reactor = timed(reactor)
         self.name = check_name(name)
         self.limits = Limits() if limits is None else limits

@@ -5,7 +5,8 @@
     node     --node, else MSGSERVICE_NODE, else the profile's, else the default
 
 The profile's secret is its own user's: who names another is not logged in with it. A profile is a
-file of its owner alone, like all files with secrets (`identity.private_files`).
+file of its owner alone, like all files with secrets (`identity.private_files`). Without --profile
+it is `msgservice.toml` in the folder of one's configuration; tables there are profiles with names.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from msgservice.cli.variables import PASSWORD, TOKEN
+from msgservice.cli.variables import PASSWORD, TOKEN, default_profile
 from msgservice.config.addresses import absolute_address
 from msgservice.errors import BadValue, ConfigError
 from msgservice.identity.client_exchange import Login
@@ -42,8 +43,13 @@ class Chosen:
     login: Login | None = field(default=None, repr=False)
 
 
+def is_name(profile: str) -> bool:
+    """Return whether a --profile is a table of the default file: else it is a file's path."""
+    return "/" not in profile and not profile.endswith(".toml") and not Path(profile).exists()
+
+
 def choose(
-    profile: Path | None,
+    profile: str | Path | None,
     user: str | None,
     *,
     environ: Mapping[str, str],
@@ -51,9 +57,10 @@ def choose(
 ) -> Chosen:
     """Return who a command is. `ask` asks people for a user's password; None: there are none.
 
-    Raises `ConfigError`, which shows no secret.
+    `profile`: a file, or the name of a table in the default file; None: the default file, if it is
+    there. Raises `ConfigError`, which shows no secret.
     """
-    said = _Profile() if profile is None else _read(profile)
+    said, profile = _chosen_profile(profile, default_profile(environ))
     password, token = environ.get(PASSWORD) or None, environ.get(TOKEN) or None
     where = f"{PASSWORD} and {TOKEN}"
     if password is None and token is None and user in (None, said.user):
@@ -80,10 +87,27 @@ def choose(
     return Chosen(node=said.node, login=login)
 
 
-def _read(path: Path) -> _Profile:
+def _chosen_profile(profile: str | Path | None, default: Path) -> tuple[_Profile, Path | None]:
+    """Return the profile, and the file that it stands in."""
+    if profile is None:
+        return (_read(default), default) if default.exists() else (_Profile(), None)
+    if isinstance(profile, str) and is_name(profile):
+        return _read(default, profile), default
+    return _read(Path(profile)), Path(profile)
+
+
+def _read(path: Path, table: str | None = None) -> _Profile:
     data = read_private(path)
     try:
         values = tomllib.loads(data.decode())
+        tables = {name for name, value in values.items() if isinstance(value, dict)}
+        if table is None:
+            values = {name: value for name, value in values.items() if name not in tables}
+        elif table in tables:
+            values = values[table]
+        else:
+            there = ", ".join(sorted(tables)) or "none"
+            raise ConfigError([f"{path} has no profile {table!r}: there is {there}"])
         said = msgspec.convert(values, _Profile)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)

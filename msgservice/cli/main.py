@@ -38,6 +38,7 @@ COMMANDS = {
     "token": ("msgservice.cli.users", "token"),
     "can": ("msgservice.cli.users", "can"),
     "check-config": ("msgservice.cli.check_config", "check_config"),
+    "completion": ("msgservice.cli.completion", "completion"),
 }
 
 

@@ -174,7 +174,8 @@ async def _send_one(
 ) -> None:
     async with session.client(reactor, name) as client:
         try:
-            receipt = await session.in_time(reactor, client.send(subject, content, **options))
+            sent = client.send(subject, content, **options)
+            receipt = await session.in_time(reactor, sent, lambda: session.unanswered(client))
         except CancelledError:
             raise Interrupted(f"not stored as far as is known{_refusal(client)}") from None
         outcome: PromiseOutcome | None = None

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import wraps
 from math import isnan
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import click
@@ -42,7 +41,7 @@ from msgservice.administration import Operation
 from msgservice.cli import signals
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import out
-from msgservice.cli.variables import PASSWORD, TOKEN
+from msgservice.cli.variables import PASSWORD, TOKEN, default_profile
 from msgservice.client.client import Client
 from msgservice.clock import Reactor, timed
 from msgservice.errors import (
@@ -300,13 +299,23 @@ class Session:
         looking.clock = reactor
         looking.start(LOOK_SECONDS, now=False)
         try:
-            await self.in_time(reactor, waiting)
+            await self.in_time(reactor, waiting, lambda: self._not_in(client))
         except CancelledError:
             if error is not None:
                 raise error from None
             raise
         finally:
             looking.stop()
+
+    def _not_in(self, client: Client) -> str:
+        """Return why there is no connection yet, and when it is tried again."""
+        state = client.why()
+        again = "" if state.next_try is None else f"; tried again in {state.next_try:.1f} s"
+        return f"no connection to {self.node} yet: {state.error or 'it has not answered'}{again}"
+
+    def unanswered(self, client: Client) -> str:
+        """Return that the node has not answered, or "" where it says why: that is told already."""
+        return "" if client.why().refusal else f"{self.node} has not answered yet"
 
     def attach(
         self,
@@ -365,8 +374,13 @@ class Session:
         asked = client.request(operation.right, given, timeout=self.timeout)
         return await self.in_time(reactor, asked)
 
-    async def in_time(self, reactor: IReactorTime, deferred: Deferred[T]) -> T:
-        """Return what fires; `NoAnswer` when that takes too long."""
+    async def in_time(
+        self, reactor: IReactorTime, deferred: Deferred[T], waits: Callable[[], str] | None = None
+    ) -> T:
+        """Return what fires; `NoAnswer` when that takes too long.
+
+        Before, when it takes long, people are told what is waited for: `waits()`, if it is any.
+        """
         late = False
 
         def give_up() -> None:
@@ -374,7 +388,14 @@ class Session:
             late = True
             deferred.cancel()
 
-        timer = reactor.callLater(self.timeout, give_up)
+        def say() -> None:
+            text = f"{self.node} has not answered yet" if waits is None else waits()
+            if text:
+                click.echo(f"msgservice: {text} (given up after {self.timeout:g} s)", err=True)
+
+        timers = [reactor.callLater(self.timeout, give_up)]
+        if not self.as_json and not self.verbose:  # which tells it by itself
+            timers.append(reactor.callLater(SAY_AFTER, say))
         try:
             return await deferred
         except (CancelledError, MsgServiceError):
@@ -382,8 +403,9 @@ class Session:
                 raise NoAnswer(self.node, self.timeout) from None
             raise
         finally:
-            if timer.active():
-                timer.cancel()
+            for timer in timers:
+                if timer.active():
+                    timer.cancel()
 
     def check(self, check: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         """End the command as one that was used wrongly where `check` raises: before it connects."""
@@ -471,18 +493,18 @@ def node_options(command: Callable[Concatenate[Session, P], None]) -> Callable[.
     )
     @click.option(
         "--profile",
-        type=click.Path(path_type=Path),
         envvar="MSGSERVICE_PROFILE",
         show_envvar=True,
-        metavar="FILE",
-        help="Where node, user, and password or token stand.",
+        metavar="FILE|NAME",
+        help="Where node, user, and password or token stand: a file, or a table of"
+        " ~/.config/msgservice.toml.",
     )
     @answer_options
     @wraps(command)
     def with_session(
         node: str,
         user: str | None,
-        profile: Path | None,
+        profile: str | None,
         as_json: bool,
         timeout: float,
         verbose: bool,
@@ -490,14 +512,15 @@ def node_options(command: Callable[Concatenate[Session, P], None]) -> Callable[.
         **kwargs: P.kwargs,
     ) -> None:
         session = Session(node=node, as_json=as_json, timeout=timeout, verbose=verbose)
-        if user or profile or os.environ.get(PASSWORD) or os.environ.get(TOKEN):
+        said = user or profile or os.environ.get(PASSWORD) or os.environ.get(TOKEN)
+        if said or default_profile(os.environ).exists():
             session = _as_somebody(session, user or None, profile)
         command(session, *args, **kwargs)
 
     return with_session
 
 
-def _as_somebody(session: Session, user: str | None, profile: Path | None) -> Session:
+def _as_somebody(session: Session, user: str | None, profile: str | None) -> Session:
     # Only here: SCRAM is none of the business of a command that logs in nowhere.
     from msgservice.cli.login import choose
 

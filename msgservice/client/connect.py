@@ -18,6 +18,7 @@ from msgservice.identity.prover import prover_of
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits
 from msgservice.transport.registry import Transports
+from msgservice.unlogged import speak
 
 if TYPE_CHECKING:
     from msgservice.client.disk import DiskOutbox
@@ -57,6 +58,7 @@ def connect(
     no login; for the outbox with
     `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`. Cancelling stops dialling.
     """
+    speak()
     limits = Limits() if limits is None else limits
     check_kind(Limits, "Limits are needed", limits=limits)
     check_flags(require=require)

@@ -50,6 +50,7 @@ from msgservice.receiver.ways import Attachment, Dial, FindsTransport, Listening
 from msgservice.receiver_options import NONE, ORDERS, STRICT
 from msgservice.transport.addresses import check_listener
 from msgservice.transport.registry import Transports
+from msgservice.unlogged import speak
 from msgservice.waiters import Waiters
 
 LISTEN_AGAIN_SECONDS = 5.0  # between two tries to open a port that was open before
@@ -105,6 +106,7 @@ class Receiver(Service):
         decode: Decode = decode_content,
         incarnation: str | None = None,
     ) -> None:
+        speak()
         name = check_name(name)
         if not callable(handler):
             raise TypeError(f"handler must be callable, not {handler!r}")

@@ -38,11 +38,12 @@ from msgservice.limits import Limits
 from msgservice.transport.owners import Owned
 from msgservice.transport.reach import NotReachable
 from msgservice.transport.tcp.sockets import reason_of
+from msgservice.unlogged import SAID
 from msgservice.waiters import Waiters
 
 # After so long an attempt that goes on is told: until it has ended it is no failure, and whoever
 # waits for it would not know what for.
-SILENT_SECONDS = 3.0
+SILENT_SECONDS = 1.5
 
 
 @implementer(IReactorTime)
@@ -92,11 +93,7 @@ class _Counted:
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         self._connector.dial_begins()
-        return self._endpoint.connect(factory).addCallbacks(self._made, self._failed)
-
-    def _made(self, protocol: IProtocol) -> IProtocol:
-        self._connector.dial_ended()
-        return protocol
+        return self._endpoint.connect(factory).addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> Failure:
         self._connector.dial_ended()
@@ -234,8 +231,12 @@ class Connector(ClientService):
     # --- from the channel and the endpoint
 
     def dial_begins(self) -> None:
-        """An attempt begins; it is told when it goes on for long without an answer."""
+        """An attempt begins; it is told when it goes on for long without an answer.
+
+        A connection alone is none: a peer that has stopped has those which its kernel makes.
+        """
         self.attempts += 1
+        self.dial_ended()
         if self._silence is not None:
             self._silent = self._reactor.callLater(SILENT_SECONDS, self._still_silent)
 
@@ -273,18 +274,20 @@ class Connector(ClientService):
 
     def channel_established(self, channel: Owned) -> None:
         """See `ChannelOwner`."""
+        self.dial_ended()
         self._backoff.established(self._now())
         self.last_error = None
         self.is_by_certificate = False
         self.forbidden = ""
         if self._warned:
             self._warned = False
-            self._logger.info("connected to {address} again", address=self.address)
+            self._logger.info("connected to {address} again", address=self.address, **{SAID: True})
 
     def channel_gone(self, channel: Owned, reason: str) -> None:
         """See `ChannelOwner`."""
         if self._channel is not channel:
             return
+        self.dial_ended()
         self._channel = None
         if self._is_stopping:
             self._stop_dialling()
@@ -293,7 +296,9 @@ class Connector(ClientService):
             self.attempt_failed(refusal, refused=True)
         else:
             by_certificate = getattr(channel, "is_by_certificate", False)
-            self.attempt_failed(reason, by_certificate=by_certificate)
+            if getattr(self._reactor, "running", True):
+                self.attempt_failed(reason, by_certificate=by_certificate)
+            # Else the reactor has ended, and its connections with it: nothing is tried again.
 
     # --- inside
 
@@ -318,6 +323,7 @@ class Connector(ClientService):
         self._stopped()
 
     def _stopped(self) -> None:
+        self.dial_ended()
         if self._stop_deadline is not None:
             self._stop_deadline.cancel()
             self._stop_deadline = None
@@ -340,7 +346,8 @@ class Connector(ClientService):
             self._warned = True
             self._told_refusal = refusal
             self._logger.warn(
-                "no connection to {address}: {reason} (will be tried again)",
+                "no connection to {address}: {reason} (tried again, at least every {seconds} s)",
                 address=self.address,
                 reason=self.last_error,
+                seconds=f"{self._limits.link_delay_max:g}",
             )

@@ -32,7 +32,7 @@ class Command:
         done = run(
             ["msgservice", *words],
             cwd=self.folder,
-            env=os.environ | {"MSGSERVICE_NODE": self.node},
+            env=os.environ | {"MSGSERVICE_NODE": self.node, "XDG_CONFIG_HOME": str(self.folder)},
             stdin=stdin,
             timeout=PATIENCE,
         )

@@ -9,6 +9,7 @@ import pytest
 
 from msgservice.cli.login import Chosen, choose
 from msgservice.cli.session import Session
+from msgservice.cli.variables import default_profile
 from msgservice.errors import ConfigError
 from msgservice.identity.tokens import new_token
 
@@ -140,3 +141,30 @@ def test_a_command_that_is_shown_shows_no_secret(profile: Path) -> None:
     session = Session(login=found.login)
     for shown in (repr(found), repr(session), repr(found.login)):
         assert "of the profile" not in shown
+
+
+def test_without_a_profile_the_one_in_the_folder_of_configurations_is_it(tmp_path: Path) -> None:
+    (tmp_path / "msgservice.toml").write_text(
+        'node = "tcp:one:1"\nuser = "shop"\npassword = "p"\n'
+        '[staging]\nnode = "tcp:two:2"\n[prod]\nnode = "tcp:three:3"\nuser = "ops"\n'
+    )
+    (tmp_path / "msgservice.toml").chmod(0o600)
+    here = {"XDG_CONFIG_HOME": str(tmp_path)}
+    found = choose(None, None, environ=here, ask=None)
+    assert ("tcp:one:1", ("shop", "p", None)) == (found.node, login(found))
+    named = choose("staging", None, environ=here, ask=None)
+    assert ("tcp:two:2", None) == (named.node, named.login)
+    asked = choose("prod", None, environ=here, ask=lambda user: f"asked of {user}")
+    assert ("ops", "asked of ops", None) == login(asked)
+    with pytest.raises(ConfigError, match="no profile 'stagin': there is prod, staging"):
+        choose("stagin", None, environ=here, ask=None)
+
+
+@pytest.mark.parametrize("folder", ["", "relative"])
+def test_a_folder_of_configurations_that_is_no_path_counts_as_unset(
+    folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    at = default_profile({"XDG_CONFIG_HOME": folder})
+    assert at == tmp_path / ".config" / "msgservice.toml"
+    assert choose(None, None, environ={"XDG_CONFIG_HOME": folder}, ask=None) == Chosen()

@@ -329,16 +329,27 @@ def test_an_attempt_that_fails_while_it_stops_is_not_said_to_be_tried_again(
 
 def test_an_attempt_without_an_answer_is_told_before_it_ends(logged: list[LogEvent]) -> None:
     world = World()
-    world.clock.advance(2.9)
+    world.clock.advance(1.4)
     assert world.connector.last_error is None
     world.clock.advance(0.2)
-    assert world.connector.last_error == "no answer for 3 s"
+    assert world.connector.last_error == "no answer for 1.5 s"
     (event,) = [event for event in logged if event["log_level"].name == "warn"]
-    assert event["reason"] == "no answer for 3 s"
+    assert event["reason"] == "no answer for 1.5 s"
     world.endpoint.accept()
     world.clock.advance(100)
     assert world.stop().called is False
     assert 1 == len([event for event in logged if event["log_level"].name == "warn"])
+
+
+def test_a_connection_behind_which_nobody_answers_is_told(logged: list[LogEvent]) -> None:
+    world = World(real_users=True)
+    world.endpoint.accept()
+    world.clock.advance(1.4)
+    assert world.connector.last_error is None
+    world.clock.advance(0.2)
+    assert world.connector.last_error == "no answer for 1.5 s"
+    (event,) = [event for event in logged if event["log_level"].name == "warn"]
+    assert event["reason"] == "no answer for 1.5 s"
 
 
 def test_stopping_while_waiting_dials_no_more() -> None:

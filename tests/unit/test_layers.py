@@ -36,6 +36,7 @@ LAYERS: list[tuple[str, ...]] = [
     ),
     ("core",),
     ("disk", "clock", "log_lines"),
+    ("unlogged",),
     ("identity",),
     ("log", "transport", "connection"),
     ("config", "client", "receiver", "webhooks"),

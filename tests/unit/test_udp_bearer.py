@@ -283,7 +283,7 @@ def test_a_peer_with_another_key_is_told_at_both_ends_and_not_with_every_datagra
     (line,) = _warnings(logged, "is not answered")
     assert reason in line
     assert line.startswith("udp:127.0.0.1:")
-    silence = "no answer (nobody is there, or has this key) for 3 s"
+    silence = "no answer (nobody is there, or has this key) for 1.5 s"
     (line,) = _warnings(logged, "no connection to")
     assert silence in line
     assert connector.last_error == silence

@@ -50,6 +50,7 @@ from msgservice.transport.udp.port import PortAdapter
 from msgservice.transport.udp.spinning import Spin, SpinningSocket
 from msgservice.transport.udp.turns import Turns
 from msgservice.transport.udp.waiting import SendQueue, WaitingRun
+from msgservice.unlogged import speak
 
 # Seconds that the next datagram of a conversation is waited for awake (`spinning`).
 SPIN = 100e-6
@@ -87,6 +88,7 @@ class DatagramPeer:
         carry_over: bool = True,
         spin: float = SPIN,
     ) -> None:
+        speak()
         if retries < 0 or (send_timeout is not None and send_timeout <= 0):
             raise ValueError("send_timeout must be above 0, retries at least 0")
         if not 0 <= spin <= SPIN_MAX:
