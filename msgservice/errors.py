@@ -604,8 +604,13 @@ class LogReplaced(LogFailed):
 class LogLocked(LogError):
     """Another process holds the data folder, outbox or inbox (SEMANTICS 26, 33)."""
 
-    def __init__(self, path: str, holder: str) -> None:
-        super().__init__(f"{path} is held by {holder}")
+    def __init__(
+        self,
+        path: str,
+        holder: str,
+        help: str = ": stop that first, or use another",  # noqa: A002
+    ) -> None:
+        super().__init__(f"{path} is held by {holder}{help}")
         self.path, self.holder = path, holder
 
 

@@ -49,7 +49,8 @@ from msgservice.tap import Options, build
 @click.option(
     "--insecure",
     is_flag=True,
-    help="Listen beyond this machine without authentication, if told to.",
+    help="Let anybody in who reaches the node, also beyond this machine: no login is needed."
+    " As insecure = true in [node].",
 )
 @click.option(
     "--log-format",
@@ -128,7 +129,7 @@ def _who(config: Config) -> str:
         count = len(config.users)
         return f"{count} configured user{'' if count == 1 else 's'}, each after a login"
     if config.insecure:
-        return "whoever reaches these addresses: insecure = true"
+        return "whoever reaches these addresses: insecure, as it was asked for (docs/security.md)"
     return "everybody on this machine, for no users are configured (docs/security.md)"
 
 

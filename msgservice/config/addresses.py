@@ -12,6 +12,7 @@ from pathlib import Path
 
 from msgservice.errors import BadAddress, InsecureListener
 from msgservice.transport.addresses import (
+    ALLOWED_BY,
     NODE,
     URL_SCHEMES,
     check_listener,
@@ -73,6 +74,25 @@ def key_of(address: str) -> str:
     return SCHEMES_UNDER.get(scheme, scheme)
 
 
+def listener_meant(text: str) -> str | None:
+    """Return what is wrong with a listener's address that has no scheme, and what is meant."""
+    first, _, rest = text.partition(":")
+    if not rest and first.isascii() and first.isdecimal():
+        return f"bad address {text!r}: has no scheme, tcp:{first} may be meant"
+    if rest.isascii() and rest.isdecimal() and not _is_known(first):
+        meant = f"tcp:{rest}:interface={first}" if first else f"tcp:{rest}"
+        return f"bad address {text!r}: has no scheme, {meant} may be meant"
+    return None
+
+
+def _is_known(scheme: str) -> bool:
+    return (
+        scheme in (*LISTENERS, *SCHEMES_UNDER, *FACES)
+        or is_url(f"{scheme}:")
+        or (_is_served(scheme))
+    )
+
+
 def check_listener_address(
     key: str, address: str, *, insecure: bool, asks: bool, transports: Transports
 ) -> None:
@@ -105,7 +125,7 @@ def check_face_address(address: str, *, insecure: bool, asks: bool, transports: 
         raise InsecureListener(
             address,
             f"{beyond}, and whoever comes may put and listen: use tls: with certificates of clients"
-            " (trustRoots, or client_roots of [tls]), or set insecure = true to allow it",
+            f" (trustRoots, or client_roots of [tls]), or allow it by {ALLOWED_BY}",
         )
 
 

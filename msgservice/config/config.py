@@ -31,6 +31,7 @@ from msgservice.config.addresses import (
     check_receiver_address,
     check_web_address,
     key_of,
+    listener_meant,
     listeners,
 )
 from msgservice.config.reader import Reader, Table, read_text, shown
@@ -104,7 +105,10 @@ HOOK_KEYS = ("secrets", "headers", "certificate", "private_key", "trust_roots") 
 HOOKS_KEYS = ("networks", "timeout", "concurrency")  # of [webhook]
 HOOK_SECONDS_MAX, HOOK_CALLS_MAX = 600, 100
 RATE_KEYS = ("messages", "bytes", "burst_seconds")
+_HTTP = 'HTTP is served in a configuration: web = "tcp:7480:interface=127.0.0.1" of [listen]'
 LISTENER_HINTS = {
+    "http": _HTTP,
+    "https": _HTTP,
     **{scheme: f"{scheme}: addresses stand under {key!r}" for scheme, key in SCHEMES_UNDER.items()},
 }
 SECTION_HINTS = {
@@ -250,6 +254,8 @@ def _put_flags_over(reader: Reader, flags: Flags) -> None:
     if flags.listen:
         listen: dict[str, list[str]] = {}
         for address in flags.listen:
+            if (meant := listener_meant(address)) is not None:
+                raise ConfigError([f"--listen: {meant}"])
             listen.setdefault(key_of(address), []).append(absolute_address(address, here))
         reader.put(("listen",), listen, "--listen")
 

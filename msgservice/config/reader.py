@@ -20,7 +20,8 @@ from msgservice.errors import ConfigError, MsgServiceError
 FILE_BYTES_MAX = 16 * 1024 * 1024  # 10,000 receivers with long lists of patterns fit in a third
 SHOWN_MAX = 60  # characters of a wrong value in a sentence
 
-ALLOWED_SHOWN_MAX = 10  # keys in a sentence that also says which one was meant
+REFERENCE = "docs/configuration.md"
+ALLOWED_SHOWN_MAX = 11  # keys in a sentence that also says which one was meant
 
 Table = dict[str, Any]
 
@@ -157,8 +158,8 @@ class Reader:
         if not near and (far := difflib.get_close_matches(key, self._places, n=1)):
             return f"unknown key, is {far[0]!r} of {self._places[far[0]]} meant?"
         meant = f", did you mean {near[0]!r}?" if near else ""
-        if near and len(allowed) > ALLOWED_SHOWN_MAX:
-            return f"unknown key{meant}"
+        if len(allowed) > ALLOWED_SHOWN_MAX:
+            return f"unknown key{meant or f' (all are in {REFERENCE})'}"
         return f"unknown key{meant} (allowed: {', '.join(allowed)})"
 
     def _flag(self, path: KeyPath) -> str | None:

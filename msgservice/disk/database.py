@@ -195,7 +195,7 @@ def connect(
         if not is_alone:
             raise
         db.close()
-        raise LogLocked(path, HOLDER_ALONE.format(kind)) from error
+        raise LogLocked(path, HOLDER_ALONE.format(kind), "") from error
     return db
 
 

@@ -320,7 +320,11 @@ class Admin:
             raise self._gate.ended(who)
         if not (operation.own and who.is_bound) and not who.allows("request", subject):
             raise who.refusal(subject)
-        asked = msgspec.json.decode(arguments or b"{}", type=operation.asks)
+        try:
+            asked = msgspec.json.decode(arguments or b"{}", type=operation.asks)
+        except msgspec.ValidationError as error:
+            fields = ", ".join(operation.asks.__struct_encode_fields__) or "none"
+            raise msgspec.ValidationError(f"{error} (fields: {fields})") from None
         if operation.changes:
             said = msgspec.json.encode(asked).decode()
             self._gate.changed(who, f"{operation.name} {said}")

@@ -314,6 +314,7 @@ def assemble(
         delayed=delayed,
         settling=expiry,
         slices=Slices(time.clock, time.now, UNDO_SECONDS),
+        removal=lambda number: receivers.removal(number),
     )
     total = RateLimits(time.clock, total=rate, seconds=time.now)
 

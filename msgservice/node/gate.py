@@ -419,7 +419,7 @@ class Gate:
             if not (credentials.is_private or self.insecure):
                 raise NotAuthenticated(
                     "a listener without login is for TLS, Unix sockets and this machine; plain"
-                    " tcp: elsewhere needs insecure = true"
+                    " tcp: elsewhere needs insecure = true in [node]"
                 )
             principal = self._named(users, door.user, PROCESS if in_process else NO_LOGIN)
         if principal is None:

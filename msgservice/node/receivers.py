@@ -597,6 +597,11 @@ class Receivers:
             return None
         return await self._begin_removal(row, queued)
 
+    def removal(self, number: int) -> Deferred[int] | None:
+        """Return what fires, or fails, at the end of a receiver's removal; None: there is none."""
+        waiters = self._removing.get(number)
+        return None if waiters is None else waiters.wait()
+
     async def _begin_removal(self, row: ReceiverRow, queued: int) -> int:
         waiters = self._removing[row.number] = Waiters()
         waiter = waiters.wait()

@@ -10,7 +10,7 @@ as many in a turn of the reactor as there is time for. Nothing here keeps a stat
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -91,8 +91,11 @@ class Undo:
         delayed: DelayedMessages,
         settling: Settling,
         slices: Slices,
+        removal: Callable[[int], Awaitable[object] | None],
     ) -> None:
+        """`removal`: the end of that of a receiver, by its number, while one is under way."""
         self._log, self._directory, self._dispatch = log, directory, dispatch
+        self._removal = removal
         self._delayed, self._settling, self._slices = delayed, settling, slices
 
     def stop(self) -> None:
@@ -126,6 +129,7 @@ class Undo:
                     work.tell(number, _word(status), high - low + 1)
         heads = await self._log.heads({number_of(one.position) for one in pieces if not one.due})
         for number, parts in _open(pieces, final, last).items():
+            await self._removed(number)
             at = partial(self._at, number, parts, heads, reason, work)
             await self._slices.run(at)
         await self._store(key, known, work)
@@ -144,6 +148,18 @@ class Undo:
             },
             next=known.next if known.next is not None and known.next <= end else None,
         )
+
+    async def _removed(self, number: int) -> None:
+        """Wait for the end of a removal of a receiver, if one is under way.
+
+        It may fail, and the receiver stays: what became of its messages there is known only then.
+        """
+        removal = self._removal(number)
+        if removal is not None:
+            try:
+                await removal
+            except Exception:
+                self._logger.info("receiver {name} is not removed", name=self._name(number))
 
     async def _cancel(self, key: Key, pieces: Sequence[Piece], end: int, reason: str) -> RangeSet:
         """Cancel what of these waits until it is due; return which sequences are."""
@@ -219,6 +235,8 @@ class Undo:
         """Count what was settled by others while this was decided: that is stored by now."""
         if not work.again:
             return
+        for number in work.again:
+            await self._removed(number)
         now = await self._log.history(*key, first, PIECES)
         for number, (parts, cancelled) in work.again.items():
             left = -cancelled

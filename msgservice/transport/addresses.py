@@ -44,7 +44,11 @@ class Address:
     def one_part(self, what: str) -> str:
         """Return the only part (`what` it is, for the error)."""
         if len(self.parts) != 1 or not self.parts[0]:
-            raise BadAddress(self.text, f"expected {self.scheme}:{what}")
+            said = f"expected {self.scheme}:{what}"
+            if what == "PORT" and len(self.parts) == 2:
+                host, port = self.parts
+                said += f"; an interface stands behind it: {self.scheme}:{port}:interface={host}"
+            raise BadAddress(self.text, said)
         return self.parts[0]
 
     def host_and_port(self) -> tuple[str, int]:
@@ -245,8 +249,13 @@ def is_plain(address: str) -> bool:
 
 
 # What a sentence says of such an address, where it is asked who comes.
-PLAIN_NEEDS = "plain tcp: or pb: beyond this machine needs insecure = true; or use tls: or pbs:"
+PLAIN_NEEDS = (
+    "plain tcp: or pb: beyond this machine needs insecure = true in [node]; or use tls: or pbs:"
+)
 
+
+# What lets anybody in, where an operator wants that.
+ALLOWED_BY = "insecure = true in [node], or --insecure"
 
 WEB_SCHEMES = ("tcp", "tls", "ssl", "unix")
 
@@ -275,12 +284,13 @@ def check_listener(
     if not asks:
         raise InsecureListener(
             address,
-            f"{beyond}, and peers would be believed their names: set insecure = true to allow it",
+            f"{beyond}, and peers would be believed their names: configure users ([[user]]), or"
+            f" allow it by {ALLOWED_BY}",
         )
     scheme = parse_address(address).scheme
     if scheme not in SEALED:
         raise InsecureListener(
             address,
             f"{beyond}, and logins would travel where others can read them: use"
-            f" {SEALED_FOR.get(scheme, 'tls')}:, or set insecure = true to allow it",
+            f" {SEALED_FOR.get(scheme, 'tls')}:, or allow it by {ALLOWED_BY}",
         )

@@ -6,12 +6,28 @@ with the same error.
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from msgservice.errors import CannotListen
 from msgservice.transport.addresses import LOOPBACK, Address, ip_of
 
 ANY = "0.0.0.0"  # noqa: S104  # as a listener with `interface=`; it is bound for a moment only
+
+
+# What would help, by the number of an error of the system.
+_HELP = {
+    errno.EADDRINUSE: "stop what listens there, or listen somewhere else",
+    errno.EADDRNOTAVAIL: "this machine has no such interface",
+    errno.EACCES: "ports below 1024 need a right of their own (CAP_NET_BIND_SERVICE)",
+}
+
+
+def told_of(error: OSError) -> str:
+    """Return why an address cannot be listened on, for people, and what would help."""
+    reason = error.strerror or str(error)
+    help_ = _HELP.get(error.errno or 0)
+    return reason if help_ is None else f"{reason}: {help_}"
 
 
 def check_port_free(address: Address, kind: socket.SocketKind) -> None:
@@ -33,4 +49,4 @@ def check_port_free(address: Address, kind: socket.SocketKind) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise CannotListen(address.text, error.strerror or str(error)) from None
+            raise CannotListen(address.text, told_of(error)) from None

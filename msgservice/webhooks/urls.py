@@ -54,7 +54,8 @@ def check_url(address: str, *, plain: bool, reach: Reach | None = None) -> None:
     is_near = is_local_host(host)
     if parts.scheme == "http" and not plain and not is_near:
         raise BadAddress(
-            address, "plain http: beyond this machine needs insecure = true; or use https:"
+            address,
+            "plain http: beyond this machine needs insecure = true in [node]; or use https:",
         )
     if reach is not None and ip_of(host) is not None:
         try:

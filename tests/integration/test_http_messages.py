@@ -460,6 +460,43 @@ async def test_a_delayed_post_that_is_made_again_with_its_key_waits_once(world: 
 
 
 @ensure
+async def test_a_message_is_undone_by_the_key_that_it_was_handed_in_with(world: World) -> None:
+    ask = world.peer.ask
+    await ask("POST", "/v1/receivers", {"name": "idle", "subjects": ["idle.>"]})
+    assert 201 == (await world.post({"subject": "idle.a", "body": 1, "key": "k1"})).status
+    assert 201 == (await world.post({"subject": "idle.a"}, Idempotency_Key="k2")).status
+    for key, outcome in (("k1", "cancelled"), ("k2", "cancelled"), ("k1", "cancelled_before")):
+        told = await ask("POST", "/v1/undo", {"key": key, "reason": "wrong"})
+        assert (200, {"idle": {outcome: 1}}) == (told.status, told.json["receivers"])
+    unknown = await ask("POST", "/v1/undo", {"key": "k3"})
+    assert (404, "UnknownMessage") == (unknown.status, unknown.json["error"])
+    for said in ({}, {"id": "log:65536", "key": "k1"}, {"id": "log:65536"}):
+        wrong = await ask("POST", "/v1/undo", said)
+        assert (400, True) == (wrong.status, "/v1/messages/{id}/undo" in wrong.json["detail"])
+
+
+@ensure
+async def test_a_user_undoes_by_the_keys_of_its_own(tmp_path: Path) -> None:
+    known, tokens = users(SHOP, BOSS)
+    world = World(tmp_path, users=known)
+    await world.start(attach=False)
+    try:
+        boss, its = ({"Authorization": f"Bearer {tokens[name]}"} for name in ("boss", "shop"))
+        asked = {"name": "idle", "subjects": ["orders.>"]}
+        assert 201 == (await world.peer.ask("POST", "/v1/receivers", asked, boss)).status
+        said = {"subject": "orders.a", "body": 1, "key": "k1"}
+        assert 201 == (await world.peer.ask("POST", "/v1/messages", said, its)).status
+        nobodys = await world.peer.ask("POST", "/v1/undo", {"key": "k1"}, boss)
+        assert 404 == nobodys.status
+        told = await world.peer.ask("POST", "/v1/undo", {"key": "k1"}, its)
+        assert (200, {"idle": {"cancelled": 1}}) == (told.status, told.json["receivers"])
+        again = await world.peer.ask("POST", "/v1/undo", {"key": "k1", "sender": "shop"}, boss)
+        assert {"idle": {"cancelled_before": 1}} == again.json["receivers"]
+    finally:
+        await world.stop()
+
+
+@ensure
 async def test_two_posts_with_one_key_at_once_are_one(world: World) -> None:
     peers = [await world.dial() for _ in range(10)]
     for peer in peers:

@@ -37,7 +37,9 @@ def test_who_may_is_said_as_it_is_configured(tmp_path: Path) -> None:
     with running(*configured(tmp_path, user), cwd=tmp_path) as node:
         node.wait_for("^  who may     1 configured user, each after a login$")
     with running(*configured(tmp_path), "--insecure", cwd=tmp_path) as node:
-        node.wait_for("^  who may     whoever reaches these addresses: insecure = true$")
+        node.wait_for(
+            "^  who may     whoever reaches these addresses: insecure, as it was asked for"
+        )
 
 
 def test_with_json_each_line_is_an_object(tmp_path: Path) -> None:
@@ -53,10 +55,18 @@ def test_what_it_cannot_begin_with_is_said_and_told_by_the_exit_code(tmp_path: P
     msgservice = Command("", tmp_path)
     for words, said in (
         (("--limit", "x"), "--limit takes NAME=VALUE, not 'x'"),
-        (("--limit", "x=1"), "limits.x: unknown key"),
+        (("--limit", "x=1"), "limits.x: unknown key (all are in docs/configuration.md)"),
+        (("--limit", "max_byte=1"), "limits.max_byte: unknown key, did you mean 'max_bytes'?"),
         (("--listen", "nonsense"), "listen.nonsense"),
+        (("--listen", "7499"), "bad address '7499': has no scheme, tcp:7499 may be meant"),
+        (("--listen", "localhost:7499"), "tcp:7499:interface=localhost may be meant"),
+        (("--listen", "tcp:0.0.0.0:7499"), "behind it: tcp:7499:interface=0.0.0.0"),
+        (("--listen", "http://127.0.0.1:7480"), "HTTP is served in a configuration: web = "),
         (("--config", "none.toml"), "none.toml"),
-        (("--listen", "tcp:0:interface=0.0.0.0"), "insecure"),
+        (
+            ("--listen", "tcp:0:interface=0.0.0.0"),
+            "configure users ([[user]]), or allow it by insecure = true in [node], or --insecure",
+        ),
     ):
         done = msgservice("node", *words)
         assert (done.code, done.out, said in done.err) == (2, "", True), done
@@ -65,5 +75,6 @@ def test_what_it_cannot_begin_with_is_said_and_told_by_the_exit_code(tmp_path: P
         node.wait_for("^  stop")
         taken = msgservice("node", "--listen", at, "--data", "two")
         assert (taken.code, at in taken.err) == (1, True), taken
+        assert "Address already in use: stop what listens there" in taken.err
         held = msgservice("node", "--listen", "tcp:0", "--data", "one")
-        assert (held.code, f"process {node.pid}" in held.err) == (1, True), held
+        assert (held.code, f"process {node.pid}: stop that first" in held.err) == (1, True), held

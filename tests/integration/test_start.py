@@ -181,7 +181,9 @@ def test_a_daemon_whose_folder_is_held_says_so_before_it_leaves_the_terminal(
         first.ports()
         ended = in_background(tmp_path, "--listen", "tcp:0")
         assert ended.returncode not in (0, -signal.SIGTERM)
-        assert ended.stderr.strip().endswith(f"is held by process {first.pid}")
+        assert ended.stderr.strip().endswith(
+            f"is held by process {first.pid}: stop that first, or use another"
+        )
         assert not (tmp_path / "node.pid").exists()
 
 

@@ -397,7 +397,7 @@ heartbeat = -1
         '4: node.insecure: must be true or false, not "yes"',
         "6: listen.web: bad address 'udp:7411': HTTP is served at tcp:, tls:, ssl:, unix:",
         "9: receiver.address: bad address 'http://billing:1': plain http: beyond this machine"
-        " needs insecure = true; or use https:",
+        " needs insecure = true in [node]; or use https:",
         "10: receiver.subjects: bad subject 'a..b': empty token",
         '11: receiver.order: must be "strict" or "none", not "some"',
         "12: receiver.window.byte: unknown key, did you mean 'bytes'? (allowed: messages, bytes)",

@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from msgservice.core.frames import Reply, Request, Transfer
+from msgservice.errors import LogUnavailable
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Status, WireMessage, encode_messages
@@ -224,6 +225,32 @@ def test_one_that_is_removed_meanwhile_is_told_as_removed() -> None:
         "here": {"in_flight": 2},
         "away": {"removed": 2},
     }
+
+
+def test_one_whose_removal_fails_is_not_told_as_removed(
+    monkeypatch: pytest.MonkeyPatch, logged_failures: list[Any]
+) -> None:
+    world = World()
+    world.send(b"one", b"two")
+    stored: Deferred[None] = Deferred()
+    monkeypatch.setattr(Outlet, "all_stored", lambda _: stored)
+    removing = Deferred.fromCoroutine(world.node.parts.operations.remove("away", 2))
+    world.settle()
+    monkeypatch.undo()
+    asked = {"id": f"{SENDER}/1", "count": 2}
+    raw = msgspec.Raw(encode_messages([WireMessage(msgspec.json.encode(asked))]))
+    world.operator.connection.send(Request(1, "$node.undo", raw))
+    world.settle(1)
+    assert [] == world.operator.take(Reply)  # whether it stays is not known yet
+    stored.errback(LogUnavailable("no disk"))
+    world.settle(1)
+    (reply,) = world.operator.take(Reply)
+    ((_, ok, answer),) = reply.replies
+    told = msgspec.json.decode(msgspec.msgpack.decode(answer, type=WireMessage).body)
+    assert (ok, told["receivers"]) == (True, {"here": {"in_flight": 2}, "away": {"cancelled": 2}})
+    assert isinstance(removing.result, Failure)
+    removing.addErrback(lambda _: None)
+    logged_failures.clear()
 
 
 def test_very_many_receivers_are_undone_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:

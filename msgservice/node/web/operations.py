@@ -19,18 +19,22 @@ from msgservice.administration import (
     RECEIVERS_ADD,
     RECEIVERS_LIST,
     RECEIVERS_REMOVE,
+    UNDO,
+    AskUndo,
     Operation,
     ReceiverState,
     Removal,
+    UndoTold,
 )
 from msgservice.errors import BadValue, NotConfirmed
-from msgservice.node.gate import Pass
+from msgservice.node.gate import Pass, web_sender
 from msgservice.node.web.answers import Answer, Ask
 from msgservice.node.web.paths import PathAt
 
 JSON_BODY = ("application/json",)
 RECEIVER = "/v1/receivers/{name}"
 OF = "/v1/receivers/{receiver}"
+UNDO_BY_KEY = "/v1/undo"
 
 # Where each operation is, by its name: method and path. Names in braces are its arguments.
 PLACES: dict[str, tuple[str, str]] = {
@@ -89,7 +93,7 @@ def place_of(operation: Operation[Any, Any]) -> tuple[str, str]:
 def operation_paths(requests: Requests, body_max: int) -> list[PathAt]:
     """Return the path of each operation. `body_max`: bytes of its arguments."""
     paths = [_path(operation, requests, body_max) for operation in OPERATIONS]
-    return [*paths, _path_of_receiver(requests)]
+    return [*paths, _path_of_receiver(requests), _path_of_undo(requests, body_max)]
 
 
 def _path_of_receiver(requests: Requests) -> PathAt:
@@ -108,6 +112,33 @@ def _path_of_receiver(requests: Requests) -> PathAt:
         answer=answer,
         sentence="Tells of one receiver what the list of them does.",
         answers=ReceiverState,
+    )
+
+
+def _path_of_undo(requests: Requests, body_max: int) -> PathAt:
+    """Return the path of `undo` for who knows the idempotency key of a message, and not its id.
+
+    What was handed in here without a user has the keys of the sender `http`.
+    """
+
+    async def answer(ask: Ask) -> Answer:
+        ask.only()
+        given = _members(ask.body)
+        if "id" in given or "key" not in given:
+            raise BadValue("key", f"is to be said here; an id stands in {PLACES[UNDO.name][1]}")
+        if not ask.who.principal.user:
+            given.setdefault("sender", web_sender(""))
+        return Answer(200, await requests.ask(UNDO.right, msgspec.json.encode(given), ask.who))
+
+    return PathAt(
+        method="POST",
+        path=UNDO_BY_KEY,
+        answer=answer,
+        sentence="Undoes, as `undo`, the message that was handed in with an idempotency key.",
+        takes=JSON_BODY,
+        body_max=body_max,
+        asks=AskUndo,
+        answers=UndoTold,
     )
 
 

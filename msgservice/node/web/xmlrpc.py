@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from msgservice.codecs import encode_content
 from msgservice.core.subjects import check_name, check_subject
 from msgservice.core.xmlrpc import Declared, Outline, feed, xml_text
-from msgservice.errors import BadValue, MessageTooLarge, MsgServiceError, NoResponder
+from msgservice.errors import BadValue, MessageTooLarge, MsgServiceError
 from msgservice.limits import Limits
 from msgservice.message import WireMessage
 from msgservice.node.web.answers import Answer, Ask
@@ -53,6 +53,14 @@ def call_of(body: bytes) -> tuple[str, tuple[Any, ...]]:
     if not isinstance(method, str):
         raise BadValue("the document", "names no method")
     return method, tuple(arguments)
+
+
+# The arguments of each method, for who has given others.
+TAKES = {
+    "send": "subject, body, or subject, body, names of receivers",
+    "status": "id",
+    "system.listMethods": "none",
+}
 
 
 class XmlRpc:
@@ -101,11 +109,13 @@ class XmlRpc:
             raise Fault(NOT_WELL_FORMED, str(error)) from None
         known = self._methods.get(method)
         if known is None:
-            raise Fault(NO_METHOD, str(NoResponder(method[:64])))
+            there = ", ".join(sorted(self._methods))
+            raise Fault(NO_METHOD, f"no method {xml_text(method[:64])!r}, there are: {there}")
         try:
             calling = known(ask, *arguments)
         except TypeError:
-            raise Fault(BAD_ARGUMENTS, f"{method} does not take these arguments") from None
+            takes = f"{method} takes ({TAKES[method]}), not {len(arguments)} arguments"
+            raise Fault(BAD_ARGUMENTS, takes) from None
         return await calling
 
     async def _send(self, ask: Ask, subject: Any, body: Any, to: Any = None) -> str | None:

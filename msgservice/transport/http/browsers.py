@@ -71,6 +71,7 @@ def check_media_type(said: Values, taken: Collection[str]) -> str:
     """Return the media type of a body, one of these. Raises `WebRefused` for another."""
     found = media_type(said)
     if found not in taken:
-        allowed = ", ".join(taken)
-        raise WebRefused(415, f"a body of {found[:64] or 'no type'!r}: Content-Type is {allowed}")
+        allowed = " or ".join(taken)
+        why = f"not {found[:64]!r}" if found else "also where there is no body"
+        raise WebRefused(415, f"Content-Type has to be {allowed} here, {why}")
     return found

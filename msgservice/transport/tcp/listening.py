@@ -31,6 +31,7 @@ from msgservice.interfaces import IChannelUser
 from msgservice.limits import Limits
 from msgservice.transport.addresses import describe
 from msgservice.transport.owners import ChannelOwner, Owned
+from msgservice.transport.probing import told_of
 from msgservice.transport.tcp.channel import FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
 
@@ -207,7 +208,7 @@ def listen_on(
         if isinstance(error, CannotListenError):
             error = error.socketError  # an OSError, or the sentence below
         if isinstance(error, OSError):
-            raise CannotListen(address, error.strerror or str(error)) from error
+            raise CannotListen(address, told_of(error)) from error
         if error == "Cannot acquire lock":
             raise CannotListen(address, "another process listens there, and holds its lock file")
         failure.raiseException()
