@@ -144,6 +144,10 @@ class KeyUse(msgspec.Struct, frozen=True, gc=False):
     key: str  # for people
 
 
+Lane = tuple[str, str, str]
+"""A lane in a log: sender, incarnation, subject."""
+
+
 class Batch(msgspec.Struct, gc=False, eq=False):
     """A run as the log keeps it. Only `number` and `stored_at` are set later: by the log, once.
 
@@ -192,7 +196,7 @@ class Batch(msgspec.Struct, gc=False, eq=False):
         return (self.number << BATCH_INDEX_BITS) + self.count - 1
 
     @property
-    def lane(self) -> tuple[str, str, str]:
+    def lane(self) -> Lane:
         """The lane: what its sender sends to its subject keeps its order."""
         return self.sender, self.incarnation, self.subject
 

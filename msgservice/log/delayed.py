@@ -48,7 +48,7 @@ LOOKED_AT = 10_000  # messages with one id among which a sender's is looked for
 
 _PAGE = """
 select json_group_array(json_array(id, due_at, sender, sequence, count, size, subject, audience,
-        accepted_at, after, flags, crc, row_crc, ids, hex(origin), expires_at)),
+        accepted_at, after, flags, crc, row_crc, ids, nullif(hex(origin), ''), expires_at)),
     cast(group_concat(frame, '') as blob)
 from (select d.* from json_each(?1) as a cross join delayed as d where d.id = a.value)
 """
@@ -86,6 +86,19 @@ _SAVE_HEAD = """
 update head set delayed_count = ?, delayed_size = ?, delayed_crcs = ?, delayed_last = ?
 """
 
+# In one row: every step of a statement may have to wait for a busy reactor.
+_LEAVING = """
+select json_group_array(json_array(id, count, size, row_crc)) from delayed
+where id in (select value from json_each(?))
+"""
+NOT_THERE = (0, 0, 0, 0)
+
+_FIRST = """
+select json_group_array(json_array(id, due_at))
+from (select id, due_at from delayed order by due_at, id limit ?)
+"""
+
+_decode_leaving = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 _decode_heads = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_rows = msgspec.json.Decoder(
     list[tuple[int, int, int, int, int, int, str, int, int, int, int, int, int, Any, Any, Any]]
@@ -93,6 +106,13 @@ _decode_rows = msgspec.json.Decoder(
 _decode_ids = msgspec.json.Decoder(tuple[tuple[int, str], ...]).decode
 _decode_origin = msgspec.msgpack.Decoder(Origin).decode
 _encode = msgspec.msgpack.Encoder().encode
+
+
+def _crc_of(values: Sequence[Any]) -> int:
+    """Return the CRC that the values of a row have: of all columns in their order, but itself."""
+    # One that never expires has that of before there was this.
+    end = 15 if values[15] is None else 16
+    return crc32(_encode((*values[:12], *values[13:end])))
 
 
 class Row(NamedTuple):
@@ -123,9 +143,7 @@ class Row(NamedTuple):
     @property
     def own_crc(self) -> int:
         """The CRC that its values have."""
-        # One that never expires has that of before there was this.
-        end = 15 if self.expires_at is None else 16
-        return crc32(_encode((*self[:12], *self[13:end])))
+        return _crc_of(self)
 
     def sealed(self) -> Row:
         """Return it with the CRC of its values."""
@@ -182,38 +200,39 @@ def _batches(db: apsw.Connection, state: State, numbers: Sequence[int]) -> list[
     if not numbers:
         return []
     text, frames = one(db, _PAGE, (as_json(numbers),))
-    found = [
-        Row(*values[:14], bytes.fromhex(values[14]) if values[14] else None, values[15])
-        for values in _decode_rows(text)
-    ]
-    keys = senders_of(db, state, {row.sender for row in found})
+    found = _decode_rows(text)
+    keys = senders_of(db, state, {values[2] for values in found})
     view, at = memoryview(frames or b""), 0
     batches = []
-    for row in found:
-        messages = bytes(view[at : at + row.size])
-        at += row.size
-        if row.own_crc != row.row_crc or checksum(messages) != row.crc or row.sender not in keys:
-            raise _damaged(row.id)
-        name, incarnation = keys[row.sender]
+    for values in found:
+        if values[14]:
+            values = (*values[:14], bytes.fromhex(values[14]), values[15])
+        (number, due_at, sender, sequence, count, size, subject, audience) = values[:8]
+        (after, flags, crc, row_crc, ids, origin, expires_at) = values[9:]
+        messages = bytes(view[at : at + size])
+        at += size
+        if _crc_of(values) != row_crc or checksum(messages) != crc or sender not in keys:
+            raise _damaged(number)
+        name, incarnation = keys[sender]
         batches.append(
             Batch(
                 sender=name,
                 incarnation=incarnation,
-                sequence=row.sequence,
-                count=row.messages,
-                subject=row.subject,
-                audience=audience_of(db, state, row.audience) if row.audience else NOBODY,
+                sequence=sequence,
+                count=count,
+                subject=subject,
+                audience=audience_of(db, state, audience) if audience else NOBODY,
                 messages=messages,
-                size=row.size,
-                crc=row.crc,
-                after=row.after,
-                options=options_of(row.flags & FRAME_FLAGS),
-                ids=row.named_ids,
-                origin=None if row.origin is None else _decode_origin(row.origin),
-                addressed=bool(row.flags & NAMED),
-                due_at=row.due_at,
-                delayed_id=row.id,
-                expires_at=row.expires_at,
+                size=size,
+                crc=crc,
+                after=after,
+                options=options_of(flags & FRAME_FLAGS),
+                ids=() if ids is None else _decode_ids(ids),
+                origin=None if origin is None else _decode_origin(origin),
+                addressed=bool(flags & NAMED),
+                due_at=due_at,
+                delayed_id=number,
+                expires_at=expires_at,
             )
         )
     return batches
@@ -410,29 +429,6 @@ def check_page(
 # --- what a group does ---------------------------------------------------------------------------
 
 
-def take_due(db: apsw.Connection, batches: Sequence[Batch]) -> list[Batch]:
-    """Return those of these that still wait, as they were read: none is moved twice.
-
-    Of one a part was cancelled since: what is left of it goes before what is behind it, when it has
-    been read anew.
-    """
-    found = dict(
-        rows(
-            db,
-            "select id, count from delayed where id in (select value from json_each(?))",
-            (as_json([batch.delayed_id for batch in batches]),),
-        )
-    )
-    taken: dict[int, Batch] = {}
-    for batch in batches:
-        count = found.get(batch.delayed_id)
-        if count == batch.count:
-            taken.setdefault(batch.delayed_id, batch)
-        elif count is not None:
-            break
-    return list(taken.values())
-
-
 class Change:
     """The change of the table by one group: what leaves it, what comes, and the sums then."""
 
@@ -450,14 +446,25 @@ class Change:
         """The ids of the rows that leave."""
         return self._gone
 
-    def move(self, batches: Sequence[Batch]) -> None:
-        """These become batches."""
-        for number, size, crc in rows(
-            self._db,
-            "select id, size, row_crc from delayed where id in (select value from json_each(?))",
-            (as_json([batch.delayed_id for batch in batches]),),
-        ):
-            self._gone[number] = (size, crc)
+    def move(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Return those of these that still wait, as they were read: they become batches.
+
+        None is moved twice. Of one a part was cancelled since: what is left of it goes before what
+        is behind it, when it has been read anew.
+        """
+        wanted = as_json([batch.delayed_id for batch in batches])
+        found = {row[0]: row for row in _decode_leaving(one(self._db, _LEAVING, (wanted,)))}
+        gone = self._gone
+        taken: list[Batch] = []
+        for batch in batches:
+            number, count, size, crc = found.get(batch.delayed_id, NOT_THERE)
+            if not number or number in gone:
+                continue
+            if count != batch.count:
+                break
+            gone[number] = (size, crc)
+            taken.append(batch)
+        return taken
 
     def accept(self, now: int) -> None:
         """Make the rows of what the group accepts that is due later."""
@@ -571,15 +578,9 @@ class Change:
             flat += (*row, frame)
             for index, name in row.named_ids:
                 named += (name, row.id, index)
-        due_at = one(
-            self._db,
-            "select due_at from delayed where id not in (select value from json_each(?))"
-            " order by due_at limit 1",
-            (gone,),
-        )
-        times = [row.due_at for row, _ in self._new.values()]
-        if due_at is not None:
-            times.append(due_at)
+        head = _decode_heads(one(self._db, _FIRST, (len(self._gone) + 1,)))
+        times = [due_at for number, due_at in head if number not in self._gone][:1]
+        times += [row.due_at for row, _ in self._new.values()]
         staged.waiting = replace(
             staged.waiting,
             count=before.count - len(self._gone) + len(self._new),

@@ -24,7 +24,7 @@ from msgservice.limits import INTEGER_MAX
 from msgservice.log import history, queries, receiver_table
 from msgservice.log.accounts import is_member, queued_of
 from msgservice.log.dedupe import COLUMNS, encode_origin, name_own, take_batches
-from msgservice.log.delayed import Change, StoredRuns, take_due
+from msgservice.log.delayed import Change, StoredRuns
 from msgservice.log.entries import Age, Append
 from msgservice.log.promises import stage_promises, stage_verdicts
 from msgservice.log.replaying import position_at
@@ -148,8 +148,7 @@ def stage_append(
         flat += written
     due: list[Batch] = []
     if entry.due and not no_member:
-        due = take_due(db, entry.due)
-        change.move(due)
+        due = change.move(entry.due)
     own: list[Outcome] = []
     if entry.own or due:
         name_own(staged, entry.own)

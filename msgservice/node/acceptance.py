@@ -54,6 +54,7 @@ from msgservice.records import (
     Audience,
     Batch,
     KeyUse,
+    Lane,
     Origin,
     Retained,
     digest_of_key,
@@ -303,15 +304,15 @@ class Acceptance:
             raise NoReceiver(batch.subject)
         return NOBODY if batch.due_at else audience
 
-    def decide_due(self, batches: Sequence[Batch]) -> list[Batch]:
+    def decide_due(self, batches: Sequence[Batch], held: set[Lane]) -> list[Batch]:
         """Decide for whom runs are that are due, in the group that starts now; return those.
 
         They were accepted, so nobody's backlog is asked about; whom their senders named, they are
         for, be it that one of them was removed. One without a place for its receivers, or among
-        what is retained, waits on, and so does what is behind it in its lane.
+        what is retained, waits on, and so does what is behind it in its lane: that is added to
+        `held`, and nothing of what is in there goes.
         """
         decided: list[Batch] = []
-        held: set[tuple[str, str, str]] = set()
         for batch in batches:
             if held and batch.lane in held:
                 continue

@@ -26,6 +26,7 @@ from msgservice.records import (
     Cancel,
     Group,
     Join,
+    Lane,
     LettersTaken,
     Outcome,
     PageOutcome,
@@ -100,8 +101,11 @@ class Audiences(Protocol):
     def decide_again(self, batches: Sequence[Batch]) -> None:
         """Decide anew for whom these batches are."""
 
-    def decide_due(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Decide for whom these are, which have waited until they are due; return those that go."""
+    def decide_due(self, batches: Sequence[Batch], held: set[Lane]) -> list[Batch]:
+        """Decide for whom these are, which have waited until they are due; return those that go.
+
+        Nothing goes of the lanes in `held`, and what does not go adds its own.
+        """
 
 
 class Retaining(Protocol):
@@ -146,6 +150,7 @@ class Commits:
         "_due",
         "_fatal",
         "_held",
+        "_held_lanes",
         "_idle",
         "_kept_back",
         "_letters_told",
@@ -214,6 +219,7 @@ class Commits:
         # None is started: until all know what became of a group, and after one that failed, until
         # `RETRY_DELAY` is over.
         self._held = False
+        self._held_lanes: set[Lane] = set()  # of what is due
         self._stopped = False
         self._due: IDelayedCall | None = None
         self._idle: Waiters[None] = Waiters()
@@ -321,12 +327,19 @@ class Commits:
         self.kick_soon()
         return waiter
 
-    def due(self, batches: Sequence[Batch]) -> Deferred[list[Batch]]:
+    @property
+    def has_due(self) -> bool:
+        """Whether what was handed to `due` waits for its group."""
+        return bool(self._next.due)
+
+    def due(self, batches: Sequence[Batch], held: set[Lane]) -> Deferred[list[Batch]]:
         """Store runs that have waited and are due; fires with those that were.
 
-        For whom each is, is decided when the group starts. Fails with `LogUnavailable`.
+        For whom each is, is decided when the group starts: see `Audiences.decide_due`. Fails with
+        `LogUnavailable`, also where a group that had others before these was not stored.
         """
         self._next.due += batches
+        self._held_lanes = held
         waiter: Deferred[list[Batch]] = Deferred()
         self._moving.append(waiter)
         self.kick_soon()
@@ -419,7 +432,7 @@ class Commits:
             # those who are there now.
             self._audiences.decide_again(group.batches)
         if group.due:
-            group.due = self._audiences.decide_due(group.due)
+            group.due = self._audiences.decide_due(group.due, self._held_lanes)
         progressing = list(self._progressing)
         self._progressing.clear()
         letters = GROUP_LETTERS
@@ -590,6 +603,10 @@ class Commits:
         self._waiters.put_back(waiters)
         self._after_group([])
         self._give_up(taken, error)
+        if group.due:
+            # What was due behind it would overtake it.
+            moving, self._moving = moving + self._moving, []
+            self._next.due = []
         for unheard in moving:
             unheard.errback(Failure(error))
         for unsaid in (*cancelling, *deciding):

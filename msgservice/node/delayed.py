@@ -7,9 +7,10 @@ that no turn of the reactor is long, whatever is due in the same second.
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from typing import NamedTuple
+
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from msgservice.errors import LogUnavailable, UnknownMessage
 from msgservice.interfaces import ILog
@@ -17,12 +18,26 @@ from msgservice.node.commits import Commits
 from msgservice.node.due import Due
 from msgservice.node.seldom import Seldom
 from msgservice.node.tracker import Tracker
-from msgservice.records import Batch, Cancel, Delayed, Found
+from msgservice.records import Batch, Cancel, Delayed, Found, Lane
 
-PAGE = 500  # runs of one group: what is known of each is looked up, and handed on, in one turn
+PAGE = 800  # runs of one group: what is known of each is looked up, and handed on, in one turn
 READ_AGAIN = 1000  # ms after which a page that was read ahead is not used any more
 BEGIN = (0, 0)
-NOTHING_READ: tuple[int, list[Batch]] = (0, [])
+
+
+class _Page(NamedTuple):
+    """A page of what is due, and when it was read, ms of `Due`."""
+
+    at: int
+    batches: list[Batch]
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """Behind its last."""
+        return self.batches[-1].due_at, self.batches[-1].delayed_id
+
+
+NOTHING = _Page(0, [])
 
 
 class DelayedMessages:
@@ -39,9 +54,11 @@ class DelayedMessages:
         self._due = due
         self._seldom = seldom
         self._after = BEGIN  # behind what found no place, in this pass
-        self._held: set[tuple[str, str, str]] = set()  # the lanes of that: nothing overtakes
-        self._was_cut = False  # something was cancelled since the last page was moved
-        self._following = NOTHING_READ  # the page that was read ahead, and when
+        self._held: set[Lane] = set()  # the lanes of that: nothing overtakes
+        self._cancelling = 0  # cancels that are not stored yet
+        self._was_cut = False  # something was cancelled since a page was read from the first on
+        self._before: Deferred[bool] | None = None  # the page that is being stored
+        self._following: Deferred[_Page] | None = None  # the page that is read ahead
         self._looked_at: int | None = None  # the earliest that `due` knows of
 
     # --- due.Source
@@ -56,43 +73,77 @@ class DelayedMessages:
         return Deferred.fromCoroutine(self._move(now))
 
     async def _move(self, now: int) -> bool:
-        (read_at, page), self._following = self._following, NOTHING_READ
-        if not page or now - read_at > READ_AGAIN:
-            page = await self._log.due(now, self._after, PAGE)
-        if not page:
-            self._begin_anew()
-            return False
-        going = [batch for batch in page if batch.lane not in self._held] if self._held else page
-        moving = self._commits.due(going) if going else succeed([])
-        end = (page[-1].due_at, page[-1].delayed_id)
+        """Hand over a page, and wait for the one before: it is written while that is told."""
+        before, self._before = self._before, None
+        following, self._following = self._following, None
+        page = NOTHING if following is None else await following
+        if before is not None and not self._may_follow(page, now):
+            if not await before:
+                return self._fail()
+            before = None
+        if before is None:
+            if self._is_cut:
+                # What is left of a run goes before what was behind it: all is looked at anew.
+                self._begin_anew()
+                page = NOTHING
+            if now - page.at > READ_AGAIN or not page.batches:
+                page = _Page(now, await self._log.due(now, self._after, PAGE))
+            if not page.batches:
+                self._begin_anew()
+                return False
+        moving = Deferred.fromCoroutine(self._hand_over(page))
         # While this page is written the next is read. Nothing comes before it any more: what is
         # accepted from now on is due later than this moment.
-        reading = maybeDeferred(self._log.due, now, end, PAGE).addErrback(self._not_read)
-        try:
-            moved = await moving
-        except LogUnavailable:
-            return False  # the commits have said so; they are tried again
-        if self._was_cut:
-            # What is left of a run goes before what was behind it: all is looked at from the first.
-            self._was_cut = False
-            await reading
-            self._begin_anew()
-            return True
-        gone = {batch.delayed_id for batch in moved}
-        left = [batch for batch in page if batch.delayed_id not in gone]
-        if left:
-            self._after = end
-            self._held.update(batch.lane for batch in left)
-            self._tell_left(len(left), left[0].subject)
-        self._following = (now, await reading)
+        self._following = Deferred.fromCoroutine(self._read(now, page.end))
+        if before is not None and not await before:
+            await moving  # it was not stored either
+            return self._fail()
+        self._before = moving
         return True
 
-    def _begin_anew(self) -> None:
-        self._after, self._following = BEGIN, NOTHING_READ
-        self._held.clear()
+    @property
+    def _is_cut(self) -> bool:
+        """Whether what was read may say nothing of a part that is cancelled."""
+        return self._was_cut or self._cancelling > 0
 
-    def _not_read(self, _: Failure) -> list[Batch]:
-        return []  # it is read again, and said then
+    def _may_follow(self, page: _Page, now: int) -> bool:
+        """Whether a page is handed over while the one before is not stored yet.
+
+        Not into the same group: a turn of the reactor would be as long as both.
+        """
+        is_fresh = bool(page.batches) and now - page.at <= READ_AGAIN
+        return is_fresh and not self._is_cut and not self._commits.has_due
+
+    async def _read(self, now: int, after: tuple[int, int]) -> _Page:
+        try:
+            return _Page(now, await self._log.due(now, after, PAGE))
+        except Exception:
+            return NOTHING  # it is read again, and said then
+
+    async def _hand_over(self, page: _Page) -> bool:
+        """Store a page; fires with whether it is, but for what finds no place."""
+        batches = page.batches
+        going = [one for one in batches if one.lane not in self._held] if self._held else batches
+        moved: list[Batch] = []
+        if going:
+            try:
+                moved = await self._commits.due(going, self._held)
+            except LogUnavailable:
+                return False  # the commits have said so; it is tried again
+        gone = {batch.delayed_id for batch in moved}
+        left = [batch for batch in batches if batch.delayed_id not in gone]
+        if left:
+            self._after = page.end
+            self._tell_left(len(left), left[0].subject)
+        return True
+
+    def _fail(self) -> bool:
+        self._begin_anew()
+        return False
+
+    def _begin_anew(self) -> None:
+        self._after, self._following, self._was_cut = BEGIN, None, False
+        self._held.clear()
 
     def _tell_left(self, count: int, subject: str) -> None:
         def tell(more: int) -> None:
@@ -127,8 +178,12 @@ class DelayedMessages:
         last = found.sequence + count - 1
         wanted = Cancel(found.sender, found.incarnation, found.sequence, last, reason)
         # What was read before says of no run that a part of it is cancelled.
-        ranges = await self._commits.cancel(wanted)
-        self._was_cut = True
+        self._cancelling += 1
+        try:
+            ranges = await self._commits.cancel(wanted)
+        finally:
+            self._cancelling -= 1
+            self._was_cut = True
         if not ranges:
             raise UnknownMessage(f"{found.sender}/{found.sequence}")
         self._tracker.cancelled(wanted, ranges)

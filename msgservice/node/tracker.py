@@ -352,7 +352,8 @@ class Tracker:
             for due in dict.fromkeys([batch.due_at for batch in batches]):
                 self._due_by_key(due)
         for watch, pieces in news.items():
-            if any(self._is_gone(number) for one in pieces for number in one.audience.members):
+            audiences = {one.audience for one in pieces}
+            if any(self._is_gone(number) for one in audiences for number in one.members):
                 self._tell_from(
                     watch, min(one.first for one in pieces)
                 )  # and what became of it there

@@ -108,9 +108,16 @@ class ScriptedPeer:
         self.connection.send(Nack(first, last, action, delay, reason))
 
     def request(self, subject: str, arguments: dict[str, Any]) -> tuple[bool, Any]:
+        self.ask(subject, arguments)
+        return self.answer()
+
+    def ask(self, subject: str, arguments: dict[str, Any]) -> None:
         message = WireMessage(msgspec.json.encode(arguments))
         self.connection.send(Request(1, subject, msgspec.Raw(encode_messages([message]))))
         self.world.settle()
+
+    def answer(self) -> tuple[bool, Any]:
+        """What became of what was asked last."""
         (reply,) = self.take(Reply)
         _, ok, raw = reply.replies[0]
         body = msgspec.msgpack.decode(raw, type=WireMessage).body

@@ -312,7 +312,7 @@ _ALL = [
     ),
     Mutant(
         name="what-is-behind-a-run-that-is-cut-goes-first",
-        at="msgservice.log.delayed:take_due",
+        at="msgservice.log.delayed:Change.move",
         old="            break",
         new="            continue",
         catcher=_test("tests/contract/test_log_delayed.py -k behind_a_run", "behind_a_run"),
@@ -355,9 +355,9 @@ _ALL = [
     ),
     Mutant(
         name="what-is-due-overtakes-what-has-no-room-a-page-before",
-        at="msgservice.node.delayed:DelayedMessages._move",
-        old="self._held.update(batch.lane for batch in left)",
-        new="pass",
+        at="msgservice.node.delayed:DelayedMessages._hand_over",
+        old="await self._commits.due(going, self._held)",
+        new="await self._commits.due(batches, set())",
         catcher=_test("tests/unit/test_node_retained.py -k waits_on", "waits_on"),
     ),
     # --- options that are said together
@@ -3246,7 +3246,7 @@ _ALL = [
     ),
     Mutant(
         name="a-cut-run-is-moved-as-it-was",
-        at="msgservice.log.delayed:take_due",
+        at="msgservice.log.delayed:Change.move",
         old="== batch.count",
         new="is not None",
         catcher=_test(

@@ -18,6 +18,7 @@ from msgservice.log.memory import MemoryLog
 from msgservice.message import FLAG_RETAIN, FLAG_RETAIN_ONLY, Action, Status, decode_messages
 from msgservice.node import delayed
 from msgservice.node.delayed import BEGIN
+from msgservice.node.dispatch import Dispatch
 from msgservice.node.gate import Door
 from msgservice.records import Resume, hash_of
 from tests.kit.limits import Limits
@@ -476,11 +477,91 @@ def test_many_runs_due_at_once_are_moved_in_pages_and_in_order() -> None:
     later(world, 61)
     later(world, 1)
     assert [b"%d" % n for n in range(1, 1201)] == got(billing)
-    assert 500 == max(groups)
+    assert delayed.PAGE == max(groups)
     assert world.node.log.next_due() is None
     # Its sender is told of each once, however many make a page.
     routed = [frame for frame in shop.take(Routed) if frame.position]
     assert list(range(1, 1201)) == [frame.first for frame in routed]
+
+
+def paged(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> tuple[FailingLog, NodeWorld, ScriptedPeer, ScriptedPeer]:
+    """Return a world with so many runs that are due in a minute, and moved two at a time."""
+    monkeypatch.setattr(delayed, "PAGE", 2)
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world, billing, shop = world_with(log, clock=clock)
+    for sequence in range(1, count + 1):
+        shop.transfer(sequence, "orders.new", [b"%d" % sequence], delay=MINUTE)
+    world.settle()
+    return log, world, billing, shop
+
+
+def test_43_the_next_page_is_written_before_anybody_is_told_of_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So the writer does not wait while what it has written is told, nor the other way."""
+    log, world, billing, _ = paged(monkeypatch, 6)
+    happened: list[Any] = []
+    append, stored = log.append, Dispatch.stored
+
+    def counted(group: Any) -> Any:
+        happened.append(len(group.due))
+        return append(group)
+
+    def told(dispatch: Dispatch, batches: list[Any]) -> None:
+        happened.append("told")
+        stored(dispatch, batches)
+
+    monkeypatch.setattr(log, "append", counted)
+    monkeypatch.setattr(Dispatch, "stored", told)
+    log.hold = True
+    later(world, 60.1)
+    log.release()
+    world.settle(1)
+    assert [2, 2, "told"] == happened[:3]
+    assert [b"%d" % n for n in range(1, 7)] == got(billing)
+
+
+def test_43_nothing_overtakes_a_page_that_was_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, world, billing, _ = paged(monkeypatch, 7)
+    log.hold = True
+    later(world, 60.1)
+    log.refuse()
+    later(world, 0.5)
+    assert [] == got(billing)
+    for _ in range(4):
+        later(world, 1)
+    assert [b"%d" % n for n in range(1, 8)] == got(billing)
+    assert log.next_due() is None
+
+
+@pytest.mark.parametrize("cut", [2, 4, 6, 8])
+@pytest.mark.parametrize("held", [False, True])
+def test_16_a_cancel_while_pages_are_written_keeps_the_order(
+    monkeypatch: pytest.MonkeyPatch, cut: int, *, held: bool
+) -> None:
+    """Of the run that is written, of one that is handed over, of one that is read, and behind."""
+    monkeypatch.setattr(delayed, "PAGE", 1)
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world, billing, shop = world_with(log, clock=clock)
+    for sequence in range(1, 11, 2):
+        send(shop, sequence, b"%d" % sequence, b"%d" % (sequence + 1))
+    if held:
+        log.hold = True
+        later(world, 60.1)
+    else:
+        later(world, 59.9)
+    shop.ask("$node.delayed.cancel", {"id": f"shop/{hash_of(shop.hello.incarnation)}/{cut}"})
+    later(world, 0.2)
+    log.release()
+    later(world, 3)
+    came = [int(body) for body in got(billing)]
+    assert sorted(came) == came
+    assert {*range(1, 11)} - {cut} <= {*came}
+    assert (cut in came) is not shop.answer()[0]
 
 
 def test_a_sender_without_room_is_told_of_each_run_that_was_moved_in_one_pass_of_the_log(
