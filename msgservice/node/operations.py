@@ -331,7 +331,7 @@ class Operations:
             away_s=self._away.since(row),
             stays=self._away.stays(row),
             workers=outlet.workers,
-            needs=needs_of(row, link) if not connected else "",
+            needs=needs_of(row, link) if link is not None or not connected else "",
         )
         failing = bool(state.attempts or state.last_error)
         health = health_of(state, probing=outlet.is_probing, failing=failing)

@@ -90,9 +90,9 @@ def tried_again(address: str) -> str:
 
 
 def needs_of(row: ReceiverRow, link: Dialling | None) -> str:
-    """Return what would help a receiver that is not connected, where trying again alone does not.
+    """Return what would help a receiver that is not reached, where trying again alone does not.
 
-    Empty where it may.
+    Empty where it may, or nothing is wrong.
     """
     if row.address is None or row.options.paused:
         return ""
@@ -146,6 +146,8 @@ def _command(*words: str) -> str:
 
 
 def _waiting(state: ReceiverState) -> str:
+    if not state.queued:
+        return "Nothing waits"
     return f"{state.queued:,} messages wait" if state.queued != 1 else "1 message waits"
 
 
@@ -204,7 +206,7 @@ def _delivery(state: ReceiverState) -> Trouble | None:
         return Trouble(
             kind=FAILING,
             sentence=f"{name} takes nothing{why}. {_waiting(state)} for it.",
-            help=tried_again(state.address),
+            help=state.needs or tried_again(state.address),
             command=_command("receivers", "test", name),
         )
     if state.attempts or state.last_error:

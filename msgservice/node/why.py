@@ -63,6 +63,7 @@ class Delivery(Protocol):
     flight: Flight | None
     since: float
     is_going: bool
+    notes: dict[int, tuple[int, str]]  # what it says of messages that it tries by itself
     pace: Pace | None  # None: nothing limits its rate
 
     @property
@@ -304,7 +305,7 @@ class _Look:
         return (
             REFUSING,
             f"{name} takes nothing now: {link.last_error}",
-            tried_again(address or name),
+            needs_of(self._delivery.row, link) or tried_again(address or name),
             _command("receivers", "test", name) if is_url(address or "") else "",
         )
 
@@ -324,6 +325,16 @@ class _Look:
                     " messages were unanswered: it is seen whether this one is why",
                     "See whether its handler ends the process.",
                     _command("peek", name),
+                )
+            tried, reason = self._delivery.notes.get(position, (0, ""))
+            if tried:
+                times = "once" if tried == 1 else f"{tried} times"
+                said = f": {reason if self._sees_all else first_line(reason)}" if reason else ""
+                return (
+                    IN_FLIGHT,
+                    f"It was sent to {name}, which has tried it {times} by itself{said}",
+                    "It is tried there again.",
+                    "",
                 )
             has = "its handler has it, or what came before it"
             if is_url(self._delivery.row.address or ""):

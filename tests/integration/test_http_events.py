@@ -525,17 +525,18 @@ async def test_it_names_receivers_and_hears_why_not(world: World) -> None:
     assert 1 == len(await world.until(1))
     methods: Any = await call(world, "system.listMethods")
     assert ["send", "status", "system.listMethods"] == methods
-    for method, arguments, code in (
-        ("send", ["a", "x", ["nobody"]], 2),
-        ("send", ["a..b", "x"], 14),
-        ("status", ["log:99999999"], 11),
-        ("send", ["a"], -32602),
-        ("send", [5, "a"], -32602),
-        ("nothing", [], -32601),
+    for method, arguments, code, said in (
+        ("send", ["a", "x", ["nobody"]], 2, "'nobody'"),
+        ("send", ["a..b", "x"], 14, "a..b"),
+        ("status", ["log:99999999"], 11, "log:99999999"),
+        ("send", ["a"], -32602, "send takes (subject, body, or subject, body, names of receivers)"),
+        ("status", [], -32602, "status takes (id), not 0 arguments"),
+        ("send", [5, "a"], -32602, "subject is int, not text"),
+        ("nothing", [], -32601, "'nothing', there are: send, status, system.listMethods"),
     ):
         with pytest.raises(xmlrpc.client.Fault) as caught:
             await call(world, method, *arguments)
-        assert code == caught.value.faultCode
+        assert (code, True) == (caught.value.faultCode, said in caught.value.faultString)
 
 
 LAUGHS = b"".join(

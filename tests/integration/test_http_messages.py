@@ -707,6 +707,16 @@ async def test_arguments_are_judged(
 
 
 @ensure
+async def test_a_field_that_is_not_known_is_told_with_those_that_are(world: World) -> None:
+    asked = {"name": "other", "subject": ["a.>"]}
+    wrong = await world.peer.ask("POST", "/v1/receivers", asked)
+    assert (400, "BadValue") == (wrong.status, wrong.json["error"])
+    assert "unknown field `subject` (fields: name, subjects, address" in wrong.json["detail"]
+    nothing = await world.peer.ask("POST", "/v1/reload", {"all": True})
+    assert "(fields: none)" in nothing.json["detail"]
+
+
+@ensure
 async def test_every_operation_has_a_path_of_its_own(world: World) -> None:
     places = [place_of(operation) for operation in OPERATIONS]
     assert len(set(places)) == len(places)

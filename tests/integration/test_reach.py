@@ -141,6 +141,10 @@ async def test_a_name_of_a_user_that_leads_to_what_only_the_node_reaches_is_not_
     await stage.gives("localhost")
     assert REFUSED in await stage.error()
     assert 0 == stage.inside.count
+    assert stage.node is not None
+    row = await stage.node.parts.operations.receiver("r")
+    assert (False, "away") == (row.connected, row.health)
+    assert "to networks of [node]" in row.needs
 
 
 @run

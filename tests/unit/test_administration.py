@@ -216,7 +216,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         b'est":null,"rate":0.0,"settled":{},"dead":0,"dead_bytes":0,"attempts":0,"last_error":"\'C'
         b'lock\' object has no attribute \'connectTCP\'","next_try_at":1520,"unaccounted":0'
         b',"replay":null,"troubles":[{"kind":"away","sentence":"far is away: \'Clock\' obj'
-        b'ect has no attribute \'connectTCP\'. 0 messages wait for it.","help":"The node d'
+        b'ect has no attribute \'connectTCP\'. Nothing waits for it.","help":"The node d'
         b'ials tcp:127.0.0.1:1 again by itself: see that it listens there.","command":""'
         b',"since":1020,"is_severe":false}],"shared":false,"workers":0,'
         b'"health_since":1020}],"next":null}',

@@ -10,7 +10,7 @@ from msgspec import Raw
 from twisted.internet.task import Clock
 
 from msgservice.core.backlog import Backlog
-from msgservice.core.frames import Ack, Request, Transfer
+from msgservice.core.frames import Ack, Note, Request, Transfer
 from msgservice.core.runs import Run
 from msgservice.limits import Rate
 from msgservice.log.memory import MemoryLog
@@ -73,6 +73,17 @@ def test_56_what_was_sent_waits_for_its_answer_and_is_acknowledged_then() -> Non
     assert told["sentence"] == "billing has acknowledged it."
 
 
+def test_56_what_a_receiver_says_that_it_tries_by_itself_is_said_while_it_has_it() -> None:
+    world = World()
+    world.send(b"one")
+    at = world.first()
+    world.billing.connection.send(Note(at, 3, "no bank\nTraceback"))
+    world.settle()
+    told = world.why(at)
+    assert ("sent", "in_flight") == (told["status"], told["kind"])
+    assert "which has tried it 3 times by itself: no bank" in told["sentence"]
+
+
 class Link:
     """The connector of a receiver that the node dials, as a test has it."""
 
@@ -99,13 +110,17 @@ def test_56_of_one_that_is_reached_and_takes_nothing_its_last_error_is_said(addr
     begin = world.clock.seconds()
     link.last_error, link.next_attempt_in, link.unwell_since = "it says 503", 4.0, begin
     world.settle(30)
-    told = world.why(world.first())
+    at = world.first()
+    told = world.why(at)
     assert ("sent", "refusing") == (told["status"], told["kind"])
     assert told["sentence"] == "billing takes nothing now: it says 503."
     assert address in told["help"]
     now = int(world.clock.seconds() * 1000)
     assert now + 4000 == pytest.approx(told["next_try_at"], abs=5)
     assert now - told["since"] == pytest.approx((world.clock.seconds() - begin) * 1000, abs=5)
+    link.forbidden = "networks of [webhook]"
+    assert "to networks of [webhook]" in world.why(at)["help"]
+    link.forbidden = ""
     how = world.ask("receivers.why", name="billing")
     assert ("failing", told["since"]) == (how["health"], how["health_since"])
     (trouble,) = how["troubles"]
