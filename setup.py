@@ -11,6 +11,8 @@ setup(
     package_dir={"": "."},
     packages=[
         "msgservice",
+        "msgservice.aio",
+        "msgservice.blocking",
         "msgservice.cli",
         "msgservice.client",
         "msgservice.config",

@@ -1,12 +1,18 @@
-"""All measurements: a table on the terminal, and `bench/RESULTS.md` with the machine's facts."""
+"""All measurements: a table on the terminal, and `bench/RESULTS.md` with the machine's facts.
+
+python -m bench             # all, half an hour
+python -m bench programs    # one, whose rows alone are written anew
+"""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,7 @@ from bench import (
     http,
     latency,
     pb,
+    programs,
     receivers,
     replay,
     rpc,
@@ -58,6 +65,7 @@ MEASUREMENTS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("http", http.measure),
     ("rpc", rpc.measure),
     ("why", why.measure),
+    ("programs", programs.measure),
 ]
 
 
@@ -78,10 +86,30 @@ def machine() -> list[str]:
     ]
 
 
-def main() -> None:
+def rows(text: str) -> dict[str, list[str]]:
+    """Return the rows of a file of results, by measurement."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith("| `"):
+            found.setdefault(line.split("`")[1], []).append(line)
+    return found
+
+
+def main(names: Sequence[str]) -> None:
+    """Measure all, or those whose first word is named: of the others the results stay."""
     console = Console()
     table = Table("measurement", "figure", "value")
-    lines = [
+    before = RESULTS.read_text()
+    results = rows(before) if names else {}
+    for name, measure in MEASUREMENTS:
+        if names and name.split()[0] not in names:
+            continue
+        console.print(f"… {name}")
+        results[name] = []
+        for figure, value in measure().items():
+            table.add_row(name, figure, str(value))
+            results[name].append(f"| `{name}` | {figure} | {value} |")
+    head = [
         "# Results",
         "",
         "Written by `make bench`. Single runs: compare ratios, not machines.",
@@ -91,16 +119,13 @@ def main() -> None:
         "| measurement | figure | value |",
         "|---|---|---|",
     ]
-    for name, measure in MEASUREMENTS:
-        console.print(f"… {name}")
-        result = measure()
-        for figure, value in result.items():
-            table.add_row(name, figure, str(value))
-            lines.append(f"| `{name}` | {figure} | {value} |")
-    RESULTS.write_text("\n".join(lines) + "\n")
+    if names:
+        head = list(takewhile(lambda line: not line.startswith("| `"), before.splitlines()))
+    lines = [row for name, _ in MEASUREMENTS for row in results.get(name, [])]
+    RESULTS.write_text("\n".join([*head, *lines]) + "\n")
     console.print(table)
     console.print(f"written to {RESULTS.relative_to(Path.cwd())}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

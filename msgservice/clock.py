@@ -205,6 +205,10 @@ class Ticks:
         if not self._is_read and IReactorFDSet.providedBy(self._reactor):
             if self._fd < 0:
                 self._fd = _timer_of_kernel(TICK)
+                if IReactorCore.providedBy(self._reactor):
+                    # A process may have one reactor after the other, with an event loop each.
+                    core = IReactorCore(self._reactor)
+                    core.addSystemEventTrigger("after", "shutdown", self._close)
             if self._fd >= 0:
                 self._is_read = True
                 IReactorFDSet(self._reactor).addReader(self)
@@ -231,6 +235,9 @@ class Ticks:
     def connectionLost(self, reason: Failure) -> None:
         """Take note that the reactor has stopped."""
         self._is_read = False
+        self._close()
+
+    def _close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -761,6 +761,29 @@ class InsecureListener(CannotListen):
     """A listener beyond loopback without authentication (SEMANTICS 32)."""
 
 
+class ForeignReactor(MsgServiceError):
+    """Another reactor of Twisted is installed in this process than the one that would be needed."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(
+            f"Twisted's {kind} is installed in this process and does not run on this event loop:"
+            " import nothing that imports twisted.internet.reactor before msgservice.aio has its"
+            " own, or use msgservice.connect with the reactor that there is, or msgservice.blocking"
+        )
+        self.kind = kind
+
+
+class ForkedProcess(MsgServiceError):
+    """An object of `msgservice.blocking` was made before this process was forked from another."""
+
+    def __init__(self, made_in: int, here: int) -> None:
+        super().__init__(
+            f"this was made in process {made_in}, of which {here} is a fork: its connection and its"
+            " thread are there; call connect, or make a receiver, in this process too"
+        )
+        self.made_in, self.here = made_in, here
+
+
 class LimitReached(MsgServiceError):
     """A configured limit was reached; names it."""
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
 
 T = TypeVar("T")
 Job = tuple[Callable[[], Any], "Deferred[Any]"]
@@ -26,6 +29,25 @@ def begin_daemon(name: str, run: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread
+
+
+class DaemonPool(ThreadPool):
+    """A thread pool that does not keep the process alive: a call that never ends must not."""
+
+    threadFactory = partial(threading.Thread, daemon=True)  # type: ignore[assignment]  # is called
+
+
+class DaemonThreads(ReactorBase):
+    """A reactor whose own pool, which resolves names, does not keep the process alive either.
+
+    For reactors that nobody stops at the end: Twisted's pool is waited for until somebody does.
+    """
+
+    def _initThreadPool(self) -> None:
+        super()._initThreadPool()
+        assert self.threadpool is not None
+        # Twisted calls it with the arguments of a thread.
+        self.threadpool.threadFactory = DaemonPool.threadFactory  # type: ignore[assignment]
 
 
 class Worker:

@@ -37,7 +37,7 @@ from msgservice.client.gathering import BARE_OVERHEAD, Gathering, check_alone
 from msgservice.client.handed import joined
 from msgservice.client.hop import NodeHop
 from msgservice.client.promise import Promise
-from msgservice.client.receipt import Receipt, Receipts
+from msgservice.client.receipt import AnyReceipt, Receipt, Receipts
 from msgservice.client.requests import Requests
 from msgservice.client.responding import Handler, Responder
 from msgservice.client.shutdown import Shutdown
@@ -107,6 +107,11 @@ class Client:
     `client.disk.open_outbox`; the client closes it. It brings its own incarnation, and `held`
     should be its limit too. `prover`: the login at the node.
     """
+
+    # What waits for one message of `send`, made before anything is changed. A client of
+    # `msgservice.aio` has futures of its loop here, and its `send` is this one: an adapter around
+    # each Deferred would take four times as long as the future (bench/programs.py).
+    new_waiter: Callable[[], Deferred[Receipt]] = Deferred
 
     def __init__(
         self,
@@ -294,18 +299,20 @@ class Client:
                 size = len(content) + BARE_OVERHEAD
                 filled = gather.size + size
                 if filled <= gather.limit and size <= flow.room_bytes and flow.room_messages > 0:
+                    waiter = self.new_waiter()
                     gather.size = filled
                     flow.room_bytes -= size
                     flow.room_messages -= 1
                     gather.items.append(content)
-                    waiter: Deferred[Receipt] = Deferred()
                     waiters = gather.waiters
                     waiters.append(waiter)
                     if len(waiters) >= self._run_messages:
                         self._gathering.cut(gather)
                     return waiter
+        waiter = self.new_waiter()
         try:
-            return self._send(
+            self._send(
+                waiter,
                 subject,
                 content,
                 to,
@@ -319,10 +326,12 @@ class Client:
                 promise,
             )
         except Exception as error:  # also whatever content raises that is asked for its form
-            return fail(error)
+            waiter.errback(error)
+        return waiter
 
     def _send(
         self,
+        waiter: Deferred[Receipt],
         subject: str,
         content: Any,
         to: Sequence[str] | None,
@@ -334,7 +343,7 @@ class Client:
         retain: bool | Literal["only"],
         delay: float | None,
         promise: Promise | None,
-    ) -> Deferred[Receipt]:
+    ) -> None:
         gathering = self._gathering
         self._shutdown.check_open()
         subject = gathering.check_subject(subject)
@@ -351,12 +360,10 @@ class Client:
         if gather.size + size > gather.limit:
             gathering.cut(gather)
             gather = gathering.gather(subject, options, ttl, promise)
-        waiter: Deferred[Receipt] = Deferred()
         gather.add(item, size, own_id, waiter)
         if key is not None or len(gather.waiters) >= self._run_messages:
             gathering.cut(gather)
         self._flow.schedule()
-        return waiter
 
     def send_many(
         self,
@@ -392,7 +399,7 @@ class Client:
         self._flow.schedule()
         return waiter
 
-    def cancel(self, message: str | Receipt, reason: str = "") -> Deferred[None]:
+    def cancel(self, message: str | AnyReceipt, reason: str = "") -> Deferred[None]:
         """Have the node not send a message that waits until it is due; fires when that is stored.
 
         `message`: its receipt, the `id` that was given, or `SENDER/INCARNATION/SEQUENCE` as
@@ -410,7 +417,7 @@ class Client:
         asking = self.request(DELAYED_CANCEL.right, asked)
         return asking.addCallbacks(lambda _: None, partial(_unknown, id_))
 
-    def explain(self, message: str | Receipt) -> Deferred[list[Cause]]:
+    def explain(self, message: str | AnyReceipt) -> Deferred[list[Cause]]:
         """Ask why a message is where it is; fires with the cause at each receiver.
 
         `message`: as for `cancel`, or `log:POSITION`. Each `Cause` says in a sentence what there is
@@ -427,7 +434,7 @@ class Client:
 
     def undo(
         self,
-        message: str | Receipt | None = None,
+        message: str | AnyReceipt | None = None,
         count: int = 1,
         reason: str = "",
         *,
@@ -477,9 +484,9 @@ class Client:
                 asked = f"log:{page.position}"
         return causes
 
-    def _identity_of(self, message: str | Receipt) -> str:
+    def _identity_of(self, message: str | AnyReceipt) -> str:
         """Return what the node knows a message by. Raises `TypeError`."""
-        if isinstance(message, Receipt):
+        if isinstance(message, AnyReceipt):
             return f"{self.name}/{hash_of(self._hop.incarnation)}/{message.sequence}"
         return exact(message, "message")
 

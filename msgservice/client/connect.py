@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
@@ -22,6 +22,21 @@ from msgservice.unlogged import speak
 
 if TYPE_CHECKING:
     from msgservice.client.disk import DiskOutbox
+
+
+class ConnectArguments(TypedDict, total=False):
+    """The arguments of `connect` that may be left out, for what connects by other means."""
+
+    limits: Limits | None
+    outbox: str | Path | None
+    window: tuple[int, int] | None
+    held: tuple[int, int]
+    require: bool
+    user: str | None
+    password: str | None
+    token: str | None
+    transports: Transports | None
+    new_incarnation: Callable[[], str]
 
 
 def connect(

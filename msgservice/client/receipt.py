@@ -3,13 +3,17 @@
 Messages that were handed over together share one `client.handed.HandedRun`; a `Receipt` is that
 run and an index, made when its Deferred fires. So a receipt costs next to nothing, and what the
 node says later is noted once for all of a run.
+
+`AnyReceipt` and `AnyReceipts` are what can be read of one without waiting: the receipts of
+`msgservice.aio` and `msgservice.blocking` are these as well, and wait in their own way.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from enum import Enum, auto
-from typing import Any, Protocol, overload
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 import msgspec
 from twisted.internet.defer import Deferred, FirstError, fail, gatherResults
@@ -103,12 +107,8 @@ class AskedRun(Protocol):
 
 
 # Not tracked by the collector: a program may hold millions, and they refer to nothing but runs.
-class Receipt(msgspec.Struct, eq=False, gc=False):
-    """One message that was handed over: where it is, and what becomes of it.
-
-    Every call that waits returns a Deferred of its own; cancelling it ends that wait and
-    nothing else. Keep the receipt for as long as you want to ask.
-    """
+class AnyReceipt(msgspec.Struct, eq=False, gc=False):
+    """The part of a receipt that does not wait: where its message is, as last heard."""
 
     run: AskedRun
     index: int
@@ -158,6 +158,14 @@ class Receipt(msgspec.Struct, eq=False, gc=False):
         """The `Status` at each receiver, as last heard from the node."""
         return self.run.statuses_of(self.sequence)
 
+
+class Receipt(AnyReceipt, eq=False, gc=False):
+    """One message that was handed over: where it is, and what becomes of it.
+
+    Every call that waits returns a Deferred of its own; cancelling it ends that wait and
+    nothing else. Keep the receipt for as long as you want to ask.
+    """
+
     @property
     def accepted(self) -> Deferred[Receipt]:
         """Fires with this receipt when the node has the message on disk.
@@ -201,31 +209,38 @@ class Receipt(msgspec.Struct, eq=False, gc=False):
         return PromiseOutcome(verdict[0] is Status.ACKNOWLEDGED, verdict[1], self.statuses)
 
 
-class Receipts:
-    """The receipts of one `send_many`, in the order of its bodies."""
+R = TypeVar("R", bound=AnyReceipt)
+
+
+class AnyReceipts(ABC, Generic[R]):
+    """The receipts of one `send_many`, in the order of its bodies; what does not wait of them."""
 
     __slots__ = ("_runs",)
 
     def __init__(self, runs: Sequence[AskedRun]) -> None:
         self._runs = runs
 
+    @abstractmethod
+    def _receipt(self, run: AskedRun, index: int) -> R:
+        """Return the receipt of one message."""
+
     def __len__(self) -> int:
         return sum(run.count for run in self._runs)
 
-    def __iter__(self) -> Iterator[Receipt]:
-        return (Receipt(run, index) for run in self._runs for index in range(run.count))
+    def __iter__(self) -> Iterator[R]:
+        return (self._receipt(run, index) for run in self._runs for index in range(run.count))
 
     @overload
-    def __getitem__(self, at: int) -> Receipt: ...
+    def __getitem__(self, at: int) -> R: ...
     @overload
-    def __getitem__(self, at: slice) -> list[Receipt]: ...
-    def __getitem__(self, at: int | slice) -> Receipt | list[Receipt]:
+    def __getitem__(self, at: slice) -> list[R]: ...
+    def __getitem__(self, at: int | slice) -> R | list[R]:
         if isinstance(at, slice):
             return list(self)[at]
         left = at + len(self) if at < 0 else at
         for run in self._runs if left >= 0 else ():
             if left < run.count:
-                return Receipt(run, left)
+                return self._receipt(run, left)
             left -= run.count
         raise IndexError(at)
 
@@ -236,6 +251,30 @@ class Receipts:
     def sequence(self) -> int:
         """The sequence of the last message; 0 where there is none."""
         return self._runs[-1].last if self._runs else 0
+
+    def counts(self) -> dict[str, dict[Status, int]]:
+        """The number of messages with each `Status`, by receiver."""
+        total: dict[str, dict[Status, int]] = {}
+        for run in self._runs:
+            for name, counts in run.counts().items():
+                of_name = total.setdefault(name, {})
+                for status, count in counts.items():
+                    of_name[status] = of_name.get(status, 0) + count
+        return total
+
+
+class Receipts(AnyReceipts[Receipt]):
+    """The receipts of one `send_many`, in the order of its bodies."""
+
+    __slots__ = ()
+
+    def _receipt(self, run: AskedRun, index: int) -> Receipt:
+        return Receipt(run, index)
+
+    @property
+    def runs(self) -> Sequence[AskedRun]:
+        """The runs that the messages were handed over in."""
+        return self._runs
 
     @property
     def accepted(self) -> Deferred[Receipts]:
@@ -262,16 +301,6 @@ class Receipts:
     def _promises(self) -> PromiseCounts:
         kept = sum([run.kept() for run in self._runs])
         return PromiseCounts(kept, len(self) - kept)
-
-    def counts(self) -> dict[str, dict[Status, int]]:
-        """The number of messages with each `Status`, by receiver."""
-        total: dict[str, dict[Status, int]] = {}
-        for run in self._runs:
-            for name, counts in run.counts().items():
-                of_name = total.setdefault(name, {})
-                for status, count in counts.items():
-                    of_name[status] = of_name.get(status, 0) + count
-        return total
 
     def _all(self, wait: Wait, name: str | None = None) -> Deferred[Any]:
         waits = [run.watch(wait, run.first, run.last, name) for run in self._runs]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Required, TypedDict, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
@@ -65,6 +65,27 @@ class State(Enum):
     GIVING_UP = "giving up"  # … and it is to stop as soon as that is done
     READY = "ready"  # nodes may connect
     STOPPING = "stopping"
+
+
+class ReceiverArguments(TypedDict, total=False):
+    """The arguments of `Receiver` but its reactor, for receivers that are made around one.
+
+    They have no handler where the program takes the messages one by one (`receiver.deliveries`).
+    """
+
+    name: Required[str]
+    handler: Callable[..., Any]
+    batch: bool
+    threads: int
+    inbox: str | Path | StoredInbox | None
+    order: str
+    window: int | tuple[int, int] | None
+    shared: bool
+    concurrency: int
+    limits: Limits | None
+    transports: FindsTransport | None
+    decode: Decode
+    incarnation: str | None
 
 
 class Receiver(Service):

@@ -11,6 +11,9 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 WRONG = [
+    ("asyncio_orders",),
+    ("blocking_web", "tcp:127.0.0.1:7410"),
+    ("blocking_web", "tcp:127.0.0.1:7410", "port"),
     ("pb_client",),
     ("pb_client", "7411", "user"),
     ("pb_peer",),

@@ -36,6 +36,7 @@ CENTRAL = [
     "attempt",
     "hop",
     "link",
+    "delivery",
     "outlet",
     "receipt",
     "request",

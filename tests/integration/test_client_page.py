@@ -1,4 +1,4 @@
-"""The client's page: its programs for asyncio and for threads do what it says, with a real node."""
+"""The client's page: its programs do what it says, with a real node."""
 
 import subprocess
 import sys
@@ -15,7 +15,6 @@ from tests.integration.daemon import PATIENCE
 
 reactor: Any = installed_reactor
 PROGRAMS = [program for page, program in blocks("python") if page == "docs/client.md"]
-NODE = "tcp:127.0.0.1:7410"
 IN_THREAD = """
 from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred
@@ -94,12 +93,6 @@ def test_the_program_with_a_node_in_itself_prints_what_it_says(tmp_path: Path) -
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
     assert (tmp_path / "data").is_dir()
-
-
-def test_the_program_for_asyncio_sends(msgservice: Command) -> None:
-    (program,) = (each for each in PROGRAMS if "asyncioreactor" in each)
-    assert NODE in program
-    assert position_printed(program.replace(NODE, msgservice.node)) > 0
 
 
 def test_a_handler_awaits_asyncio_as_the_page_on_receivers_says(msgservice: Command) -> None:

@@ -40,7 +40,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("identity",),
     ("log", "transport", "connection"),
     ("config", "client", "receiver", "webhooks"),
-    ("node", "faces", "pb", "recount"),
+    ("node", "faces", "pb", "recount", "aio", "blocking"),
     ("tap", "cli", ""),
 ]
 # What a face may know of the service; of the node and what lies below it, nothing.

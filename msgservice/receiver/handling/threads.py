@@ -7,16 +7,13 @@ turn. Without order each message is a unit of its own, on any thread that is fre
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
 from msgservice.errors import GENERATORS, has_not_run
 from msgservice.receiver.handling.engine import (
@@ -26,13 +23,7 @@ from msgservice.receiver.handling.engine import (
     Handling,
 )
 from msgservice.receiver.handling.work import HandlerCall, Lane, Work
-from msgservice.threads import begin_daemon
-
-
-class HandlerPool(ThreadPool):
-    """A thread pool that does not keep the process alive: a handler that never ends must not."""
-
-    threadFactory = partial(threading.Thread, daemon=True)  # type: ignore[assignment]  # is called
+from msgservice.threads import DaemonPool, begin_daemon
 
 
 class HandlerThreads:
@@ -41,7 +32,7 @@ class HandlerThreads:
     def __init__(self, count: int, name: str, reactor: IReactorFromThreads) -> None:
         self.reactor = reactor
         self._count, self._name = count, name
-        self._pool: HandlerPool | None = None
+        self._pool: DaemonPool | None = None
 
     def call(self, function: Callable[..., object], *arguments: Any) -> None:
         """Call this on a thread; whatever it returns is dropped, so it does not raise."""
@@ -64,9 +55,9 @@ class HandlerThreads:
         else:
             pool.stop()
 
-    def _running(self) -> HandlerPool:
+    def _running(self) -> DaemonPool:
         if self._pool is None:
-            self._pool = HandlerPool(1, self._count, f"receiver {self._name}")
+            self._pool = DaemonPool(1, self._count, f"receiver {self._name}")
             self._pool.start()
         return self._pool
 
