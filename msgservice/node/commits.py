@@ -47,6 +47,7 @@ RETRY_DELAY = 1.0  # seconds after a group that failed, before the next
 # Senders of which it waits to be stored from where on they want states. Of more, those that came
 # first say it again on their next connection: until then the log keeps more than is wanted.
 STATUSES_FROM_MAX = 1000
+LIVE_FOR = 1.0  # seconds for which batches count as coming, after a group that had some
 
 
 class Source(Protocol):
@@ -144,6 +145,7 @@ class Commits:
         "_after_group",
         "_audiences",
         "_awaited",
+        "_batches_at",
         "_cancelling",
         "_decided",
         "_deciding",
@@ -212,6 +214,7 @@ class Commits:
         self._deciding: list[Deferred[tuple[Range, ...]]] = []
         self._progressing: dict[Progressing, None] = {}
         self._awaited: dict[Progressing, None] = {}
+        self._batches_at = -LIVE_FOR  # when a group began that had some
         self._pages: list[Deferred[PageOutcome]] = []  # of those of the next group
         self._running = False
         self._kept_back = False  # none is started before `go_on`
@@ -223,6 +226,11 @@ class Commits:
         self._stopped = False
         self._due: IDelayedCall | None = None
         self._idle: Waiters[None] = Waiters()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether somebody sends, and waits for the groups of all others."""
+        return self._time.now() - self._batches_at < LIVE_FOR
 
     @property
     def is_stopped(self) -> bool:
@@ -461,6 +469,8 @@ class Commits:
         self._moving, self._cancelling, self._deciding, self._pages = [], [], [], []
         self._running = True
         group.now = self._time.wall()
+        if group.batches:
+            self._batches_at = self._time.now()
         self._log.append(group).addBoth(self._ended, under_way)
 
     def _ended(self, result: Appended | Failure, under_way: _UnderWay) -> None:

@@ -3,8 +3,9 @@
 A page is asked of the log while less than `WAITING_BYTES` wait for its receiver, and is stored with
 the row that says how far the replay is. So a replay goes as fast as its receiver, what it takes of
 the log is little at a time, and nothing has to be timed: after each group it is looked whose
-backlog has room now. At most `PAGES` pages are read and stored at once, for all receivers together,
-and as many more are read ahead, while those before are being stored.
+backlog has room now. A page is small while anybody sends, whose messages wait for its group. At
+most `PAGES` pages are read and stored at once, for all receivers together, and as many more are
+read ahead, while those before are being stored.
 
 The last page of a `start` and the membership of its receiver are one entry, and nothing may be
 stored between what that page has and that entry: for this one page no group is started.
@@ -48,7 +49,8 @@ from msgservice.records import (
 from msgservice.waiters import Waiters
 
 WAITING_BYTES = 4 * 1024 * 1024  # for its receiver: while less waits, a page is copied
-PAGE_BYTES = 1024 * 1024  # of a page: others' messages wait while it is written
+PAGE_BYTES = 1024 * 1024  # of a page
+LIVE_PAGE_BYTES = 256 * 1024  # … where others' messages wait while it is written
 PAGES = 4  # read and stored at once; and read ahead
 # Of the limit of a receiver's backlog, how much may wait at most for another page.
 BACKLOG_SHARE = 4
@@ -376,6 +378,9 @@ class Replayer:
     def _room_for(self, row: ReceiverRow) -> int:
         return max(1, min(WAITING_BYTES, self._dispatch.backlog_bytes_max(row) // BACKLOG_SHARE))
 
+    def _page_bytes(self, room: int) -> int:
+        return min(LIVE_PAGE_BYTES if self._commits.is_live else PAGE_BYTES, room)
+
     def _has_room(self, row: ReceiverRow, size: int) -> bool:
         outlet = self._dispatch.outlets.get(row.number)
         if outlet is None:
@@ -419,7 +424,7 @@ class Replayer:
             self._take(running, ahead.reading, ahead.end, ahead.patterns)
         else:
             self._drop_ahead(running)
-            self._read(running, end, min(PAGE_BYTES, room))
+            self._read(running, end, self._page_bytes(room))
 
     def _read(self, running: _Running, end: int, size: int) -> None:
         patterns = self._patterns(running.row, running.replay)
@@ -458,7 +463,7 @@ class Replayer:
         end = min(moved.end, position_of(self._tail.next_number) - 1)
         if self._aheads < PAGES and not running.is_last and moved.next <= end:
             self._aheads += 1
-            size = min(PAGE_BYTES, self._room_for(running.row))
+            size = self._page_bytes(self._room_for(running.row))
             patterns = self._patterns(running.row, moved)
             reading = self._ask(moved, patterns, end, size)
             running.ahead = _Ahead(moved.next, end, patterns, reading)

@@ -19,7 +19,9 @@ from msgservice.identity.users import User
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import FLAG_REPLAY, FLAG_RETAIN, decode_messages
+from msgservice.node.commits import LIVE_FOR
 from msgservice.node.gate import Door
+from msgservice.node.replayer import LIVE_PAGE_BYTES, PAGE_BYTES
 from msgservice.records import LEFT_OUT, REWIND, START, Group, Replay, Resume, position_of
 from tests.kit.dict_log import Content, DictLog
 from tests.kit.limits import Limits as SmallLimits
@@ -155,6 +157,34 @@ def test_47_pages_come_as_the_receiver_takes_them() -> None:
         world.settle()
     assert bodies == billing.copies
     assert not any(unaccounted(world))
+
+
+@pytest.mark.parametrize("sends", [False, True])
+def test_47_a_page_is_small_while_somebody_sends_and_waits_for_its_group(
+    monkeypatch: pytest.MonkeyPatch, *, sends: bool
+) -> None:
+    world = NodeWorld()
+    shop, billing = world.peer("shop"), taking(world)
+    bodies = [bytes([n]) * 200_000 for n in range(1, 9)]
+    for number, body in enumerate(bodies, 1):
+        shop.transfer(number, "orders.new", [body])
+        world.settle()
+    world.settle(LIVE_FOR + 1)
+    asked: list[int] = []
+    replay = world.log.replay
+
+    def counted(row: Replay, patterns: Any, size: int, *more: Any) -> Any:
+        asked.append(size)
+        return replay(row, patterns, size, *more)
+
+    monkeypatch.setattr(world.log, "replay", counted)
+    if sends:
+        shop.transfer(9, "else", [b"something else"])
+        world.settle()
+    ask(shop, "rewind", name="billing")
+    world.settle()
+    assert bodies == billing.copies
+    assert {LIVE_PAGE_BYTES if sends else PAGE_BYTES} == set(asked)
 
 
 def test_47_a_rewind_goes_on_for_a_receiver_that_comes_back() -> None:
