@@ -387,6 +387,7 @@ class ReceiverState(
     health: str = ""  # up, away, probing, failing, paused, suspended or full
     health_s: float | None = None  # that it has had it, as `since_s`; None: not known
     needs: str = ""  # what would help, where trying again alone does not
+    dead_s: float | None = None  # that it has had dead letters, as `since_s`; None: it has none
 
 
 class ReceiverPage(msgspec.Struct, frozen=True, kw_only=True):

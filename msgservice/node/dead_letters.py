@@ -44,6 +44,7 @@ class DeadLetters:
         # What they take, stored or not, of receivers that are not removed; and all of them.
         self._bytes: dict[int, int] = {}  # by receiver number
         self._total = 0
+        self._since: dict[int, float] = {}  # when it had its first of those that it has, here
         # How many there were since the start: new ones, sent again, and dropped by somebody.
         self.new = self.requeued = self.dropped = 0
 
@@ -53,12 +54,23 @@ class DeadLetters:
 
     def due(self, row: ReceiverRow, size: int) -> None:
         """See `Letters`."""
-        self._bytes[row.number] = self._bytes.get(row.number, 0) + size
+        before = self._bytes.get(row.number, 0)
+        if size and not before:
+            self._since[row.number] = self._clock.seconds()
+        self._bytes[row.number] = before + size
         self._total += size
+
+    def since(self, row: ReceiverRow) -> float | None:
+        """When a receiver had the first letter of those that it has, in seconds of the clock.
+
+        Not before this process of the node; None where it has none.
+        """
+        return self._since.get(row.number) if self._bytes.get(row.number) else None
 
     def forget(self, row: ReceiverRow) -> None:
         """A receiver was removed: its letters give way where their room is needed."""
         self._total -= self._bytes.pop(row.number, 0)
+        self._since.pop(row.number, None)
 
     def gone(self, row: ReceiverRow, size: int, count: int, *, again: bool) -> None:
         """Dead letters of a receiver are gone from the log: sent again, or dropped."""

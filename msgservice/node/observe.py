@@ -30,7 +30,7 @@ from msgservice.administration import (
 )
 from msgservice.clock import Time
 from msgservice.limits import Limits
-from msgservice.node.troubles import troubles_of, troubles_of_node
+from msgservice.node.troubles import LETTERS, troubles_of, troubles_of_node
 from msgservice.records import Room
 from msgservice.waiters import Waiters
 
@@ -306,6 +306,10 @@ def _observed(state: ReceiverState, before: Observed | None, rate: float, wall: 
     if health_since is not None and before is not None and before.health_since is not None:
         same = abs(before.health_since - health_since) < SAME
         health_since = before.health_since if same else health_since
+    dead_since = None if state.dead_s is None else wall - round(state.dead_s * 1000)
+    told = [one.since for one in before.troubles if one.kind == LETTERS] if before else []
+    if dead_since is not None and told and told[0] is not None:
+        dead_since = told[0] if abs(told[0] - dead_since) < SAME else dead_since
     next_try = None if state.next_try_s is None else wall + round(state.next_try_s * 1000)
     if next_try is not None and before is not None and before.next_try_at is not None:
         next_try = before.next_try_at if abs(before.next_try_at - next_try) < SAME else next_try
@@ -330,7 +334,7 @@ def _observed(state: ReceiverState, before: Observed | None, rate: float, wall: 
         next_try_at=next_try,
         unaccounted=state.unaccounted,
         replay=state.replay,
-        troubles=troubles_of(state, health_since),
+        troubles=troubles_of(state, health_since, dead_since),
         shared=bool(getattr(state, "shared", False)),
         workers=state.workers,
         health_since=health_since,

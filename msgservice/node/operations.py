@@ -332,12 +332,15 @@ class Operations:
             stays=self._away.stays(row),
             workers=outlet.workers,
             needs=needs_of(row, link) if link is not None or not connected else "",
+            dead_s=self._ago(self._dead_letters.since(row)),
         )
         failing = bool(state.attempts or state.last_error)
         health = health_of(state, probing=outlet.is_probing, failing=failing)
-        since = self._health_since(health, outlet, link)
-        health_s = None if since is None else round(self._time.now() - since, 3)
+        health_s = self._ago(self._health_since(health, outlet, link))
         return msgspec.structs.replace(state, health=health, health_s=health_s)
+
+    def _ago(self, moment: float | None) -> float | None:
+        return None if moment is None else round(self._time.now() - moment, 3)
 
     @staticmethod
     def _health_since(health: str, outlet: Outlet, link: IConnector | None) -> float | None:
@@ -618,7 +621,8 @@ class Operations:
         wall = self._time.wall()
         since = wall - round(state.since_s * 1000)
         as_it_is = None if state.health_s is None else wall - round(state.health_s * 1000)
-        troubles = troubles_of(state, as_it_is)
+        dead_since = None if state.dead_s is None else wall - round(state.dead_s * 1000)
+        troubles = troubles_of(state, as_it_is, dead_since)
         return ReceiverWhy(
             name=name,
             health=state.health,

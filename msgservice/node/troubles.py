@@ -25,6 +25,7 @@ UP, AWAY, PROBING, FAILING, PAUSED, SUSPENDED, FULL = (
     "suspended",
     "full",
 )
+LETTERS = "dead_letters"
 HEALTHS = (UP, AWAY, PROBING, FAILING, PAUSED, SUSPENDED, FULL)
 
 
@@ -108,14 +109,18 @@ def needs_of(row: ReceiverRow, link: Dialling | None) -> str:
     return ""
 
 
-def troubles_of(state: ReceiverState, since: int | None) -> Sequence[Trouble]:
+def troubles_of(
+    state: ReceiverState, since: int | None, dead_since: int | None = None
+) -> Sequence[Trouble]:
     """Return the troubles of a receiver, the worst first.
 
-    `since`: when its health began to be what it is, wall clock, ms; None: not known.
+    `since`: when its health began to be what it is, wall clock, ms; None: not known. `dead_since`:
+    when it had its first dead letter, likewise.
     """
     looked = (_unaccounted(state), _kept_out(state), _delivery(state), _letters(state))
+    times = {state.health: since, LETTERS: dead_since}
     return [
-        msgspec.structs.replace(trouble, since=since if trouble.kind == state.health else None)
+        msgspec.structs.replace(trouble, since=times.get(trouble.kind))
         for trouble in looked
         if trouble is not None
     ]
@@ -228,7 +233,7 @@ def _letters(state: ReceiverState) -> Trouble | None:
     if state.dead == 1:
         letters, them, their = "a dead letter", "it", "its"
     return Trouble(
-        kind="dead_letters",
+        kind=LETTERS,
         sentence=f"{state.name} has {letters}, of {state.dead_bytes:,} bytes.",
         help=f"Look at {them}; send {them} again when {their} cause is mended, or drop {them}.",
         command=_command("dead", "list", state.name),

@@ -27,7 +27,7 @@ _LIST = (
     b'"name":"audit","address":null,"subjects":[">"],"suspended":false,"rate":null,'
     b'"refuses":false,"connected":false,"since_s":0.006,"cursor":196607,"attempts":0,'
     b'"waits":null,"last_error":"","next_try_s":null,"oldest_s":null,"dead":0,"dead_bytes":0,'
-    b'"queued":0,"queued_bytes":0,"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":"","workers":0,"health":"paused","health_s":0.006,"needs":""},'
+    b'"queued":0,"queued_bytes":0,"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":"","workers":0,"health":"paused","health_s":0.006,"needs":"","dead_s":null},'
     b'{"order":"strict","on_full":"refuse","backlog_bytes":8589934592,"paused":false,"away_max":0,"shared":false,'
     b'"max_attempts":20,"retry_delay_min":0,"retry_delay_max":0,'
     b'"name":"billing","address":null,"subjects":["orders.>"],"suspended":false,'
@@ -36,14 +36,14 @@ _LIST = (
     b'"waits":{"position":65537,"subject":"orders.new"},"last_error":"later",'
     b'"next_try_s":58.984,"oldest_s":1.018,"dead":1,"dead_bytes":158,"queued":2,"queued_bytes":20,'
     b'"oldest":{"position":65537,"subject":"orders.new","at":6},"routed":3,"unaccounted":0,'
-    b'"settled":{"dead":1},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":"","workers":1,"health":"failing","health_s":1.016,"needs":""},'
+    b'"settled":{"dead":1},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":"","workers":1,"health":"failing","health_s":1.016,"needs":"","dead_s":1.016},'
     b'{"order":"strict","on_full":"refuse","backlog_bytes":4194304,"paused":false,"away_max":0,"shared":false,'
     b'"max_attempts":20,"retry_delay_min":0,"retry_delay_max":0,'
     b'"name":"far","address":"tcp:127.0.0.1:1","subjects":[],"suspended":false,"rate":null,'
     b'"refuses":false,"connected":false,"since_s":0.004,"cursor":196607,"attempts":0,'
     b'"waits":null,"last_error":"\'Clock\' object has no attribute \'connectTCP\'",'
     b'"next_try_s":0.496,"oldest_s":null,"dead":0,"dead_bytes":0,"queued":0,"queued_bytes":0,'
-    b'"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":"","workers":0,"health":"away","health_s":0.004,"needs":""}'
+    b'"oldest":null,"routed":0,"unaccounted":0,"settled":{},"owner":"","replay":null,"left_out":null,"away_s":null,"stays":"","workers":0,"health":"away","health_s":0.004,"needs":"","dead_s":null}'
 )
 _LETTER = (
     b'"position":65536,"sender":"shop/4cd9b7672d7fbee8/1","sequence":1,"subject":"orders.new",'
@@ -132,7 +132,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         b'"msgservice peek billing","since":8,"is_severe":true},{"kind":"dead_letters",'
         b'"sentence":"billing has a dead letter, of 158 bytes.","help":"Look at it; send it'
         b' again when its cause is mended, or drop it.","command":"msgservice dead list'
-        b' billing","since":null,"is_severe":false}],"health_since":8}',
+        b' billing","since":8,"is_severe":false}],"health_since":8}',
     ),
     ("dead.list", _BILLING, b'{"dead":[{' + _LETTER + b'}],"next":null}'),
     ("dead.list", _BILLING | {"after": 65536}, b'{"dead":[],"next":null}'),

@@ -358,12 +358,25 @@ def test_the_trouble_of_dead_letters_says_how_many() -> None:
     billing = world.peer("billing", receive=ORDERS)
     world.send()
     (transfer,) = billing.take(Transfer)
+    world.settle(20.0)
+    began = wall_of(world)
     billing.nack(transfer.sequence, transfer.sequence, Action.DEAD, reason="no such bank")
     world.settle()
     one = world.one()
     (trouble,) = one.troubles
     assert ("up", "dead_letters", False) == (one.health, trouble.kind, trouble.is_severe)
     assert one.dead_bytes > 0
+    assert trouble.since is not None
+    assert abs(trouble.since - began) <= 1_100
+    world.settle(30.0)
+    world.send()
+    (transfer,) = billing.take(Transfer)
+    billing.nack(transfer.sequence, transfer.sequence, Action.DEAD, reason="no such bank")
+    world.settle()
+    assert trouble.since == world.trouble().since  # of the first that it has
+    world.shop.request("$node.dead.drop", {"receiver": "billing"})
+    world.settle()
+    assert () == tuple(world.one().troubles)
 
 
 @pytest.mark.parametrize("on_full", ["refuse", "suspend"])
