@@ -6,6 +6,8 @@
     python -m bench.delivery rewind [COUNT]
     python -m bench.delivery purge [COUNT]
     python -m bench.delivery keys [COUNT]
+    python -m bench.delivery promise [COUNT] [--before CHECKOUT] [--rounds N]
+    python -m bench.delivery finished [COUNT]
 
 Node, producer and receivers are processes of their own; the log is on disk. `gap_ms` is the longest
 time in which the node's reactor did nothing else, `idle_gap_ms` the same while nothing was to be
@@ -18,13 +20,17 @@ many runs that are due in the same second: from then until the receiver has the 
 receiver has anything left. `rewind`: `bench.replay`. `purge`: so many messages that wait for a
 receiver are cancelled while another gets what a producer sends. `keys`: `send` with a key each
 against without, each waited for and many at a time, when there are few keys and when there are so
-many; and what these take in memory.
+many; and what these take in memory. `promise`: the rate of `bench.fanout` with a promise of each
+message against that without, and with `--before` without against that of another checkout, in
+rounds that take turns. `finished`: so many states of messages that have left the log are forgotten,
+while another producer is answered.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -34,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import replay
-from bench.processes import Role, Stage, finish, stage
+from bench.processes import ROOT, Role, Stage, finish, stage
 
 PAIRS = 7
 
@@ -211,6 +217,41 @@ def keys(options: argparse.Namespace) -> dict[str, Any]:
         return figures
 
 
+def fanned(count: int, checkout: Path, *words: str) -> float:
+    """Return the messages a second of a `bench.fanout` of a checkout."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "bench.fanout", str(count), *words],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=checkout,
+        env=os.environ | {"PYTHONPATH": str(checkout)},
+    )
+    rate: float = json.loads(ran.stdout.splitlines()[-1])["messages_s"]
+    return rate
+
+
+def promise(options: argparse.Namespace) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for way, words in (("send", ()), ("send_many", ("--many",))):
+        count = options.count * (2 if words else 1)
+        plays = {"plain": (ROOT, ()), "promise": (ROOT, ("--promise", "3600"))}
+        if options.before:
+            plays = {"before": (Path(options.before).resolve(), ()), **plays}
+        rates: dict[str, list[float]] = {name: [] for name in plays}
+        for number in range(options.rounds):
+            order = list(plays.items())
+            for name, (checkout, more) in order if number % 2 else reversed(order):
+                rates[name].append(fanned(count, checkout, *words, *more))
+        for name, found in rates.items():
+            figures[f"{way}_{name}_s"] = round(statistics.median(found))
+        pairs = [("promise", "plain")] + [("plain", "before")] * bool(options.before)
+        for name, other in pairs:
+            ratios = [one / two for one, two in zip(rates[name], rates[other], strict=True)]
+            figures[f"{way}_{name}_{other}_ratio"] = round(statistics.median(ratios), 3)
+    return figures
+
+
 PLAYS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], int]] = {
     "ttl": (ttl, 50_000),
     "delay": (delay, 100_000),
@@ -218,6 +259,7 @@ PLAYS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], int]] = {
     "rewind": (rewind, 1_000_000),
     "purge": (purge, 1_000_000),
     "keys": (keys, 1_000_000),
+    "promise": (promise, 300_000),
 }
 
 
@@ -227,6 +269,8 @@ def measure(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("count", type=int, nargs="?", default=0)
     parser.add_argument("--receivers", type=int, default=100)
     parser.add_argument("--run", type=int, default=200)
+    parser.add_argument("--before", help="a checkout to compare with")
+    parser.add_argument("--rounds", type=int, default=PAIRS)
     options = parser.parse_args(arguments)
     play, count = PLAYS[options.what]
     options.count = options.count or count

@@ -24,6 +24,7 @@ def measure(
     subjects: int = 1,
     producers: int = 1,
     window: int = 20_000,
+    promise: float = 0.0,
 ) -> dict[str, Any]:
     count -= count % (producers * (200 if many else 1))
     with stage() as made:
@@ -42,6 +43,7 @@ def measure(
             subjects_count=subjects,
             producers=producers,
             window=window,
+            promise=promise or None,
         )
         producer.line()
         producer.say("go")
@@ -68,6 +70,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=1)
     parser.add_argument("--producers", type=int, default=1)
     parser.add_argument("--window", type=int, default=20_000)
+    parser.add_argument("--promise", type=float, default=0.0, help="seconds, of each message")
     args = vars(parser.parse_args())
     finish(measure(args.pop("count"), **args))
 

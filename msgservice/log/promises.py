@@ -24,7 +24,11 @@ COLUMNS = "sender, first, last, position, need, until, cancels"
 Row = tuple[int, int, int, int, int, int, int]
 
 _decode = msgspec.json.Decoder(tuple[int, int, bool, int]).decode
-_OVERLAPPING = f"select {COLUMNS} from promise where sender = ? and first <= ? and last >= ?"  # noqa: S608
+# From the row on that begins at the first of them, or before: a sender may have very many.
+_OVERLAPPING = (
+    f"select {COLUMNS} from promise where sender = ?1 and first <= ?2 and last >= ?3"  # noqa: S608
+    " and first >= coalesce((select max(first) from promise where sender = ?1 and first <= ?3), 0)"
+)
 _OPEN = (
     "select need, until, cancels from promise where sender = ?1 and last >= ?2 and first = ("
     "select max(first) from promise where sender = ?1 and first <= ?2)"
@@ -87,18 +91,28 @@ def stage_verdicts(
             if row[0] == known.id and row[1] <= last and row[2] >= first
         ]
         found.sort(key=lambda row: row[1])
-        ranges = []
+        ranges: list[tuple[int, int]] = []
+        written: list[tuple[int, int, str]] = []  # first, last, what was promised
         for row in found:
             left.pop((row[0], row[1]), None)
             gone[row[0], row[1]] = None
             low, high = max(row[1], first), min(row[2], last)
-            ranges.append((low, high))
+            follows = bool(ranges) and ranges[-1][1] + 1 == low
+            if follows:
+                ranges[-1] = (ranges[-1][0], high)
+            else:
+                ranges.append((low, high))
             for begin, end in ((row[1], low - 1), (high + 1, row[2])):
                 if begin <= end:
                     piece = (row[0], begin, end, row[3] + begin - row[1], *row[4:])
                     left[row[0], begin] = piece
-            state = (int(verdict.status), verdict.reason, staged.age)
             promised = as_json((*row[4:6], bool(row[6]), now))
+            if follows and written[-1][2] == promised:
+                written[-1] = (written[-1][0], high, promised)
+            else:
+                written.append((low, high, promised))
+        state = (int(verdict.status), verdict.reason, staged.age)
+        for low, high, promised in written:
             finished += (known.id, PROMISED, low, high, *state, promised)
         decided.append(tuple(ranges))
     if gone:

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -66,8 +66,8 @@ class Outlets(Protocol):
 class Teller(Protocol):
     """The one who tells producers what became of their messages (`tracker`)."""
 
-    def decided(self, verdict: Verdict, ranges: Sequence[Range], first: int) -> None:
-        """A promise is decided; `first`: the position of its batch."""
+    def decided(self, verdict: Verdict, ranges: Sequence[Range], firsts: Iterable[int]) -> None:
+        """Promises are decided; `firsts`: the positions of their batches."""
 
     def tell_from(self, sender: str, incarnation: str, first: int, last: int) -> None:
         """States of these messages have changed in the log."""
@@ -79,6 +79,7 @@ class _Open:
     __slots__ = (
         "acked",
         "all_acked",
+        "all_is_news",
         "all_lost",
         "batch_size",
         "cancels",
@@ -118,7 +119,8 @@ class _Open:
         self.batch_size = size
         self.is_known = bool(members)  # else the log is read first
         self.left = RangeSet([(first, last)])  # not decided, and in no group that does
-        self.news = RangeSet()
+        self.news: RangeSet | None = None  # of which something is known since …
+        self.all_is_news = False  # … and of all of it
         # Receivers at which all of the batch is settled, and those at which a part is.
         self.all_acked: set[int] = set()
         self.all_lost: set[int] = set()
@@ -136,11 +138,20 @@ class _Open:
                 self._lose(receiver, first, last)
             else:
                 whole.add(receiver)
-                parts.pop(receiver, None)
+                if parts:
+                    parts.pop(receiver, None)
+                self.all_is_news = True
+                return
         elif is_acked:
             parts.setdefault(receiver, RangeSet()).add(first, last)
         else:
             self._lose(receiver, first, last)
+        self.has_news(first, last)
+
+    def has_news(self, first: int, last: int) -> None:
+        """Something is known of these that `found` is to look at."""
+        if self.news is None:
+            self.news = RangeSet()
         self.news.add(first, last)
 
     def _lose(self, receiver: int, first: int, last: int) -> None:
@@ -151,7 +162,14 @@ class _Open:
 
     def found(self) -> list[tuple[int, int, Status]]:
         """Return what can be decided of what has news, rising."""
-        news, self.news = self.news, RangeSet()
+        if not self.acked and not self.lost:  # the usual case: what is settled is so as a whole
+            self.news, self.all_is_news = None, False
+            status = self._status(self.first, self.last)
+            return [] if status is None else [(*each, status) for each in self.left]
+        news: Iterable[Range] = self.news or ()
+        if self.all_is_news:
+            news = ((self.first, self.last),)
+        self.news, self.all_is_news = None, False
         decided: list[tuple[int, int, Status]] = []
         for first, last in news:
             for low, high in self.left.within(first, last):
@@ -186,6 +204,14 @@ class _Open:
         return Status.DEAD if len(self.members) - lost < self.need else None
 
 
+class _Part(NamedTuple):
+    """A part of a batch about whose promise there is something to say; sequences."""
+
+    first: int
+    last: int
+    one: _Open
+
+
 class Promises:
     """The open promises of one node, as `due.Source`.
 
@@ -217,6 +243,9 @@ class Promises:
         self._numbers: list[int] = []  # of these, rising; and of some that have gone
         self._unknown: dict[_Open, None] = {}  # of which the log is read first
         self._touched: dict[_Open, None] = {}
+        # What is decided in this turn and in no group: sender, incarnation, whether it cancels,
+        # status, reason -> of which messages. What follows each other there is one verdict.
+        self._deciding: dict[tuple[str, str, bool, Status, str], list[_Part]] = {}
         self._again: dict[_Open, None] = {}  # whose verdict was not stored
         self._times: dict[int, dict[_Open, None]] = {}  # when -> which are over then
         self._rising: list[int] = []  # a heap of these times, and of some that have gone
@@ -361,6 +390,7 @@ class Promises:
         for one in touched:
             if one.is_known:
                 self._judge(one)
+        self._store()
 
     def _judge(self, one: _Open) -> None:
         for first, last, status in one.found():
@@ -371,25 +401,46 @@ class Promises:
             else:
                 self._cancel_later(one, [(first, last)])
 
-    def _failed(self, failure: Failure, one: _Open, ranges: Sequence[Range]) -> None:
+    def _failed(self, failure: Failure, parts: Sequence[_Part]) -> None:
         """A verdict that was not stored is decided anew."""
         if not failure.check(LogUnavailable):
             self._logger.failure("a promise is decided later", failure)
-        for first, last in ranges:
+        for first, last, one in parts:
             one.left.add(first, last)
-            one.news.add(first, last)
-        self._again[one] = None
-        self._put(one)
+            one.has_news(first, last)
+            self._again[one] = None
+            self._put(one)
         self._due.look()
 
     def _decide(self, one: _Open, first: int, last: int, status: Status, reason: str) -> None:
+        """Decide in the next group, with all that is decided until `_store`."""
         one.left.remove(first, last)
-        verdict = Verdict(one.sender, one.incarnation, first, last, status, reason)
-        done = self._commits.decide(verdict)
-        done.addCallback(self._decided, one, verdict)
-        done.addErrback(self._failed, one, [(first, last)])
+        alike = (one.sender, one.incarnation, one.cancels, status, reason)
+        self._deciding.setdefault(alike, []).append(_Part(first, last, one))
 
-    def _decided(self, ranges: tuple[Range, ...], one: _Open, verdict: Verdict) -> None:
+    def _store(self) -> None:
+        """Have what was decided stored: one verdict of all that are alike and follow each other."""
+        deciding, self._deciding = self._deciding, {}
+        for (sender, incarnation, cancels, status, reason), parts in deciding.items():
+            parts.sort(key=_first_of)
+            begin = 0
+            for end in range(1, len(parts) + 1):
+                if end < len(parts) and parts[end].first == parts[end - 1].last + 1:
+                    continue
+                some, begin = parts[begin:end], end
+                verdict = Verdict(sender, incarnation, some[0].first, some[-1].last, status, reason)
+                done = self._commits.decide(verdict)
+                done.addCallback(self._decided, some, verdict, cancels=cancels)
+                done.addErrback(self._failed, some)
+
+    def _decided(
+        self,
+        ranges: tuple[Range, ...],
+        parts: Sequence[_Part],
+        verdict: Verdict,
+        *,
+        cancels: bool,
+    ) -> None:
         """The verdict is stored: it is told, and holds."""
         self.open -= verdict.last - verdict.first + 1
         messages = sum([last - first + 1 for first, last in ranges])
@@ -397,12 +448,16 @@ class Promises:
             self.kept += messages
         else:
             self.broken += messages
-        self._close(one)
-        if one.cancels and verdict.status is not Status.ACKNOWLEDGED:
+        for part in parts:
+            self._close(part.one)
+        if cancels and verdict.status is not Status.ACKNOWLEDGED:
             # With what was cancelled, before it.
-            self._tracker.tell_from(one.sender, one.incarnation, verdict.first, verdict.last)
+            self._tracker.tell_from(
+                verdict.sender, verdict.incarnation, verdict.first, verdict.last
+            )
         elif ranges:
-            self._tracker.decided(verdict, ranges, position_of(one.number))
+            firsts = (position_of(part.one.number) for part in parts)
+            self._tracker.decided(verdict, ranges, firsts)
 
     def _close(self, one: _Open) -> None:
         if one.left:
@@ -427,10 +482,12 @@ class Promises:
         if self._unknown:
             for one in list(self._unknown)[:PAGE]:
                 await self._read(one)
+            self._store()
             return True
         again, self._again = self._again, {}
         for one in again:
             self._judge(one)
+        self._store()
         await self._break_late(now)
         earliest = self._next()
         return earliest is not None and earliest <= now
@@ -456,13 +513,13 @@ class Promises:
             for outlet in cancelled:
                 await outlet.progress.all_stored()
         except Exception:
-            failure = Failure()
-            for one, ranges in breaking:
-                self._failed(failure, one, ranges)
+            parts = [_Part(*each, one) for one, ranges in breaking for each in ranges]
+            self._failed(Failure(), parts)
             return
         for one, ranges in breaking:
             for first, last in ranges:
                 self._decide(one, first, last, Status.EXPIRED, LATE)
+        self._store()
 
     # --- what a broken promise cancels
 
@@ -502,9 +559,10 @@ class Promises:
                 await outlet.progress.all_stored()
             for first, last in ranges:
                 self._decide(one, first, last, Status.DEAD, IN_VAIN)
+            self._store()
 
         done = Deferred.fromCoroutine(cancel())
-        done.addErrback(self._failed, one, ranges)
+        done.addErrback(self._failed, [_Part(*each, one) for each in ranges])
 
     # --- what was before the start
 
@@ -531,9 +589,9 @@ class Promises:
             one.settle(receiver, low, high, is_acked=is_acked)
         one.is_known = True
         self._unknown.pop(one, None)
-        one.news.add(one.first, one.last)
+        one.has_news(one.first, one.last)
         self._judge(one)
 
 
-def _first_of(one: OpenPromise) -> int:
+def _first_of(one: OpenPromise | _Part) -> int:
     return one.first

@@ -12,7 +12,7 @@ many producers are told their histories at once.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -378,9 +378,11 @@ class Tracker:
             state = States(DELAYED, Status.CANCELLED, told, wanted.reason[:REASON_KEPT_MAX])
             self._tell_news_of(watch, [*news, state])
 
-    def decided(self, verdict: Verdict, ranges: Sequence[Range], first: int) -> None:
-        """A promise is decided; `first`: the position of its batch."""
-        self._tell_followers(first)
+    def decided(self, verdict: Verdict, ranges: Sequence[Range], firsts: Iterable[int]) -> None:
+        """Promises are decided; `firsts`: the positions of their batches."""
+        if self._followers:
+            for first in firsts:
+                self._tell_followers(first)
         watch = self._watches.get((verdict.sender, verdict.incarnation))
         if watch is None:
             return

@@ -114,6 +114,18 @@ def test_55_a_message_is_found_with_its_promise(open_log: Open) -> None:
     assert expected == found()
 
 
+def test_55_one_verdict_is_about_many_runs_and_what_is_between_them(open_log: Open) -> None:
+    log = open_log()
+    log.append(promised(log, 1, 2), promised(log, 3, 2))
+    log.append(make_batch(log.log.audience([1, 2]), 5))
+    log.append(promised(log, 6, 3))
+    assert [((2, 4), (6, 7))] == log.appended(verdicts=[verdict(2, 7)]).decided
+    assert [(1, position_of(1), 1), (8, position_of(4, 2), 1)] == opened(log)
+    at = {n for one in states(log) for n in range(one.first, one.last + 1)}
+    assert {2, 3, 4, 6, 7} == at
+    assert [] == log.wait(log.log.audit())
+
+
 def test_55_what_is_not_promised_is_not_decided(open_log: Open) -> None:
     log = open_log()
     log.append(make_batch(log.log.audience([1, 2])))

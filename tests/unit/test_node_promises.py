@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -88,6 +90,20 @@ class World(NodeWorld):
         self.receivers[name] = self.peer(name, receive=ORDERS)
 
 
+@contextmanager
+def capture_groups(world: World) -> Iterator[list[Group]]:
+    groups: list[Group] = []
+    append = world.log.append
+
+    def noting(group: Group) -> Deferred[Any]:
+        groups.append(group)
+        return append(group)
+
+    world.log.append = noting  # type: ignore[method-assign]  # to see what is stored
+    yield groups
+    world.log.append = append  # type: ignore[method-assign]  # as it was
+
+
 def refusal(peer: ScriptedPeer) -> Nack:
     (nack,) = peer.take(Nack)
     return nack
@@ -135,6 +151,35 @@ def test_55_each_message_of_a_run_has_a_promise_of_its_own() -> None:
     world.settle(10)
     assert {LATE: [(4, 4)]} == world.decided()
     assert 0 == world.node.parts.promises.count
+
+
+def test_55_whole_and_part_that_are_settled_together_decide_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    world.send(1, 10_000, b"1", b"2", b"3", b"4")
+    promises = world.node.parts.promises
+    with monkeypatch.context() as patched:
+        patched.setattr(promises, "flush", lambda: None)
+        world.answer("a", 1, 4)
+        world.answer("b", 2, 3)
+        assert {} == world.decided()
+    promises.flush()
+    world.settle()
+    assert {KEPT: [(1, 4)]} == world.decided()
+
+
+def test_55_what_is_decided_together_is_one_verdict() -> None:
+    world = World()
+    for _ in range(20):
+        world.send(1)
+    with capture_groups(world) as groups:
+        world.answer("a", 1, 1)
+        world.receivers["a"].connection.send(Ack([(2 << 16, 20 << 16)]))
+        world.settle()
+    verdicts = [one for group in groups for one in group.verdicts]
+    assert [(1, 1), (2, 20)] == [(one.first, one.last) for one in verdicts]
+    assert {KEPT: [(1, 1), (2, 20)]} == world.decided()
 
 
 def test_55_all_is_as_many_as_it_is_for() -> None:
@@ -196,7 +241,7 @@ def test_55_a_restart_goes_on_with_what_is_open_and_decides_by_what_is_stored() 
     world.answer("a")
     world.send(1)
     world.answer("b")
-    assert {KEPT: [(1, 1), (2, 2)]} == world.decided()
+    assert {KEPT: [(1, 2)]} == world.decided()
     world.send(2, 60_000)
     world.answer("a")
     world.again()
