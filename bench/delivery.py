@@ -217,8 +217,11 @@ def keys(options: argparse.Namespace) -> dict[str, Any]:
         return figures
 
 
-def fanned(count: int, checkout: Path, *words: str) -> float:
-    """Return the messages a second of a `bench.fanout` of a checkout."""
+def fanned(count: int, checkout: Path, *words: str) -> tuple[float, float]:
+    """Return the messages a second, and for a second of CPU, of a checkout's `bench.fanout`.
+
+    The CPU is that of node and producer: it says something on a machine that has others to serve.
+    """
     ran = subprocess.run(
         [sys.executable, "-m", "bench.fanout", str(count), *words],
         check=True,
@@ -227,28 +230,34 @@ def fanned(count: int, checkout: Path, *words: str) -> float:
         cwd=checkout,
         env=os.environ | {"PYTHONPATH": str(checkout)},
     )
-    rate: float = json.loads(ran.stdout.splitlines()[-1])["messages_s"]
-    return rate
+    found = json.loads(ran.stdout.splitlines()[-1])
+    return found["messages_s"], count / (found["node_cpu_s"] + found["producer_cpu_s"])
 
 
 def promise(options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {}
-    for way, words in (("send", ()), ("send_many", ("--many",))):
-        count = options.count * (2 if words else 1)
+    ways: list[tuple[str, tuple[str, ...], int]] = [
+        ("send", (), options.count),
+        ("send_many", ("--many",), 2 * options.count),
+        ("subjects", ("--subjects", "1000"), options.count // 5),  # each message is a run
+    ]
+    for way, words, count in ways:
         plays = {"plain": (ROOT, ()), "promise": (ROOT, ("--promise", "3600"))}
         if options.before:
             plays = {"before": (Path(options.before).resolve(), ()), **plays}
-        rates: dict[str, list[float]] = {name: [] for name in plays}
+        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in plays}
         for number in range(options.rounds):
             order = list(plays.items())
             for name, (checkout, more) in order if number % 2 else reversed(order):
                 rates[name].append(fanned(count, checkout, *words, *more))
         for name, found in rates.items():
-            figures[f"{way}_{name}_s"] = round(statistics.median(found))
+            figures[f"{way}_{name}_s"] = round(statistics.median([rate for rate, _ in found]))
         pairs = [("promise", "plain")] + [("plain", "before")] * bool(options.before)
         for name, other in pairs:
-            ratios = [one / two for one, two in zip(rates[name], rates[other], strict=True)]
-            figures[f"{way}_{name}_{other}_ratio"] = round(statistics.median(ratios), 3)
+            both = list(zip(rates[name], rates[other], strict=True))
+            for at, figure in enumerate(("ratio", "cpu_ratio")):
+                median = statistics.median([one[at] / two[at] for one, two in both])
+                figures[f"{way}_{name}_{other}_{figure}"] = round(median, 3)
     return figures
 
 

@@ -46,6 +46,8 @@ KINDS: dict[str, Callable[[Group], bool]] = {
         batch.options.flags & FLAG_RETAIN for batch in (*group.batches, *group.due)
     ),
     "retain due": lambda group: any(batch.options.flags & FLAG_RETAIN for batch in group.due),
+    "promise": lambda group: any(batch.promise for batch in group.batches),
+    "decide": lambda group: bool(group.verdicts),
     "join": lambda group: bool(group.joins),
 }
 

@@ -9,11 +9,13 @@ final state has changed, and producers know what became of everything.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,16 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
-from msgservice import Client, Limits, Receiver, Reject, Status, connect
+from msgservice import (
+    Client,
+    Limits,
+    Promise,
+    PromiseOutcome,
+    Receiver,
+    Reject,
+    Status,
+    connect,
+)
 from msgservice.errors import MsgServiceError
 from msgservice.waiters import Waiters
 from tests.kit.logs import recounted
@@ -102,7 +113,11 @@ class World:
             stderr=subprocess.DEVNULL,
         )
         assert self.process.stdout is not None
-        assert await deferToThread(self.process.stdout.readline) == b"ready\n"
+        ready = await deferToThread(self.process.stdout.readline)
+        assert ready == b"ready\n" or kind in (
+            "decide",
+            "purge",
+        )  # which may come before: see `died`
         self.ended = Waiters()
         waiting = deferToThread(self.process.wait, 200)
         waiting.addCallbacks(self.ended.fire, lambda _: None)
@@ -454,4 +469,86 @@ async def test_49_a_purge_of_who_takes_its_messages_settles_each_in_one_way(worl
     assert {Status.ACKNOWLEDGED, Status.CANCELLED} == {*states}
     acknowledged = [b for b, state in found.items() if state["billing"] is Status.ACKNOWLEDGED]
     assert sorted(acknowledged) == sorted(world.done())
+    await world.is_whole()
+
+
+def decided_in(folder: Path) -> dict[int, tuple[int, int]]:
+    """Return what the log says of promises: sequence -> how often it was decided, and how."""
+    found: dict[int, tuple[int, int]] = {}
+    copy = folder / "looked at"  # whoever closes the log's own file may write into it
+    copy.mkdir(exist_ok=True)
+    for name in ("log.db", "log.db-wal"):
+        (copy / name).unlink(missing_ok=True)
+        if (folder / "node" / name).exists():
+            shutil.copy(folder / "node" / name, copy)
+    with closing(sqlite3.connect(copy / "log.db")) as db:
+        for first, last, status in db.execute(
+            "select first, last, status from finished where receiver = -1"
+        ):
+            for sequence in range(first, last + 1):
+                times, _ = found.get(sequence, (0, 0))
+                found[sequence] = (times + 1, status)
+    return found
+
+
+@pytest_twisted.ensureDeferred
+async def test_55_a_promise_is_decided_once_wherever_the_node_dies(world: World) -> None:
+    """Some are kept by a receiver that is there, some broken, and some cancel what was not sent."""
+    outcomes: dict[bytes, PromiseOutcome] = {}
+    waiting: list[Deferred[None]] = []
+    kept, broken, cancelling = (
+        Promise(need="any", within=600),
+        Promise(need=2, within=0.4),
+        Promise(need=2, within=0.4, otherwise="cancel"),
+    )
+
+    def hear(body: bytes, receipt: Any) -> None:
+        def heard(outcome: PromiseOutcome) -> None:
+            assert body not in outcomes
+            outcomes[body] = outcome
+
+        waiting.append(receipt.promised().addCallback(heard))
+
+    def told() -> dict[bytes, bool]:
+        return {body: outcome.kept for body, outcome in outcomes.items()}
+
+    before: dict[bytes, bool] = {}
+    stored: dict[int, tuple[int, int]] = {}
+    for kind in ("promise", "acknowledge", "purge", "decide"):
+        for at, point in enumerate(POINTS):
+            await world.lives(point, kind)
+            if kind == "promise" and not at:
+                await world.attach().when_connected()
+                await world.ask("receivers.add", name="away", subjects=["s.>"])
+            for name, promise in (("k", kept), ("b", broken), ("c", cancelling)):
+                sent = bodies(f"{name} {kind}", 3, at)
+                await world.send("s.a", *sent, promise=promise)
+                for body in sent:
+                    hear(body, world.receipts[body])
+            await world.died()
+            assert before.items() <= told().items()
+            before = told()
+            now = decided_in(world.folder)
+            assert stored.items() <= now.items(), "what was decided stays so"
+            stored = now
+    await world.lives("never", kind)
+    for waiter in waiting:
+        await waiter
+    assert before.items() <= told().items()
+    assert {body: body.startswith(b"k") for body in world.receipts} == told()
+    decided = decided_in(world.folder)
+    assert {world.receipts[body].sequence for body in world.receipts} == decided.keys()
+    assert {1} == {times for times, _ in decided.values()}
+    # What is acknowledged later is told, and changes nothing.
+    await world.attach("away").when_connected()
+    found = await world.settled()
+    for body, states in found.items():
+        assert {*states.values()} <= {Status.ACKNOWLEDGED, Status.CANCELLED}
+        assert body.startswith(b"c") or Status.CANCELLED not in states.values()
+    cancelled = {body for body, states in found.items() if states["away"] is Status.CANCELLED}
+    assert cancelled, "none was cancelled"
+    for name in ("billing", "away"):
+        handled = [body for body, states in found.items() if states[name] is Status.ACKNOWLEDGED]
+        assert sorted(handled) == sorted(world.done(name))
+    assert decided == decided_in(world.folder)
     await world.is_whole()
