@@ -296,6 +296,7 @@ class Check:
             name not in world.receivers
             # How it ends then is not for its receiver to say.
             or (sent.ttl is not None and world.now > sent.at + sent.ttl)
+            or (sent.promised is not None and sent.promised.cancels)
             or who in witness.answered_at
             or who in witness.rejected
             or any(at >= sent.at - REMOVAL_SECONDS for at in world.removed[name])
@@ -479,9 +480,13 @@ class Check:
         elif status is Status.REMOVED:
             if not removed:
                 self.fail("removed, and was not", f"{short!r} at {name}")
+        elif status is Status.CANCELLED and sent.promised is not None:
+            pass  # `promises` judges it
         elif not (
             handled
             or removed
+            # How it ended is in the log, and its program is no more.
+            or (sent.promised is not None and sent.promised.cancels)
             or who in witness.rejected
             or witness.tries[who] + witness.losses[name] >= world.limits.max_attempts
             or receiver.restored_at >= 0

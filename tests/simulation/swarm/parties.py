@@ -344,6 +344,7 @@ class Sent:
     retain: str = ""  # keep, only, clear
     handed_at: float = 0.0  # of one with a key, of which `at` is that of the first
     calls: list[Any] = field(default_factory=list)  # to have it cancelled
+    promised: Any = None  # `promises.Promised`
 
     @property
     def audience(self) -> tuple[str, ...]:
@@ -511,6 +512,8 @@ class ProducerParty(Party):
     def _accepted(self, receipt: Receipt, sent: Sent) -> None:
         sent.accepted_at = self.world.now
         receipt.settled().addCallback(self._settled, sent)
+        if sent.promised is not None:
+            self.world.promises.accepted(sent)
 
     def _settled(self, statuses: dict[str, Any], sent: Sent) -> None:
         sent.settled = statuses

@@ -546,7 +546,16 @@ MISHAPS = ("kill", "kill", "cut", "stop")
 LATE = ("late0", "late1", "late2", "late3", "late4")  # who joins late
 FIRST_LATE = 3  # of these, among what is retained without more
 # Those that fall due, or expire.
-TIMED = ("short", "later", "keep_later", "keep_short", "later_short", "keyed_later", "leave")
+TIMED = (
+    "short",
+    "later",
+    "keep_later",
+    "keep_short",
+    "later_short",
+    "keyed_later",
+    "leave",
+    "promise",
+)
 
 
 @dataclass
@@ -867,6 +876,22 @@ def _leaving(drawing: Drawing) -> list[Op]:
     return ops
 
 
+def _promises(drawing: Drawing) -> list[Op]:
+    """Promises that are kept, or not in time, and receivers that are away meanwhile, or go."""
+    random, pick = drawing.random, drawing.random.choice
+    ops: list[Op] = []
+    for _ in range(random.randint(2, 12)):
+        at = drawing.at()
+        within = round(pick((0.05, 0.5, 3.0, 20.0)) * random.uniform(0.7, 1.3), 3)
+        args = (pick(SUBJECTS[:3]), pick((1, 1, 3, 10)), pick((0, 1, 1, 2)), within)
+        ops.append(Op(at, "promise", pick(drawing.producers), (*args, random.random() < 0.5)))
+        if random.random() < 0.3 and drawing.receivers:
+            seconds = round(within * random.uniform(0.3, 2.0), 3)
+            near = max(0.0, round(at + random.uniform(-0.1, 0.1), 3))
+            ops.append(Op(near, pick(("kill", "stop")), pick(drawing.receivers), (seconds,)))
+    return ops
+
+
 def _ask(random: Random, plan: Plan) -> Plan:
     """Producers that answer requests, and others that ask them, while all goes on as it does."""
     producers = [part.name for part in plan.cast if part.kind == "producer"]
@@ -919,6 +944,7 @@ def draw(seed: int, *, options: bool = True) -> Plan:
     plan = _say_more(Random(f"more options {seed}"), plan, (_letters, _retained))
     plan = _say_more(Random(f"together {seed}"), plan, (_together,))
     plan = _say_more(Random(f"keyed more {seed}"), plan, (_keyed_more,))
+    plan = _say_more(Random(f"promises {seed}"), plan, (_promises,))
     kinds = {op.kind for op in plan.ops}
     if "poison" not in kinds and "intrude" not in kinds:
         plan = _say_more(Random(f"rewinds {seed}"), plan, (_rewinds,))

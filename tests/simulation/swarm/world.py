@@ -56,6 +56,7 @@ from tests.simulation.swarm.parties import (
 )
 from tests.simulation.swarm.plan import LATE, TIMED, Part, Plan, limits_of
 from tests.simulation.swarm.pools import PoolParty, Pools
+from tests.simulation.swarm.promises import Promises
 from tests.simulation.swarm.retained import Retained
 from tests.simulation.swarm.rewinds import Rewinds
 from tests.simulation.swarm.scripted import Intruder, ScriptedParty, Stray, Wolf
@@ -143,6 +144,7 @@ class World:
             names = [*(part.name for part in plan.cast), *LATE, "wolf", "stray", "thief"]
             self.accounts = Accounts(self, names)
             self.witness.is_barred = self.accounts.is_barred
+        self.promises = Promises(self)
         self.families: tuple[Family, ...] = (
             Keys(self),
             Lifetimes(self),
@@ -153,6 +155,7 @@ class World:
             Leaving(self),
             Pools(self),
             Asking(self),
+            self.promises,
         )
         self.witness.watches_times = any(op.kind in TIMED for op in plan.ops)
         self.node = NodeParty(self, folder)
