@@ -357,6 +357,7 @@ def assemble(
         tail=tail,
         commits=commits,
         tracker=tracker,
+        promises=promises,
         directory=directory,
         dispatch=dispatch,
         gate=gate,

@@ -247,6 +247,7 @@ class Promises:
         # status, reason -> of which messages. What follows each other there is one verdict.
         self._deciding: dict[tuple[str, str, bool, Status, str], list[_Part]] = {}
         self._again: dict[_Open, None] = {}  # whose verdict was not stored
+        self._removed: dict[int, list[int]] = {}  # receivers -> batches to be looked at for it
         self._times: dict[int, dict[_Open, None]] = {}  # when -> which are over then
         self._rising: list[int] = []  # a heap of these times, and of some that have gone
         due.register(self)
@@ -384,6 +385,27 @@ class Promises:
                     found.settle(receiver, low + behind, high + behind, is_acked=False)
                     self._touched[found] = None
 
+    def receiver_removed(self, receiver: int) -> None:
+        """A receiver was removed, and that is stored: it acknowledges nothing more."""
+        if self._open:
+            self._removed[receiver] = list(self._open)
+            self._due.look()
+
+    def _lose_some(self) -> None:
+        """Take note of some of the batches that a removed receiver has not acknowledged."""
+        begun = self._time.now()
+        receiver, numbers = next(iter(self._removed.items()))
+        while numbers and self._time.now() - begun < SLICE:
+            for number in numbers[-PAGE:]:
+                one = self._open.get(number)
+                if one is not None and one.is_known and receiver in one.members:
+                    one.settle(receiver, one.first, one.last, is_acked=False)
+                    self._judge(one)
+            del numbers[-PAGE:]
+        if not numbers:
+            del self._removed[receiver]
+        self._store()
+
     def flush(self) -> None:
         """A group was told of: what it decides is in the next."""
         touched, self._touched = self._touched, {}
@@ -470,7 +492,7 @@ class Promises:
 
     def earliest(self) -> int | None:
         """See `due.Source`."""
-        if self._unknown or self._again:
+        if self._unknown or self._again or self._removed:
             return 0
         return self._next()
 
@@ -483,6 +505,9 @@ class Promises:
             for one in list(self._unknown)[:PAGE]:
                 await self._read(one)
             self._store()
+            return True
+        if self._removed:
+            self._lose_some()
             return True
         again, self._again = self._again, {}
         for one in again:
@@ -505,6 +530,8 @@ class Promises:
                 one = next(iter(self._times[until]))
                 self._leave(one)
                 ranges = list(one.left)
+                if not ranges:
+                    continue  # all of it is decided, and on its way to the disk
                 breaking.append((one, ranges))
                 for first, last in ranges:
                     one.left.remove(first, last)

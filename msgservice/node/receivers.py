@@ -47,6 +47,7 @@ from msgservice.node.dispatch import Dispatch
 from msgservice.node.gate import Gate, Pass
 from msgservice.node.greeting import check_shared
 from msgservice.node.outlet import Outlet
+from msgservice.node.promises import Promises
 from msgservice.node.replayer import Replayer
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.tail import Tail
@@ -84,6 +85,7 @@ class Receivers:
         tail: Tail,
         commits: Commits,
         tracker: Tracker,
+        promises: Promises,
         directory: Directory,
         dispatch: Dispatch,
         gate: Gate,
@@ -103,6 +105,7 @@ class Receivers:
         self._tail = tail
         self._commits = commits
         self._tracker = tracker
+        self._promises = promises
         self._directory = directory
         self._dispatch = dispatch
         self._gate = gate
@@ -646,6 +649,7 @@ class Receivers:
             lambda: self._connections.forget(outlet),
             lambda: self._dispatch.remove(outlet),
             lambda: self._tracker.receiver_removed(row.number),
+            lambda: self._promises.receiver_removed(row.number),
             lambda: self._connections.undial(outlet),
         ):
             try:

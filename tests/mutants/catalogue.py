@@ -74,6 +74,14 @@ def _away(test: str) -> ByTest:
     return _test(f"tests/unit/test_node_away.py::{test}", test)
 
 
+PROMISES = "msgservice.node.promises:Promises"
+
+
+def _promised(test: str) -> ByTest:
+    path = "tests/unit/test_node_promises.py"
+    return _test(f"{path}::test_55_{test}", f"test_55_{test}")
+
+
 def _delayed(test: str) -> ByTest:
     return _test(f"tests/unit/test_node_delayed.py::{test}", test)
 
@@ -4004,6 +4012,68 @@ _ALL = [
             "tests/integration/test_http_messages.py -k no_body_is_given_out",
             "no_body_is_given_out",
         ),
+    ),
+    Mutant(
+        name="a-promise-is-decided-twice",
+        at="msgservice.log.promises:stage_verdicts",
+        old="gone[row[0], row[1]] = None",
+        new="pass",
+        catcher=_test(
+            "tests/contract/test_log_promises.py -k decided_once",
+            "test_55_a_promise_is_open_until_it_is_decided_and_decided_once",
+        ),
+    ),
+    Mutant(
+        name="a-promise-is-told-before-it-is-stored",
+        at=f"{PROMISES}._store",
+        old="done = self._commits.decide(verdict)",
+        new="self._tracker.decided(verdict, ((verdict.first, verdict.last),), ());"
+        " done = self._commits.decide(verdict)",
+        catcher=_promised("a_verdict_whose_group_fails_is_stored_by_another"),
+    ),
+    Mutant(
+        name="a-late-acknowledgement-decides-again",
+        at=f"{PROMISES}._decide",
+        old="one.left.remove(first, last)",
+        new="pass",
+        catcher=_promised("a_promise_is_kept_as_soon_as_enough_have_acknowledged"),
+    ),
+    Mutant(
+        name="a-restored-log-cancels",
+        at="msgservice.log.copying:_finish",
+        old='copy.execute("update promise set cancels = 0")',
+        new="pass",
+        catcher=_test(
+            "tests/contract/test_log_promises.py -k copy_cancels", "test_55_a_copy_cancels_nothing"
+        ),
+    ),
+    Mutant(
+        name="what-has-no-promise-is-counted",
+        at=f"{PROMISES}.stored",
+        old="promise = batch.promise",
+        new='promise = batch.promise or OpenPromise("", "", 0, 0, 0, 9, 1 << 40, False)',
+        catcher=_promised("a_sender_without_a_promise_is_told_of_none"),
+    ),
+    Mutant(
+        name="a-removed-receiver-may-acknowledge-still",
+        at=f"{PROMISES}.receiver_removed",
+        old="if self._open:",
+        new="if False:",
+        catcher=_promised("a_removal_is_looked_up_in_all_that_is_open_some_at_a_time"),
+    ),
+    Mutant(
+        name="a-part-hides-a-whole",
+        at="msgservice.node.promises:_Open.found",
+        old="if self.all_is_news:",
+        new="if False:",
+        catcher=_promised("whole_and_part_that_are_settled_together_decide_of_all"),
+    ),
+    Mutant(
+        name="a-promise-is-kept-otherwise-than-told",
+        at="msgservice.log.promises:stage_verdicts",
+        old="state = (int(verdict.status), verdict.reason, staged.age)",
+        new="state = (int(Status.EXPIRED), verdict.reason, staged.age)",
+        catcher=_swarm("promise", "decided otherwise than told"),
     ),
 ]
 

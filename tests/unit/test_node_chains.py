@@ -18,6 +18,7 @@ from msgservice.core.frames import (
     Hello,
     HelloOptions,
     Nack,
+    Promised,
     Transfer,
 )
 from msgservice.credentials import THIS_PROCESS
@@ -32,6 +33,7 @@ from msgservice.message import (
     FLAG_RETAIN_ONLY,
     FLAG_RETAINED,
     Action,
+    PromiseOption,
     decode_messages,
     encode_bodies,
 )
@@ -531,6 +533,30 @@ def test_a_node_that_was_dialled_hands_in_nothing() -> None:
     dialling.settle()
     assert far.connection.is_gone
     assert "the other way" in far.lost_because
+
+
+def test_55_a_next_node_is_one_receiver_and_the_promise_goes_no_further() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    shop = dialling.world.peer("shop", status_from=1)
+    promise = PromiseOption(1, 60_000)
+    shop.connection.send(Promised(1, "orders.new", run_of(b"one"), promise=promise))
+    dialling.settle()
+    (passed_on,) = [one for one in dialling.far[0].frames if isinstance(one, Transfer)]
+    assert Transfer is type(passed_on)
+    assert ("$promise", 3) in shop.statuses()
+
+
+def test_55_a_node_that_passes_on_asks_for_no_promise() -> None:
+    world = NodeWorld()
+    world.peer("billing", receive={"subjects": [">"]})
+    edge = passing_on(world)
+    promise = PromiseOption(1, 60_000)
+    edge.connection.send(
+        Promised(1, "orders.new", run_of(b"one"), promise=promise, origin=origin(FAR))
+    )
+    world.settle()
+    (nack,) = edge.take(Nack)
+    assert "a promise is given to a producer, not to a node" in nack.reason
 
 
 def test_a_node_gets_each_lane_in_order_or_is_no_receiver() -> None:

@@ -515,6 +515,7 @@ class AskedReceivers:
             tail=Tail(3, 1),
             commits=self.commits,
             tracker=double(),
+            promises=double(),
             directory=self.directory,
             dispatch=self.dispatch,
             gate=a_gate(),

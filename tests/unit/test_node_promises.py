@@ -119,8 +119,8 @@ def test_55_a_promise_is_kept_as_soon_as_enough_have_acknowledged() -> None:
     world.settle(30)
     world.answer("b")
     assert {} == world.decided()  # what is acknowledged later changes nothing
-    promises = world.node.parts.promises
-    assert (promises.count, promises.kept, promises.broken) == (0, 1, 0)
+    assert (0, 1, 0) == counts(world)
+    assert 0 == world.node.parts.promises.count
 
 
 @pytest.mark.parametrize("cancels", [False, True])
@@ -278,6 +278,27 @@ def test_55_after_a_start_receivers_have_time_to_say_what_they_have() -> None:
     assert {} == world.shop.statuses()  # what may have been handled is not cancelled
 
 
+def test_55_what_is_on_its_way_to_the_disk_when_its_time_is_over_is_not_broken() -> None:
+    world = World()
+    world.send(1, 10_000, cancels=True)
+    log = Deciding(world.log)
+    world.node.parts.commits._log = log  # type: ignore[assignment]  # a double of it
+    world.answer("a")
+    world.settle(20)
+    assert {} == world.decided()
+    log.release()
+    world.settle(1)
+    assert {KEPT: [(1, 1)]} == world.decided()
+
+
+class Deciding(FailingLog):
+    """A log that holds back what decides about promises."""
+
+    def append(self, group: Group) -> Deferred[Any]:
+        self.hold = self.hold or bool(group.verdicts)
+        return super().append(group)
+
+
 class Undecided(FailingLog):
     """A log that stores all but what decides about promises."""
 
@@ -379,7 +400,174 @@ def test_55_a_sender_without_a_promise_is_told_of_none() -> None:
     world = World()
     world.shop.transfer(1, "orders.new", [b"plain"])
     world.settle()
+    assert not world.node.parts.promises._open
     for name in world.receivers:
         world.answer(name)
     assert {} == world.decided()
     assert not world.node.parts.promises._open
+
+
+# --- what becomes of receivers while a promise is open
+
+
+@pytest.mark.parametrize("how", ["removed", "purged", "undone", "expired"])
+def test_55_who_can_acknowledge_it_no_more_breaks_a_promise_that_needs_it(how: str) -> None:
+    world = World()
+    world.gone("c")
+    world.send(3, 60_000, ttl=5_000 if how == "expired" else None)
+    world.answer("a")
+    operator = world.peer("operator")
+    if how == "removed":
+        ok, _ = operator.request("$node.receivers.remove", {"name": "c", "confirm": 1})
+        assert ok
+    elif how == "purged":
+        ok, _ = operator.request("$node.receivers.purge", {"name": "c"})
+        assert ok
+    elif how == "undone":
+        ok, told = operator.request("$node.undo", {"id": "log:65536"})
+        assert ok
+        assert told["receivers"]["c"] == {"cancelled": 1}
+    world.settle(6 if how == "expired" else 1)
+    ((what, ranges),) = world.decided().items()
+    assert (IN_VAIN, {(1, 1)}) == (what, {*ranges})  # once or more: the same may be told again
+    world.answer("b")
+    world.settle(60)
+    assert {} == world.decided()
+    assert (0, 0, 1) == counts(world)
+
+
+def test_55_a_removal_is_looked_up_in_all_that_is_open_some_at_a_time() -> None:
+    world = World()
+    for number in range(500):
+        world.shop.connection.send(
+            Promised(
+                number + 1,
+                "orders.new",
+                msgspec.Raw(encode_messages([WireMessage(b"")])),
+                promise=PromiseOption(3, 60_000),
+            )
+        )
+    world.settle()
+    assert (500, 0, 0) == counts(world)
+    ok, _ = world.peer("operator").request("$node.receivers.remove", {"name": "b", "confirm": 500})
+    assert ok
+    world.settle(1)
+    assert (0, 0, 500) == counts(world)
+    assert {(1, 500)} == {*world.decided()[IN_VAIN]}
+
+
+def counts(world: World) -> tuple[int, int, int]:
+    promises = world.node.parts.promises
+    return promises.open, promises.kept, promises.broken
+
+
+def test_55_a_receiver_that_is_removed_after_it_has_acknowledged_has_done_so() -> None:
+    world = World()
+    world.send(2, 60_000)
+    world.answer("a")
+    ok, _ = world.peer("operator").request("$node.receivers.remove", {"name": "a", "confirm": 0})
+    assert ok
+    world.settle(1)
+    assert {} == world.decided()
+    world.answer("b")
+    assert {KEPT: [(1, 1)]} == world.decided()
+
+
+def test_55_who_is_made_later_is_not_asked() -> None:
+    world = World()
+    world.send(0, 60_000)
+    world.receivers["d"] = world.peer("d", receive=ORDERS)
+    for name in ("a", "b", "c"):
+        world.answer(name)
+    assert {KEPT: [(1, 1)]} == world.decided()
+
+
+def status(world: World, id_: str = "log:65536") -> dict[str, Any]:
+    ok, told = world.peer("operator").request("$node.status", {"id": id_})
+    assert ok, told
+    found: dict[str, Any] = told
+    return found
+
+
+def test_55_what_became_of_it_is_said_as_long_as_its_states() -> None:
+    world = World()
+    world.send(2, 10_000)
+    told = status(world)
+    promise = told["promise"]
+    at = promise["until"]
+    assert {
+        "need": 2,
+        "until": at,
+        "otherwise": "notify",
+        "acknowledged": 0,
+        "outcome": "open",
+        "reason": "",
+        "decided_at": None,
+    } == promise
+    assert 9_000 < at - told["stored_at"] < 11_000
+    world.answer("a")
+    assert 1 == status(world)["promise"]["acknowledged"]
+    world.settle(11)
+    broken = status(world)["promise"]
+    assert ("broken", "the time of its promise was over", 1) == (
+        broken["outcome"],
+        broken["reason"],
+        broken["acknowledged"],
+    )
+    world.answer("b")
+    world.answer("c")
+    assert broken | {"acknowledged": 3} == status(world)["promise"]
+    for _ in range(200):  # until retention has taken the message
+        world.settle(100)
+        if (told := status(world, told["sender"]))["removed"]:
+            break
+    assert told["removed"]
+    assert broken | {"acknowledged": 3} == told["promise"]
+    ok, why = world.peer("operator").request("$node.why", {"id": told["sender"]})
+    assert ok
+    assert told["promise"] == why["promise"]
+
+
+def test_55_a_page_of_few_receivers_counts_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.send(3, 10_000)
+    world.answer("b")
+    world.answer("c")
+    asked = {"id": "log:65536", "limit": 1}
+    ok, told = world.peer("operator").request("$node.status", asked)
+    assert ok
+    assert (["a"], 2) == ([*told["receivers"]], told["promise"]["acknowledged"])
+    ok, rest = world.peer("operator").request("$node.status", asked | {"after": told["next"]})
+    assert ok
+    assert rest["promise"] is None, "it is in the first page"
+
+
+# --- clocks
+
+
+def test_39_55_a_clock_a_year_ahead_at_a_start_and_back_breaks_nothing_before_its_time() -> None:
+    year = 365 * 24 * 3600.0
+    world = World()
+    world.settle(60)
+    world.send(1, 600_000, cancels=True)
+    world.again()
+    world.clock.rightNow += year
+    stopped: list[object] = []
+    world.node.stopService().addCallback(stopped.append)
+    world.settle(1)
+    world.start()
+    for _ in range(30):
+        world.settle(1)
+    assert world.node.parts.due.is_held
+    assert 1 == world.node.parts.promises.count
+    world.node.stopService()
+    world.settle(1)
+    world.clock.rightNow -= year
+    world.start()
+    world.settle(30)
+    world.shop = world.peer("shop", status_from=1)
+    assert {} == world.decided()
+    world.settle(400)
+    assert {} == world.decided()
+    world.settle(300)
+    assert {LATE: [(1, 1)]} == world.decided()
