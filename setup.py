@@ -35,6 +35,7 @@ setup(
         "msgservice.receiver",
         "msgservice.receiver.handling",
         "msgservice.receiver.inbox",
+        "msgservice.testing",
         "msgservice.transport",
         "msgservice.transport.http",
         "msgservice.transport.pb",

@@ -83,6 +83,14 @@ class MemoryLog(StoreLog):
         store.load()
         return store.snapshot(())
 
+    def left_behind(self, reactor: IReactorTime) -> MemoryLog:
+        """Return a log with all that is in this one, whose process was killed: it is not closed."""
+        left = MemoryLog(
+            reactor=reactor, limits=self._limits, delay=self._delay, entropy=self._entropy
+        )
+        left._store.db, left._made = self._store.db, self._made
+        return left
+
     def close(self) -> Deferred[None]:
         """See `ILog.close`."""
         if not self._opened:

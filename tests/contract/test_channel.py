@@ -14,6 +14,8 @@ from msgservice.credentials import Credentials
 from msgservice.errors import FrameTooLarge
 from msgservice.interfaces import IChannel
 from msgservice.limits import Limits
+from msgservice.testing.network import CALM, FaultyWorld
+from msgservice.testing.transport import Process
 from msgservice.transport.owners import Nobody
 from msgservice.transport.pb.channel import PbChannel
 from msgservice.transport.tcp.channel import FrameProtocol
@@ -22,8 +24,6 @@ from msgservice.transport.udp.bearer import UdpChannel
 from msgservice.transport.udp.endpoint import UdpEndpoint
 from msgservice.transport.udp.transport import UdpTransport
 from tests.kit.channels import Recorder, connect_locally
-from tests.kit.faulty import CALM, FaultyWorld
-from tests.kit.faulty_transport import Process
 
 LIMITS = Limits()
 

@@ -22,6 +22,8 @@ from zope.interface.verify import verifyObject
 
 from msgservice.interfaces import IConnector
 from msgservice.limits import Limits
+from msgservice.testing.network import CALM, FaultyWorld
+from msgservice.testing.transport import Process
 from msgservice.transport.dialling import Connector
 from msgservice.transport.local import local_connector
 from msgservice.transport.owners import ChannelOwner, Nobody
@@ -30,8 +32,6 @@ from msgservice.transport.tcp.channel import FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
 from msgservice.transport.udp.transport import UdpTransport
 from tests.kit.channels import Recorder
-from tests.kit.faulty import CALM, FaultyWorld
-from tests.kit.faulty_transport import Process
 
 LIMITS = Limits()
 

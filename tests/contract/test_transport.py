@@ -31,12 +31,12 @@ from msgservice.log.memory import MemoryLog
 from msgservice.node.node import Node
 from msgservice.receiver.receiver import Receiver
 from msgservice.records import ReceiverRow
+from msgservice.testing.network import CALM, FaultyWorld
+from msgservice.testing.transport import FaultyTransport
 from msgservice.transport import registry
 from msgservice.transport.registry import Transports
 from tests.kit.certificates import Authority
 from tests.kit.channels import Recorder
-from tests.kit.faulty import CALM, FaultyWorld
-from tests.kit.faulty_transport import FaultyTransport
 from tests.kit.ports import free_port
 
 reactor: Any = twisted_reactor

@@ -32,9 +32,9 @@ from msgservice.node.node import Node
 from msgservice.receiver.receiver import Receiver
 from msgservice.records import Account, ReceiverRow
 from msgservice.recount import recount
+from msgservice.testing.network import CALM, Faults, FaultyWorld
+from msgservice.testing.transport import FaultyTransport, Process
 from msgservice.transport.registry import Transports
-from tests.kit.faulty import CALM, Faults, FaultyWorld
-from tests.kit.faulty_transport import FaultyTransport, Process
 from tests.kit.limits import Limits
 from tests.kit.simdisk import SimDisk, SimThreads
 

@@ -40,9 +40,9 @@ from msgservice.errors import (
 from msgservice.log.memory import MemoryLog
 from msgservice.message import count_of
 from msgservice.node.node import Node
+from msgservice.testing.network import CALM, Faults, FaultyWorld
+from msgservice.testing.transport import FaultyTransport, Process
 from msgservice.transport.registry import Transports
-from tests.kit.faulty import CALM, Faults, FaultyWorld
-from tests.kit.faulty_transport import FaultyTransport, Process
 from tests.kit.limits import Limits
 
 LIMITS = Limits(link_delay_max=2.0, heartbeat=2.0, stop_timeout=4.0, hello_timeout=5.0)

@@ -33,11 +33,11 @@ from msgservice.receiver.receiver import Receiver
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import Account, ReceiverRow
 from msgservice.recount import recount
+from msgservice.testing.datagrams import datagram_net
+from msgservice.testing.network import Faults, FaultyWorld
+from msgservice.testing.transport import FaultyTransport, Process
 from msgservice.transport.registry import Transports
 from msgservice.transport.udp.transport import UdpPort, UdpTransport
-from tests.kit.faulty import Faults, FaultyWorld
-from tests.kit.faulty_datagrams import datagram_net
-from tests.kit.faulty_transport import FaultyTransport, Process
 from tests.kit.limits import Limits
 from tests.kit.simdisk import SimThreads, close_as_killed
 from tests.simulation.udp_watch import UdpWatch, WatchedTransport

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from twisted.internet.defer import Deferred
 
-from tests.kit.faulty import CALM, Faults
+from msgservice.testing.network import CALM, Faults
 from tests.kit.limits import Limits
 from tests.kit.simdisk import SimDisk
 from tests.simulation.chains import FOR_EVER, Chain, NodeOfChain

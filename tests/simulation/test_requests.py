@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from twisted.python.failure import Failure
 
-from tests.kit.faulty import CALM, Faults
+from msgservice.testing.network import CALM, Faults
 from tests.simulation.requests import Play
 from tests.simulation.seeds import seeds
 

@@ -25,10 +25,10 @@ from msgservice.core.inbox import Inbox
 from msgservice.core.marks import Marks
 from msgservice.message import Status
 from msgservice.receiver.inbox.file import InboxFile
+from msgservice.testing.network import CALM, Faults
 from msgservice.transport.udp import bearer as udp_bearer
 from msgservice.transport.udp import endpoint as udp_endpoint
 from msgservice.transport.udp import transport as udp
-from tests.kit.faulty import CALM, Faults
 from tests.kit.simdisk import SimThreads, close_as_killed
 from tests.simulation.seeds import seeds
 from tests.simulation.system import HandlerFault, System

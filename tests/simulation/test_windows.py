@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from msgservice.errors import LogUnavailable, WindowExceeded
 from msgservice.node.ingress import Ingress
 from msgservice.records import Group
-from tests.kit.faulty import CALM, Faults
+from msgservice.testing.network import CALM, Faults
 from tests.simulation.system import LIMITS, PRODUCERS, NodeParty, System
 
 MESSAGES = 200

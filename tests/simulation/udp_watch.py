@@ -18,9 +18,9 @@ from zope.interface import implementer
 from msgservice.errors import ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
+from msgservice.testing.transport import ChecksNothing
 from msgservice.transport.udp.bearer import UdpChannel
 from msgservice.transport.udp.transport import UdpTransport
-from tests.kit.faulty_transport import ChecksNothing
 
 Key = tuple[int, int]  # session id, role of the sender
 MakeUser = Callable[[], IChannelUser]

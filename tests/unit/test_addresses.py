@@ -25,6 +25,7 @@ from zope.interface.verify import verifyObject
 from msgservice.errors import BadAddress, InsecureListener
 from msgservice.interfaces import ITransport
 from msgservice.limits import Limits
+from msgservice.testing.transport import ChecksNothing
 from msgservice.transport import registry
 from msgservice.transport.addresses import (
     check_listener,
@@ -39,7 +40,6 @@ from msgservice.transport.tcp.endpoints import client_endpoint, server_endpoint
 from msgservice.transport.udp.addresses import read_shared
 from tests.kit.certificates import Authority
 from tests.kit.channels import Recorder
-from tests.kit.faulty_transport import ChecksNothing
 
 
 def test_an_address_is_a_scheme_parts_and_options() -> None:

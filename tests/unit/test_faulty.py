@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
+from msgservice.testing.network import CALM, Faults, FaultyPair, FaultyWorld, lossless
 from tests.kit.channels import Recorder
-from tests.kit.faulty import CALM, Faults, FaultyPair, FaultyWorld, lossless
 
 SEEDS = range(40)
 

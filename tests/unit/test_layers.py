@@ -41,7 +41,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("log", "transport", "connection"),
     ("config", "client", "receiver", "webhooks"),
     ("node", "faces", "pb", "recount", "aio", "blocking"),
-    ("tap", "cli", ""),
+    ("tap", "cli", "testing", ""),
 ]
 # What a face may know of the service; of the node and what lies below it, nothing.
 FACES_MAY_IMPORT = {

@@ -27,8 +27,8 @@ from msgservice.log.memory import MemoryLog
 from msgservice.message import Status
 from msgservice.node.outlet import UNLOAD_AFTER, Outlet
 from msgservice.records import Resume
+from msgservice.testing.transport import ChecksNothing
 from msgservice.transport.local import local_connector
-from tests.kit.faulty_transport import ChecksNothing
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer, state_of
 
 ORDERS = {"subjects": ["orders.>"]}

@@ -40,8 +40,8 @@ from msgservice.message import (
 from msgservice.node.gate import Door
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import PATH_MAX, Origin, Resume
-from tests.kit.faulty import CALM, FaultyWorld
-from tests.kit.faulty_transport import FaultyTransport
+from msgservice.testing.network import CALM, FaultyWorld
+from msgservice.testing.transport import FaultyTransport
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer, state_of
 from tests.kit.passes import users_of
 

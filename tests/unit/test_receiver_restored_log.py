@@ -14,9 +14,9 @@ from twisted.internet.defer import Deferred
 
 from msgservice import Limits, Reject, Retry
 from msgservice.receiver.receiver import Receiver
+from msgservice.testing.network import CALM, FaultyWorld
+from msgservice.testing.transport import FaultyTransport
 from msgservice.transport.registry import Transports
-from tests.kit.faulty import CALM, FaultyWorld
-from tests.kit.faulty_transport import FaultyTransport
 from tests.kit.nodes import NodeWorld
 from tests.kit.receiver_world import results_of
 

@@ -10,12 +10,12 @@ from twisted.logger import LogEvent, formatEvent
 
 from msgservice.errors import FrameTooLarge
 from msgservice.limits import Limits
+from msgservice.testing.datagrams import Address, DatagramPort, datagram_net
+from msgservice.testing.network import CALM, FaultyWorld
+from msgservice.testing.transport import Process
 from msgservice.transport.dialling import Connector
 from msgservice.transport.udp.transport import UdpTransport
 from tests.kit.channels import Recorder
-from tests.kit.faulty import CALM, FaultyWorld
-from tests.kit.faulty_datagrams import Address, DatagramPort, datagram_net
-from tests.kit.faulty_transport import Process
 
 LIMITS = Limits()
 

@@ -9,11 +9,11 @@ from twisted.logger import LogEvent, formatEvent
 
 from msgservice.errors import BadAddress
 from msgservice.records import Reread
+from msgservice.testing.datagrams import datagram_net
 from msgservice.transport.addresses import check_listener
 from msgservice.transport.registry import Transports
 from msgservice.transport.udp.bearer import UdpChannel
 from msgservice.transport.udp.keyfile import BadKeys, SharedKeys, read_keys
-from tests.kit.faulty_datagrams import datagram_net
 from tests.unit.test_udp_bearer import Net, Side
 
 ONE, OTHER, THIRD = (bytes([n]) * 32 for n in (0xA1, 0xB2, 0xC3))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgservice.message import Status
 from msgservice.recount import recount
-from tests.kit.faulty import BUFFER_BYTES
+from msgservice.testing.network import BUFFER_BYTES
 from tests.simulation.swarm.accounts import FORBIDDEN
 from tests.simulation.swarm.witness import Violation
 

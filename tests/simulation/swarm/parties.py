@@ -26,9 +26,9 @@ from msgservice.clock import TICK, MonotonicTimers, Ticks, TimedReactor
 from msgservice.errors import ClientClosed, DataFolderUnusable, Reject, Retry
 from msgservice.node.node import Node
 from msgservice.receiver.receiver import Receiver
+from msgservice.testing.transport import FaultyTransport, Process
 from msgservice.transport.registry import Transports
 from msgservice.transport.udp.transport import UdpTransport
-from tests.kit.faulty_transport import FaultyTransport, Process
 from tests.kit.logins import QuickProver
 from tests.kit.simdisk import SimThreads, close_as_killed
 from tests.simulation import system

@@ -37,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """See the module. `weather`: what differs from a calm network (`tests.kit.faulty.Faults`)."""
+    """See the module. `weather`: what differs from a calm network (`testing.network.Faults`)."""
 
     seed: int
     limits: dict[str, Any]

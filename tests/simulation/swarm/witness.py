@@ -22,7 +22,7 @@ from zope.interface import implementer
 from msgservice.errors import ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser, ITransport
 from msgservice.limits import Limits
-from tests.kit.faulty_transport import ChecksNothing
+from msgservice.testing.transport import ChecksNothing
 from tests.simulation.swarm.meter import Meter
 
 HELLO, TRANSFER, ACK, NACK, STATUS, ROUTED = 1, 2, 3, 4, 5, 6

@@ -35,8 +35,8 @@ from msgservice.errors import (
 )
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import ReceiverRow
-from tests.kit.faulty import CALM, Faults, FaultyWorld
-from tests.kit.faulty_datagrams import datagram_net
+from msgservice.testing.datagrams import datagram_net
+from msgservice.testing.network import CALM, Faults, FaultyWorld
 from tests.kit.limits import Limits
 from tests.simulation.swarm.accounts import FORBIDDEN, Accounts, Thief
 from tests.simulation.swarm.asking import Asking

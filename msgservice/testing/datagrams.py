@@ -24,8 +24,8 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import DatagramProtocol
 from zope.interface import implementer
 
+from msgservice.testing.network import CALM, FaultyWorld
 from msgservice.transport.udp.port import PortAdapter
-from tests.kit.faulty import CALM, FaultyWorld
 
 Address = tuple[str, int]
 HOST = "127.0.0.1"
@@ -34,7 +34,7 @@ EPHEMERAL = range(40_000, 40_024)
 
 
 class Owner(Protocol):
-    """Whose socket it is."""
+    """The owner of a socket."""
 
     name: str
 
@@ -164,19 +164,22 @@ class DatagramPort:
         peer.datagrams_received(waiting)
 
     def write(self, datagram: bytes, address: Address) -> None:
+        """Send a datagram, as a transport of UDP does."""
         assert len(datagram) <= self.maxPacketSize
         self._net.carry(self, datagram, address)
 
     def startListening(self) -> None:
-        """It is bound from birth."""
+        """See `IListeningPort`: it is bound from birth."""
 
     def stopListening(self) -> Deferred[None]:
+        """See `IListeningPort`."""
         if self._net.ports.get(self.address[1]) is self:
             del self._net.ports[self.address[1]]
             self.protocol.doStop()
         return succeed(None)
 
     def getHost(self) -> IPv4Address:
+        """See `IListeningPort`."""
         return IPv4Address("UDP", *self.address)
 
 

@@ -17,7 +17,7 @@ direction stands still for a while (`hold`), the connection is cut at any moment
 what was on its way lost, each direction its own; and the two ends learn of that at different
 times, up to `half_open` seconds apart, so that the dialler may be back before the other end has
 missed it. Nothing is reordered, duplicated or changed within a connection: TCP promises that much.
-Of datagrams nothing is promised at all: `kit.faulty_datagrams`.
+Of datagrams nothing is promised at all: `testing.datagrams`.
 
 The channels keep the whole contract of `IChannel`, limits included, and check their users': one
 that raises fails the run. `crash` ends one side without a word to it, as a killed process ends.
@@ -217,7 +217,7 @@ class FaultyChannel:
         self.when_gone: Callable[[], None] = lambda: None
         self.when_established: Callable[[], None] = lambda: None
         self.is_known = False
-        self._link = link
+        self.link = link
         self._world = link.world
         self._is_open = False
         self._closed = False  # by our own user: nothing is sent or received any more
@@ -225,7 +225,7 @@ class FaultyChannel:
         self._paused = False
         self._due = False
         self._written: list[bytes] = []  # in this turn
-        self._writable = True
+        self.is_writable = True
 
     # --- IChannel
 
@@ -261,14 +261,14 @@ class FaultyChannel:
     def resume(self) -> None:
         """See `IChannel`."""
         self._paused = False
-        self._soon()
+        self.soon()
 
     def close(self) -> None:
         """See `IChannel`."""
         if not self._closed and not self.is_gone:
             self._closed = True
             self._paused = False
-            self._world.tell(f"link {self._link.number}: closed, not by {self.peer_address}")
+            self._world.tell(f"link {self.link.number}: closed, not by {self.peer_address}")
             self.incoming.clear()
             # After the flush of this turn: what was sent before arrives before the end does.
             self._world.clock.callLater(0, self.other.ends, "closed by the other side")
@@ -281,26 +281,26 @@ class FaultyChannel:
             self._paused = False
             self._written.clear()
             self.incoming.clear()
-            self._link.cut("aborted")
+            self.link.cut("aborted")
 
     # --- what the link and the test do with this end
 
     def crash(self) -> None:
         """See `FaultyLink.crash`."""
-        self._link.crash(self)
+        self.link.crash(self)
 
     def open(self) -> None:
         """Tell the user that the connection stands."""
         if not self.is_gone:
             self._is_open = True
             self.user.channel_opened(self)
-            self._soon()
+            self.soon()
 
     def ends(self, reason: str) -> None:
         """The connection ends when what is on its way has arrived."""
         if self._end is None:
             self._end = reason
-        self._soon()
+        self.soon()
 
     def miss(self, reason: str) -> None:
         """This end notices that the connection is broken."""
@@ -315,12 +315,12 @@ class FaultyChannel:
 
     def _flush(self) -> None:
         written, self._written = self._written, []
-        if self.is_gone or self._link.is_cut or not written:
+        if self.is_gone or self.link.is_cut or not written:
             return
         self.other.incoming.extend(written)
-        self.other._soon()
-        if self._writable and self.other.waiting_bytes > BUFFER_BYTES and not self._closed:
-            self._writable = False
+        self.other.soon()
+        if self.is_writable and self.other.waiting_bytes > BUFFER_BYTES and not self._closed:
+            self.is_writable = False
             self.user.channel_writable(False)
 
     @property
@@ -328,7 +328,8 @@ class FaultyChannel:
         """On its way to this end."""
         return sum(map(len, self.incoming))
 
-    def _soon(self) -> None:
+    def soon(self) -> None:
+        """Let what has come be handed over, in its time."""
         if not self._due and not self.is_gone and self._is_open:
             self._due = True
             world = self._world
@@ -336,7 +337,7 @@ class FaultyChannel:
             if world.happens(world.faults.hold):
                 held = world.between(world.faults.hold_seconds)
                 world.tell(
-                    f"link {self._link.number}: for {held:g} s nothing reaches"
+                    f"link {self.link.number}: for {held:g} s nothing reaches"
                     f" {self.other.peer_address}"
                 )
                 delay += held
@@ -348,15 +349,15 @@ class FaultyChannel:
         if self.is_gone:
             return
         if world.happens(world.faults.cut):
-            self._link.cut()
+            self.link.cut()
         if self.incoming and not self._paused:
             self._hand_over()
             self._tell_room()
             if self.incoming:
-                self._soon()
+                self.soon()
                 return
         if self._end is not None and (not self.incoming or self._paused) and not self.is_gone:
-            world.tell(f"link {self._link.number}: {self.other.peer_address} knows: {self._end}")
+            world.tell(f"link {self.link.number}: {self.other.peer_address} knows: {self._end}")
             self.gone()
             self.user.channel_lost(self._end)
 
@@ -385,8 +386,8 @@ class FaultyChannel:
 
     def _tell_room(self) -> None:
         other = self.other
-        if not other._writable and self.waiting_bytes <= BUFFER_BYTES // 4:
-            other._writable = True
+        if not other.is_writable and self.waiting_bytes <= BUFFER_BYTES // 4:
+            other.is_writable = True
             self._world.clock.callLater(0, other.tell_writable)
 
     def tell_writable(self) -> None:

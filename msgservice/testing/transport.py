@@ -37,9 +37,9 @@ from msgservice.errors import BadAddress, CannotListen, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
 from msgservice.records import Reread
+from msgservice.testing.datagrams import HOST, DatagramNet, datagram_net
+from msgservice.testing.network import FaultyChannel, FaultyWorld
 from msgservice.transport.addresses import parse_address
-from tests.kit.faulty import FaultyChannel, FaultyWorld
-from tests.kit.faulty_datagrams import HOST, DatagramNet, datagram_net
 
 MakeUser = Callable[[], IChannelUser]
 
@@ -55,6 +55,7 @@ class ProcessClock:
         self._net = net
 
     def seconds(self) -> float:
+        """See `IReactorTime`."""
         return float(self._clock.seconds())
 
     def callLater(
@@ -64,6 +65,8 @@ class ProcessClock:
         *args: object,
         **kwargs: object,
     ) -> IDelayedCall:
+        """See `IReactorTime`."""
+
         def run() -> None:
             if self.alive:
                 callable(*args, **kwargs)
@@ -72,6 +75,7 @@ class ProcessClock:
         return call
 
     def getDelayedCalls(self) -> Sequence[IDelayedCall]:
+        """See `IReactorTime`."""
         return self._clock.getDelayedCalls()
 
     def listenUDP(
@@ -81,12 +85,13 @@ class ProcessClock:
         interface: str = "",
         maxPacketSize: int = 8192,
     ) -> IListeningPort:
+        """See `IReactorUDP`."""
         assert interface in (HOST, "")
         return self._net.bind(self._process, port, protocol)
 
 
 class Process:
-    """What dies together."""
+    """A process of a faulty world: all that dies together."""
 
     def __init__(self, world: FaultyWorld, name: str) -> None:
         self.name = name
@@ -124,7 +129,7 @@ class ChecksNothing:
 
 @implementer(ITransport)
 class FaultyTransport(ChecksNothing):
-    """See the module. All transports of a world share its names."""
+    """A transport of a faulty world. All transports of a world share its names."""
 
     schemes = ("faulty",)
 
@@ -170,18 +175,22 @@ class FaultyTransport(ChecksNothing):
 
 @implementer(IListeningPort)
 class FaultyPort:
+    """A name on which a process listens."""
+
     def __init__(self, transport: FaultyTransport, name: str) -> None:
         self._transport = transport
         self._name = name
 
     def startListening(self) -> None:
-        """It listens from birth."""
+        """See `IListeningPort`: it listens from birth."""
 
     def stopListening(self) -> Deferred[None]:
+        """See `IListeningPort`."""
         self._transport.listening.pop(self._name, None)
         return succeed(None)
 
     def getHost(self) -> IAddress:
+        """See `IListeningPort`."""
         return UNIXAddress(self._name)
 
 
@@ -212,7 +221,7 @@ class _Watched:
 
 @implementer(IConnector)
 class FaultyConnector(Service):
-    """See `IConnector`."""
+    """An `IConnector` of a faulty world, which dials again by itself."""
 
     def __init__(
         self, transport: FaultyTransport, address: str, make_user: MakeUser, limits: Limits
@@ -235,19 +244,23 @@ class FaultyConnector(Service):
 
     @property
     def failures(self) -> int:
+        """See `IConnector`."""
         return self._backoff.failures
 
     @property
     def next_attempt_in(self) -> float | None:
+        """See `IConnector`."""
         if self._wait is None:
             return None
         return max(0.0, self._wait.getTime() - self._clock.seconds())
 
     def startService(self) -> None:
+        """See `IService`."""
         super().startService()
         self._dial()
 
     def stopService(self) -> Deferred[None]:
+        """See `IService`."""
         super().stopService()
         if self._wait is not None:
             self._wait.cancel()
@@ -260,11 +273,13 @@ class FaultyConnector(Service):
         return stopped
 
     def poke(self) -> None:
+        """See `IConnector`."""
         self._backoff.poke(self._clock.seconds())
         if self._wait is not None:
             self._wait.reset(0)
 
     def lost(self, reason: str) -> None:
+        """The connection has gone; it is dialled again."""
         self.channel = None
         stopped, self._stopped = self._stopped, []
         for waiter in stopped:
