@@ -412,6 +412,10 @@ class Greeter:
     def _not_greeted(self, failure: Failure, connection: Connection, guest: Guest) -> None:
         if failure.check(CancelledError):
             return  # it has left meanwhile
+        error = failure.value
+        if isinstance(error, LimitReached):  # no place for what it has lost: it comes again
+            connection.fail(ConnectionLimit(error.limit, error.value))
+            return
         self._logger.failure("greeting {name}", failure, name=guest.name)
         connection.abort()
 

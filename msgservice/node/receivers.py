@@ -378,6 +378,7 @@ class Receivers:
         self._dispatch.add(outlet)
         try:
             join = self._join(row, retained)
+            place = None if replay is None else self._directory.audience_alone(row)
         except LimitReached:
             self._dispatch.remove(outlet)
             raise
@@ -385,7 +386,7 @@ class Receivers:
         if replay is None:
             self._store(row, join=join)
         else:
-            self._replayer.begin(row, replay, lambda: self._store(row, replay))
+            self._replayer.begin(row, replay, lambda: self._store(row, replay), place=place)
         self._logger.info("receiver {name} added: {row}", name=row.name, row=list(row.patterns))
         return outlet
 
@@ -792,8 +793,9 @@ class Receivers:
         """A node does not have these positions, and may have had some: those are sent again.
 
         As copies at the end of the log: no cursor goes back. Returns once that is stored, or where
-        it had taken nothing of it. `is_empty`: it has another log, with nothing in it, and gets
-        what is retained first, as one that was just made.
+        it had taken nothing of it. Raises `LimitReached` where there is no place for the set of it
+        alone: it comes again, and is compared again. `is_empty`: it has another log, with nothing
+        in it, and gets what is retained first, as one that was just made.
         """
         if is_empty:
             await self._hand_retained(row)

@@ -201,10 +201,13 @@ class Replayer:
                 self._over[replay.receiver] = replay
                 continue
             running = self._running[replay.receiver] = _Running(row, replay)
-            with suppress(LimitReached):  # it is looked for again with its first page
-                running.hold_place(self._directory.audience_alone(row))
+            self._hold_place(running)
             if replay.is_open:
                 self._directory.set_starting(row, True)
+
+    def _hold_place(self, running: _Running) -> None:
+        with suppress(LimitReached):  # it is looked for again with its first page
+            running.hold_place(self._directory.audience_alone(running.row))
 
     def start(self) -> None:
         """Copy from now on."""
@@ -263,11 +266,12 @@ class Replayer:
         """Copy what a node has lost; with what is still to be copied for it, if a replay runs.
 
         Returns once that is stored. Its history (`start`) begins anew: that is all that it had.
-        What it was left out of is left out again, for another time.
+        What it was left out of is left out again, for another time. Raises `LimitReached` where
+        there is no place for the set of it alone.
         """
         running = self._running.get(row.number)
         if running is None:
-            await self.begin(row, lost)
+            await self.begin(row, lost, place=self._directory.audience_alone(row))
             return
         also = running.also
         running.also = lost if also is None else _both(also, lost)
@@ -338,6 +342,7 @@ class Replayer:
             self._over[number] = replay
             if running.also is not None:
                 self.begin(running.row, running.also).addCallback(running.widened.fire)
+                self._hold_place(self._running[number])
         self._logger.info(
             "replay to receiver {name} {ends} at position {next}: {copied} messages copied,"
             " {skipped} were not kept any more",

@@ -687,6 +687,66 @@ def test_19_a_rewind_that_has_no_place_keeps_no_history_and_one_that_has_keeps_i
     assert billing.copies
 
 
+def test_19_a_start_that_has_no_place_is_refused_and_keeps_no_history() -> None:
+    limits = SmallLimits(audiences=4, keep_seconds=3600.0)
+    world = NodeWorld(limits)
+    shop = world.peer("shop")
+    for number, name in enumerate(("first", "second", "third", "fourth"), 1):
+        taking(world, name)
+        send(shop, [number])  # to one more: a set of its own
+    assert 4 == len(world.log._store.state.totals)
+    for _ in range(200):
+        late = taking(world, "late", start="first")
+        world.settle(1)  # history makes room, and it comes again
+        if late.node_hello is not None:
+            break
+        assert "audiences = 4" in str(late.lost_because)
+        assert world.node.parts.directory.get("late") is None
+    else:
+        raise AssertionError("there never was a place")
+    number = world.node.parts.directory.named("late").number
+    told = world.node.parts.replayer.of(number)
+    for _ in range(20):
+        world.settle(1)
+        told = world.node.parts.replayer.of(number)
+    assert told is not None
+    assert (True, "") == (told[0].is_over, told[1])
+    assert not any(unaccounted(world))
+
+
+def test_19_what_a_node_has_lost_is_sent_again_once_there_is_a_place() -> None:
+    limits = SmallLimits(audiences=4, keep_seconds=3600.0)
+    world = NodeWorld(limits)
+    shop, billing = world.peer("shop"), taking(world)
+    for number, name in enumerate(("first", "second", "third", "fourth"), 1):
+        taking(world, name)
+        send(shop, [number])  # to one more: a set of its own
+    row = world.node.parts.directory.named("billing")
+    lost = (position_of(4), position_of(4))
+
+    def compare() -> Deferred[None]:
+        receivers = world.node.parts.receivers
+        return Deferred.fromCoroutine(receivers.forgotten(row, [lost], is_empty=False))
+
+    refusals: list[Any] = []
+    compare().addErrback(refusals.append)
+    world.settle()
+    (failure,) = refusals
+    assert failure.check(LimitReached)
+    assert not world.node.parts.replayer.runs(row.number)
+    for _ in range(200):
+        world.settle(1)  # history makes room
+        refusals.clear()
+        compare().addErrback(refusals.append)
+        world.settle()
+        if not refusals:
+            break
+    else:
+        raise AssertionError("there never was a place")
+    world.settle(1)
+    assert [b"4"] == billing.copies
+
+
 def test_19_the_place_of_a_replay_is_kept_as_long_as_it_runs_also_after_a_start() -> None:
     world = NodeWorld()
     taking(world)
