@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
-from itertools import takewhile
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -86,43 +86,58 @@ def machine() -> list[str]:
     ]
 
 
-def rows(text: str) -> dict[str, list[str]]:
-    """Return the rows of a file of results, by measurement."""
-    found: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        if line.startswith("| `"):
-            found.setdefault(line.split("`")[1], []).append(line)
-    return found
+HEAD = ["| measurement | figure | value |", "|---|---|---|"]
+
+
+def after_first_table(text: str) -> list[str]:
+    """Return what stands behind the table of all measurements: those that were made alone."""
+    lines = dropwhile(lambda line: not line.startswith("|"), text.splitlines())
+    return list(dropwhile(lambda line: line.startswith("|"), lines))
+
+
+def with_section(text: str, name: str, table: list[str], load: float) -> str:
+    """Return the results with a section of one measurement, in the place of an earlier one."""
+    begins = f"`python -m bench {name}`,"
+    lines = text.splitlines()
+    at = next((at for at, line in enumerate(lines) if line.startswith(begins)), len(lines))
+    behind = list(dropwhile(lambda line: not line.startswith("|"), lines[at:]))
+    behind = list(dropwhile(lambda line: line.startswith("|"), behind))
+    day = date.today().isoformat()  # noqa: DTZ011 - the day where it was measured
+    section = [f"{begins} {day}, at a load of {load:.0f} before it.", "", *HEAD, *table]
+    if at == len(lines):
+        section.insert(0, "")
+    return "\n".join([*lines[:at], *section, *behind]) + "\n"
 
 
 def main(names: Sequence[str]) -> None:
-    """Measure all, or those whose first word is named: of the others the results stay."""
+    """Measure all, or those whose first word is named: they have sections of their own."""
     console = Console()
     table = Table("measurement", "figure", "value")
-    before = RESULTS.read_text()
-    results = rows(before) if names else {}
+    results: list[str] = []
     for name, measure in MEASUREMENTS:
         if names and name.split()[0] not in names:
             continue
         console.print(f"… {name}")
-        results[name] = []
-        for figure, value in measure().items():
-            table.add_row(name, figure, str(value))
-            results[name].append(f"| `{name}` | {figure} | {value} |")
-    head = [
-        "# Results",
-        "",
-        "Written by `make bench`. Single runs: compare ratios, not machines.",
-        "",
-        *(f"* {fact}" for fact in machine()),
-        "",
-        "| measurement | figure | value |",
-        "|---|---|---|",
-    ]
-    if names:
-        head = list(takewhile(lambda line: not line.startswith("| `"), before.splitlines()))
-    lines = [row for name, _ in MEASUREMENTS for row in results.get(name, [])]
-    RESULTS.write_text("\n".join([*head, *lines]) + "\n")
+        load = os.getloadavg()[0]
+        rows = [f"| `{name}` | {figure} | {value} |" for figure, value in measure().items()]
+        for row in rows:
+            table.add_row(*row.strip("| ").replace("`", "").split(" | "))
+        if names:
+            RESULTS.write_text(with_section(RESULTS.read_text(), name, rows, load))
+        results += rows
+    if not names:
+        lines = [
+            "# Results",
+            "",
+            "Written by `make bench`. Single runs: compare ratios, not machines.",
+            "",
+            *(f"* {fact}" for fact in machine()),
+            "",
+            *HEAD,
+            *results,
+            *after_first_table(RESULTS.read_text()),
+        ]
+        RESULTS.write_text("\n".join(lines) + "\n")
     console.print(table)
     console.print(f"written to {RESULTS.relative_to(Path.cwd())}")
 

@@ -161,7 +161,11 @@ class Client(Around[twisted.Client]):
         the other's.
         """
         if self.thread.is_usable:
-            self.thread.wait(self.twisted.close)
+            self.thread.wait(self._close)
+
+    def _close(self) -> Deferred[None]:
+        self.thread.closes_at_end.pop(self.twisted, None)
+        return self.twisted.close()
 
     def __enter__(self) -> Client:
         return self
@@ -181,13 +185,19 @@ def connect(
     thread = reactor_thread()
 
     def dial() -> Deferred[twisted.Client]:
-        return connect_twisted(thread.reactor, address, name=name, **arguments)
+        dialling = connect_twisted(thread.reactor, address, name=name, **arguments)
+        return dialling.addCallback(connected)
 
-    made: twisted.Client = thread.wait(dial, timeout, twisted.Client.close)
-    thread.call(lambda: _close_at_end(thread, made))
+    def connected(client: twisted.Client) -> twisted.Client:
+        thread.closes_at_end[client] = client.close
+        return client
+
+    def unwanted(client: twisted.Client) -> None:
+        del thread.closes_at_end[client]
+        client.close()
+
+    try:
+        made = thread.wait(dial, timeout, unwanted)
+    except TimeoutError:
+        raise TimeoutError(f"no connection to {address} within {timeout:g} s") from None
     return Client(made, thread, timeout)
-
-
-def _close_at_end(thread: ReactorThread, client: twisted.Client) -> None:
-    """Have a client that nobody has closed closed at the end of the process."""
-    thread.reactor.addSystemEventTrigger("before", "shutdown", client.close)

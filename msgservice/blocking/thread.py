@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.epollreactor import EPollReactor
 from twisted.python.failure import Failure
 
@@ -112,6 +112,9 @@ class ReactorThread:
         self._calls: deque[Callable[[], None]] = deque()
         self._is_woken = False
         self._is_over = False
+        # What is closed at the end of the process unless it was before; on the reactor's thread.
+        self.closes_at_end: dict[object, Callable[[], Deferred[None]]] = {}
+        self._reactor.addSystemEventTrigger("before", "shutdown", self._close)
         begun = threading.Event()
         self._reactor.callWhenRunning(begun.set)
         self._thread = begin_daemon("msgservice reactor", self._run)
@@ -185,6 +188,9 @@ class ReactorThread:
             self._is_over = True
             self._reactor.callFromThread(self._reactor.stop)
             self._thread.join(END_SECONDS)
+
+    def _close(self) -> Deferred[Any]:
+        return gatherResults([close() for close in self.closes_at_end.values()])
 
     def _check(self) -> None:
         if self._pid != (here := os.getpid()):

@@ -367,3 +367,33 @@ def test_an_error_that_nobody_awaits_is_told(play: Play) -> None:
         asyncio.run(main())
     """)
     assert told == ["no receiver for subject 'for.nobody'"]
+
+
+def test_handlers_with_an_inbox_are_coroutines_or_get_the_transaction(play: Play) -> None:
+    told = play("""
+        import apsw
+
+        TABLE = "create table if not exists orders (number)"
+
+        async def compute(message):
+            await asyncio.sleep(0)
+            return [TABLE, ("insert into orders values (?)", (message.content,))]
+
+        def write(message, transaction):
+            transaction.execute(TABLE)
+            transaction.execute("insert into orders values (?)", (-message.content,))
+
+        async def main():
+            async with aio.connect(ADDRESS, name="shop") as client:
+                for handler in (compute, write):
+                    file = f"{handler.__name__}.db"
+                    async with aio.Receiver(name=file, handler=handler, inbox=file) as receiver:
+                        receiver.attach(ADDRESS, subjects=[f"{handler.__name__}.>"])
+                        await receiver.when_connected()
+                        sent = await client.send_many(f"{handler.__name__}.new", [1, 2])
+                        await sent.acknowledged()
+                    print(sorted(apsw.Connection(file).execute("select * from orders")))
+
+        asyncio.run(main())
+    """)
+    assert told == ["[(1,), (2,)]", "[(-2,), (-1,)]"]

@@ -160,7 +160,14 @@ def test_what_takes_too_long_is_a_timeout(play: Play) -> None:
         said="no connection to tcp:127.0.0.1:1",
     )
     late = [f"not within {each} s; what was begun may still happen" for each in (0.1, 0.2)]
-    assert told == [late[0], late[0], late[0], late[1], "30 0.2 3", late[0]]
+    assert told == [
+        "no connection to tcp:127.0.0.1:1 within 0.1 s",
+        late[0],
+        late[0],
+        late[1],
+        "30 0.2 3",
+        late[0],
+    ]
 
 
 def test_a_call_on_the_thread_of_the_reactor_is_refused(play: Play) -> None:
@@ -297,3 +304,38 @@ def test_a_process_ends_whose_threads_still_wait(play: Play) -> None:
         print("ends")
     """)
     assert told == ["ends"]
+
+
+def test_a_client_that_was_closed_is_kept_by_nobody(play: Play) -> None:
+    told = play("""
+        import gc, weakref
+
+        def use(number):
+            with blocking.connect(ADDRESS, name=f"kept{number}") as client:
+                client.send("kept.new", b"x")
+                return weakref.ref(client.twisted)
+
+        used = [use(number) for number in range(5)]
+        with blocking.connect(ADDRESS, name="last") as last:  # what the turns before had is gone
+            gc.collect()
+            print([each() for each in used])
+    """)
+    assert told == ["[None, None, None, None, None]"]
+
+
+def test_a_handler_with_an_inbox_returns_its_writes(play: Play) -> None:
+    told = play("""
+        def handle(message):
+            return [TABLE, ("insert into orders values (?)", (message.content,))]
+
+        import apsw
+
+        TABLE = "create table if not exists orders (number)"
+        with blocking.Receiver(name="inbox", handler=handle, inbox="inbox.db") as receiver:
+            receiver.attach(ADDRESS, subjects=["inbox.>"])
+            receiver.when_connected()
+            with blocking.connect(ADDRESS, name="shop") as client:
+                client.send_many("inbox.new", [1, 2, 3]).acknowledged()
+        print(sorted(apsw.Connection("inbox.db").execute("select * from orders")))
+    """)
+    assert told == ["[(1,), (2,), (3,)]"]

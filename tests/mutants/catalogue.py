@@ -30,6 +30,7 @@ ANSWERS = "msgservice.core.inbox:Answers"
 INGRESS = "msgservice.node.ingress:Ingress"
 REPLAYS = "tests/simulation/test_replays.py"
 
+CALLS = "tests/unit/test_blocking_calls.py"
 EXPIRY = "tests/unit/test_node_expiry.py"
 
 
@@ -4074,6 +4075,43 @@ _ALL = [
         old="state = (int(verdict.status), verdict.reason, staged.age)",
         new="state = (int(Status.EXPIRED), verdict.reason, staged.age)",
         catcher=_swarm("promise", "decided otherwise than told"),
+    ),
+    # --- programs for asyncio, and ones that block
+    Mutant(
+        name="a-message-that-nobody-got-is-gone",
+        at="msgservice.receiver.deliveries:Deliveries.put_back",
+        old="self._waiting.appendleft(taken)",
+        new="pass",
+        catcher=_test(f"{CALLS}::test_a_message_that_nobody_got_is_given_to_the_next", "given_to"),
+    ),
+    Mutant(
+        name="what-comes-too-late-is-nobodys",
+        at="msgservice.blocking.thread:Call._ended",
+        old="self.drop()",
+        new="pass",
+        catcher=_test(
+            f"{CALLS}::test_an_outcome_that_comes_after_its_call_was_given_up_is_not_wanted",
+            "after_its_call_was_given_up",
+        ),
+    ),
+    Mutant(
+        name="each-call-wakes-the-reactor",
+        at="msgservice.blocking.thread:ReactorThread._cross",
+        old="self._is_woken = True",
+        new="pass",
+        catcher=_test(
+            f"{CALLS}::test_calls_of_many_threads_wake_the_reactor_once", "wake_the_reac"
+        ),
+    ),
+    Mutant(
+        name="what-was-taken-and-cancelled-is-given-out",
+        at="msgservice.receiver.deliveries:Deliveries._serve",
+        old="self._waiting[0][1].called",
+        new="False",
+        catcher=_test(
+            f"{CALLS}::test_a_message_that_its_receiver_has_cancelled_is_given_to_nobody",
+            "given_to_nobody",
+        ),
     ),
 ]
 
