@@ -223,6 +223,13 @@ class CancelDelayed(Asked):
     reason: str = ""
 
 
+class AskRetell(Asked):
+    """The first of the messages of a sender that is to be told of them, and how many they are."""
+
+    id: str
+    count: Annotated[int, msgspec.Meta(ge=1, le=INTEGER_MAX)] = 1
+
+
 class AskUndo(Asked):
     """The message that is to be undone, and how many of its sender's: it and those sent next.
 
@@ -953,6 +960,13 @@ DELAYED_CANCEL = Operation(
     changes=True,
     own=True,
 )
+RETELL = Operation(
+    "retell",
+    AskRetell,
+    Nothing,
+    "Tells the sender of messages what became of them once more, if it is connected.",
+    own=True,
+)
 UNDO = Operation(
     "undo",
     AskUndo,
@@ -1001,6 +1015,7 @@ OPERATIONS: tuple[Operation[Any, Any], ...] = (
     RETAINED_CLEAR,
     DELAYED_LIST,
     DELAYED_CANCEL,
+    RETELL,
     UNDO,
     RELOAD,
     AUDIT,

@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 
 from msgservice.administration import (
     DELAYED_CANCEL,
+    RETELL,
     UNDO,
     WHY,
     Cause,
@@ -35,7 +36,7 @@ from msgservice.arguments import check_counts
 from msgservice.client.flow import Flow
 from msgservice.client.gathering import BARE_OVERHEAD, Gathering, check_alone
 from msgservice.client.handed import joined
-from msgservice.client.hop import NodeHop
+from msgservice.client.hop import Listed, NodeHop
 from msgservice.client.promise import Promise
 from msgservice.client.receipt import AnyReceipt, Receipt, Receipts
 from msgservice.client.requests import Requests
@@ -68,6 +69,8 @@ from msgservice.waiters import Waiters
 # What may be handed over and not accepted yet, the window included; `send` fails beyond it.
 HELD_MESSAGES = 1_000_000
 HELD_BYTES = 256 * 1024 * 1024
+# Of one page of receipts: about a KiB of memory each, as long as they are held.
+RECEIPTS_PAGE, RECEIPTS_MAX = 1000, 10_000
 if TYPE_CHECKING:
     from msgservice.client.disk import DiskOutbox
 
@@ -487,8 +490,42 @@ class Client:
     def _identity_of(self, message: str | AnyReceipt) -> str:
         """Return what the node knows a message by. Raises `TypeError`."""
         if isinstance(message, AnyReceipt):
-            return f"{self.name}/{hash_of(self._hop.incarnation)}/{message.sequence}"
+            return self._identity(message.sequence)
         return exact(message, "message")
+
+    def _identity(self, sequence: int) -> str:
+        return f"{self.name}/{hash_of(self._hop.incarnation)}/{sequence}"
+
+    def receipts(self, after: int = 0, limit: int = RECEIPTS_PAGE) -> Deferred[list[Receipt]]:
+        """List the receipts that are open, rising; fires with the next `limit` beyond `after`.
+
+        With `outbox=` those of earlier processes too: of what was handed over, and has not come to
+        its end at every receiver, or had, and nobody was told. What is known of them by now the
+        node says again, and `Receipt.changes` and all that waits gives it. One that was listed here
+        is told to its end once: then it is listed no more. Without a file, or beyond its
+        `open_receipts`, those that somebody still holds.
+
+        `after`: the `sequence` of the last that was listed. Fails with `ValueError` for a number
+        that cannot be, `ClientClosed`, and for what keeps the file from being read: `LogDamaged`,
+        `LogUnavailable`.
+        """
+        try:
+            self._shutdown.check_open()
+            check_counts(0, after=after)
+            check_counts(1, limit=limit)
+        except (TypeError, ValueError, ClientClosed) as error:
+            return fail(error)
+        return self._hop.receipts(after, min(limit, RECEIPTS_MAX)).addCallback(self._listed)
+
+    def _listed(self, listed: Listed) -> list[Receipt]:
+        connection, again = self._hop.connection, listed.again
+        if again is not None and connection is not None and self.connected:
+            first, last = again
+            asked = {"id": self._identity(first), "count": last - first + 1}
+            asking = self.request(RETELL.right, asked)
+            # One that does not know how says it to whoever comes anew.
+            asking.addCallbacks(lambda _: None, lambda _: self._hop.tell_all_again(connection))
+        return listed.receipts
 
     def request(
         self, subject: str, content: Any, timeout: float = 30, *, headers: Headers | None = None

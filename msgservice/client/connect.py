@@ -11,8 +11,9 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.python.failure import Failure
 
-from msgservice.arguments import check_flags, check_kind, check_methods
+from msgservice.arguments import check_counts, check_flags, check_kind, check_methods
 from msgservice.client.client import HELD_BYTES, HELD_MESSAGES, Client
+from msgservice.client.receipt import OPEN_RECEIPTS
 from msgservice.errors import BadValue, MsgServiceError
 from msgservice.identity.prover import prover_of
 from msgservice.interfaces import IChannelUser, IConnector
@@ -46,6 +47,7 @@ def connect(
     name: str,
     limits: Limits | None = None,
     outbox: str | Path | None = None,
+    open_receipts: int = OPEN_RECEIPTS,
     window: tuple[int, int] | None = None,
     held: tuple[int, int] = (HELD_MESSAGES, HELD_BYTES),
     require: bool = False,
@@ -62,7 +64,9 @@ def connect(
 
     `outbox`: path of a file that keeps what is handed over until the node has it, across crashes
     of this process; `held` is its limit, and this Deferred fires as soon as the file is open,
-    connected or not (`when_connected` tells the rest): from then on `send` works.
+    connected or not (`when_connected` tells the rest): from then on `send` works. The receipts of
+    what is open are kept there too (`Client.receipts`), of `open_receipts` runs: beyond that the
+    oldest are kept no more. A run is what one turn of the program has sent on one subject.
 
     `user` with `password`, or `token`: the login at the node. Nothing of this client is said, and
     nothing sent, to one that has not proved that it knows the user. A login that fails is tried
@@ -81,6 +85,7 @@ def connect(
         check_methods("Transports are needed", ("find",), transports=transports)
     if outbox is not None:
         check_kind((str, Path), "the path of a file is needed", outbox=outbox)
+    check_counts(0, open_receipts=open_receipts)
     try:
         prover = prover_of(reactor, user=user, password=password, token=token)
     except BadValue as error:
@@ -112,7 +117,8 @@ def connect(
         from msgservice.client.disk import open_outbox
 
         threads = cast("IReactorFromThreads", reactor)
-        return open_outbox(threads, outbox, bytes_max=held[1]).addCallback(_with_disk, begin)
+        opening = open_outbox(threads, outbox, bytes_max=held[1], receipts_max=open_receipts)
+        return opening.addCallback(_with_disk, begin)
     try:
         client = begin(None)
     except MsgServiceError as error:

@@ -2,33 +2,58 @@
 
 A turn's runs are one append, so what a crash leaves is whole turns (SEMANTICS 26). What this
 process hands over is also in memory, in the hop's outbox; what an earlier one left is read in
-pages, as the node takes it.
+pages, as the node takes it. What becomes of the receipts that are open is followed here, whoever
+holds them: theirs are the rows that the file has of them.
 
-What the file is, and how it is written, lives in `client.outbox_file`.
+What the file is, and how it is written, lives in `client.outbox_file`; which receipts are open, in
+`client.open_receipts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from msgservice.client import receipt_rows
 from msgservice.client.handed import HandedRun
+from msgservice.client.open_receipts import OpenReceipts
 from msgservice.client.outbox_file import OutboxFile, OutboxSnapshot
+from msgservice.client.receipt import OPEN_RECEIPTS
+from msgservice.core.ranges import Range, RangeSet
+from msgservice.core.refusal import Refusal
 from msgservice.core.runs import Run
+from msgservice.errors import MsgServiceError
+
+AGED_EVERY = 60_000  # ms between two looks for receipts that nobody has asked for in days
 
 
 class DiskOutbox:
     """An open file, and what it held then. Make one with `open_outbox`.
 
     What is asked of the `file` itself (settlements, another incarnation, its close) goes to it.
+    `receipts`: those that are open.
     """
+
+    _logger = Logger()
 
     def __init__(self, file: OutboxFile, snapshot: OutboxSnapshot) -> None:
         self.file = file
+        self.receipts = OpenReceipts(
+            snapshot.sequence,
+            snapshot.receipts.rows,
+            promised=snapshot.receipts.promised,
+            unanswered=snapshot.open_ranges,
+            over=snapshot.receipts.over,
+            forgotten=snapshot.receipts.forgotten,
+        )
+        self._keeps_ms = 0  # for which receipts are kept that have ended; 0: for ever
+        self._aged_at = 0
+        self._has_warned = False  # that the oldest receipts go
         self.incarnation = snapshot.incarnation
         self.log_id = snapshot.log_id  # of the node that it was given to, as far as is known
         self.given = snapshot.sequence  # the last sequence that was ever given
@@ -51,17 +76,46 @@ class DiskOutbox:
     def keep(self, runs: Sequence[Run]) -> Deferred[None]:
         """Write runs in one transaction; fires when they are synced, and are not sent before.
 
-        Fails with `OutboxFull` or `LogUnavailable`: then none of them is kept, and their sequences
-        stay unused. After `LogFailed` that is not known until the outbox is opened again.
+        With them go the rows of their receipts. Fails with `OutboxFull` or `LogUnavailable`: then
+        none of them is kept, and their sequences stay unused. After `LogFailed` that is not known
+        until the outbox is opened again.
         """
         self.writing += 1
-        return self.file.append(runs).addBoth(self._written, runs[-1].last)
+        return self.file.append(runs).addBoth(self._written, runs)
 
-    def _written(self, result: Failure | None, last: int) -> Failure | None:
+    def _written(self, result: Failure | None, runs: Sequence[Run]) -> Failure | None:
         self.writing -= 1
-        if not isinstance(result, Failure):
-            self.sequence = last
+        receipts, is_kept = self.receipts, not isinstance(result, Failure)
+        for run in runs:
+            if is_kept and self.file.receipts_max:
+                receipts.add(run.first, run.last, promised=run.options.promise is not None)
+            else:
+                receipts.skip(run.first, run.last)
+        if is_kept:
+            self.sequence = runs[-1].last
+            self._drop_oldest()
         return result
+
+    def _drop_oldest(self) -> None:
+        """Rows may have gone since they were too many: their receipts outlive nothing."""
+        lowest, receipts = self.file.receipts_from, self.receipts
+        if not self.file.has_dropped:
+            return
+        self.file.has_dropped = False
+        receipts.drop_below(self.sequence + 1 if lowest is None else lowest)
+        receipts.take_gone()
+        if not self._has_warned:
+            self._has_warned = True
+            self._logger.warn(
+                "{path}: more than {most} runs have open receipts: the oldest are kept no more",
+                path=str(self.file.path),
+                most=self.file.receipts_max,
+            )
+
+    def close(self) -> Deferred[None]:
+        """Write what is waiting, and close the file."""
+        self.flush()
+        return self.file.close()
 
     def note_log(self, log_id: str) -> None:
         """Keep the log id of the connected node, before acknowledgements of it are settled."""
@@ -69,24 +123,104 @@ class DiskOutbox:
             self.log_id = log_id
             self.file.note_log(log_id)
 
+    # --- receipts
+
+    def keep_time(self, now: Callable[[], int], kept_ms: int) -> None:
+        """Take the time, in ms since the epoch, by this clock.
+
+        `kept_ms`: for how long receipts are kept that have ended, and nobody has asked for.
+        """
+        self.file.now, self._keeps_ms = now, kept_ms
+
+    @property
+    def receipts_from(self) -> int | None:
+        """The first sequence of all rows of receipts, or None."""
+        return self.file.receipts_from
+
+    def taken_up(self, row: receipt_rows.Row) -> HandedRun:
+        """Return the run of a row as if it was handed over again: the node says its states anew."""
+        count = row.last - row.first + 1
+        run = HandedRun(row.subject, count, None, row.ids, promised=row.promise is not None)
+        run.first = row.first
+        if not self.receipts.is_unanswered(row.first, row.last):
+            run.accepted(row.first, row.last)
+            for first, last, error in row.errors:
+                run.forgotten(first, last, error)
+        return run
+
+    def has_read(self, row: receipt_rows.Row) -> bool:
+        """Whether it says of all its messages of which no more can be heard why that is so."""
+        said = RangeSet((first, last) for first, last, _ in row.errors)
+        lost = self.receipts.lost.within(row.first, row.last)
+        return all(said.covers(first, last) for first, last in lost)
+
+    def answered(self, first: int, last: int) -> None:
+        """The node has acknowledged these."""
+        self.receipts.answered(first, last)
+
+    def refused(
+        self, first: int, last: int, error: MsgServiceError, refusal: Refusal | None
+    ) -> None:
+        """These were not accepted; to be called before they are settled in the file."""
+        if self.file.receipts:
+            self.file.change_receipts([receipt_rows.note(first, last, error, refusal)])
+        self.receipts.end(first, last)
+
+    def lose(self, first: int, last: int, error: MsgServiceError) -> None:
+        """No more will be heard of what the node had taken of these."""
+        for low, high in self.receipts.answered_within(first, last):
+            self.file.change_receipts([receipt_rows.note(low, high, error, None)])
+            self.receipts.end(low, high)
+
+    def forget(self, first: int, last: int) -> Deferred[None]:
+        """Keep no receipt of these beyond this process; fires when that is on disk."""
+        if not self.file.receipts:
+            return succeed(None)
+        self.receipts.forget(first, last)
+        self.file.change_receipts([receipt_rows.note_forgotten(first, last)])
+        self.flush()
+        return self.file.write_receipts()
+
+    def flush(self) -> None:
+        """Have the rows of receipts deleted that came to their end; whoever waits was told."""
+        gone = self.receipts.take_gone()
+        if gone:
+            self.file.change_receipts([receipt_rows.delete(*one) for one in gone])
+        if self.receipts.ended and self._keeps_ms:
+            now = self.file.now()
+            if now >= self._aged_at + AGED_EVERY:
+                self._aged_at = now
+                self._delete_aged(now - self._keeps_ms)
+
+    def _delete_aged(self, before: int) -> None:
+        ended: list[Range] = list(self.receipts.ended)
+        self.file.change_receipts([receipt_rows.delete(*one, before) for one in ended])
+
 
 def _handed_over(runs: Sequence[Run]) -> list[Run]:
     """Return runs of the file as if they were handed over again; nobody has a receipt."""
     for run in runs:
-        run.source = HandedRun(run.subject, run.count, None, cost=run.size)
+        promised = run.options.promise is not None
+        run.source = HandedRun(run.subject, run.count, None, cost=run.size, promised=promised)
         run.source.first = run.first
     return list(runs)
 
 
 def open_outbox(
-    reactor: IReactorFromThreads, path: str | Path, *, bytes_max: int, vfs: str | None = None
+    reactor: IReactorFromThreads,
+    path: str | Path,
+    *,
+    bytes_max: int,
+    receipts_max: int = OPEN_RECEIPTS,
+    vfs: str | None = None,
 ) -> Deferred[DiskOutbox]:
     """Open the outbox at `path`, made if needed; at most `bytes_max` bytes of open messages.
 
-    Fails with `LogLocked` (another process has it), `LogTooNew`, `LogDamaged`,
-    `DataFolderUnusable`. Cancelling ends the wait; what was opened then is closed again.
+    `receipts_max`: runs whose receipts are kept. Fails with `LogLocked` (another process has it),
+    `LogTooNew`, `LogDamaged`, `DataFolderUnusable`. Cancelling ends the wait; what was opened then
+    is closed again.
     """
-    file = OutboxFile(path, reactor=reactor, size_max=bytes_max, vfs=vfs)
+    file = OutboxFile(path, reactor=reactor, size_max=bytes_max, receipts_max=receipts_max, vfs=vfs)
     opened: Deferred[DiskOutbox] = Deferred()
 
     def done(snapshot: OutboxSnapshot) -> Deferred[None] | None:

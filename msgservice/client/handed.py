@@ -12,12 +12,13 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
-from msgservice.client.receipt import Receipt, Receipts, Wait
+from msgservice.client.receipt import Change, Known, Receipt, Receipts, Wait
 from msgservice.core.ranges import Range, RangeSet
 from msgservice.errors import Ambiguous, MsgServiceError, NoReceiver, NotDelivered
 from msgservice.message import Status
+from msgservice.records import PROMISE
 
 
 class Keeper(Protocol):
@@ -28,6 +29,9 @@ class Keeper(Protocol):
 
     def has_news(self, run: HandedRun) -> None:
         """The run's `tell_news` is to be called when all that came with this is applied."""
+
+    def forget(self, first: int, last: int) -> Deferred[None]:
+        """Keep no receipt of these beyond this process; fires when that is on disk."""
 
 
 class AudienceNames:
@@ -210,6 +214,43 @@ class HandedRun:
                 return piece
         return None
 
+    def known_of(self, sequence: int) -> Known:
+        """The changes of one message so far, in an order in which they can come."""
+        changes: list[Change] = []
+        error: Exception | None = self.error_of(sequence)
+        piece = self.piece_of(sequence) if error is None else None
+        if piece is not None and not piece.due and self._is_accepted(sequence):
+            changes.append(Change(""))
+            for name in piece.audience.names:
+                if self._is_final(name, sequence, sequence):
+                    other = self._other(sequence, sequence, name)
+                    status, reason = (Status.ACKNOWLEDGED, "") if other is None else other
+                    changes.append(Change(name, status, reason))
+        verdict = self._verdict(sequence, sequence)
+        if verdict is not None:
+            changes.append(Change(PROMISE, *verdict))
+        if error is None:
+            settled = self._outcome(_Watcher(Wait.SETTLED, sequence, sequence, None))
+            if settled is None:
+                return Known(changes, False, None)
+            error = self._error_behind(sequence, piece)
+            if error is None and self._verdicts is not None and verdict is None:
+                decided = self._promise_outcome(sequence, sequence)
+                if decided is None:
+                    return Known(changes, False, None)
+                error = decided if isinstance(decided, Exception) else None
+        return Known(changes, True, error)
+
+    def _error_behind(self, sequence: int, piece: Piece | None) -> Exception | None:
+        """Why no more can be known of a message that is settled; None: all of it is known."""
+        for first, last, error in self._forgotten or ():
+            if first <= sequence <= last:
+                return error
+        names = piece.audience.names if piece is not None and not piece.due else None
+        if names is None or not all(self._is_final(name, sequence, sequence) for name in names):
+            return self._lost
+        return None
+
     def statuses_of(self, sequence: int) -> dict[str, Status]:
         """The state of one message at each receiver of its audience, as far as it is known."""
         piece = self.piece_of(sequence) if self.error_of(sequence) is None else None
@@ -329,6 +370,10 @@ class HandedRun:
             self._fire_parts()
         if self._accepted is not None or waited:
             self._after_change([(piece.first, piece.last)])
+
+    def forget(self, first: int, last: int) -> Deferred[None]:
+        """Keep no receipt of these beyond this process; fires when that is on disk."""
+        return succeed(None) if self._keeper is None else self._keeper.forget(first, last)
 
     def marked(self, name: str, status: Status, first: int, last: int, reason: str) -> None:
         """STATUS came: the state of messages at a receiver. Repeats change nothing.
@@ -493,7 +538,7 @@ class HandedRun:
                 (key, deferred, outcome)
                 for key in self._concerned(self._watchers, news)
                 for deferred, watcher in self._watchers[key].items()
-                if (outcome := self._outcome(watcher)) is not None
+                if (outcome := self._outcome(watcher, is_news=True)) is not None
             ]
             for key, deferred, _ in done:
                 self._drop(key, deferred)
@@ -541,9 +586,14 @@ class HandedRun:
         if alike.pop(deferred, None) is not None and not alike:
             del watchers[key]
 
-    def _outcome(self, watcher: _Watcher) -> object:
-        """The outcome that fires a watcher's Deferred: an exception fails it; None: not yet."""
+    def _outcome(self, watcher: _Watcher, *, is_news: bool = False) -> object:
+        """The outcome that fires a watcher's Deferred: an exception fails it; None: not yet.
+
+        `is_news`: something of it has changed just now.
+        """
         wait, first, last, name = watcher
+        if wait is Wait.NEWS:
+            return self if is_news else None
         for low, high, error in self._refused or ():
             if low <= last and first <= high:
                 return self if wait is Wait.SETTLED else error
@@ -589,6 +639,9 @@ class HandedRun:
         if self._lost is not None and wait is Wait.SETTLED:
             return self
         return self._lost
+
+    def _is_accepted(self, sequence: int) -> bool:
+        return not self._unanswered or self._is_known(sequence, sequence)
 
     def _is_known(self, first: int, last: int) -> bool:
         return self._fired is not None and self._fired.covers(first, last)

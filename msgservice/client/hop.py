@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.client.acked import Acked, highest_of
 from msgservice.client.handed import HandedRun
+from msgservice.client.receipt import Receipt
 from msgservice.client.runs import HandedRuns
 from msgservice.clock import SteadyClock
 from msgservice.connection import Connection, Prover
@@ -49,6 +50,7 @@ from msgservice.core.frames import (
     StatusFrame,
     Transfer,
 )
+from msgservice.core.ranges import Range
 from msgservice.core.reasons import one_line
 from msgservice.core.refusal import Refusal, refusal_in
 from msgservice.core.runs import EXPIRED_REASON, Run, Settled, first_of
@@ -72,6 +74,7 @@ from msgservice.records import DELAYED, PROMISE, Resume
 
 if TYPE_CHECKING:
     from msgservice.client.disk import DiskOutbox
+    from msgservice.client.receipt_rows import Row
 
 RESERVED = (DELAYED, PROMISE)  # which a STATUS may be from, and no receiver is called
 FACTOR = 10  # a node may have been given so many times the receivers that this side knows of
@@ -79,6 +82,13 @@ AUDIENCES_MAX = TOLD_MAX + GONE_AUDIENCES_MAX
 # Runs that are looked at and sent in one turn of the reactor: a window may be very many small ones.
 TURN_RUNS = 1024
 EXPIRE_EVERY = 250  # ms between two looks at all that waits
+
+
+class Listed(NamedTuple):
+    """Open receipts, and of which sequences the node is to say the states again, if of any."""
+
+    receipts: list[Receipt]
+    again: Range | None
 
 
 class HopUser(Protocol):
@@ -173,7 +183,7 @@ class NodeHop:
         self.name = name
         self.incarnation = incarnation
         self.sequence = sequence
-        self.runs = HandedRuns()
+        self.runs = HandedRuns(disk)
         self.connection: Connection | None = None
         self.batch_max = limits.max_batch  # of the node, as last heard
         self.peer_name = ""
@@ -215,9 +225,11 @@ class NodeHop:
         )
         self._left_to = sequence  # up to here it is what an earlier process left
         self._is_reading = False  # the next page of that
+        if disk is not None:
+            disk.keep_time(steady.now, int(limits.finished_days * 24 * 3600 * 1000))
         self._early: list[Frame] | None = None  # that came before the session could begin
         self._behind: list[Run] = []  # new ones, that wait until all of it was read
-        self._offer(loaded)
+        self._take_up(loaded)
         if not self._has_more:
             self.backlog.skip_to(sequence)
 
@@ -263,6 +275,57 @@ class NodeHop:
         else:
             self._offer(runs)
 
+    def receipts(self, after: int, limit: int) -> Deferred[Listed]:
+        """Return the next open receipts beyond `after`, and of what the node is to be asked again.
+
+        Fails with what keeps the outbox's file from being read.
+        """
+        if self._disk is None:
+            return succeed(Listed(self.runs.receipts(after, limit), None))
+        reading = self._disk.file.receipts_page(after, limit)
+        return reading.addCallback(self._give_out, self._disk, after, limit)
+
+    def _give_out(
+        self, rows: Sequence[Row], disk: DiskOutbox, after: int, limit: int
+    ) -> Listed | Deferred[Listed]:
+        if not all(disk.has_read(row) for row in rows):
+            return self.receipts(after, limit)  # more was noted of them while they were read
+        found: list[Receipt] = []
+        again: list[Range] = []
+        for row in rows:
+            run = self.runs.find(row.first)
+            is_new = run is None
+            if run is None:
+                run = disk.taken_up(row)
+            elif run.ids is None:
+                run.ids = row.ids
+            parts = disk.receipts.listed(max(row.first, after + 1), row.last, limit - len(found))
+            if not parts:
+                continue  # all of it was told, and its row is to go
+            if is_new:
+                self.runs.take_up(run, row.first)
+            indexes = [at - row.first for low, high in parts for at in range(low, high + 1)]
+            found += [Receipt(run, index) for index in indexes]
+            if disk.receipts.give_out(parts) or is_new:
+                again.append((row.first, row.last))
+        return Listed(found, (again[0][0], again[-1][1]) if again else None)
+
+    def tell_all_again(self, connection: Connection) -> None:
+        """Have the node say all states anew: on another connection, unless this has gone."""
+        if connection is self.connection:
+            connection.abort()
+
+    def _take_up(self, runs: Sequence[Run]) -> None:
+        """Send runs of an earlier process; their receipts may have been given out before."""
+        for run in runs:
+            source: HandedRun = run.source
+            known = self.runs.find(run.first)
+            if known is None:
+                self.runs.take_up(source, run.first)
+            else:
+                known.cost, run.source = source.cost, known
+        self._offer(runs)
+
     def _offer(self, runs: Sequence[Run]) -> None:
         until: int | None = None
         for run in runs:
@@ -298,6 +361,7 @@ class NodeHop:
             self._expect(max(following, self._steady.now() + EXPIRE_EVERY))
         self._apply_settled()
         self._user.answers_applied()
+        self._flush_receipts()
 
     def pump(self) -> None:
         """Send the runs that the window has room for, as many as one turn takes."""
@@ -345,7 +409,7 @@ class NodeHop:
 
     def _have_read(self, runs: list[Run]) -> None:
         self._is_reading = False
-        self._offer(runs)
+        self._take_up(runs)
         if not self._has_more:
             self.backlog.skip_to(self._left_to)
             behind, self._behind = self._behind, []
@@ -401,13 +465,18 @@ class NodeHop:
         else:
             self._say_hello(connection)
 
+    def _status_from(self) -> int:
+        """The first sequence whose states are wanted, by whoever: those in the file wait there."""
+        kept = None if self._disk is None else self._disk.receipts_from
+        wanted = [first for first in (self.runs.lowest(), kept) if first is not None]
+        return min(wanted, default=self.sequence + 1)
+
     def _say_hello(self, connection: Connection) -> None:
-        lowest = self.runs.lowest()
         heartbeat_ms = int(self._limits.heartbeat * 1000)
         options = HelloOptions(
             max_batch=self._limits.max_batch,
             heartbeat=heartbeat_ms,
-            status_from=self.sequence + 1 if lowest is None else lowest,
+            status_from=self._status_from(),
             features=list(features.OF_PEERS),
         )
         connection.hello(Hello(VERSION, self.name, self.incarnation, options))
@@ -484,6 +553,7 @@ class NodeHop:
         self._user.opened(connection)
         self._apply_settled()
         self._user.answers_applied()
+        self._flush_receipts()
         self.pump()
 
     def received(self, connection: Connection, frame: Frame) -> None:
@@ -543,6 +613,7 @@ class NodeHop:
             self._apply_settled()
             self.runs.tell_news()
             self._user.answers_applied()
+            self._flush_receipts()
             if not self.backlog.idle or self._has_more:
                 self.pump()
 
@@ -586,7 +657,13 @@ class NodeHop:
         self._early = None
         self._apply_settled()
         self.runs.tell_news()
+        self._flush_receipts()
         self._rearm()
+
+    def _flush_receipts(self) -> None:
+        """Whoever waits was told: what has come to its end need not be kept any more."""
+        if self._disk is not None:
+            self._disk.flush()
 
     def _apply_settled(self) -> None:
         """Tell which messages were settled; fires Deferreds, so all else is done before."""
@@ -595,17 +672,28 @@ class NodeHop:
         settled = self.backlog.take_settled()
         if not settled:
             return
+        errors: list[MsgServiceError | None] = []
         for one in settled:
             if one.status is Status.ACKNOWLEDGED:
                 self._acked.add(one.first, one.last)
+                errors.append(None)
+            else:
+                errors.append(self._error_of(one))
+        if self._disk is not None:
+            # Before it is settled in the file: from then on nobody would ask the node again.
+            for one, error in zip(settled, errors, strict=True):
+                if error is None:
+                    self._disk.answered(one.first, one.last)
+                else:
+                    self._disk.refused(one.first, one.last, error, one.refusal)
         self._acked.close_holes(self.backlog.committed, self.sequence)
         self._user.settled(settled)
-        for one in settled:
+        for one, error in zip(settled, errors, strict=True):
             handed: HandedRun = one.run.source
-            if one.status is Status.ACKNOWLEDGED:
+            if error is None:
                 handed.accepted(one.first, one.last)
             else:
-                handed.refused(one.first, one.last, self._error_of(one))
+                handed.refused(one.first, one.last, error)
 
     def _error_of(self, settled: Settled) -> MsgServiceError:
         """The error that a refusal stands for."""
@@ -670,6 +758,9 @@ class NodeHop:
         )
         self.last_error = str(error)
         self._acked.begin_anew()
+        if self._disk is not None:
+            # Before it is renewed on disk: under the next incarnation nothing is heard of these.
+            self._disk.lose(1, self.sequence, error)
         if not self._is_renewing:
             self._is_renewing = True
             self._renew()

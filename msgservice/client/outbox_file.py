@@ -4,11 +4,15 @@ Runs go in with their sequences and stay until all of a run is settled. `append`
 sync; what is appended while a commit runs goes into the next one. A settlement that a crash loses
 only means that a run is sent again, so settlements ride with later commits. A high-water mark
 beside the file guards its tail, as it does for a log. Nothing here knows what is in flight.
+
+With its run goes a row of the receipts that are open (DELIVERY 53), whose SQL is in
+`client.receipt_rows`. What is changed of these rides with later commits too.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +27,9 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from msgservice.client import receipt_rows
 from msgservice.client.outbox_left import LeftRuns, row_size
+from msgservice.client.receipt import OPEN_RECEIPTS
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import Run
 from msgservice.disk.database import as_json, insert_steps, is_full, one
@@ -35,10 +41,13 @@ from msgservice.disk.migrations import Schema
 from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, OutboxFull
 
 SIZE_MAX = 1024 * 1024 * 1024  # bytes of open runs, unless told otherwise
+# So many changes of receipts are written without waiting for the next append.
+STEPS_WAITING = 256
 # Settlements of so many bytes are written without waiting for the next append.
 FIRSTS_KEPT = 1024  # numbers of runs that have gone, before the list is made anew
 SETTLED_BYTES = 1024 * 1024
 CHECKPOINT_BYTES = 8 * 1024 * 1024
+_Receipts = tuple[int, int | None]  # rows deleted, and the lowest that is left
 _MARKED = "outbox"  # what the mark is for; the incarnation may change
 
 _TABLES = """
@@ -83,9 +92,11 @@ alter table run add column delay integer;
 _VERSION_7 = """
 alter table run add column promise text;    -- JSON list: need, within, cancels; or null
 """
+# Of the receipts that are open, which outlive the run, and the process.
+_VERSION_8 = receipt_rows.TABLE + receipt_rows.FILL
 SCHEMA = Schema(
     0x6D736F62,
-    (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5, _VERSION_6, _VERSION_7),
+    (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5, _VERSION_6, _VERSION_7, _VERSION_8),
     sums_since=2,
 )  # "msob"
 
@@ -100,14 +111,16 @@ class OutboxSnapshot:
     open_ranges: tuple[tuple[int, int], ...]  # all that is open
     messages: int  # of all open runs
     messages_bytes: int
+    receipts: receipt_rows.Found
     log_id: str = ""  # as `note_log` was last told
 
 
 class OutboxFile:
     """The outbox in the file `path`; its folder is made if needed.
 
-    `size_max`: bytes of open runs. `entropy` gives the random bytes of an incarnation. `vfs`: for
-    tests, a SQLite VFS by name.
+    `size_max`: bytes of open runs. `receipts_max`: runs whose receipts are kept; beyond it the
+    oldest go. `entropy` gives the random bytes of an incarnation. `vfs`: for tests, a SQLite VFS by
+    name. `now`, ms since the epoch, may be set by who has a clock.
     """
 
     _logger = Logger()
@@ -118,6 +131,7 @@ class OutboxFile:
         *,
         reactor: IReactorFromThreads,
         size_max: int = SIZE_MAX,
+        receipts_max: int = OPEN_RECEIPTS,
         entropy: Callable[[int], bytes] = os.urandom,
         vfs: str | None = None,
         files: Files = OS,
@@ -128,7 +142,13 @@ class OutboxFile:
         self.sequence = 0  # the last sequence that was handed in
         self.settled_to = 0  # no crash brings anything back up to here: SEMANTICS 1, `floor`
         self.size = 0  # bytes of open runs
+        self.receipts = 0  # runs of which there is a row of receipts
+        self.receipts_from: int | None = None  # the first sequence of these, committed; or None
+        self.has_dropped = False  # rows that were too many, since somebody looked
+        self.now: Callable[[], int] = lambda: time.time_ns() // 1_000_000
         self._size_max = size_max
+        self.receipts_max = receipts_max
+        self._steps: list[receipt_rows.Step] = []  # changes of receipts that are not on disk
         self._entropy = entropy
         threads = OwnThreads(reactor) if threads is None else threads
         self._file = GuardedFile(self.path, numbered=True, vfs=vfs, files=files, threads=threads)
@@ -144,7 +164,7 @@ class OutboxFile:
         self._gone: list[int] = []  # firsts of settled runs whose rows are still there
         self._gone_bytes = 0
         self._log_id: str | None = None  # noted, and not yet on disk
-        self._committing: Deferred[None] | None = None
+        self._committing: Deferred[Any] | None = None
         self._written = 0
 
     # --- opening and closing -------------------------------------------------------------------
@@ -163,6 +183,7 @@ class OutboxFile:
         self.sequence = snapshot.sequence
         self.size = self._left.size
         self._index(snapshot.runs)
+        self.receipts, self.receipts_from = snapshot.receipts.count, snapshot.receipts.lowest
         self.settled_to = self._lowest()
         self._opened = True
         self._file.tell()
@@ -185,6 +206,7 @@ class OutboxFile:
         self._file.pages.begin(db)
         self._file.pages.check_turn(turn)
         self._file.pages.look_at_all()
+        found = receipt_rows.look_at(db)
         left = self._left = LeftRuns(db)
         snapshot = OutboxSnapshot(
             incarnation=incarnation,
@@ -193,6 +215,7 @@ class OutboxFile:
             open_ranges=tuple(left.open),
             messages=left.messages,
             messages_bytes=left.messages_bytes,
+            receipts=found,
             log_id=log_id,
         )
         left.first_page = ()
@@ -209,7 +232,8 @@ class OutboxFile:
         while self._committing is not None or self._waiting:
             await self._idle()
         gone, self._gone = self._gone, []
-        await self._file.end(lambda: self._close_file(gone))
+        steps, self._steps = self._steps, []
+        await self._file.end(lambda: self._close_file(gone, steps))
 
     def _idle(self) -> Deferred[None]:
         """Return a Deferred that fires when the commit that runs now is done."""
@@ -220,10 +244,10 @@ class OutboxFile:
         self._committing.addCallback(lambda _: waiter.callback(None))
         return waiter
 
-    def _close_file(self, gone: list[int]) -> None:
+    def _close_file(self, gone: list[int], steps: list[receipt_rows.Step]) -> None:
         with self._file.closing():
             if self._failed is None:
-                self._write([], gone, self.sequence, self._log_id)
+                self._write([], gone, self.sequence, self._log_id, steps)
                 self._file.fold(apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
     # --- reading what was there at the start ------------------------------------------------------
@@ -267,6 +291,36 @@ class OutboxFile:
             return self._left.between(self._file.db, first, last)
 
         return self._file.submit(job)
+
+    # --- receipts ------------------------------------------------------------------------------
+
+    def change_receipts(self, steps: Iterable[receipt_rows.Step]) -> None:
+        """Change rows of receipts; that rides with what is written next, or a few of its kind."""
+        if self._opened and self._failed is None:
+            self._steps += steps
+            if len(self._steps) >= STEPS_WAITING:
+                self._start()
+
+    def write_receipts(self) -> Deferred[None]:
+        """Commit the changes of receipts; fires when they are synced. Fails as `append` does."""
+        return self.append([])
+
+    def receipts_page(self, after: int, limit: int) -> Deferred[list[receipt_rows.Row]]:
+        """Read the rows of receipts beyond `after`, of so many messages, or a few more.
+
+        Fails with `LogUnavailable` when the file is closed, or has no room for what is to be noted,
+        `LogFailed`, `LogDamaged`, or as SQLite does.
+        """
+        if self._failed is not None:
+            return fail(self._failed)
+        if not self._opened:
+            return fail(LogUnavailable("the outbox is not open"))
+
+        def read(_: object) -> Deferred[list[receipt_rows.Row]]:
+            return self._file.submit(lambda: receipt_rows.page(self._file.db, after, limit))
+
+        # What was noted of the rows is read with them.
+        return self.write_receipts().addCallback(read) if self._steps else read(None)
 
     # --- runs ----------------------------------------------------------------------------------
 
@@ -336,20 +390,26 @@ class OutboxFile:
         Fails with `LogUnavailable` or `LogFailed`, as `append` does.
         """
         incarnation = self._entropy(16).hex()
+        # With what became of receipts under the one before: of those it is told no more.
+        steps, self._steps = self._steps, []
 
-        def job() -> str:
-            self._commit(
-                [("update head set incarnation = ?, renewals = renewals + 1", (incarnation,))]
-            )
+        def job() -> _Receipts:
+            renewed = ("update head set incarnation = ?, renewals = renewals + 1", (incarnation,))
+            receipts = self._commit([renewed], steps)
             self._renewals += 1
             self._mark()
+            return receipts
+
+        def done(receipts: _Receipts) -> str:
+            self._note(0, receipts)
+            self.incarnation = incarnation
             return incarnation
 
-        def done(found: str) -> str:
-            self.incarnation = found
-            return found
+        def failed(failure: Failure) -> Failure:
+            self._steps[:0] = steps
+            return failure
 
-        return self._file.submit(job).addCallback(done)
+        return self._file.submit(job).addCallbacks(done, failed)
 
     def _add(self, run: Run) -> None:
         self._firsts.append(run.first)
@@ -393,22 +453,30 @@ class OutboxFile:
         group, self._waiting = self._waiting, []
         gone, self._gone, self._gone_bytes = self._gone, [], 0
         log_id, self._log_id = self._log_id, None
+        steps, self._steps = self._steps, []
         runs = [run for some, _ in group for run in some]
         sequence, settled_to = self.sequence, self._lowest()
+        added = receipt_rows.insert(runs, self.now()) if self.receipts_max and runs else []
+        over = self.receipts + len(runs) - self.receipts_max if added else 0
+        if over > 0:
+            added.append(receipt_rows.delete_oldest(over))
         committing = self._committing = self._file.submit(
-            lambda: self._write(runs, gone, sequence, log_id)
+            lambda: self._write(runs, gone, sequence, log_id, [*steps, *added])
         )
 
-        def done(result: object) -> None:
+        def done(result: _Receipts | Failure) -> None:
             self._committing = None
             is_due = False
             if isinstance(result, Failure):
                 self._remove(runs)
+                self._steps[:0] = steps
                 self._gone += gone
                 self._log_id = log_id if self._log_id is None else self._log_id
             else:
                 self.settled_to = settled_to
-                is_due = self._log_id is not None
+                self._note(len(runs) if added else 0, result)
+                self.has_dropped = self.has_dropped or over > 0
+                is_due = self._log_id is not None or len(self._steps) >= STEPS_WAITING
             behind: list[tuple[Sequence[Run], Deferred[None]]] = []
             if self._failed is not None:
                 behind, self._waiting = self._waiting, []
@@ -433,10 +501,22 @@ class OutboxFile:
 
         committing.addBoth(done).addErrback(fault)
 
+    def _note(self, added: int, receipts: _Receipts) -> None:
+        """Rows of receipts were written, and others deleted."""
+        deleted, lowest = receipts
+        self.receipts += added - deleted
+        if deleted or (added and self.receipts_from is None):
+            self.receipts_from = lowest
+
     def _write(
-        self, runs: Sequence[Run], gone: list[int], sequence: int, log_id: str | None
-    ) -> None:
-        """Commit runs, settlements and the id of the log; on the worker's thread."""
+        self,
+        runs: Sequence[Run],
+        gone: list[int],
+        sequence: int,
+        log_id: str | None,
+        receipts: Sequence[receipt_rows.Step],
+    ) -> _Receipts:
+        """Commit runs, settlements, the id of the log and receipts; on the worker's thread."""
         # A run that was settled before it was written (a fast node) is written and removed here.
         flat: list[Any] = []
         for run in runs:
@@ -462,21 +542,29 @@ class OutboxFile:
         steps.append(("update head set sequence = max(sequence, ?), turn = ?", (sequence, turn)))
         if log_id is not None:
             steps.append(("update head set log_id = ?", (log_id,)))
-        self._commit(steps)
+        found = self._commit(steps, receipts)
         self._written += sum(map(row_size, runs)) + 4096 * 4
         if self._written >= CHECKPOINT_BYTES:
             self._commit([], checkpoint=True)
             self._written = 0
         self._kept_to = max(self._kept_to, sequence)
         self._mark()
+        return found
 
     def _mark(self) -> None:
         """Have the newest commit marked; on the worker's thread."""
         self._file.mark(Mark(_MARKED, self._kept_to, self._renewals, 0))
 
-    def _commit(self, steps: Sequence[tuple[str, Any]], *, checkpoint: bool = False) -> None:
+    def _commit(
+        self,
+        steps: Sequence[tuple[str, Any]],
+        receipts: Sequence[receipt_rows.Step] = (),
+        *,
+        checkpoint: bool = False,
+    ) -> _Receipts:
         """Run changes in one transaction, or a checkpoint; on the worker's thread.
 
+        Returns how many rows of receipts went, and the lowest that is left, if that was looked at.
         After a failed write or sync the handle is not used again (SEMANTICS 19).
         """
         if self._failed is not None:
@@ -491,15 +579,21 @@ class OutboxFile:
         try:
             if checkpoint:
                 self._file.fold()
-                return
+                return 0, None
             db.execute("begin immediate")
             for sql, parameters in steps:
                 db.execute(sql, parameters)
+            deleted, lowest = 0, None
+            for step in receipts:
+                db.execute(step.sql, step.parameters)
+                deleted += db.changes() if step.deletes else 0
+            if receipts:
+                lowest = receipt_rows.lowest(db)
             db.execute("commit")
         except (apsw.Error, OSError, LogDamaged) as error:
             if is_full(db, error):
                 if checkpoint:
-                    return  # the transaction is in the write-ahead log all the same
+                    return 0, None  # the transaction is in the write-ahead log all the same
                 if db.in_transaction:
                     db.execute("rollback")
                 raise LogUnavailable(f"no room: {error}") from error
@@ -507,6 +601,7 @@ class OutboxFile:
             # synced was not told either.
             self._failed = self._broken(str(error))
             raise self._failed from error
+        return deleted, lowest
 
     def _broken(self, reason: str) -> LogFailed:
         return LogFailed(

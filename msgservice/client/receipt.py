@@ -11,9 +11,9 @@ node says later is noted once for all of a run.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from enum import Enum, auto
-from typing import Any, Generic, Protocol, TypeVar, overload
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
 
 import msgspec
 from twisted.internet.defer import Deferred, FirstError, fail, gatherResults
@@ -21,6 +21,8 @@ from twisted.python.failure import Failure
 
 from msgservice.client.promise import PromiseCounts, PromiseOutcome
 from msgservice.message import Status
+
+OPEN_RECEIPTS = 1_000_000  # runs whose receipts an outbox's file keeps, unless told otherwise
 
 
 class Wait(Enum):
@@ -30,6 +32,28 @@ class Wait(Enum):
     ACKNOWLEDGED = auto()
     SETTLED = auto()
     PROMISED = auto()
+    NEWS = auto()
+
+
+class Change(NamedTuple):
+    """One change of what is known of a message, for `Receipt.changes`.
+
+    `receiver`: whose state is final now, `$promise` where the promise is decided, or "" where it is
+    known whom the message is for and where it lies (`Receipt.receivers`, `Receipt.position`).
+    `status`: that state, None there. `reason`: as the receiver or the node gave it, or "".
+    """
+
+    receiver: str
+    status: Status | None = None
+    reason: str = ""
+
+
+class Known(NamedTuple):
+    """The knowledge of one message, and whether more can come; `error`: why it cannot."""
+
+    changes: list[Change]
+    is_over: bool
+    error: Exception | None
 
 
 class Names(Protocol):
@@ -102,8 +126,14 @@ class AskedRun(Protocol):
     def kept(self) -> int:
         """The number of messages whose promise was kept."""
 
+    def known_of(self, sequence: int) -> Known:
+        """The changes of one message so far, in an order in which they can come."""
+
     def watch(self, wait: Wait, first: int, last: int, name: str | None = None) -> Deferred[Any]:
         """Return a Deferred of its own for this wait."""
+
+    def forget(self, first: int, last: int) -> Deferred[None]:
+        """Keep no receipt of these beyond this process; fires when that is on disk."""
 
 
 # Not tracked by the collector: a program may hold millions, and they refer to nothing but runs.
@@ -203,6 +233,36 @@ class Receipt(AnyReceipt, eq=False, gc=False):
         waiting: Deferred[Any] = run.watch(Wait.PROMISED, sequence, sequence)
         return waiting.addCallback(self._outcome)
 
+    async def changes(self) -> AsyncGenerator[Change, None]:
+        """Iterate over what becomes of it: `async for change in receipt.changes()`.
+
+        First what is known already, then each change as it comes: whom it is for, its final state
+        at each of them, and the outcome of its promise. It ends when there is nothing more to come,
+        and raises what `acknowledged` fails with where it was not accepted, or nothing more can
+        be known. Each iteration begins anew, and none takes anything from another.
+        """
+        run, sequence, told = self.run, self.sequence, set()
+        while True:
+            known = run.known_of(sequence)
+            news = [change for change in known.changes if change.receiver not in told]
+            for change in news:
+                told.add(change.receiver)
+                yield change
+            if known.is_over:
+                if known.error is not None:
+                    raise known.error
+                return
+            if not news:  # else more may have come while it was looked at
+                await run.watch(Wait.NEWS, sequence, sequence)
+
+    def forget(self) -> Deferred[None]:
+        """Have `Client.receipts` list it no more, after a restart either; fires when that is kept.
+
+        Of a client without `outbox=` nothing outlives the process, and it fires at once. This
+        receipt goes on as it is. Fails with `LogUnavailable` or `LogFailed`, as `send` does.
+        """
+        return self.run.forget(self.sequence, self.sequence)
+
     def _outcome(self, _: object) -> PromiseOutcome:
         verdict = self.run.verdict_of(self.sequence)
         assert verdict is not None
@@ -301,6 +361,12 @@ class Receipts(AnyReceipts[Receipt]):
     def _promises(self) -> PromiseCounts:
         kept = sum([run.kept() for run in self._runs])
         return PromiseCounts(kept, len(self) - kept)
+
+    def forget(self) -> Deferred[None]:
+        """Have `Client.receipts` list none of them any more, as `Receipt.forget`."""
+        forgetting = [run.forget(run.first, run.last) for run in self._runs]
+        waiting: Deferred[Any] = gatherResults(forgetting, consumeErrors=True)
+        return waiting.addCallbacks(_nothing, _first)
 
     def _all(self, wait: Wait, name: str | None = None) -> Deferred[Any]:
         waits = [run.watch(wait, run.first, run.last, name) for run in self._runs]

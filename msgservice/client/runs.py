@@ -7,21 +7,33 @@ its program remembers, not what receivers that are away have left undone.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING
 from weakref import ref
 
+from twisted.internet.defer import Deferred, succeed
+
 from msgservice.client.handed import AudienceNames, HandedRun, Piece
+from msgservice.client.receipt import Receipt
 from msgservice.errors import MalformedFrame, MsgServiceError
+from msgservice.limits import INTEGER_MAX
 from msgservice.message import Status
 from msgservice.records import PROMISE
+
+if TYPE_CHECKING:
+    from msgservice.client.disk import DiskOutbox
 
 SWEEP_MIN = 1024  # entries below which no sweep is worth its time
 
 
 class HandedRuns:
-    """The index of handed-over runs by sequence. It is the `receipt.Keeper` of these runs."""
+    """The index of handed-over runs by sequence. It is the `receipt.Keeper` of these runs.
 
-    def __init__(self) -> None:
+    `disk`: the outbox, where it is a file; it is told what is heard of its open receipts too.
+    """
+
+    def __init__(self, disk: DiskOutbox | None = None) -> None:
+        self._disk = disk
         self._firsts: list[int] = []  # rising; may hold some that have gone
         self._held: dict[int, HandedRun] = {}
         self._faint: dict[int, ref[HandedRun]] = {}  # answered, and nobody waits
@@ -69,6 +81,34 @@ class HandedRuns:
         if len(self._firsts) >= self._sweep_at:
             self._sweep()
 
+    def receipts(self, after: int, limit: int) -> list[Receipt]:
+        """The receipts of what is kept beyond `after`, rising: of messages that are not settled."""
+        found: list[Receipt] = []
+        for run in self.between(after + 1, INTEGER_MAX):
+            for sequence in range(max(run.first, after + 1), run.last + 1):
+                if len(found) == limit:
+                    return found
+                if not run.known_of(sequence).is_over:
+                    found.append(Receipt(run, sequence - run.first))
+        return found
+
+    def find(self, first: int) -> HandedRun | None:
+        """Return the run that begins at `first`, if it is kept or somebody holds its receipts."""
+        return self._get(first)
+
+    def take_up(self, run: HandedRun, first: int) -> None:
+        """Keep a run of an earlier process, or one that was dropped; none begins there now."""
+        run.numbered(first, self)
+        at = bisect_left(self._firsts, first)
+        if at == len(self._firsts) or self._firsts[at] != first:
+            self._firsts.insert(at, first)
+        self._faint.pop(first, None)
+        self._held[first] = run
+
+    def forget(self, first: int, last: int) -> Deferred[None]:
+        """See `receipt.Keeper`."""
+        return succeed(None) if self._disk is None else self._disk.forget(first, last)
+
     def changed(self, run: HandedRun) -> None:
         """See `receipt.Keeper`."""
         first = run.first
@@ -97,6 +137,8 @@ class HandedRuns:
 
         What was answered of a run may be a part of it: the rest goes on.
         """
+        if answered and self._disk is not None:
+            self._disk.lose(first, last, error)
         for run in self.between(first, last):
             if not answered or (run.is_answered and first <= run.first and run.last <= last):
                 run.lost(error)
@@ -139,16 +181,24 @@ class HandedRuns:
         for run in self.between(first, last):
             low, high = max(first, run.first), min(last, run.last)
             run.routed(Piece(low, high, position and position + low - first, named, due))
+        if self._disk is not None:
+            is_known, is_due = position != 0, due == 0
+            self._disk.receipts.routed(first, last, named.names, is_known=is_known, is_due=is_due)
 
     def receive_status(
         self, receiver: str, status: Status, ranges: list[tuple[int, int]], reason: str
     ) -> None:
         """STATUS came: the state of sequences at a receiver, or what became of their promises."""
+        receipts = None if self._disk is None else self._disk.receipts
         if receiver == PROMISE:
             for first, last in ranges:
+                if receipts is not None:
+                    receipts.decided(first, last)
                 for run in self.between(first, last):
                     run.decided(status, first, last, reason)
             return
         for first, last in ranges:
+            if receipts is not None and status.final:
+                receipts.final(receiver, first, last)
             for run in self.between(first, last):
                 run.marked(receiver, status, first, last, reason)

@@ -145,7 +145,7 @@ class Shutdown:
         if self._disk is not None:
             disk = self._disk
             stopping.addCallback(lambda _: self._tell_left(disk))
-            stopping.addCallback(lambda _: disk.file.close())
+            stopping.addCallback(lambda _: disk.close())
             stopping.addErrback(lambda f: self._logger.failure("closing the outbox", f))
         stopping.addCallback(lambda _: self._ended())
 

@@ -44,11 +44,13 @@ from msgservice.administration import (
     RETAINED_CLEAR,
     RETAINED_GET,
     RETAINED_LIST,
+    RETELL,
     STATUS,
     UNDO,
     WHOAMI,
     WHY,
     AskObserved,
+    AskRetell,
     AskStatus,
     AskUndo,
     CancelDelayed,
@@ -275,6 +277,7 @@ class Admin:
                 _by(RETAINED_CLEAR, self._retained_clear),
                 _by(DELAYED_LIST, self._delayed),
                 _by(DELAYED_CANCEL, self._cancel),
+                _by(RETELL, self._retell),
                 _by(UNDO, self._undo),
                 _by(RELOAD, self._reload),
                 _by(AUDIT, self._audit),
@@ -574,6 +577,14 @@ class Admin:
             subject=found.subject,
             cancelled=sum(last - first + 1 for first, last in ranges),
         )
+
+    async def _retell(self, asked: AskRetell, who: Pass) -> Nothing:
+        own = self._own_senders(who, RETELL.right)
+        sender, incarnation, first = await self._operations.of_sender(asked.id)
+        if own is not None and not who.has_sent(sender):
+            raise UnknownMessage(asked.id)  # as of one that there is not
+        self._operations.tell_again(sender, incarnation, first, first + asked.count - 1)
+        return Nothing()
 
     async def _undo(self, asked: AskUndo, who: Pass) -> UndoTold:
         own = self._own_senders(who, UNDO.right)

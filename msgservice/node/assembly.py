@@ -423,6 +423,7 @@ def assemble(
         purge=purge,
         upkeep=upkeep,
         acceptance=acceptance,
+        tracker=tracker,
         delayed=delayed,
         undo=undo,
         loaded=loaded_bytes,

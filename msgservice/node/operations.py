@@ -57,6 +57,7 @@ from msgservice.node.replayer import COUNT_PAGES, Replayer
 from msgservice.node.responders import Responders
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.tail import Tail
+from msgservice.node.tracker import Tracker
 from msgservice.node.troubles import (
     FAILING,
     FULL,
@@ -175,6 +176,7 @@ class Operations:
         purge: Purge,
         upkeep: Upkeep,
         acceptance: Loops,
+        tracker: Tracker,
         delayed: DelayedMessages,
         undo: Undo,
         loaded: LoadedBytes,
@@ -205,7 +207,7 @@ class Operations:
         self.account, self.own = receivers.account, receivers.own
         self.owner_of, self.known = directory.owner_of, directory.get
         self.delayed, self.cancel = delayed.page, delayed.cancel
-        self.undo = undo.page
+        self.undo, self.tell_again = undo.page, tracker.tell_again
         self.letters_full = dead_letters.full
         self.letters, self.purge, self.dead_count = letters, purge.page, log.dead_count
         self._dead_letters = dead_letters

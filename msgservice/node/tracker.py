@@ -420,6 +420,12 @@ class Tracker:
         if watch is not None and last >= watch.status_from:
             self._tell_from(watch, max(first, watch.status_from), last)
 
+    def tell_again(self, sender: str, incarnation: str, first: int, last: int) -> None:
+        """A sender asks for the present states of these, which it was told before."""
+        watch = self._watches.get((sender, incarnation))
+        if watch is not None and last >= watch.status_from:
+            self._tell_from(watch, max(first, watch.status_from), last)
+
     def receiver_removed(self, number: int) -> None:
         """A receiver was removed: every sender gets its states there, and nothing else, anew."""
         self._tell_all_followers()

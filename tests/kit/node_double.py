@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from zope.interface import implementer
 
+from msgservice.administration import RETELL
 from msgservice.clock import monotonic_of
 from msgservice.connection import Connection
 from msgservice.core import refusal as refusals
@@ -25,6 +26,7 @@ from msgservice.core.frames import (
     Frame,
     Hello,
     HelloOptions,
+    Reply,
     Request,
     Routed,
     StatusFrame,
@@ -32,11 +34,13 @@ from msgservice.core.frames import (
 )
 from msgservice.core.inbox import Inbox
 from msgservice.credentials import THIS_PROCESS
-from msgservice.errors import FrameTooLarge, NotAuthenticated
+from msgservice.errors import FrameTooLarge, NoResponder, NotAuthenticated
 from msgservice.identity.principal import Principal
 from msgservice.interfaces import IChannel, IChannelUser, IConnector
-from msgservice.limits import Limits
+from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.message import Action, Status, WireMessage, decode_messages
+from msgservice.node.replies import message as answer_message
+from msgservice.node.replies import refusal
 from msgservice.records import Resume
 from tests.kit.logins import LoginGate
 
@@ -231,6 +235,7 @@ class NodeDouble:
         self.name = "node"
         self.gate: LoginGate | None = None  # then it asks for a login
         self.logged_in: dict[Connection, Principal] = {}
+        self.knows_retell = True
         self._told: set[int] = set()
         self._unsaid: dict[Connection, list[Routed]] = {}  # goes before the ACK
         self._number = 0
@@ -268,6 +273,12 @@ class NodeDouble:
         for connection in self.connections:
             connection.send(frame)
 
+    def goes_on(self, before: NodeDouble) -> None:
+        """Be the node that `before` was, and know what it had taken and told."""
+        self.inboxes, self.routed = before.inboxes, before.routed
+        self.states, self._audiences = before.states, before._audiences
+        self._number = before._number
+
     def forget(self) -> None:
         """Come back from a backup that has nothing."""
         self.log_id = "log-2"
@@ -296,23 +307,40 @@ class NodeDouble:
         connection.resume(inbox.resume())
 
     def opened(self, connection: Connection, resume: Resume) -> None:
-        hello = self._hello(connection)
-        status_from = hello.options.status_from or 1
         self._told.clear()
-        for frame in self.routed.get(hello.incarnation, ()):
-            if frame.last >= status_from:
+        self._tell_states(connection, self._hello(connection).options.status_from or 1)
+
+    def _tell_states(self, connection: Connection, first: int, last: int = INTEGER_MAX) -> None:
+        incarnation = self._hello(connection).incarnation
+        for frame in self.routed.get(incarnation, ()):
+            if frame.last >= first and frame.first <= last:
                 self._tell_audience(connection, frame.audience)
                 connection.send(frame)
-        for state in self.states.get(hello.incarnation, ()):
-            ranges = [(max(low, status_from), high) for low, high in state.ranges]
+        for state in self.states.get(incarnation, ()):
+            ranges = [(max(low, first), min(high, last)) for low, high in state.ranges]
             wanted = [(low, high) for low, high in ranges if low <= high]
             if wanted:
                 connection.send(msgspec.structs.replace(state, ranges=wanted))
 
+    def _retell(self, connection: Connection, request: Request) -> None:
+        (asked,) = decode_messages(request.messages)
+        said = msgspec.json.decode(asked.body)
+        first = int(said["id"].rsplit("/", 1)[1])
+        if self.knows_retell:
+            status_from = self._hello(connection).options.status_from or 1
+            self._tell_states(connection, max(first, status_from), first + said["count"] - 1)
+            connection.send(Reply([(request.id, True, answer_message(b"{}"))]))
+        else:
+            no = refusal("nobody answers", NoResponder.refusal_code)
+            connection.send(Reply([(request.id, False, no)]))
+
     def received(self, connection: Connection, frame: Frame) -> None:
         if isinstance(frame, Request):
             self.requests.append(frame)
-            self.on_request(connection, frame)
+            if frame.subject == RETELL.right:
+                self._retell(connection, frame)
+            else:
+                self.on_request(connection, frame)
             return
         assert isinstance(frame, Transfer), frame
         self.transfers.append(frame)

@@ -16,6 +16,7 @@ from twisted.logger import LogEvent
 from msgservice.client.client import Client
 from msgservice.client.connect import _with_disk
 from msgservice.client.disk import DiskOutbox, open_outbox
+from msgservice.client.receipt import OPEN_RECEIPTS
 from msgservice.core.frames import BYE_CLOSING, Transfer
 from msgservice.core.runs import producer_run
 from msgservice.errors import (
@@ -42,14 +43,20 @@ class DiskWorld(ClientWorld):
         folder: Path,
         *,
         bytes_max: int = BYTES_MAX,
+        receipts_max: int = OPEN_RECEIPTS,
         vfs: str | None = None,
         **options: Any,
     ) -> None:
         self.calls = ThreadCalls()
         self.folder = folder
-        self.disk: DiskOutbox = self.calls.wait(
-            open_outbox(self.calls, folder / "outbox.db", bytes_max=bytes_max, vfs=vfs)
+        opening = open_outbox(
+            self.calls,
+            folder / "outbox.db",
+            bytes_max=bytes_max,
+            receipts_max=receipts_max,
+            vfs=vfs,
         )
+        self.disk: DiskOutbox = self.calls.wait(opening)
         super().__init__(outbox=self.disk, held=(100_000, bytes_max), **options)
 
     def start(self) -> None:
@@ -82,9 +89,8 @@ class DiskWorld(ClientWorld):
 def restarted(before: DiskWorld, folder: Path, **options: Any) -> DiskWorld:
     """A new process on what a crash left, with the same node."""
     world = DiskWorld(before.crash(folder), start=False, **options)
-    world.node.inboxes = before.node.inboxes
+    world.node.goes_on(before.node)
     world.node.stored = before.node.stored
-    world.node.routed = before.node.routed
     world.start()
     return world
 
@@ -173,7 +179,7 @@ def test_26_what_an_earlier_process_left_travels_as_it_was_handed_over(tmp_path:
     assert (("billing",), 4, "o-1") == (first.to, first.flags, first.message.id)
     assert [b"1", b"2"] == again.node.bodies("b")
     assert [1, 2, 3] == [stored.sequence for stored in again.node.stored]
-    assert 4 == again.node.hellos[-1].options.status_from
+    assert 1 == again.node.hellos[-1].options.status_from  # whose receipts are open
     world.close()
     again.close()
 
@@ -238,7 +244,7 @@ def test_26_what_the_node_has_of_pages_not_read_is_not_sent_again(
     assert len(world.node.transfers) == 10
     # The crash lost all settlements: the file has them still, the node says that it has them.
     world.node.transfers.clear()
-    before.node.inboxes, before.node.routed = world.node.inboxes, world.node.routed
+    before.node.goes_on(world.node)
     again = restarted(before, tmp_path / "third")
     again.calls.wait(_once(again, lambda: again.client.unanswered == 0))
     assert again.node.transfers == []
@@ -540,7 +546,7 @@ def test_6_an_older_copy_gives_sequences_anew_however_they_are_cut(
     send_in_runs(before, "old", told)
     assert len(before.node.stored) == 6
     restored = DiskWorld(older, start=False)
-    restored.node.inboxes, restored.node.routed = before.node.inboxes, before.node.routed
+    restored.node.goes_on(before.node)
     send_in_runs(restored, "new", again)
     restored.client.start()
     emptied(restored)
@@ -557,7 +563,7 @@ def test_6_an_older_copy_is_noticed_where_the_newest_run_is_not_read_yet(tmp_pat
     restored = DiskWorld(older, start=False)
     send_in_runs(restored, "new", [1] * 10)
     again = DiskWorld(restored.crash(tmp_path / "third"), start=False)
-    again.node.inboxes, again.node.routed = first.node.inboxes, first.node.routed
+    again.node.goes_on(first.node)
     again.client.start()
     emptied(again)
     assert again.node.bodies() == [b"new %d" % n for n in range(10)]

@@ -444,10 +444,10 @@ def test_a_state_of_one_message_looks_at_the_waits_of_no_other(
     looks = 0
     outcome = HandedRun._outcome
 
-    def counted(self: HandedRun, watcher: Any) -> object:
+    def counted(self: HandedRun, watcher: Any, **said: Any) -> object:
         nonlocal looks
         looks += 1
-        return outcome(self, watcher)
+        return outcome(self, watcher, **said)
 
     monkeypatch.setattr(HandedRun, "_outcome", counted)
     for name in ("r1", "r2"):

@@ -66,6 +66,7 @@ PLACES: dict[str, tuple[str, str]] = {
     "retained.clear": ("POST", "/v1/retained/clear"),
     "delayed.list": ("GET", "/v1/delayed"),
     "delayed.cancel": ("POST", "/v1/delayed/{id}/cancel"),
+    "retell": ("GET", "/v1/messages/{id}/retell"),
     "undo": ("POST", "/v1/messages/{id}/undo"),
     "reload": ("POST", "/v1/reload"),
     "audit": ("GET", "/v1/audit"),
