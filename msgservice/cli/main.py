@@ -27,6 +27,7 @@ COMMANDS = {
     "streams": ("msgservice.cli.streams", "streams"),
     "delayed": ("msgservice.cli.delayed", "delayed"),
     "undo": ("msgservice.cli.undo", "undo"),
+    "receipts": ("msgservice.cli.receipts", "receipts"),
     "status": ("msgservice.cli.status", "status"),
     "why": ("msgservice.cli.why", "why"),
     "top": ("msgservice.cli.top", "top"),

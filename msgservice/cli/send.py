@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import click
@@ -15,20 +16,25 @@ from rich.console import Group
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from msgservice.cli.lines import LineReader
 from msgservice.cli.output import console, moment, plain_table
 from msgservice.cli.promised import promise_of
 from msgservice.cli.session import (
+    LOOK_SECONDS,
     SAY_AFTER,
     SENDER,
     Interrupted,
+    Kept,
+    NoAnswer,
     PromiseBroken,
     Session,
     Stopped,
     is_utf8,
     node_options,
+    outbox_option,
 )
 from msgservice.cli.times import seconds_of
 from msgservice.client.client import Client
@@ -80,6 +86,7 @@ RUNS_IN_FLIGHT = 8
     help="Where they have not: notify, or cancel what is surely not sent.  [default: notify]",
 )
 @click.option("--wait", is_flag=True, help="Wait until every receiver has acknowledged it.")
+@outbox_option("Keep it in this file until the node has it; `receipts` says what became of it.")
 @click.option(
     "--name",
     help=f"Name of the sender.  [default: {SENDER}, or USER.cli]",
@@ -104,6 +111,7 @@ def send(
     need: str | None,
     otherwise: str | None,
     wait: bool,
+    outbox: Path | None,
     name: str | None,
 ) -> None:
     """Send a message to SUBJECT, and say where it is stored once it is on the node's disk.
@@ -149,7 +157,9 @@ def send(
             )
         source = lines or sys.stdin.buffer
         checked(b"")
-        session.run(lambda reactor: _send_lines(session, reactor, name, subject, source, options))
+        session.run(
+            lambda reactor: _send_lines(session, reactor, name, outbox, subject, source, options)
+        )
     content = content_of(body, file, options.get("headers"))
     checked(content)
     if message_id is not None:
@@ -160,24 +170,35 @@ def send(
         options["retain"] = "only" if retain_only else True
     if promise is not None:
         options["promise"] = promise
-    session.run(lambda reactor: _send_one(session, reactor, name, subject, content, options, wait))
+    session.run(
+        lambda reactor: _send_one(
+            session, reactor, name, outbox, subject, content, options, wait=wait
+        )
+    )
 
 
 async def _send_one(
     session: Session,
     reactor: Reactor,
     name: str | None,
+    outbox: Path | None,
     subject: str,
     content: str | bytes | None,
     options: dict[str, Any],
+    *,
     wait: bool,
 ) -> None:
-    async with session.client(reactor, name) as client:
+    async with session.client(reactor, name, outbox) as client:
         try:
             sent = client.send(subject, content, **options)
-            receipt = await session.in_time(reactor, sent, lambda: session.unanswered(client))
+            if outbox is not None:
+                receipt = await sent
+                await _taken(session, reactor, client, outbox, receipt.accepted)
+            else:
+                receipt = await session.in_time(reactor, sent, lambda: session.unanswered(client))
         except CancelledError:
-            raise Interrupted(f"not stored as far as is known{_refusal(client)}") from None
+            where = "not stored as far as is known" if outbox is None else f"kept in {outbox}"
+            raise Interrupted(f"{where}{_refusal(client)}") from None
         outcome: PromiseOutcome | None = None
         if "promise" in options:
             outcome = await _promised(session, reactor, receipt)
@@ -203,6 +224,19 @@ async def _send_one(
     if outcome is not None and not outcome.kept:
         acknowledged = sum(status is Status.ACKNOWLEDGED for status in statuses.values())
         raise PromiseBroken(outcome.reason, acknowledged, told["promise"]["need"])
+
+
+async def _taken(
+    session: Session, reactor: Reactor, client: Client, outbox: Path, taken: Deferred[Any]
+) -> None:
+    """Wait until the node has taken what is in the outbox; raises `Kept` where it does not."""
+    try:
+        await session.let_in(reactor, client)
+        await session.in_time(reactor, taken, lambda: session.unanswered(client))
+    except NoAnswer as error:
+        refusal = client.why().refusal
+        why = error if refusal is None else NoAnswer(session.node, session.timeout, None, refusal)
+        raise Kept(why, outbox) from None
 
 
 async def _promised(session: Session, reactor: IReactorTime, receipt: Receipt) -> PromiseOutcome:
@@ -285,6 +319,7 @@ async def _send_lines(
     session: Session,
     reactor: Reactor,
     name: str | None,
+    outbox: Path | None,
     subject: str,
     source: BinaryIO,
     options: dict[str, Any],
@@ -292,10 +327,12 @@ async def _send_lines(
     started = reactor.seconds()
     shown = sys.stderr.isatty() and not session.as_json
     reason: MsgServiceError | None = None
-    async with session.client(reactor, name) as client:
+    async with session.client(reactor, name, outbox) as client:
         with _Progress(source, shown=shown) as progress:
             try:
                 await _send_runs(reactor, client, subject, source, options, progress)
+                if outbox is not None:
+                    await _taken(session, reactor, client, outbox, _all_taken(reactor, client))
             except CancelledError:
                 reason = Interrupted(_refusal(client).removeprefix(": ") or None)
             except MsgServiceError as error:
@@ -305,6 +342,24 @@ async def _send_lines(
     seconds = reactor.seconds() - started
     told = {"sent": progress.sent, "bytes": progress.size, "seconds": round(seconds, 3)}
     session.show(told, f"{progress.sent:,} messages stored in {_seconds(seconds)} s")
+
+
+def _all_taken(reactor: Reactor, client: Client) -> Deferred[Any]:
+    """Return what fires when the node has answered all that was handed over."""
+
+    def look() -> None:
+        if not client.unanswered:
+            looking.stop()
+
+    def fire(_: object) -> None:
+        if not waiting.called:  # else nobody waits any more
+            waiting.callback(None)
+
+    looking = LoopingCall(look)
+    looking.clock = reactor
+    waiting: Deferred[Any] = Deferred(lambda _: looking.stop() if looking.running else None)
+    looking.start(LOOK_SECONDS).addCallback(fire)
+    return waiting
 
 
 def _seconds(seconds: float) -> str:

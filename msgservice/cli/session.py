@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import wraps
 from math import isnan
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import click
@@ -42,7 +43,7 @@ from msgservice.cli import signals
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import out
 from msgservice.cli.variables import PASSWORD, TOKEN, default_profile
-from msgservice.client.client import Client
+from msgservice.client.client import HELD_BYTES, Client
 from msgservice.clock import Reactor, timed
 from msgservice.errors import (
     Ambiguous,
@@ -117,6 +118,17 @@ class PromiseBroken(MsgServiceError):
         super().__init__(
             f"the promise was broken: {reason}; {acknowledged} of the {need} that it needs have"
             " acknowledged the message"
+        )
+        self.reason = reason
+
+
+class Kept(Ambiguous):
+    """The node has not taken what is in the outbox's file `path`; `reason`: why."""
+
+    def __init__(self, reason: MsgServiceError, path: Path) -> None:
+        super().__init__(
+            f"{reason}; what it has not taken is kept in {path}, and is sent when that is opened"
+            f" again: msgservice receipts --outbox {path}"
         )
         self.reason = reason
 
@@ -244,10 +256,20 @@ class Session:
         raise AssertionError("react always exits")
 
     @asynccontextmanager
-    async def client(self, reactor: Reactor, name: str | None = None) -> AsyncIterator[Client]:
-        """Give a client that is connected; it is closed behind. `name`: of the sender."""
+    async def client(
+        self, reactor: Reactor, name: str | None = None, outbox: Path | None = None
+    ) -> AsyncIterator[Client]:
+        """Give a client that is connected; it is closed behind. `name`: of the sender.
+
+        With an `outbox` it need not be connected: see `let_in`.
+        """
         # Not `connect`, which gives nothing to ask why before there is a connection.
         limits = Limits(stop_timeout=STOP_TIMEOUT)
+        disk = None
+        if outbox is not None:
+            from msgservice.client.disk import open_outbox
+
+            disk = await open_outbox(reactor, outbox, bytes_max=HELD_BYTES)
         client = Client(
             reactor=reactor,
             name=self.sender if name is None else name,
@@ -257,13 +279,12 @@ class Session:
             limits=limits,
             new_incarnation=lambda: secrets.token_hex(16),
             prover=None if self.login is None else LoginProver(reactor, self.login),
+            outbox=disk,
         )
         client.start()
         try:
-            try:
-                await self._let_in(reactor, client)
-            except NoAnswer:
-                raise NoAnswer(self.node, self.timeout, client.why().error) from None
+            if disk is None:
+                await self.let_in(reactor, client)
             saying = self._say_refusal(reactor, client)
             try:
                 yield client
@@ -275,8 +296,10 @@ class Session:
         finally:
             await client.close()
 
-    async def _let_in(self, reactor: Reactor, client: Client) -> None:
-        """Wait for the connection; an error where the node says that it will not be had.
+    async def let_in(self, reactor: Reactor, client: Client) -> None:
+        """Wait for the connection; an error where there is none in time.
+
+        And where the node says that it will not be had.
 
         A client would try again, and somebody may change the user meanwhile, say. Whoever waits for
         a command would rather know.
@@ -300,6 +323,8 @@ class Session:
         looking.start(LOOK_SECONDS, now=False)
         try:
             await self.in_time(reactor, waiting, lambda: self._not_in(client))
+        except NoAnswer:
+            raise NoAnswer(self.node, self.timeout, client.why().error) from None
         except CancelledError:
             if error is not None:
                 raise error from None
@@ -470,6 +495,19 @@ def answer_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+def outbox_option(
+    sentence: str, *, required: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option that names a producer's outbox. One that is `required` is there already."""
+    return click.option(
+        "--outbox",
+        type=click.Path(dir_okay=False, exists=required, path_type=Path),
+        required=required,
+        metavar="FILE",
+        help=sentence,
+    )
 
 
 def node_options(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:

@@ -32,7 +32,7 @@ from msgservice.administration import (
     WhyPage,
     undone_too,
 )
-from msgservice.arguments import check_counts
+from msgservice.arguments import check_counts, check_flags
 from msgservice.client.flow import Flow
 from msgservice.client.gathering import BARE_OVERHEAD, Gathering, check_alone
 from msgservice.client.handed import joined
@@ -496,7 +496,9 @@ class Client:
     def _identity(self, sequence: int) -> str:
         return f"{self.name}/{hash_of(self._hop.incarnation)}/{sequence}"
 
-    def receipts(self, after: int = 0, limit: int = RECEIPTS_PAGE) -> Deferred[list[Receipt]]:
+    def receipts(
+        self, after: int = 0, limit: int = RECEIPTS_PAGE, *, keep: bool = False
+    ) -> Deferred[list[Receipt]]:
         """List the receipts that are open, rising; fires with the next `limit` beyond `after`.
 
         With `outbox=` those of earlier processes too: of what was handed over, and has not come to
@@ -505,7 +507,8 @@ class Client:
         is told to its end once: then it is listed no more. Without a file, or beyond its
         `open_receipts`, those that somebody still holds.
 
-        `after`: the `sequence` of the last that was listed. Fails with `ValueError` for a number
+        `after`: the `sequence` of the last that was listed. `keep`: they are listed until
+        `Receipt.forget`, whatever they were told. Fails with `ValueError` for a number
         that cannot be, `ClientClosed`, and for what keeps the file from being read: `LogDamaged`,
         `LogUnavailable`.
         """
@@ -513,9 +516,11 @@ class Client:
             self._shutdown.check_open()
             check_counts(0, after=after)
             check_counts(1, limit=limit)
+            check_flags(keep=keep)
         except (TypeError, ValueError, ClientClosed) as error:
             return fail(error)
-        return self._hop.receipts(after, min(limit, RECEIPTS_MAX)).addCallback(self._listed)
+        listing = self._hop.receipts(after, min(limit, RECEIPTS_MAX), keep=keep)
+        return listing.addCallback(self._listed)
 
     def _listed(self, listed: Listed) -> list[Receipt]:
         connection, again = self._hop.connection, listed.again

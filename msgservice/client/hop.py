@@ -275,21 +275,22 @@ class NodeHop:
         else:
             self._offer(runs)
 
-    def receipts(self, after: int, limit: int) -> Deferred[Listed]:
+    def receipts(self, after: int, limit: int, *, keep: bool) -> Deferred[Listed]:
         """Return the next open receipts beyond `after`, and of what the node is to be asked again.
 
-        Fails with what keeps the outbox's file from being read.
+        `keep`: they stay open until they are forgotten. Fails with what keeps the outbox's file
+        from being read.
         """
         if self._disk is None:
             return succeed(Listed(self.runs.receipts(after, limit), None))
         reading = self._disk.file.receipts_page(after, limit)
-        return reading.addCallback(self._give_out, self._disk, after, limit)
+        return reading.addCallback(self._give_out, self._disk, after, limit, keep=keep)
 
     def _give_out(
-        self, rows: Sequence[Row], disk: DiskOutbox, after: int, limit: int
+        self, rows: Sequence[Row], disk: DiskOutbox, after: int, limit: int, *, keep: bool
     ) -> Listed | Deferred[Listed]:
         if not all(disk.has_read(row) for row in rows):
-            return self.receipts(after, limit)  # more was noted of them while they were read
+            return self.receipts(after, limit, keep=keep)  # more was noted of them meanwhile
         found: list[Receipt] = []
         again: list[Range] = []
         for row in rows:
@@ -306,7 +307,7 @@ class NodeHop:
                 self.runs.take_up(run, row.first)
             indexes = [at - row.first for low, high in parts for at in range(low, high + 1)]
             found += [Receipt(run, index) for index in indexes]
-            if disk.receipts.give_out(parts) or is_new:
+            if disk.receipts.give_out(parts, keep=keep) or is_new:
                 again.append((row.first, row.last))
         return Listed(found, (again[0][0], again[-1][1]) if again else None)
 

@@ -143,13 +143,17 @@ class OpenReceipts:
             parts.append((low, high))
         return parts
 
-    def give_out(self, ranges: Iterable[Range]) -> bool:
+    def give_out(self, ranges: Sequence[Range], *, keep: bool = False) -> bool:
         """Receipts of these are given to the program; return whether an earlier process left any.
 
         Of those all is to be told anew: it may have been told before anybody asked. And where no
-        more can be heard, that is told by now.
+        more can be heard, that is told by now. `keep`: they stay until they are forgotten.
         """
         given = [part for first, last in ranges for part in self.left.within(first, last)]
+        if keep:
+            for first, last in ranges:
+                self.left.add(first, last)
+            return bool(given)
         for first, last in given:
             self.left.remove(first, last)
             for low, high in self.lost.within(first, last):

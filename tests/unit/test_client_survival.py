@@ -393,6 +393,24 @@ def test_53_what_the_program_forgets_is_listed_no_more(tmp_path: Path) -> None:
         one.close()
 
 
+def test_53_what_is_listed_to_be_kept_stays_until_it_is_forgotten(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path / "first")
+    send(world, b"1", b"2")
+    for receipts in (world.calls.wait(world.client.receipts(keep=True)) for _ in range(2)):
+        world.say_acknowledged(1)
+        now(receipts[0].acknowledged())
+    again = restarted(world, tmp_path / "second")
+    receipts = again.calls.wait(again.client.receipts(keep=True))
+    again.say_acknowledged(2)
+    assert all(receipt.settled().called for receipt in receipts)
+    assert [1, 2] == [one.sequence for one in again.calls.wait(again.client.receipts(keep=True))]
+    again.calls.wait(receipts[1].forget())
+    again.close()
+    assert [(1, 1)] == rows(tmp_path / "second")
+    error_of(world.client.receipts(keep=1), TypeError)  # type: ignore[arg-type]  # that is the test
+    world.close()
+
+
 def test_53_send_many_is_forgotten_at_once(tmp_path: Path) -> None:
     world = DiskWorld(tmp_path)
     sent = world.client.send_many("a", [b"%d" % n for n in range(5)])
