@@ -134,12 +134,12 @@ async def test_53_what_operators_do_meanwhile_is_told(tmp_path: Path) -> None:
         await keyed.accepted
         del keyed
         await client.close()
-    with node_at(port, tmp_path / "node") as node:
-        await deferToThread(node.ports)
         await called(command, "receivers", "remove", "removed", "--yes")
         await called(command, "purge", "purged", "--yes")
         await called(command, "undo", "undone")
         await called(command, "delayed", "cancel", "delayed")
+    with node_at(port, tmp_path / "node") as node:
+        await deferToThread(node.ports)
         keyed_receiver = attached(address, "keyed", "keyed", lambda message: None)
         client = await connect(reactor, address, name="shop", limits=LIMITS, outbox=outbox)
         states = {one.id: await one.settled() for one in await listed(client, keep=True)}
