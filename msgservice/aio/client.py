@@ -129,6 +129,9 @@ class Client(Around[twisted.Client]):
 
     send = waits_for(twisted.Client.send, lambda _, made: receipt_of(made))
     send_many = waits_for(twisted.Client.send_many, lambda _, made: receipts_of(made))
+    receipts = waits_for(
+        twisted.Client.receipts, lambda _, listed: [receipt_of(one) for one in listed]
+    )
     cancel = waits(twisted.Client.cancel)
     undo = waits(twisted.Client.undo)
     explain = waits(twisted.Client.explain)

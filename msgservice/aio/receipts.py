@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from msgservice.aio.loop import future_of
 from msgservice.client import receipt as twisted
 from msgservice.client.promise import PromiseCounts, PromiseOutcome
-from msgservice.client.receipt import AnyReceipt, AnyReceipts, AskedRun
+from msgservice.client.receipt import AnyReceipt, AnyReceipts, AskedRun, Change, news_of
 from msgservice.message import Status
 
 T = TypeVar("T")
@@ -51,6 +51,28 @@ class Receipt(AnyReceipt, eq=False, gc=False):
         """
         return _future(self._twisted().promised(), _same)
 
+    async def changes(self) -> AsyncGenerator[Change, None]:
+        """Iterate over what becomes of it: `async for change in receipt.changes()`.
+
+        As `changes` of Twisted's receipt: whom it is for, its final state at each of them, and the
+        outcome of its promise, as they come. Raises where no more can be known.
+        """
+        told: set[str] = set()
+        is_over = False
+        while not is_over:
+            changes, is_over, error = await _future(news_of(self, told), _same)
+            for change in changes:
+                yield change
+            if error is not None:
+                raise error
+
+    def forget(self) -> asyncio.Future[None]:
+        """Have `Client.receipts` list it no more, after a restart either; done when that is kept.
+
+        Fails with `LogUnavailable` or `LogFailed`, as `send` does.
+        """
+        return _future(self._twisted().forget(), _same)
+
     def _twisted(self) -> twisted.Receipt:
         return twisted.Receipt(self.run, self.index)
 
@@ -82,6 +104,10 @@ class Receipts(AnyReceipts[Receipt]):
         Fails as `Receipt.promised`.
         """
         return _future(self._twisted().promised(), _same)
+
+    def forget(self) -> asyncio.Future[None]:
+        """Have `Client.receipts` list none of them any more, as `Receipt.forget`."""
+        return _future(self._twisted().forget(), _same)
 
     def _twisted(self) -> twisted.Receipts:
         return twisted.Receipts(self._runs)

@@ -121,6 +121,12 @@ class Client(Around[twisted.Client]):
     send_many = blocks_for(
         twisted.Client.send_many, lambda self, made: Receipts(made, self.thread, self.timeout)
     )
+    receipts = blocks_for(
+        twisted.Client.receipts,
+        lambda self, listed: [
+            Receipt(one.run, one.index, self.thread, self.timeout) for one in listed
+        ],
+    )
     cancel = blocks(twisted.Client.cancel)
     undo = blocks(twisted.Client.undo)
     explain = blocks(twisted.Client.explain)

@@ -5,7 +5,7 @@ What the node says of a message is noted on the reactor's thread, so it is asked
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred
@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from msgservice.blocking.thread import ReactorThread
 from msgservice.client import receipt as twisted
 from msgservice.client.promise import PromiseCounts, PromiseOutcome
-from msgservice.client.receipt import AnyReceipt, AnyReceipts, AskedRun
+from msgservice.client.receipt import AnyReceipt, AnyReceipts, AskedRun, Change, news_of
 from msgservice.message import Status
 
 T = TypeVar("T")
@@ -78,6 +78,27 @@ class Receipt(AnyReceipt, eq=False, gc=False):
         """
         return self._waited(lambda receipt: receipt.promised(), timeout)
 
+    def changes(self, *, timeout: float | None = None) -> Iterator[Change]:
+        """Iterate over what becomes of it: `for change in receipt.changes()`.
+
+        As `changes` of Twisted's receipt: whom it is for, its final state at each of them, and the
+        outcome of its promise, as they come. Raises where no more can be known; `timeout`: of each.
+        """
+        told: set[str] = set()
+        is_over = False
+        while not is_over:
+            changes, is_over, error = self._waited(lambda receipt: news_of(receipt, told), timeout)
+            yield from changes
+            if error is not None:
+                raise error
+
+    def forget(self, *, timeout: float | None = None) -> None:
+        """Have `Client.receipts` list it no more, after a restart either.
+
+        Returns when that is on disk. Raises `LogUnavailable` or `LogFailed`, as `send` does.
+        """
+        self._waited(lambda receipt: receipt.forget(), timeout)
+
     def _waited(self, asked: Callable[[twisted.Receipt], Deferred[T]], timeout: float | None) -> T:
         receipt = twisted.Receipt(self.run, self.index)
         patience = self.timeout if timeout is None else timeout
@@ -124,6 +145,10 @@ class Receipts(AnyReceipts[Receipt]):
         Raises what `Receipt.promised` does.
         """
         return self._waited(lambda receipts: receipts.promised(), timeout)
+
+    def forget(self, *, timeout: float | None = None) -> None:
+        """Have `Client.receipts` list none of them any more, as `Receipt.forget`."""
+        self._waited(lambda receipts: receipts.forget(), timeout)
 
     def counts(self) -> dict[str, dict[Status, int]]:
         """The number of messages with each `Status`, by receiver."""

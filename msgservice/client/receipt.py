@@ -16,7 +16,7 @@ from enum import Enum, auto
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
 
 import msgspec
-from twisted.internet.defer import Deferred, FirstError, fail, gatherResults
+from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, succeed
 from twisted.python.failure import Failure
 
 from msgservice.client.promise import PromiseCounts, PromiseOutcome
@@ -241,19 +241,14 @@ class Receipt(AnyReceipt, eq=False, gc=False):
         and raises what `acknowledged` fails with where it was not accepted, or nothing more can
         be known. Each iteration begins anew, and none takes anything from another.
         """
-        run, sequence, told = self.run, self.sequence, set()
-        while True:
-            known = run.known_of(sequence)
-            news = [change for change in known.changes if change.receiver not in told]
-            for change in news:
-                told.add(change.receiver)
+        told: set[str] = set()
+        is_over = False
+        while not is_over:
+            changes, is_over, error = await news_of(self, told)
+            for change in changes:
                 yield change
-            if known.is_over:
-                if known.error is not None:
-                    raise known.error
-                return
-            if not news:  # else more may have come while it was looked at
-                await run.watch(Wait.NEWS, sequence, sequence)
+            if error is not None:
+                raise error
 
     def forget(self) -> Deferred[None]:
         """Have `Client.receipts` list it no more, after a restart either; fires when that is kept.
@@ -371,6 +366,18 @@ class Receipts(AnyReceipts[Receipt]):
     def _all(self, wait: Wait, name: str | None = None) -> Deferred[Any]:
         waits = [run.watch(wait, run.first, run.last, name) for run in self._runs]
         return gatherResults(waits, consumeErrors=True).addErrback(_first)
+
+
+def news_of(receipt: AnyReceipt, told: set[str]) -> Deferred[Known]:
+    """Fire with what is known of a message beyond what was `told`, to which it is added."""
+    run, sequence = receipt.run, receipt.sequence
+    known = run.known_of(sequence)
+    news = [change for change in known.changes if change.receiver not in told]
+    told.update([change.receiver for change in news])
+    if news or known.is_over:
+        return succeed(Known(news, known.is_over, known.error))
+    waiting: Deferred[Any] = run.watch(Wait.NEWS, sequence, sequence)
+    return waiting.addCallback(lambda _: news_of(receipt, told))
 
 
 def _nothing(_: object) -> None:

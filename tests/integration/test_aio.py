@@ -354,6 +354,29 @@ def test_a_client_with_an_outbox_has_what_it_sends_on_its_own_disk(play: Play) -
     assert told == ["1 True 1", "True 11"]
 
 
+def test_53_receipts_of_the_process_before_are_listed(play: Play) -> None:
+    told = play("""
+        async def main():
+            async with aio.connect(ADDRESS, name="before", outbox="before.db") as client:
+                await client.request("$node.receivers.add", {"name": "aio", "subjects": ["aio"]})
+                await (await client.send("aio", b"1", id="one")).accepted
+                await (await client.send("aio", b"2", id="two")).accepted
+            async with aio.connect(ADDRESS, name="before", outbox="before.db") as client:
+                one, two = await client.receipts()
+                print(one.id, two.id)
+                await two.forget()
+                asyncio.get_running_loop().call_later(
+                    0.1, client.request, "$node.receivers.remove", {"name": "aio", "confirm": 2}
+                )
+                async for change in one.changes():
+                    print(change.receiver or "-", change.status and change.status.name)
+                print(await client.receipts())
+
+        asyncio.run(main())
+    """)
+    assert ["one two", "- None", "aio REMOVED", "[]"] == told
+
+
 def test_an_error_that_nobody_awaits_is_told(play: Play) -> None:
     told = play("""
         async def main():

@@ -118,6 +118,31 @@ def test_an_outbox_is_not_harmed_by_a_fork_that_ends(play: Play) -> None:
     assert told == ["2", "2"]
 
 
+def test_53_receipts_of_the_process_before_are_listed(play: Play) -> None:
+    told = play("""
+        with blocking.connect(ADDRESS, name="before", outbox="before.db") as client:
+            client.request("$node.receivers.add", {"name": "blocks", "subjects": ["blocks"]})
+            client.send("blocks", b"1", id="one").accepted
+            client.send("blocks", b"2", id="two").accepted
+        with blocking.connect(ADDRESS, name="before", outbox="before.db") as client:
+            one, two = client.receipts()
+            print(one.id, two.id)
+            two.forget()
+            changes = one.changes()
+            print(next(changes))
+            client.request("$node.receivers.remove", {"name": "blocks", "confirm": 2})
+            for change in changes:
+                print(change.receiver, change.status.name)
+            print(client.receipts())
+    """)
+    assert [
+        "one two",
+        "Change(receiver='', status=None, reason='')",
+        "blocks REMOVED",
+        "[]",
+    ] == told
+
+
 def test_an_interrupt_ends_a_wait_and_the_client_goes_on(play: Play) -> None:
     told = play("""
         with blocking.connect(ADDRESS, name="shop") as client:
