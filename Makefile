@@ -86,12 +86,8 @@ mutants: .venv/.made
 damage: .venv/.made
 	$(BIN)/python -m tests.damage --damages $(DAMAGES)
 
-.venv/.docs: .venv/.made
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
-	touch $@
-
 docs: docs/_build/index.html
-docs/_build/index.html: .venv/.docs CHANGES.md CONTRIBUTING.md $(filter-out docs/_build/%,$(shell find docs -type f))
+docs/_build/index.html: .venv/.made CHANGES.md CONTRIBUTING.md $(filter-out docs/_build/%,$(shell find docs -type f))
 	$(BIN)/sphinx-build -q -W -n docs docs/_build
 	touch $@
 

@@ -10,9 +10,21 @@ author = "the msgservice authors"
 copyright = author  # noqa: A001 - the name that Sphinx reads
 release = version = _settings["project"]["version"]
 
-extensions = ["myst_parser"]
-myst_enable_extensions = ["deflist"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
-html_theme = "alabaster"
-html_theme_options = {"description": _settings["project"]["description"]}
+
+html_theme = "furo"
+html_title = "msgservice"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+
+# Docstrings say names in single backticks, as they stand in the code.
+default_role = "code"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+# Types of the signatures stand in pages of others, or in none.
+nitpick_ignore_regex = [("py:.*", ".*")]
