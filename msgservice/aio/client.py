@@ -183,10 +183,19 @@ class Connecting:
         self._future = future
 
     def __await__(self) -> Generator[Any, None, Client]:
-        return self._future.__await__()
+        return self._connected().__await__()
+
+    async def _connected(self) -> Client:
+        future = self._future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                future.result().close()  # it came at that very moment, and nobody has it
+            raise
 
     async def __aenter__(self) -> Client:
-        self._client = await self._future
+        self._client = await self._connected()
         return self._client
 
     async def __aexit__(self, *_: object) -> None:
@@ -201,7 +210,8 @@ def _connects(
     @wraps(method)
     def connect(*args: P.args, **kwargs: P.kwargs) -> Connecting:
         dialling = method(reactor(), *args, **kwargs)
-        return Connecting(future_of(dialling, asyncio.get_running_loop(), Client))
+        loop = asyncio.get_running_loop()
+        return Connecting(future_of(dialling, loop, Client, twisted.Client.close))
 
     _, *others = inspect.signature(method).parameters.values()
     connect.__signature__ = inspect.Signature(others)  # type: ignore[attr-defined]  # for `help`

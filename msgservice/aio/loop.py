@@ -116,18 +116,31 @@ def _is_on(installed: Any, loop: asyncio.AbstractEventLoop) -> bool:
 
 
 def future_of(
-    deferred: Deferred[Any], loop: asyncio.AbstractEventLoop, convert: Callable[[Any], T]
+    deferred: Deferred[Any],
+    loop: asyncio.AbstractEventLoop,
+    convert: Callable[[Any], T],
+    unwanted: Callable[[Any], object] = lambda _: None,
 ) -> asyncio.Future[T]:
-    """Return a future of what a Deferred gives, converted; cancelling it cancels the Deferred."""
+    """Return a future of what a Deferred gives, converted; cancelling it cancels the Deferred.
+
+    That is a turn of the loop later: `unwanted` has what the Deferred gives until then.
+    """
     future: asyncio.Future[T] = loop.create_future()
-    deferred.addCallbacks(_fulfil, _fail, (future, convert), errbackArgs=(future,))
+    deferred.addCallbacks(_fulfil, _fail, (future, convert, unwanted), errbackArgs=(future,))
     if not future.done():
         future.add_done_callback(partial(_cancelled, deferred))
     return future
 
 
-def _fulfil(result: Any, future: asyncio.Future[T], convert: Callable[[Any], T]) -> None:
-    if not future.done():
+def _fulfil(
+    result: Any,
+    future: asyncio.Future[T],
+    convert: Callable[[Any], T],
+    unwanted: Callable[[Any], object],
+) -> None:
+    if future.done():
+        unwanted(result)
+    else:
         future.set_result(convert(result))
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Unpack
 
-from twisted.internet.defer import Deferred
-
 from msgservice.aio.around import Around, calls, waits
 from msgservice.aio.handlers import on_loop
 from msgservice.aio.loop import future_of, reactor
 from msgservice.receiver import receiver as twisted
-from msgservice.receiver.deliveries import Deliveries, Delivery, Taken, delivery_of, handling_of
+from msgservice.receiver.deliveries import Deliveries, Delivery, delivery_of, handling_of
 from msgservice.receiver.receiver import ReceiverArguments
 from msgservice.receiver.ways import Way
 
@@ -79,16 +77,26 @@ class Receiver(Around[twisted.Receiver]):
 
     # --- taking messages one by one
 
-    def take(self) -> asyncio.Future[Delivery | None]:
+    async def take(self) -> Delivery | None:
         """Take the next message, when there is one; None when the receiver has stopped.
 
-        Raises `TypeError` for a receiver with a handler. Cancelling takes nothing.
+        Raises `TypeError` for a receiver with a handler. Whoever is cancelled takes nothing, be it
+        at the moment when a message comes.
         """
-        loop = self._of_loop()
-        if self._deliveries is None:
+        loop, deliveries = self._of_loop(), self._deliveries
+        if deliveries is None:
             raise TypeError("this receiver has a handler, which gets its messages")
-        taking: Deferred[Taken | None] = self._deliveries.take()
-        return future_of(taking, loop, lambda taken: None if taken is None else delivery_of(taken))
+        while (taken := deliveries.take_now()) is None:
+            if deliveries.is_over:
+                return None
+            waiting = future_of(deliveries.when_some(), loop, lambda _: None)
+            try:
+                await waiting
+            except asyncio.CancelledError:
+                if waiting.done() and not waiting.cancelled():
+                    deliveries.look()  # what it was told of is another's
+                raise
+        return delivery_of(taken)
 
     def __aiter__(self) -> Receiver:
         return self

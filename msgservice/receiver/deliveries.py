@@ -68,7 +68,8 @@ class Deliveries:
     def __init__(self) -> None:
         self._waiting: deque[Taken] = deque()
         self._takers: deque[Deferred[Taken | None]] = deque()
-        self._is_over = False
+        self._looking: deque[Deferred[None]] = deque()  # those who take for themselves
+        self.is_over = False
 
     def handle(self, message: ReceivedMessage) -> Deferred[None]:
         """The handler: fires when the program has answered, fails with what it has raised."""
@@ -87,9 +88,36 @@ class Deliveries:
         self._serve()
         return taker
 
+    def take_now(self) -> Taken | None:
+        """Return the next message as `take` does, or None where none waits."""
+        self._drop_cancelled()
+        if not self._waiting:
+            return None
+        taken = self._waiting.popleft()
+        self.look()  # for others who wait, where there are more
+        return taken
+
+    def when_some(self) -> Deferred[None]:
+        """Fire when it is worth looking again: a message has come, or it is over.
+
+        One of those who wait is told of a message. Who was told and does not take it calls `look`.
+        """
+        looking: Deferred[None] = Deferred(self._looking.remove)
+        self._looking.append(looking)
+        self.look()
+        return looking
+
+    def look(self) -> None:
+        """Tell one who waits, or all where it is over, to look."""
+        self._drop_cancelled()
+        while self._looking and (self._waiting or self.is_over):
+            self._looking.popleft().callback(None)
+            if not self.is_over:
+                break
+
     def put_back(self, taken: Taken | None) -> None:
         """Give this message to somebody else, before all others: nobody has got it."""
-        if taken is not None and self._is_over:
+        if taken is not None and self.is_over:
             answer(taken[1], CancelledError())
         elif taken is not None:
             self._waiting.appendleft(taken)
@@ -100,7 +128,7 @@ class Deliveries:
 
         Called when the receiver stops, which makes a cancelled call of a handler no attempt.
         """
-        self._is_over = True
+        self.is_over = True
         waiting, self._waiting = self._waiting, deque()
         for _, answered in waiting:
             answer(answered, CancelledError())
@@ -108,14 +136,18 @@ class Deliveries:
 
     def _serve(self) -> None:
         while self._takers:
-            while self._waiting and self._waiting[0][1].called:  # cancelled meanwhile
-                self._waiting.popleft()
+            self._drop_cancelled()
             if self._waiting:
                 self._takers.popleft().callback(self._waiting.popleft())
-            elif self._is_over:
+            elif self.is_over:
                 self._takers.popleft().callback(None)
             else:
-                break
+                return
+        self.look()
+
+    def _drop_cancelled(self) -> None:
+        while self._waiting and self._waiting[0][1].called:
+            self._waiting.popleft()
 
 
 def answer(answered: Deferred[None], error: BaseException | None) -> None:

@@ -20,6 +20,7 @@ from msgservice.node.node import Node
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import ReceiverArguments
 
+SAID_MAX = 10  # subjects in the error of what did not come
 WAIT_SECONDS = 30.0  # for what a test waits for, where it says nothing else
 
 
@@ -136,8 +137,9 @@ class Collected:
         """Return all messages when there are so many; `TimeoutError` where that takes longer."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.messages) >= count, timeout):
-                subjects = [message.subject for message in self.messages]
+                came = [message.subject for message in self.messages]
                 raise TimeoutError(
-                    f"{len(subjects)} messages within {timeout:g} s, not {count}: {subjects}"
+                    f"{len(came)} messages within {timeout:g} s, not {count};"
+                    f" the last were on {came[-SAID_MAX:]}"
                 )
             return list(self.messages)

@@ -303,7 +303,7 @@ def test_messages_are_taken_one_by_one(play: Play) -> None:
                 print([(await each.settled())["taker"].name for each in sent])
                 await again.stop()
                 try:
-                    aio.Receiver(name="both", handler=print).take()
+                    await aio.Receiver(name="both", handler=print).take()
                 except TypeError as error:
                     print(error)
 
@@ -420,3 +420,40 @@ def test_handlers_with_an_inbox_are_coroutines_or_get_the_transaction(play: Play
         asyncio.run(main())
     """)
     assert told == ["[(1,), (2,)]", "[(-2,), (-1,)]"]
+
+
+def test_whoever_is_cancelled_takes_no_message(play: Play) -> None:
+    told = play("""
+        import random
+
+        async def take(receiver):
+            return await receiver.take()
+
+        async def work(receiver, chance, taken):
+            while len(taken) < 500:
+                taking = asyncio.create_task(take(receiver))
+                for _ in range(chance.randrange(40)):
+                    await asyncio.sleep(0)  # cancelled in any turn: before, as and after it comes
+                if taking.cancel():
+                    await asyncio.wait([taking])
+                    if taking.cancelled():
+                        continue
+                with taking.result() as message:
+                    taken.append(message.content)
+
+        async def main():
+            chance, taken = random.Random(1), []
+            async with aio.connect(ADDRESS, name="shop") as client:
+                receiver = aio.Receiver(name="cancelled-takers", order="none", concurrency=2)
+                receiver.attach(ADDRESS, subjects=["cancelled-takers"])
+                await receiver.when_connected()
+                sent = await client.send_many("cancelled-takers", list(range(500)))
+                async with asyncio.timeout(60):
+                    await asyncio.gather(*[work(receiver, chance, taken) for _ in range(10)])
+                    await sent.acknowledged()
+                await receiver.stop()
+            print(sorted(taken) == list(range(500)))
+
+        asyncio.run(main())
+    """)
+    assert told == ["True"]

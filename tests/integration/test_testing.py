@@ -110,3 +110,19 @@ world.close()
         check=False,
     )
     assert (done.stdout, done.stderr) == ("1\n1\n", "")
+
+
+def test_what_does_not_come_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "test_late.py").write_text("""
+import pytest
+
+def test_it(msgservice_node):
+    collected = msgservice_node.collect("late.>")
+    msgservice_node.connect().send_many("late.new", [b"x"] * 1000)
+    collected.wait(1000)
+    with pytest.raises(TimeoutError) as told:
+        collected.wait(1001, timeout=0.01)
+    assert str(told.value).startswith("1000 messages within 0.01 s, not 1001; the last were on")
+    assert str(told.value).count("late.new") == 10
+""")
+    assert "1 passed" in (told := pytest_in(tmp_path)), told

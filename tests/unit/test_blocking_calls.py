@@ -187,3 +187,39 @@ def test_the_first_answer_counts() -> None:
     delivery_of(taken).acknowledge()
     assert answered.called
     deliveries.end()
+
+
+def test_of_those_who_look_for_messages_one_is_told_of_each() -> None:
+    deliveries = Deliveries()
+    looking = [deliveries.when_some() for _ in range(3)]
+    first, second = messages(b"1", b"2")
+    deliveries.handle(first)
+    assert [one.called for one in looking] == [True, False, False]
+    deliveries.look()  # the one that was told has gone
+    assert [one.called for one in looking] == [True, True, False]
+    deliveries.handle(second)
+    assert [one.called for one in looking] == [True, True, True]
+    taken = [deliveries.take_now(), deliveries.take_now(), deliveries.take_now()]
+    assert [one and one[0] for one in taken] == [first, second, None]
+
+
+def test_all_who_look_for_messages_are_told_that_it_is_over() -> None:
+    deliveries = Deliveries()
+    looking = [deliveries.when_some() for _ in range(3)]
+    deliveries.end()
+    assert all(one.called for one in [*looking, deliveries.when_some()])
+    assert deliveries.take_now() is None
+
+
+def test_who_takes_one_of_several_leaves_the_others_to_those_who_look() -> None:
+    deliveries = Deliveries()
+    first, second = messages(b"1", b"2")
+    deliveries.handle(first)
+    deliveries.handle(second)
+    looking = [deliveries.when_some() for _ in range(2)]
+    assert all(one.called for one in looking)
+    waiting = deliveries.when_some()
+    assert waiting.called  # two are there
+    assert deliveries.take_now() is not None
+    assert deliveries.take_now() is not None
+    assert not deliveries.when_some().called
