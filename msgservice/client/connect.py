@@ -30,6 +30,7 @@ class ConnectArguments(TypedDict, total=False):
 
     limits: Limits | None
     outbox: str | Path | None
+    open_receipts: int
     window: tuple[int, int] | None
     held: tuple[int, int]
     require: bool
