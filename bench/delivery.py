@@ -39,10 +39,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import apsw
+
 from bench import replay
 from bench.processes import ROOT, Role, Stage, finish, stage
 
 PAIRS = 7
+FINISHED_LEFT = 1000  # rows
 
 
 def told(role: Role, **wanted: Any) -> dict[str, Any]:
@@ -261,6 +264,57 @@ def promise(options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
+def finished(options: argparse.Namespace) -> dict[str, Any]:
+    with stage() as made:
+        brief = {"keep_seconds": 0.0, "keep_bytes": 0}
+        node, address = made.node(limits=json.dumps(brief))
+        billing = made.start("receiver", address=address, name="billing", count=options.count)
+        billing.line()
+        shop = sender(made, address)
+        took = told(shop, count=options.count, named=True, settled=True)
+        billing.line()
+        log = made.folder / "node" / "log.db"
+        wait_for(lambda: rows_of(log, "finished_id") >= options.count)
+        for role in (shop, billing, node):
+            role.stop()
+        node, address = made.node(limits=json.dumps(brief | {"finished_rows": FINISHED_LEFT}))
+        before, begin = node.ask("gap"), time.monotonic()
+        made.start("receiver", address=address, name="other", subjects="others.>").line()
+        probe = made.start("latency", address=address, subject="others.new")
+        probe.line()
+        probe.say("open 1000 4")
+        wait_for(lambda: rows_of(log, "finished_id") <= FINISHED_LEFT)
+        seconds = time.monotonic() - begin
+        found = node.ask("gap")
+        others = probe.line()["p99_ms"]
+        return {
+            "named_s": round(options.count / took["seconds"]),
+            "forgotten": options.count - FINISHED_LEFT,
+            "seconds": round(seconds, 2),
+            **gaps(found, idle(node), before),
+            "others_during_p99_ms": others,
+        }
+
+
+def rows_of(log: Path, table: str) -> int:
+    """Return how many rows a table of a log has that is in use."""
+    db = apsw.Connection(str(log), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        count: int = db.execute(f"select count(*) from {table}").get
+        return count
+    finally:
+        db.close()
+
+
+def wait_for(done: Callable[[], bool], seconds: float = 600.0) -> None:
+    """Wait until this is so."""
+    end = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > end:
+            raise RuntimeError(f"it has lasted more than {seconds:g} s")
+        time.sleep(0.2)
+
+
 PLAYS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], int]] = {
     "ttl": (ttl, 50_000),
     "delay": (delay, 100_000),
@@ -269,6 +323,7 @@ PLAYS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], int]] = {
     "purge": (purge, 1_000_000),
     "keys": (keys, 1_000_000),
     "promise": (promise, 300_000),
+    "finished": (finished, 1_000_000),
 }
 
 

@@ -76,7 +76,8 @@ def node(args: argparse.Namespace) -> None:
     if args.onward:
         name, _, address = args.onward.partition("=")
         options["receivers"] = [ReceiverRow(number=0, name=name, address=address, patterns=(">",))]
-    service = Node(reactor, args.data, listen=[args.listen], limits=Limits(), **options)
+    limits = Limits(**json.loads(args.limits))
+    service = Node(reactor, args.data, listen=[args.listen], limits=limits, **options)
     gap = Gap()
 
     def ready(_: None) -> None:
@@ -320,7 +321,8 @@ async def send_as_told(args: argparse.Namespace) -> None:
     """Each line is JSON: `count` messages, in runs of `run` (1: with `send`, a subject each).
 
     `ttl`, `delay`: of all alike seconds from now, so that they are over together. `keyed`: each has
-    a key of its own. `alone`: each is waited for before the next. Says how long it took.
+    a key of its own; `named`: an id. `alone`: each is waited for before the next. Says how
+    long it took.
     """
     client = await connect(reactor, args.address, name=args.name)
     asked: DeferredQueue[str] = DeferredQueue()
@@ -348,6 +350,9 @@ async def send_as_told(args: argparse.Namespace) -> None:
                 for subject in subjects[: count - sent]:
                     if wanted.get("keyed"):
                         options["idempotency_key"] = f"order-{keys}-paid"
+                        keys += 1
+                    if wanted.get("named"):
+                        options["id"] = f"order-{keys}"
                         keys += 1
                     waiting.append(client.send(subject, body, **options))
                     sent += 1
@@ -592,6 +597,7 @@ def main() -> None:
     of_node.add_argument("--onward", help="NAME=ADDRESS of the next node of a chain")
     of_node.add_argument("--patterns", type=int, default=1)
     of_node.add_argument("--iterations", type=int)
+    of_node.add_argument("--limits", default="{}", help="JSON")
     of_through = roles.add_parser("through")
     of_through.add_argument("--address", required=True)
     of_through.add_argument("--far", required=True)

@@ -13,6 +13,8 @@ SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
     "delay": (["700"], {"runs": 700}),
     "expire": (["1000", "--receivers", "3", "--run", "100"], {"messages": 1000, "receivers": 3}),
     "purge": (["2000"], {"messages": 2000, "purged": 2000}),
+    "promise": (["2000", "--rounds", "1"], {}),
+    "finished": (["3000"], {"forgotten": 2000}),
     "keys": (["300"], {"keys": 8701}),  # those of the pairs, and one
 }
 

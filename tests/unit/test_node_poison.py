@@ -91,6 +91,52 @@ def test_51_a_message_that_kills_is_dead_after_20_connections_and_nine_lanes_go_
     assert handled > 2 * window
 
 
+def test_51_by_default_it_is_found_in_as_many_losses_as_a_full_window_has_halves() -> None:
+    """And then tried as often as anything is: `max_attempts` says so, and a receiver's own."""
+    limits = Limits(replacements=1000, heartbeat=3600.0)  # peers of a test say nothing unasked
+    world = NodeWorld(limits)
+    shop = world.peer("shop", status_from=1)
+    added = {"name": "billing", "subjects": ["orders.>"]}
+    assert shop.request("$node.receivers.add", added)[0]
+    window, sequence = limits.window_messages, 1
+    for n in range(2 * window // 1000):
+        if n == window // 2000:
+            shop.transfer(sequence, "orders.bad", [b"poison"])
+            sequence += 1
+        shop.transfer(sequence, LANES[n % 9], [b"fine"] * 1000)
+        sequence += 1000
+        world.settle()
+    connections, handled, alone = 0, [], 0
+    number = world.node.parts.directory.named("billing").number
+    while not world.log.dead_count(number):
+        connections += 1
+        assert connections < 60, "it still lives"
+        peer = world.peer(
+            "billing",
+            incarnation=f"r{connections}",
+            receive=RECEIVE,
+            kind=Dies,
+            window=(window, limits.window_bytes),
+        )
+        assert isinstance(peer, Dies)
+        turns = 0
+        while peer.lost_because is None and not world.log.dead_count(number):
+            turns += 1
+            for lane in LANES:
+                shop.transfer(sequence, lane, [b"fine"])
+                sequence += 1
+            world.clock.advance(0.06 if turns < 30 else 2.0)
+            world.settle()
+        backlog = world.node.parts.dispatch.outlets[number].backlog
+        alone += backlog.limit.most == 1
+        handled.append(peer.handled)
+    halves = window.bit_length() - 2  # of half a window, in which it lay
+    assert (connections - alone, alone) <= (halves, limits.max_attempts + 1)
+    assert connections <= halves + limits.max_attempts
+    # Between its attempts all others go on: what was sent in each pause was handled in it.
+    assert sum(handled) > 1000
+
+
 def test_51_who_gets_one_message_at_a_time_is_probing() -> None:
     world = NodeWorld()
     shop = world.peer("shop")
