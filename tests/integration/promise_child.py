@@ -41,7 +41,8 @@ async def hold(reactor: Any, address: str, name: str) -> None:
 
 
 async def main(reactor: Any, what: str, *words: str) -> None:
-    await {"send": send, "hold": hold}[what](reactor, *words)
+    kinds: dict[str, Any] = {"send": send, "hold": hold}
+    await kinds[what](reactor, *words)
 
 
 if __name__ == "__main__":
