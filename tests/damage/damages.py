@@ -171,6 +171,7 @@ def _begun(kind: str, random: Random, told: Life | None = None) -> Life:
         if isinstance(told, OutboxLife):
             outbox.kept, outbox.settled = dict(told.kept), set(told.settled)
             outbox.told_to, outbox.incarnation = told.told_to, told.incarnation
+            outbox.rows, outbox.dropped = dict(told.rows), set(told.dropped)
         return outbox
     inbox = InboxLife(random)
     if isinstance(told, InboxLife):

@@ -520,11 +520,15 @@ class Producer:
         self.messages: list[Message] = []
         self.incarnations: set[str] = set()
         self.went_back = False
+        self.told: dict[tuple[int, str], Status] = {}  # final states, when its process heard them
+        self.over: set[int] = set()  # sequences of which a process has heard all
+        self.receipts: dict[int, Receipt] = {}  # that this life has listed
         self.start()
 
     def start(self) -> None:
         service = self.service
         self.life += 1
+        self.receipts = {}
         self.disk = None
         if self.on_disk:
             results: list[Any] = []
@@ -551,6 +555,42 @@ class Producer:
             outbox=self.disk,
         )
         self.client.start()
+        if self.on_disk and self.life % 2 == 0:  # others leave it to the next
+            self.list_receipts()
+
+    def list_receipts(self) -> None:
+        """Ask for the receipts that are open, page by page, and keep them."""
+        client, after = self.client, 0
+        assert client is not None
+        while True:
+            page: list[Any] = []
+            client.receipts(after, 7).addBoth(page.append)
+            for _ in range(50):
+                self.service.clock.advance(0)
+            if not page or isinstance(page[0], Failure) or not page[0]:
+                return  # it was closed meanwhile, or that is all
+            after = page[0][-1].sequence
+            self.receipts |= {receipt.sequence: receipt for receipt in page[0]}
+
+    def note_told(self) -> None:
+        """Write down what the program knows by now; a state that was final stays as it was."""
+        held = [
+            message.fired[0]
+            for message in self.messages
+            if message.life == self.life and message.fired
+        ]
+        for receipt in [*held, *self.receipts.values()]:
+            if not isinstance(receipt, Receipt):
+                continue
+            for name, status in receipt.statuses.items():
+                if status.final:
+                    before = self.told.setdefault((receipt.sequence, name), status)
+                    if before is not status and self.on_disk and not self.went_back:
+                        told = (self.name, receipt.sequence, name, before.name, status.name)
+                        changed = Violation("a final state changed", *told)
+                        self.service.ledger.violations.append(changed)
+            if run_of(receipt).known_of(receipt.sequence).is_over:
+                self.over.add(receipt.sequence)
 
     def send(self, subject: str, body: bytes, to: tuple[str, ...] | None) -> None:
         assert self.client is not None
@@ -564,6 +604,7 @@ class Producer:
         client, disk = self.client, self.disk
         assert client is not None
         assert self.connector is not None
+        self.note_told()
         self.connector.is_dead = True
         near = self.connector.near
         if near is not None and not near.is_down:
@@ -930,7 +971,35 @@ class ServiceMachine(Machine):
         self._check_states()
         self._check_accounts()
         self._check_room()
+        self._check_receipts()
         self._check_history()
+
+    def _check_receipts(self) -> None:
+        """A message that was handed over by an earlier life was told to its end, to one of them."""
+        for producer in self.producers:
+            if not producer.on_disk or producer.went_back:
+                continue
+            producer.list_receipts()
+            for _ in range(20):
+                self.settle(1)
+                producer.note_told()
+            assert producer.client is not None
+            for message in producer.messages:
+                receipt = message.fired[0] if message.fired else None
+                if not isinstance(receipt, Receipt) or message.is_lost:
+                    continue
+                sequence = receipt.sequence
+                told = (producer.name, sequence, message.body[:30])
+                require(sequence in producer.over, "a receipt is lost", *told)
+                later = producer.receipts.get(sequence)
+                if later is None or run_of(later).error_of(sequence) is not None:
+                    continue
+                for name, status in later.statuses.items():
+                    self._check_state(message, name, status)
+            left: list[Any] = []
+            producer.client.receipts().addBoth(left.append)
+            self.settle(1)
+            require(left == [[]], "receipts stay that were told", producer.name, left)
 
     def _check_history(self) -> None:
         """Who asks later is told what was told at the time."""

@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from msgservice.client import receipt_rows
 from msgservice.client.outbox_file import OutboxFile
 from msgservice.core.runs import Run, producer_run
 from msgservice.log.sqlite import SqliteLog
@@ -117,6 +118,8 @@ class OutboxLife:
         self.kept: dict[int, bytes] = {}  # first -> messages, told to be on disk
         self.settled: set[int] = set()
         self.offered: dict[int, bytes] = {}  # handed in, not told
+        self.rows: dict[int, int] = {}  # of receipts, told to be on disk: first -> last
+        self.dropped: set[int] = set()  # of these: whose deletion was asked for
         self._lasts: dict[int, int] = {}
         self.told_to = 0
         self.incarnation: str | None = None
@@ -150,6 +153,17 @@ class OutboxLife:
         assert snapshot.sequence >= self.told_to, "sequences are given anew"
         assert self.incarnation in (None, snapshot.incarnation) or self.renewing
         self.incarnation, self.renewing = snapshot.incarnation, False
+        rows: dict[int, int] = {
+            row.first: row.last
+            for row in self.driver.wait(self.file.receipts_page(0, 1 << 40))
+            if row.subject == "lane" and row.promise is None and not row.errors
+        }
+        for first, last in self.rows.items():
+            assert first in self.dropped or rows.get(first) == last, f"row {first} is lost"
+        for first in rows:
+            assert first in self.rows or first in self.offered, f"row {first} is another"
+        self.rows = rows
+        self.dropped &= set(rows)
         self.kept = have
         self.offered.clear()
         self.settled &= set(have)
@@ -170,6 +184,9 @@ class OutboxLife:
             for first in random.sample(sorted(self.kept), min(5, len(self.kept))):
                 self.settled.add(first)
                 self.file.settle([(first, self._lasts[first])])
+                if first % 2:
+                    self.dropped.add(first)
+                    self.file.change_receipts([receipt_rows.delete(first, self._lasts[first])])
         else:
             runs = []
             sequence = self.file.sequence
@@ -190,6 +207,7 @@ class OutboxLife:
             self._lasts.update({run.first: run.last for run in runs})
             self.driver.wait(self.file.append(runs))
             self.kept.update(self.offered)
+            self.rows.update({run.first: run.last for run in runs})
             self.offered = {}
             self.told_to = sequence
 
