@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import wraps
 from threading import get_ident
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorCore, IReactorTime
@@ -19,6 +19,7 @@ from msgservice.aio.loop import future_of, reactor
 from msgservice.aio.receipts import Receipt, receipt_of, receipts_of
 from msgservice.client import client as twisted
 from msgservice.client.connect import connect as connect_twisted
+from msgservice.client.connect import not_yet
 from msgservice.client.receipt import Receipt as TwistedReceipt
 from msgservice.client.responding import Responder as TwistedResponder
 
@@ -193,6 +194,9 @@ class Connecting:
             if future.done() and not future.cancelled() and future.exception() is None:
                 future.result().close()  # it came at that very moment, and nobody has it
             raise
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(not_yet(name, "`await connect(...)`, or enter it by `async with`"))
 
     async def __aenter__(self) -> Client:
         self._client = await self._connected()

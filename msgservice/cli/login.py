@@ -92,6 +92,13 @@ def _chosen_profile(profile: str | Path | None, default: Path) -> tuple[_Profile
     if profile is None:
         return (_read(default), default) if default.exists() else (_Profile(), None)
     if isinstance(profile, str) and is_name(profile):
+        if not default.exists():
+            raise ConfigError(
+                [
+                    f"there is no profile {profile!r}: neither a table of {default},"
+                    " which is not there, nor a file"
+                ]
+            )
         return _read(default, profile), default
     return _read(Path(profile)), Path(profile)
 

@@ -224,7 +224,8 @@ def own(session: Session, name: str, owner: str | None, nobody: bool) -> None:
 def test(session: Session, name: str) -> None:
     """Post a test to the web address of the receiver NAME, and say what came back.
 
-    It is no message: nothing is stored or counted. Exits with 1 where it was not taken.
+    It is no message: nothing is stored or counted. Exits with 1 where it was not taken. Of an
+    endpoint that takes long say --timeout 40: the node waits for it as long as for all its calls.
     """
     session.check(check_name, name)
 

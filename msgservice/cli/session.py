@@ -315,7 +315,9 @@ class Session:
                 waiting.cancel()
             elif state.code and stays_refused(state.code):
                 is_login = state.code == NotAuthenticated.wire_code
-                error = (NotAuthenticated if is_login else Refused)(state.error or "")
+                nobody = is_login and self.login is None
+                cure = f": give --user, and its secret in {PASSWORD} or {TOKEN}" if nobody else ""
+                error = (NotAuthenticated if is_login else Refused)(f"{state.error or ''}{cure}")
                 waiting.cancel()
 
         looking = LoopingCall(look)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, cast
 
+from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.python.failure import Failure
@@ -39,6 +41,36 @@ class ConnectArguments(TypedDict, total=False):
     token: str | None
     transports: Transports | None
     new_incarnation: Callable[[], str]
+
+
+class Dialling(Deferred[Client]):
+    """The Deferred of `connect`, which says what is missing to whom it takes for the client."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            not_yet(name, "connect() gives a Deferred of the client: await it first")
+        )
+
+
+def not_yet(name: str, cure: str) -> str:
+    """Return why what `connect` returns has no such attribute; `cure`: for those of a client."""
+    has_not = f"what connect() returns has no attribute {name!r}"
+    return f"{has_not}: {cure}" if hasattr(Client, name) else has_not
+
+
+def _check_runs(reactor: IReactorTime) -> None:
+    """Raise `RuntimeError` in a coroutine of asyncio, where this reactor does not run."""
+    if not isinstance(reactor, ReactorBase) or reactor.running:
+        return
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        "an event loop of asyncio runs here, and this reactor of Twisted does not: use"
+        " msgservice.aio.connect(address, name=...) in coroutines that asyncio runs, or let"
+        " twisted.internet.task.react run this one"
+    )
 
 
 def connect(
@@ -74,10 +106,12 @@ def connect(
     again with each connection, at most every `link_delay_max`: what was handed over is kept, and
     `Client.why` has the reason.
 
-    The others are as for `Client`. Fails with `BadAddress`, `BadName`, `BadValue` for what can be
+    The others are as for `Client`. Raises `RuntimeError` in a coroutine that asyncio runs, unless
+    the reactor runs there. Fails with `BadAddress`, `BadName`, `BadValue` for what can be
     no login; for the outbox with
     `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`. Cancelling stops dialling.
     """
+    _check_runs(reactor)
     speak()
     limits = Limits() if limits is None else limits
     check_kind(Limits, "Limits are needed", limits=limits)
@@ -125,7 +159,7 @@ def connect(
     except MsgServiceError as error:
         return fail(error)
     waiting = client.when_connected()
-    opened: Deferred[Client] = Deferred(lambda _: _give_up(client, waiting))
+    opened = Dialling(lambda _: _give_up(client, waiting))
     waiting.chainDeferred(opened)
     return opened
 

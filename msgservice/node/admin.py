@@ -560,7 +560,11 @@ class Admin:
     async def _cancel(self, asked: CancelDelayed, who: Pass) -> CancelledTold:
         own = self._own_senders(who, DELAYED_CANCEL.right)
         # One sentence for all: who may not ask about it hears the same of one that there is not.
-        unknown = UnknownMessage(asked.id, f"no message {asked.id!r} waits until it is due")
+        unknown = UnknownMessage(
+            asked.id,
+            f"no message {asked.id!r} waits until it is due (an id is the sender's own,"
+            " or SENDER/HASH/SEQUENCE)",
+        )
         try:
             found = await self._operations.waiting(asked.id, own)
         except UnknownMessage:

@@ -72,6 +72,25 @@ def test_without_an_event_loop_it_is_said_what_is_for_that(play: Play) -> None:
     assert "msgservice.blocking is for programs without one" in told
 
 
+def test_a_client_that_nobody_has_awaited_says_so(play: Play) -> None:
+    assert play("""
+        async def main():
+            dialling = aio.connect(ADDRESS, name="shop")
+            for name in "send", "sned":
+                try:
+                    getattr(dialling, name)
+                except AttributeError as error:
+                    print(error)
+            await (await dialling).close()
+
+        asyncio.run(main())
+    """) == [
+        "what connect() returns has no attribute 'send': `await connect(...)`, or enter it by"
+        " `async with`",
+        "what connect() returns has no attribute 'sned'",
+    ]
+
+
 def test_a_reactor_that_a_program_has_put_on_its_loop_is_used(play: Play) -> None:
     told = play("""
         async def main():

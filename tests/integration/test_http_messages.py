@@ -226,9 +226,19 @@ async def test_what_is_no_json_or_no_base64_is_called_so(world: World) -> None:
         (b'{"subject": "a"', "the body is no JSON: Input data was truncated"),
         (b"", "the body is no JSON: Input data was truncated"),
         ({"subject": "a", "base64": "?"}, "base64 is no base64"),
-        ({"subject": 5}, "Expected `str`, got `int` - at `$.subject`"),
     ):
         assert detail == (await world.post(said)).json["detail"]
+
+
+@ensure
+async def test_what_is_no_message_is_told_with_the_fields_of_one(world: World) -> None:
+    for said, detail in (
+        ({"subject": 5}, "Expected `str`, got `int` - at `$.subject`"),
+        ({"subject": "a", "boddy": 1}, "Object contains unknown field `boddy`"),
+    ):
+        fields = "subject, body, text, base64, headers, id, key, to, require, ttl, delay, retain"
+        told = (await world.post(said)).json["detail"]
+        assert told.startswith(f"{detail} (fields: {fields}")
 
 
 @ensure

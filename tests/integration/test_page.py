@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -28,6 +30,11 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 MS = PATIENCE * 500
+ON_TOP = """text => [...document.querySelectorAll("[role=status]")].some(part => {
+  const { left, top, width, height } = part.getBoundingClientRect();
+  const shown = document.elementFromPoint(left + width / 2, top + height / 2);
+  return part.textContent.startsWith(text) && part.contains(shown);
+})"""
 
 REJECTING = """
 import sys
@@ -56,6 +63,10 @@ class Shown:
     def sees(self, text: str) -> None:
         """Wait until this text is to be seen."""
         self.page.get_by_text(text).first.wait_for(timeout=MS)
+
+    def has_on_top(self, text: str) -> None:
+        """Wait until a status says this, in view and with nothing over it."""
+        self.page.wait_for_function(ON_TOP, arg=text, timeout=MS)
 
     def row(self, name: str) -> Any:
         return self.page.locator("#rows tr", has_text=name)
@@ -211,6 +222,46 @@ def test_a_webhook_is_sent_a_test_by_clicking(shown: Shown) -> None:
     shown.click("Do it")
     shown.sees("is no address that this node may dial, unless networks of [webhook] has it")
     shown.sees("Not taken: ")
+
+
+def test_what_an_act_does_is_said_where_one_looks(tmp_path: Path) -> None:
+    answer = Event()
+
+    class Endpoint(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            answer.wait(MS / 1000)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    more = '[webhook]\nnetworks = ["127.0.0.0/8"]\n'
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as endpoint,
+        shown_of(tmp_path, more=more, viewport={"width": 390, "height": 844}) as shown,
+    ):
+        Thread(target=endpoint.serve_forever, daemon=True).start()
+        try:
+            address = f"http://127.0.0.1:{endpoint.server_port}/"
+            shown.msgservice("receivers", "add", "hook", "a.>", "--address", address)
+            shown.click("hook")
+            shown.click("Send a test")
+            shown.sees("One call to its address")
+            shown.click("Do it")
+            shown.has_on_top("Send a test to hook …")
+            answer.set()
+            shown.has_on_top("hook has taken the test: 204 after")
+            shown.click("Pause")
+            shown.sees("Nothing is sent to it until it is resumed.")
+            shown.click("Do it")
+            shown.page.locator("#receiver:not([open])").wait_for(timeout=MS, state="attached")
+            shown.page.evaluate("scrollTo(0, document.body.scrollHeight)")
+            shown.has_on_top("hook is paused.")
+        finally:
+            answer.set()
+            endpoint.shutdown()
 
 
 def test_a_body_is_saved_where_the_node_allows_it(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ TOLD = {
         "NoResponder 7 nobody answers requests on 'nobody.answers'",
         "NoResponder 7 nobody answers requests on '$node.nothing'",
         "ValueError - timeout must be above 0, at most 86400 s, not -1",
-        "UnknownMessage 11 no message 'no such message' waits until it is due",
+        "UnknownMessage 11 no message 'no such message' waits until it is due"
+        " (an id is the sender's own, or SENDER/HASH/SEQUENCE)",
         "UnknownMessage 11 no message 'no such message' in the log",
         "TypeError - undo takes a message or a key, one of both",
         "ClientClosed 0 the client was closed",

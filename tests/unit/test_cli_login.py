@@ -17,6 +17,16 @@ _, TOKEN = new_token("shop")
 SAID = 'node = "tls:node.example:7411:trustRoots=ca.pem"\nuser = "shop"\n'
 
 
+def test_a_profile_that_nobody_wrote_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        choose("staging", None, environ={"XDG_CONFIG_HOME": str(tmp_path)}, ask=None)
+    (told,) = caught.value.problems
+    assert told == (
+        f"there is no profile 'staging': neither a table of {tmp_path / 'msgservice.toml'},"
+        " which is not there, nor a file"
+    )
+
+
 @pytest.fixture
 def profile(tmp_path: Path) -> Path:
     return written(tmp_path, f'{SAID}password = "of the profile"\n')

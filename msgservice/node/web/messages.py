@@ -192,6 +192,7 @@ _some_line = re.compile(rb"[^\n]").search
 # A number of JSON that its receivers may not be able to read: all others are below 1e300.
 _may_be_out_of_range = re.compile(rb"[0-9][0-9.]{299}|[0-9][eE][+-]?[0-9]{3}").search
 _decode = msgspec.json.Decoder(Post).decode
+_FIELDS = ", ".join(Post.__struct_encode_fields__)
 _json = JsonCodec()
 _TYPE_OF_JSON = {CONTENT_TYPE: JsonCodec.content_type}
 _TYPE_OF_TEXT = {CONTENT_TYPE: TextCodec.content_type}
@@ -443,7 +444,10 @@ class Posts:
 
     def _run(self, text: bytes, line: int) -> _Run:
         """Return what a text of JSON hands in."""
-        post = _decode(text)
+        try:
+            post = _decode(text)
+        except msgspec.ValidationError as error:
+            raise msgspec.ValidationError(f"{error} (fields: {_FIELDS})") from None
         subject = check_subject(post.subject)
         body, headers = _content(post, self._limits.body_bytes)
         if post.id is not None:

@@ -8,10 +8,17 @@ export const command = (...words) => ["msgservice", ...words].map(quoted).join("
 
 const TOLD = 10000; // ms
 
-// Say what was done, for a while.
+// Say what was done, for a while: on the page, and in the dialog that would lie over it.
 function tell(text) {
-  $("done").textContent = text;
-  setTimeout(() => $("done").textContent === text && say($("done"), ""), TOLD);
+  for (const element of [$("done"), $("receiver-done")]) {
+    element.textContent = text;
+    setTimeout(() => element.textContent === text && say(element, ""), TOLD);
+  }
+}
+
+// Say what is under way, until `tell` says what came of it, or "" that it is nothing any more.
+function begun(text) {
+  for (const element of [$("done"), $("receiver-done")]) element.textContent = text;
 }
 
 // Show what an act would touch; fulfilled with whether it was done.
@@ -36,11 +43,13 @@ export async function confirm({ heading, touches, words, act, done }) {
   if (!dialog.open) return false;
   await new Promise((closed) => dialog.addEventListener("close", closed, { once: true }));
   if (dialog.returnValue !== "yes") return false;
+  begun(`${heading} …`);
   try {
     const told = await act();
     tell(done(told));
     return true;
   } catch (problem) {
+    begun("");
     say($("act-error"), problem.message);
     say($("act-touches"), "");
     yes.disabled = true;

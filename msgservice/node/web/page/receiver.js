@@ -76,7 +76,7 @@ function again(row) {
     el(
       "form",
       { on: { submit } },
-      el("label", { for: "rewind-from" }, "What it has acknowledged, from this id, log:POSITION or @time on "),
+      el("label", { for: "rewind-from" }, "What it has acknowledged, from this id, log:POSITION or time (@2026-11-29T07:00) on "),
       from,
       " ",
       el("button", { type: "submit" }, "Rewind"),
