@@ -85,7 +85,7 @@ def cause_of_final(name: str, found: Found, status: Status, attempts: int, reaso
     where = f"{found.sender}/{hashed}/{found.sequence}"
     if found.position:
         where = f"log:{found.position}"
-    why = f": {reason}" if reason else ""
+    why = f": {first_line(reason)}" if reason else ""
     help_ = command = ""
     if status is Status.ACKNOWLEDGED:
         sentence = f"{name} has acknowledged it."
@@ -116,7 +116,7 @@ def cause_of_final(name: str, found: Found, status: Status, attempts: int, reaso
 def cause_of_delayed(found: Found, sender: str, status: Status, reason: str) -> Cause:
     """Return the cause of what waits until it is due, or was cancelled before."""
     if status.final:
-        why = f": {reason}" if reason else ""
+        why = f": {first_line(reason)}" if reason else ""
         return Cause(
             receiver=DELAYED,
             status=status.name.lower(),
@@ -329,7 +329,7 @@ class _Look:
             tried, reason = self._delivery.notes.get(position, (0, ""))
             if tried:
                 times = "once" if tried == 1 else f"{tried} times"
-                said = f": {reason if self._sees_all else first_line(reason)}" if reason else ""
+                said = f": {first_line(reason)}" if reason else ""
                 return (
                     IN_FLIGHT,
                     f"It was sent to {name}, which has tried it {times} by itself{said}",
@@ -353,10 +353,10 @@ class _Look:
     def _retrying(self, run: Run) -> Said:
         name = self._name
         self.next_try_at = self._at(run.due)
-        reason = run.reason if self._sees_all else first_line(run.reason)
+        reason = run.reason
         if not reason and self._sees_all:
             reason = self._delivery.trouble  # what it said last
-        why = f": {reason}" if reason else ""
+        why = f": {first_line(reason)}" if reason else ""
         peek = _command("peek", name)
         if not run.attempts:
             return (
@@ -403,9 +403,9 @@ class _Look:
         self.behind = Place(run.first, run.subject)
         if run.state == WAITING and run.due < math.inf:
             self.next_try_at = self._at(run.due)
-        reason = run.reason if self._sees_all else first_line(run.reason)
+        reason = run.reason
         tried = f", tried {run.attempts} times" if run.attempts > 1 else ""
-        why = f": {reason}" if reason else ""
+        why = f": {first_line(reason)}" if reason else ""
         return (
             BEHIND,
             f"It waits behind the message log:{run.first} of its lane, which {name} has not taken"

@@ -81,7 +81,20 @@ def test_56_what_a_receiver_says_that_it_tries_by_itself_is_said_while_it_has_it
     world.settle()
     told = world.why(at)
     assert ("sent", "in_flight") == (told["status"], told["kind"])
-    assert "which has tried it 3 times by itself: no bank" in told["sentence"]
+    assert told["sentence"].endswith("which has tried it 3 times by itself: no bank.")
+
+
+def test_56_a_sentence_has_the_error_of_a_handler_and_not_its_traceback() -> None:
+    world = World()
+    world.send(b"one")
+    at = world.first()
+    world.send(b"two")
+    world.billing.nack(at, at, Action.RETRY, 60_000, "no bank\nTraceback\n  File")
+    world.settle()
+    told = world.why(at)
+    assert "billing has failed with it once: no bank." in told["sentence"]
+    assert "Traceback" not in told["sentence"]
+    assert told["reason"] == "no bank\nTraceback\n  File"
 
 
 class Link:
