@@ -453,6 +453,7 @@ class StatusTold(msgspec.Struct, frozen=True):
     status: str
     attempts: int
     reason: str
+    copy: int | None = None  # the position of its newest copy: it was sent again
 
 
 class PromiseTold(msgspec.Struct, frozen=True, kw_only=True):
@@ -509,6 +510,7 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     next_try_at: int | None = None
     behind: Place | None = None  # the message that is in its way
     node: str = ""  # of a chain: which one says so, NEXT or NEXT/FURTHER; empty: who is asked
+    copy: int | None = None  # the position of its newest copy: it was sent again
 
 
 class WhyPage(msgspec.Struct, frozen=True, kw_only=True):

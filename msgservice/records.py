@@ -698,6 +698,9 @@ class Found(msgspec.Struct, frozen=True):
     count: int = 1  # messages of its batch
     removed: bool = False  # it has left the log: it has no position, and only its states are known
     promise: PromiseFound | None = None  # that it came with
+    # Receiver number -> the position of the newest copy that was made of it for that one: it was
+    # sent again, by a rewind or as a dead letter. Of few receivers, and of no old copy.
+    copies: dict[int, int] = {}
 
 
 class Delayed(msgspec.Struct, frozen=True):

@@ -124,7 +124,9 @@ def _facts(found: dict[str, Any]) -> Table:
 
 
 def _row(name: str, at: dict[str, Any]) -> tuple[str, ...]:
-    return name, at["status"], str(at["attempts"]), cut(at["reason"] or "")
+    copy = at.get("copy")
+    said = [cut(at["reason"] or ""), "" if copy is None else f"sent again as log:{copy}"]
+    return name, at["status"], str(at["attempts"]), "; ".join(filter(None, said))
 
 
 def _info_table(found: dict[str, Any]) -> Table:

@@ -21,6 +21,7 @@ from msgservice.errors import LimitReached, LogDamaged, LogError, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.log import accounts, audit, delayed, finished, history, queries, replaying
+from msgservice.log.copied import with_copies
 from msgservice.log.retention import Retention
 from msgservice.log.state import NO_LETTERS
 from msgservice.log.store import Store
@@ -252,7 +253,9 @@ class StoreLog:
 
         def job(db: apsw.Connection) -> Found | None:
             with read_transaction(db):
-                return history.find(db, self._store.state, identity, after, count_max, senders)
+                state = self._store.state
+                found = history.find(db, state, identity, after, count_max, senders)
+                return found and with_copies(db, state, found)
 
         return self._read(job)
 
@@ -348,7 +351,9 @@ class StoreLog:
 
         def job(db: apsw.Connection) -> Found | None:
             with read_transaction(db):
-                return finished.find(db, self._store.state, identity, after, count_max, senders)
+                state = self._store.state
+                found = finished.find(db, state, identity, after, count_max, senders)
+                return found and with_copies(db, state, found)
 
         return self._read(job)
 

@@ -113,6 +113,7 @@ class StatusAt(msgspec.Struct, frozen=True):
     status: Status
     attempts: int
     reason: str
+    copy: int | None = None  # the position of its newest copy: it was sent again
 
 
 def sender_of(of: Found | DeadLetter) -> str:
@@ -502,7 +503,8 @@ class Operations:
                 status = stored
                 if not found.removed:
                     status = self._dispatch.status_of(number, found.position, stored)
-                told.append(StatusAt(number, row.name, status, attempts, reason))
+                copy = found.copies.get(number)
+                told.append(StatusAt(number, row.name, status, attempts, reason, copy))
         return found, told
 
     async def promise(self, found: Found) -> PromiseTold | None:
@@ -554,7 +556,9 @@ class Operations:
             if at.number == NOT_YET:
                 cause = why.cause_of_delayed(found, sender_of(found), at.status, reason)
             elif at.status.final or outlet is None:
-                cause = why.cause_of_final(at.receiver, found, at.status, at.attempts, reason)
+                cause = why.cause_of_final(
+                    at.receiver, found, at.status, at.attempts, reason, at.copy
+                )
             else:
                 link = self._connections.links.get(at.number)
                 cause = self._causes.of(

@@ -79,8 +79,10 @@ def _command(*words: str) -> str:
     return shlex.join(["msgservice", *words])
 
 
-def cause_of_final(name: str, found: Found, status: Status, attempts: int, reason: str) -> Cause:
-    """Return the cause of what is final."""
+def cause_of_final(
+    name: str, found: Found, status: Status, attempts: int, reason: str, copy: int | None = None
+) -> Cause:
+    """Return the cause of what is final. `copy`: the position of its newest copy, if it has one."""
     hashed = hash_of(found.incarnation)
     where = f"{found.sender}/{hashed}/{found.sequence}"
     if found.position:
@@ -101,6 +103,11 @@ def cause_of_final(name: str, found: Found, status: Status, attempts: int, reaso
         sentence = f"It was cancelled before {name} got it{why}"
     else:
         sentence = f"{name} was removed before it got it."
+    if copy is not None:
+        if status is Status.DEAD:
+            sentence = f"{name} did not take it{why}"
+        sentence = f"{_ended(sentence)} It was sent again, as log:{copy}."
+        help_, command = "What became of that is told of the copy.", _command("why", f"log:{copy}")
     return Cause(
         receiver=name,
         status=status.name.lower(),
@@ -110,6 +117,7 @@ def cause_of_final(name: str, found: Found, status: Status, attempts: int, reaso
         command=command,
         attempts=attempts,
         reason=reason,
+        copy=copy,
     )
 
 

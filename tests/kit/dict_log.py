@@ -72,6 +72,7 @@ from msgservice.records import (
     LettersTaken,
     Oldest,
     OpenPromise,
+    Origin,
     Outcome,
     PageOutcome,
     Piece,
@@ -640,8 +641,19 @@ class DictLog:
             more = len(asked) < len(told)
             removed = NOT_YET not in asked
             promise = self._promise_of(key, sequence)
+            origin = Origin(key[0], sequence, sha256(key[1].encode()).hexdigest()[:16])
             return Found(
-                0, *key, sequence, "", 0, 0, asked, more=more, removed=removed, promise=promise
+                0,
+                *key,
+                sequence,
+                "",
+                0,
+                0,
+                asked,
+                more=more,
+                removed=removed,
+                promise=promise,
+                copies=self._copies(origin, asked, 0),
             )
         return None
 
@@ -1302,6 +1314,7 @@ class DictLog:
                     at = self.content.receivers.get(number)
                     queued = (Status.QUEUED, 0, "")
                     states[number] = queued if at is None else at.states(batch)[index]
+                origin = batch.origin or Origin(batch.sender, batch.sequence, hashed)
                 return Found(
                     position=position,
                     sender=batch.sender,
@@ -1311,10 +1324,26 @@ class DictLog:
                     size=batch.size,
                     stored_at=batch.stored_at,
                     states=states,
+                    copies=self._copies(origin.behind(index), states, batch.number),
                     more=len(asked) < len(members),
                     promise=self._promise_of((batch.sender, batch.incarnation), sequence),
                 )
         return None
+
+    def _copies(
+        self, of: Origin, states: dict[int, tuple[Status, int, str]], above: int
+    ) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for batch in self.content.batches.values():
+            origin, members = batch.origin, batch.audience.members
+            if batch.number <= above or origin is None or len(members) != 1:
+                continue
+            index = of.sequence - origin.sequence
+            is_of = (of.sender, of.incarnation) == (origin.sender, origin.incarnation)
+            is_copy = batch.options.flags & FLAG_REPLAY and is_of and 0 <= index < batch.count
+            if is_copy and members[0] in states and states[members[0]][0].final:
+                found[members[0]] = batch.first + index
+        return found
 
     def _promise_of(self, key: Key, sequence: int) -> PromiseFound | None:
         content = self.content

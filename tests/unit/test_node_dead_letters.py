@@ -12,6 +12,7 @@ from msgservice import Limits
 from msgservice.core.frames import BYE_CLOSING, Transfer
 from msgservice.message import Action, WireMessage, decode_messages, encode_messages
 from msgservice.node.seldom import PERIOD
+from msgservice.records import hash_of
 from tests.kit.nodes import NodeWorld, ScriptedPeer, state_of
 
 ALL = {"subjects": [">"]}
@@ -123,3 +124,31 @@ def test_a_removal_says_how_many_dead_letters_go_with_the_receiver() -> None:
     assert there == (True, {"queued": 1, "dead": 1})
     removed = shop.request("$node.receivers.remove", question | {"confirm": 1})
     assert removed == (True, {"removed": 1, "dead": 1})
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_54_a_dead_letter_that_was_sent_again_tells_of_its_copy(*, is_removed: bool) -> None:
+    """Also when the message itself has left the log, which its letter outlives."""
+    world = NodeWorld(Limits(keep_seconds=0.0 if is_removed else 3600.0))
+    billing, shop = world.peer("billing", receive=ALL), world.peer("shop", status_from=1)
+    shop.transfer(1, "a", [b"x"])
+    world.settle()
+    rejects(world, billing, "no such customer")
+    name = f"shop/{hash_of(shop.hello.incarnation)}/1"
+    before = shop.request("$node.status", {"id": name})[1]["receivers"]["billing"]
+    assert ("dead", None) == (before["status"], before["copy"])
+    for _ in range(20):
+        world.settle(1)
+    assert is_removed is shop.request("$node.status", {"id": name})[1]["removed"]
+    ok, told = shop.request("$node.dead.requeue", {"receiver": "billing"})
+    assert ok, told
+    world.settle()
+    (copy,) = billing.take(Transfer)
+    after = shop.request("$node.status", {"id": name})[1]["receivers"]["billing"]
+    assert ("dead", copy.sequence) == (after["status"], after["copy"])
+    (cause,) = shop.request("$node.why", {"id": name})[1]["causes"]
+    assert (
+        f"billing did not take it: no such customer. It was sent again, as log:{copy.sequence}."
+        == cause["sentence"]
+    )
+    assert f"msgservice why log:{copy.sequence}" == cause["command"]

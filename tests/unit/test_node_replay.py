@@ -22,7 +22,16 @@ from msgservice.message import FLAG_REPLAY, FLAG_RETAIN, decode_messages
 from msgservice.node.commits import LIVE_FOR
 from msgservice.node.gate import Door
 from msgservice.node.replayer import LIVE_PAGE_BYTES, PAGE_BYTES
-from msgservice.records import LEFT_OUT, REWIND, START, Group, Replay, Resume, position_of
+from msgservice.records import (
+    LEFT_OUT,
+    REWIND,
+    START,
+    Group,
+    Replay,
+    Resume,
+    hash_of,
+    position_of,
+)
 from tests.kit.dict_log import Content, DictLog
 from tests.kit.limits import Limits as SmallLimits
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer, state_of
@@ -768,6 +777,47 @@ def test_47_a_replay_of_a_receiver_that_nobody_knows_is_let_go() -> None:
     world = NodeWorld()
     world.node.parts.replayer.load([Replay(77, REWIND, 0, 0, 5)])
     assert world.node.parts.replayer.of(77) is None
+
+
+# --- where the copies are
+
+
+def copies_told(world: NodeWorld, id_: str, name: str = "billing") -> tuple[int | None, str]:
+    """Return which copy `status` tells of, and what `why` says."""
+    asks = world.peer("asks")
+    ok, status = asks.request("$node.status", {"id": id_})
+    assert ok, status
+    ok, why = asks.request("$node.why", {"id": id_})
+    assert ok, why
+    (cause,) = [one for one in why["causes"] if one["receiver"] == name]
+    assert cause["copy"] == status["receivers"][name]["copy"]
+    return cause["copy"], cause["sentence"]
+
+
+@pytest.mark.parametrize("kind", [MemoryLog, DictLog])
+def test_54_a_message_that_was_rewound_tells_of_its_newest_copy(kind: Any) -> None:
+    clock = Clock()
+    world = NodeWorld(log=kind(reactor=clock, limits=Limits()), clock=clock)
+    shop, _, other = world.peer("shop"), taking(world), taking(world, "other")
+    messages = [b"1", b"2", b"3"]
+    shop.transfer(1, "orders.new", messages)
+    shop.transfer(4, "orders.old", [b"4"])
+    world.settle()
+    own = f"shop/{hash_of(shop.hello.incarnation)}"
+    assert (None, "billing has acknowledged it.") == copies_told(world, f"{own}/2")
+    ask(shop, "rewind", name="billing", first=position_of(1, 1), end=position_of(1, 2))
+    world.settle()
+    assert (
+        position_of(3),
+        f"billing has acknowledged it. It was sent again, as log:{position_of(3)}.",
+    ) == copies_told(world, f"{own}/2")
+    assert position_of(3, 1) == copies_told(world, f"log:{position_of(1, 2)}")[0]
+    assert {None} == {copies_told(world, f"{own}/{n}")[0] for n in (1, 4)}
+    assert None is copies_told(world, f"{own}/2", "other")[0]
+    ask(shop, "rewind", name="billing", first=position_of(1))
+    world.settle()
+    assert [4, 4, 4, 5] == [(copies_told(world, f"{own}/{n}")[0] or 0) >> 16 for n in range(1, 5)]
+    assert [*messages, b"4"] == other.all
 
 
 # --- what the user of a receiver may receive
