@@ -462,11 +462,14 @@ async def test_a_delayed_post_that_is_made_again_with_its_key_waits_once(world: 
     again = await world.post(said, Idempotency_Key="later")
     assert (201, first.json["due"]) == (again.status, again.json["due"])
     assert again.json["by_key"]
-    assert 1 == len((await world.peer.ask("GET", "/v1/delayed")).json["delayed"])
-    for answer in (first, again):
-        name = answer.json["id"].replace("/", "%2F")
-        shown = await world.peer.ask("GET", f"/v1/messages/{name}")
-        assert (200, first.json["due"]) == (shown.status, shown.json["due"])
+    assert first.json["id"] == again.json["id"]
+    (waiting,) = (await world.peer.ask("GET", "/v1/delayed")).json["delayed"]
+    assert waiting["sender"] == again.json["id"]
+    name = again.json["id"].replace("/", "%2F")
+    shown = await world.peer.ask("GET", f"/v1/messages/{name}")
+    assert (200, first.json["due"]) == (shown.status, shown.json["due"])
+    assert 200 == (await world.peer.ask("POST", f"/v1/delayed/{name}/cancel", {})).status
+    assert [] == (await world.peer.ask("GET", "/v1/delayed")).json["delayed"]
 
 
 @ensure

@@ -12,6 +12,7 @@ from msgservice.identity.rules import Rules
 from msgservice.identity.users import User, Users
 from msgservice.message import Action, Status, WireMessage, encode_messages
 from msgservice.node.gate import Door
+from msgservice.records import hash_of
 from tests.kit.limits import Limits
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 
@@ -234,6 +235,21 @@ def test_45_who_comes_back_hears_what_became_of_what_waited() -> None:
     billing.ack(*billing.take(Transfer))
     world.settle()
     assert {("billing", Status.ACKNOWLEDGED): [(3, 3)]} == again.statuses()
+
+
+def test_45_what_waits_is_cancelled_by_the_id_of_each_that_was_handed_in_with_its_key() -> None:
+    for cancelled_by in ("i1", "i2"):
+        world, billing, shop = world_with()
+        other = world.peer("shop", incarnation="i2", status_from=1)
+        hand_in(shop, delay=MINUTE)
+        hand_in(other, 3, delay=MINUTE)
+        name = f"shop/{hash_of(cancelled_by)}/{1 if cancelled_by == 'i1' else 3}"
+        ok, told = shop.request("$node.delayed.cancel", {"id": name})
+        assert (ok, told["cancelled"]) == (True, 1)
+        for peer, sequence in ((shop, 1), (other, 3)):
+            assert {("$delayed", Status.CANCELLED): [(sequence, sequence)]} == peer.statuses()
+        world.settle(200)
+        assert [] == billing.take(Transfer)
 
 
 def test_45_a_cancelled_message_is_cancelled_for_each_who_sent_its_key_and_who_comes_then() -> None:
