@@ -485,7 +485,9 @@ class Connection:
                 # One from before there were logins knows no other word for it.
                 self.error = f"no login is offered there: {self.error}"
             if self._says_why:
-                self._logger.warn("{peer}: {error}", peer=self.peer_address, error=self.error)
+                self._logger.warn(
+                    "{peer}: {error}", line="peer-error", peer=self.peer_address, error=self.error
+                )
             self.close()
 
     def channel_failed(self, error: ProtocolError) -> None:
@@ -577,7 +579,10 @@ class Connection:
             self.error = one_line(str(failed))  # it may quote the other side
             if self._says_why:
                 self._logger.warn(
-                    "connection to {peer} ended: {error}", peer=self.peer_address, error=self.error
+                    "connection to {peer} ended: {error}",
+                    line="connection-failed",
+                    peer=self.peer_address,
+                    error=self.error,
                 )
             if self.channel is not None:
                 self.channel.close()

@@ -224,6 +224,7 @@ def _hung_up() -> None:
         logger.info(
             "SIGHUP: certificates and keys of {count} address(es) were read, {changed} changed,"
             " {wrong} cannot be used{users}; what else the configuration says needs a restart",
+            line="files-read",
             count=len(read),
             changed=sum(one.changed for one in read),
             wrong=sum(one.problem is not None for one in read),

@@ -158,7 +158,7 @@ class GuardedFile:
     def tell(self) -> None:
         """The outcome of opening it is logged, on the reactor's thread."""
         for notice in self._notices:
-            self._logger.warn("{notice}", notice=notice)
+            self._logger.warn("{notice}", line="file-notice", notice=notice)
 
     def fold(self, mode: int = apsw.SQLITE_CHECKPOINT_PASSIVE) -> None:
         """Fold the write-ahead log in; raises `apsw.Error`, `OSError`, `LogDamaged`.

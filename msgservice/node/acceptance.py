@@ -245,6 +245,7 @@ class Acceptance:
             _logger.warn(
                 "{count} messages to {subject} came back from node {sender}: they have been here,"
                 " and go to nobody again",
+                line="chain-loop",
                 count=count,
                 subject=subject,
                 sender=sender,

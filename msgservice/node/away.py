@@ -192,6 +192,7 @@ class Away:
                 self._logger.warn(
                     "receiver {name} is away for longer than its away_max of {seconds} s, and"
                     " stays: {why}; drop them or send them again, then it is removed",
+                    line="away-stays",
                     name=row.name,
                     seconds=self.limit(row) // 1000,
                     why=LETTERS,
@@ -213,6 +214,7 @@ class Away:
         except MsgServiceError as error:
             self._logger.warn(
                 "receiver {name}, away for too long, is not removed: {error}",
+                line="away-not-removed",
                 name=row.name,
                 error=str(error),
             )
@@ -221,6 +223,7 @@ class Away:
             self._logger.warn(
                 "receiver {name} was away for longer than its away_max of {seconds} s: it is"
                 " removed, and {count} message(s) that waited for it are not delivered",
+                line="away-removed",
                 name=row.name,
                 seconds=seconds,
                 count=queued,

@@ -579,7 +579,9 @@ class Commits:
             self._fatal(error)
             self._give_up(taken, error)
             return
-        self._logger.error("a group was not stored: {error}", error=str(error))
+        self._logger.error(
+            "a group was not stored: {error}", line="commit-failed", error=str(error)
+        )
         for batch in group.due:
             batch.audience.waiting -= 1
         by_source: dict[int, tuple[Source, list[Batch]]] = {}

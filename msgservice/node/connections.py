@@ -131,7 +131,9 @@ class Connections:
         why = self._gate.why_not_dialled(row)
         if why is not None:
             outlet.last_error = f"not dialled: {why}"
-            self._logger.error("receiver {name} is not dialled: {why}", name=row.name, why=why)
+            self._logger.error(
+                "receiver {name} is not dialled: {why}", line="not-dialled", name=row.name, why=why
+            )
             return
         try:
             link = self._connector(row.address, outlet)
@@ -139,7 +141,10 @@ class Connections:
             # It comes from an older log or another machine: the others are served all the same.
             outlet.last_error = str(error)
             self._logger.error(
-                "receiver {name} is not dialled: {error}", name=row.name, error=str(error)
+                "receiver {name} is not dialled: {error}",
+                line="not-dialled",
+                name=row.name,
+                error=str(error),
             )
             return
         self.links[row.number] = link
@@ -370,6 +375,7 @@ class Connections:
             self._logger.warn(
                 "receiver {name} was replaced {count} times in {seconds} s: two programs have"
                 " its name; it is held",
+                line="receiver-contended",
                 name=outlet.name,
                 count=len(recent) + 1,
                 seconds=limits.replacement_window,

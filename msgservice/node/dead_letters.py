@@ -90,6 +90,7 @@ class DeadLetters:
             self._logger.warn(
                 "receiver {name} has {count} new dead letter(s), the last is position {position}"
                 " after {attempts} failed attempt(s): {reason}",
+                line="dead-letters",
                 name=row.name,
                 count=count,
                 position=last.last,

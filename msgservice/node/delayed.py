@@ -151,6 +151,7 @@ class DelayedMessages:
                 "{count} runs that are due could not be handed on, as the first of {subject}:"
                 " there is no place for their receivers, or for what is retained; they are tried"
                 " again",
+                line="due-without-room",
                 count=count,
                 subject=subject,
             )

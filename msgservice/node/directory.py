@@ -307,6 +307,7 @@ class Directory:
                 self._logger.warn(
                     "no new set of receivers is taken, the last from {sender}: {error}; messages"
                     " for one wait with their senders",
+                    line="audience-refused",
                     sender="a subject" if sender is None else f"'to' of {sender!r}",
                     error=str(limit),
                 )

@@ -252,6 +252,7 @@ class Dispatch:
             self._logger.warn(
                 "receiver {name} is suspended: {queued} bytes wait for it, its limit is {limit};"
                 " what is sent from now on is not for it, until less than half of that waits",
+                line="receiver-suspended",
                 name=outlet.name,
                 queued=outlet.progress.queued.look(),
                 limit=limit,
@@ -260,6 +261,7 @@ class Dispatch:
             self._logger.warn(
                 "receiver {name} is no longer suspended: {queued} bytes wait for it, its limit is"
                 " {limit}; what is sent from now on is for it again",
+                line="receiver-not-suspended",
                 name=outlet.name,
                 queued=outlet.progress.queued.look(),
                 limit=limit,
@@ -282,6 +284,7 @@ class Dispatch:
                 if begins
                 else "messages for receiver {name} are taken again: {queued} bytes wait for it,"
                 " its limit is {limit}",
+                line="receiver-full" if begins else "receiver-not-full",
                 name=outlet.name,
                 queued=outlet.progress.queued.look(),
                 limit=self.backlog_bytes_max(outlet.row),

@@ -84,6 +84,7 @@ class Due:
                 "the clock is {days} days ahead of when the log was last written: if it is wrong,"
                 " stop this node within {seconds} seconds and set it right; then what is due by it"
                 " expires, or is sent",
+                line="clock-ahead",
                 days=round(ahead / DAY, 1),
                 seconds=round(HELD_FOR),
             )
@@ -91,6 +92,7 @@ class Due:
             self._logger.warn(
                 "the clock is {seconds} seconds behind what it was when the log was last written:"
                 " what was sent with a time by the clock of then falls due so much later",
+                line="clock-behind",
                 seconds=-ahead // 1000,
             )
         self.look()

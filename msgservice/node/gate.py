@@ -542,6 +542,7 @@ class Gate:
         changed = () if before is None else sorted(before.replaced_by(users))
         _logger.info(
             "users were read anew: {count} are configured; gone or changed: {changed}",
+            line="users-read",
             count=len(users),
             changed=", ".join(changed) or "none",
         )
@@ -585,6 +586,7 @@ class Gate:
         """Somebody changes something of the node by a request, which was allowed."""
         _logger.info(
             "{who} at {address}: {what}",
+            line="operation",
             who=str(who),
             address=who.address,
             what=one_line(what)[:SHOWN],
@@ -592,7 +594,9 @@ class Gate:
 
     def left(self, principal: Principal, address: str) -> None:
         """Somebody has logged out."""
-        _logger.info("user {who} at {address} logs out", who=str(principal), address=address)
+        _logger.info(
+            "user {who} at {address} logs out", line="logout", who=str(principal), address=address
+        )
 
     def turned_away(self, who: Pass, why: str) -> None:
         """A peer that is known is not let in; it may be told less than this."""
@@ -601,6 +605,7 @@ class Gate:
         def tell(count: int) -> None:
             _logger.warn(
                 "{who} at {address} was not let in{times}: {why}",
+                line="not-allowed",
                 who=str(who),
                 address=address,
                 why=shown,
@@ -622,6 +627,7 @@ class Gate:
                 self._warned[token.id] = now
                 _logger.warn(
                     "token {id} of user {user} {end}: make another one (msgservice token add)",
+                    line="token-expires",
                     id=token.id,
                     user=token.user,
                     end=f"expires in {left / DAY_MS:.1f} days" if left > 0 else "has expired",
@@ -637,6 +643,7 @@ class Gate:
         def tell(count: int) -> None:
             _logger.info(
                 "{who} at {address} is {name}{times}",
+                line="login",
                 who=str(who),
                 address=address,
                 name=name,
@@ -652,6 +659,7 @@ class Gate:
         def tell(count: int) -> None:
             _logger.warn(
                 "login of user {user!r} at {address} failed{times}: {why}",
+                line="login-failed",
                 user=user,
                 address=address,
                 times="" if count == 1 else f" {count} times, the last time",

@@ -555,6 +555,7 @@ class Greeter:
         self._logger.error(
             "{error}; going on as a new incarnation towards it: all that waits for it is sent,"
             " some of it perhaps again",
+            line="receiver-knows-more",
             error=error,
         )
         self._receivers.begin_anew(outlet.row)

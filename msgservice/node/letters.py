@@ -279,7 +279,12 @@ class Events:
         try:
             audience = self._directory.audience(subject)
         except LimitReached as error:
-            self._logger.warn("no event {subject}: {error}", subject=subject, error=str(error))
+            self._logger.warn(
+                "no event {subject}: {error}",
+                line="event-not-stored",
+                subject=subject,
+                error=str(error),
+            )
             return []
         if not audience.members:
             return []

@@ -293,7 +293,7 @@ class Node(Service):
     async def _start(self) -> None:
         snapshot = await self.log.open()
         for notice in snapshot.notices:
-            self._logger.warn("{notice}", notice=notice)
+            self._logger.warn("{notice}", line="file-notice", notice=notice)
         self.log_id = snapshot.log_id
         self.node_name = self._name or f"node-{snapshot.log_id[:8]}"
         if self._read_users is not None:
@@ -324,6 +324,7 @@ class Node(Service):
             self._logger.warn(
                 "insecure = true: whoever is between this node and its peers can read and change"
                 " what they say, and be one of them{login}",
+                line="insecure",
                 login="" if parts.gate.asks else "; nobody is configured, so names are believed",
             )
         await parts.receivers.configure(self._configured)
@@ -369,7 +370,7 @@ class Node(Service):
     def _listens(self, port: IListeningPort, listener: str) -> None:
         self.ports.append(port)
         self.listeners.append(listener)
-        self._logger.info("listening on {listener}", listener=listener)
+        self._logger.info("listening on {listener}", line="listening", listener=listener)
 
     def _not_started(self, failure: Failure) -> None:
         assert isinstance(failure.value, Exception)
@@ -381,7 +382,7 @@ class Node(Service):
         self._ready.fail(failure)
 
     def _fatal(self, error: LogFailed) -> None:
-        self._logger.critical("{error}", error=str(error))
+        self._logger.critical("{error}", line="fatal", error=str(error))
         self.parts.connections.refuse()
         self.parts.connections.abort()
         self.parts.perspectives.stop()
@@ -412,7 +413,9 @@ class Node(Service):
                     read.append(Reread(USERS, changed, None))
             except (MsgServiceError, OSError) as error:
                 self._logger.error(
-                    "users cannot be read, those before go on: {error}", error=str(error)
+                    "users cannot be read, those before go on: {error}",
+                    line="users-not-read",
+                    error=str(error),
                 )
                 read.append(Reread(USERS, False, str(error)))
         return read
@@ -651,11 +654,13 @@ class Node(Service):
             parts.gate.stop()
             parts.tracker.stop()
         await self.log.close()
-        self._logger.info("stopped")
+        self._logger.info("stopped", line="stopped")
 
     def _not_idle(self, failure: Failure) -> None:
         failure.trap(TookTooLong)
-        self._logger.error("stopped without its last group: the log did not take it in time")
+        self._logger.error(
+            "stopped without its last group: the log did not take it in time", line="stopped-early"
+        )
 
 
 def _listening_stopped(port: IListeningPort) -> Deferred[Any]:

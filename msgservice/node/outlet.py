@@ -506,6 +506,7 @@ class Outlet:
             self._logger.error(
                 "receiver {name} has forgotten positions {first} to {last}, which it had"
                 " acknowledged: its inbox went back in time; they are not sent again",
+                line="receiver-forgot",
                 name=self.name,
                 first=highest + 1,
                 last=self._acked_to,

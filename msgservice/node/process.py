@@ -32,7 +32,7 @@ def end_process(reactor: IReactorTime, error: Exception) -> LoopingCall | None:
         holding.clock = reactor
         holding.start(HOLD_SAYS)
         return holding
-    _logger.critical("the node cannot go on: {error}", error=str(error))
+    _logger.critical("the node cannot go on: {error}", line="node-ends", error=str(error))
     # twist and twistd end with 0 after `reactor.stop`, whatever was the reason.
     core = IReactorCore(reactor)
     core.addSystemEventTrigger("after", "shutdown", _exit_failed)
@@ -47,6 +47,7 @@ def _holds(error: LogReplaced) -> None:
     _logger.critical(
         "the node takes and delivers nothing any more, and waits to be stopped: {error}. Copy them"
         " first if you need them: /proc/{pid}/fd",
+        line="node-stands",
         error=str(error),
         pid=os.getpid(),
     )

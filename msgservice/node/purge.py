@@ -129,7 +129,10 @@ class Purge:
             await outlet.progress.all_stored()
             self._settling.settled(outlet, senders)
             self._logger.info(
-                "{count} messages for receiver {name} were purged", count=count, name=receiver
+                "{count} messages for receiver {name} were purged",
+                line="purged",
+                count=count,
+                name=receiver,
             )
         return Purged(count=count, size=size, in_flight=in_flight, end=end, next=following)
 

@@ -387,7 +387,12 @@ class Receivers:
             self._store(row, join=join)
         else:
             self._replayer.begin(row, replay, lambda: self._store(row, replay), place=place)
-        self._logger.info("receiver {name} added: {row}", name=row.name, row=list(row.patterns))
+        self._logger.info(
+            "receiver {name} added: {row}",
+            line="receiver-added",
+            name=row.name,
+            row=list(row.patterns),
+        )
         return outlet
 
     async def add(
@@ -515,6 +520,7 @@ class Receivers:
                 self._logger.warn(
                     "receiver {name} gets nothing of {patterns} from now on: its user {owner} may"
                     " not receive that",
+                    line="receiver-not-allowed",
                     name=row.name,
                     patterns=", ".join(withheld),
                     owner=row.owner,
@@ -545,11 +551,11 @@ class Receivers:
             else:
                 outlet.is_paused_now(reason)
             if not was_paused and reason == PAUSED:  # else who pauses it has said why
-                self._logger.info("receiver {name} is paused", name=name)
+                self._logger.info("receiver {name} is paused", line="receiver-paused", name=name)
             await self._connections.undial(outlet)
         else:
             if was_paused:
-                self._logger.info("receiver {name} is resumed", name=name)
+                self._logger.info("receiver {name} is resumed", line="receiver-resumed", name=name)
                 outlet.last_error = ""
                 # What it asked for was passed by: it comes again, and at once.
                 self._connections.dismiss_all(outlet, BYE_CLOSING, "resumed")
@@ -561,7 +567,9 @@ class Receivers:
         """Pause a receiver whose dead letters are at their limit, unless it is or goes."""
         if row.options.paused or row.removed or row.number in self._removing:
             return
-        self._logger.warn("receiver {name} is {reason}", name=row.name, reason=reason)
+        self._logger.warn(
+            "receiver {name} is {reason}", line="receiver-held", name=row.name, reason=reason
+        )
         paused = Deferred.fromCoroutine(self.pause(row.name, True, reason))
         paused.addErrback(lambda failure: self._logger.failure("pausing a receiver", failure))
 
@@ -660,7 +668,7 @@ class Receivers:
             except Exception:
                 told = "receiver {name} is removed; letting go of it failed"
                 self._logger.failure(told, name=row.name)
-        self._logger.info("receiver {name} removed", name=row.name)
+        self._logger.info("receiver {name} removed", line="receiver-removed", name=row.name)
         return queued
 
     def _stays(self, outlet: Outlet, error: Exception) -> None:
@@ -699,6 +707,7 @@ class Receivers:
             self._logger.error(
                 "the log is older than what {name} remembers of it: {count} receivers that have not"
                 " come since the start are sent all that waits for them, some of it perhaps again",
+                line="log-older",
                 name=row.name,
                 count=len(others),
             )
@@ -815,6 +824,7 @@ class Receivers:
         self._logger.error(
             "node {name} has lost positions {first} to {last}, which it had acknowledged, or some"
             " of them: its log went back, or is another one; what is kept of them is sent again",
+            line="next-node-lost",
             name=row.name,
             first=first,
             last=last,
@@ -829,6 +839,7 @@ class Receivers:
         except LimitReached as error:
             self._logger.error(
                 "node {name} has an empty log, and is not sent what is retained here: {why}",
+                line="next-node-empty",
                 name=row.name,
                 why=str(error),
             )

@@ -257,6 +257,7 @@ class Replayer:
         replay = running.replay
         self._logger.info(
             "replay to receiver {name} begins: {kind} from position {first}",
+            line="replay-begins",
             name=running.row.name,
             kind=replay.kind,
             first=replay.first,
@@ -346,6 +347,7 @@ class Replayer:
         self._logger.info(
             "replay to receiver {name} {ends} at position {next}: {copied} messages copied,"
             " {skipped} were not kept any more",
+            line="replay-ends",
             name=running.row.name,
             ends="was called off" if running.is_called_off else "is over",
             next=replay.next,
@@ -540,7 +542,11 @@ class Replayer:
                     self._directory.set_starting(running.row, True)
             self._wait(running, str(outcome))
         else:
-            self._logger.error("a page for receiver {name} was void", name=running.row.name)
+            self._logger.error(
+                "a page for receiver {name} was void",
+                line="replay-page-void",
+                name=running.row.name,
+            )
             self._wait(running, "a page was void")
 
     def _stuck(self, failure: Failure, running: _Running) -> None:

@@ -70,6 +70,7 @@ class Seldom:
             self._logger.info(
                 "{count} more such lines were left out: a minute has lines about {things} things of"
                 " a kind",
+                line="lines-left-out",
                 count=self._beyond,
                 things=THINGS_MAX,
             )

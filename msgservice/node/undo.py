@@ -137,6 +137,7 @@ class Undo:
         if of:
             self._logger.info(
                 "{messages} messages of {sender} were undone: {said}",
+                line="undone",
                 messages=of.count,
                 sender=key[0],
                 said=reason,
@@ -159,7 +160,11 @@ class Undo:
             try:
                 await removal
             except Exception:
-                self._logger.info("receiver {name} is not removed", name=self._name(number))
+                self._logger.info(
+                    "receiver {name} is not removed",
+                    line="receiver-not-removed",
+                    name=self._name(number),
+                )
 
     async def _cancel(self, key: Key, pieces: Sequence[Piece], end: int, reason: str) -> RangeSet:
         """Cancel what of these waits until it is due; return which sequences are."""

@@ -111,6 +111,7 @@ class Upkeep:
                     if not refusing
                     else "messages are taken again: there is room in the log; but not those for"
                     " {refusing} receiver(s) for which too much waits",
+                    line="log-not-full",
                     refusing=refusing,
                 )
             return
@@ -121,6 +122,7 @@ class Upkeep:
             return
         self._logger.warn(
             "messages are refused, their senders keep them: {reason} ({count} times so far)",
+            line="log-full",
             reason=reason,
             count=self.refusals,
         )

@@ -15,21 +15,21 @@ from msgservice.node.seldom import Seldom
 
 REASON_SHOWN = 200  # characters
 NAME_SHOWN = 100  # of one that may be no name
-# What becomes of a connection, and the lines about one and about many.
+# The id of a line, and its text for one connection and for many.
 _GONE = (
-    "gone",
+    "peer-gone",
     "{kind} {name} at {address} has gone: {reason}",
     "{kind} {name} has gone {count} times, the last from {address}: {reason}",
 )
 _NOT_LET_IN = (
-    "refused",
+    "peer-refused",
     "{kind} {name!r} from {address} was not let in: {reason}",
     "{kind} {name!r} was not let in {count} times, the last from {address}: {reason}",
 )
 _ENDED = (
     "{count} connection(s) ended before they said who they are, the last from {address}: {reason}"
 )
-_UNKNOWN = ("unknown", _ENDED, _ENDED)
+_UNKNOWN = ("connection-unknown", _ENDED, _ENDED)
 
 
 class Visits:
@@ -46,7 +46,7 @@ class Visits:
         self._here.add(peer)
         self._say(
             peer,
-            "came",
+            "peer-came",
             "{kind} {name} has come, from {address}",
             "{kind} {name} has come {count} times, the last from {address}",
         )
@@ -66,6 +66,7 @@ class Visits:
             self._logger.emit(
                 level,
                 one if count == 1 else many,
+                line=what,
                 kind=kind,
                 name=name,
                 address=address,

@@ -281,7 +281,12 @@ class Connector(ClientService):
         self.forbidden = ""
         if self._warned:
             self._warned = False
-            self._logger.info("connected to {address} again", address=self.address, **{SAID: True})
+            self._logger.info(
+                "connected to {address} again",
+                line="connected-again",
+                address=self.address,
+                **{SAID: True},
+            )
 
     def channel_gone(self, channel: Owned, reason: str) -> None:
         """See `ChannelOwner`."""
@@ -316,7 +321,11 @@ class Connector(ClientService):
 
     def _stop_overdue(self) -> None:
         self._stop_deadline = None
-        self._logger.warn("connection to {address} does not end", address=self.address)
+        self._logger.warn(
+            "connection to {address} does not end",
+            line="connection-does-not-end",
+            address=self.address,
+        )
         if self._channel is not None:
             self._channel.abort()
         self._stop_dialling()
@@ -347,6 +356,7 @@ class Connector(ClientService):
             self._told_refusal = refusal
             self._logger.warn(
                 "no connection to {address}: {reason} (tried again, at least every {seconds} s)",
+                line="no-connection",
                 address=self.address,
                 reason=self.last_error,
                 seconds=f"{self._limits.link_delay_max:g}",

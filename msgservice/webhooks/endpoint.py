@@ -151,7 +151,9 @@ class Endpoint:
     def _well(self) -> None:
         if self.trouble is None:
             return
-        self._logger.info("webhook {url} takes messages again", url=self.url)
+        self._logger.info(
+            "webhook {url} takes messages again", line="webhook-answers", url=self.url
+        )
         self.trouble, self.unwell_since, self.forbidden, self._failures = None, None, "", 0
         self._is_trying = False  # a try that is still under way decides nothing any more
         if self._timer is not None:
@@ -168,7 +170,10 @@ class Endpoint:
             self._trouble += 1
             self.unwell_since = self._clock.seconds()
             self._logger.warn(
-                "webhook {url} takes nothing, its messages wait: {why}", url=self.url, why=why
+                "webhook {url} takes nothing, its messages wait: {why}",
+                line="webhook-fails",
+                url=self.url,
+                why=why,
             )
         self.trouble, self.forbidden = why, forbidden
         self._failures += 1

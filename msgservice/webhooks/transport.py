@@ -369,7 +369,10 @@ class Webhook(Service):
         except Exception as error:  # files that cannot be used: the others are served all the same
             self._error = f"not dialled: {error}"
             self._logger.error(
-                "webhook {name} is not dialled: {error}", name=self._name, error=str(error)
+                "webhook {name} is not dialled: {error}",
+                line="not-dialled",
+                name=self._name,
+                error=str(error),
             )
             return
         self._error, self._forbidden, self._refused = None, "", 0
@@ -397,7 +400,10 @@ class Webhook(Service):
         """Try again later: a name that may not be dialled now may lead somewhere else then."""
         if str(error) != self._error:
             self._logger.error(
-                "webhook {name} is not dialled: {error}", name=self._name, error=str(error)
+                "webhook {name} is not dialled: {error}",
+                line="not-dialled",
+                name=self._name,
+                error=str(error),
             )
         self._error, self._forbidden = str(error), error.key
         self._refused += 1

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import msgservice
 from msgservice.administration import ReceiverState
 from msgservice.limits import Limits
+from msgservice.log_lines import FAILURE
 from tests.docs.test_reference_pages import DOCS, rows
 
 PAGE = DOCS / "operating.md"
@@ -25,9 +27,17 @@ LINES = [
     line
     for row in TABLE.splitlines()
     if row.startswith("| `")
-    for line in re.findall(r"`([^`]* [^`]*)`", row)
+    for line in re.findall(r"`([^`]* [^`]*)`", row.split(" | ")[1])
     if not line.startswith("on_full")
 ]
+IDS = [
+    one
+    for row in TABLE.splitlines()
+    if row.startswith("| `")
+    for one in re.findall(r"`([^`]+)`", row.split(" | ")[0])
+]
+# What runs in a node; programs of others have lines of their own.
+OPERATED = ("node/", "log/", "disk/", "transport/", "webhooks/", "connection.py", "tap.py")
 
 
 def format_of(line: str) -> re.Pattern[str]:
@@ -70,3 +80,40 @@ def test_the_fields_that_are_worth_an_alarm_exist() -> None:
     named = {name.partition(".")[0] for name in names}
     assert len(named) == 7
     assert named <= told
+
+
+def calls_of_loggers() -> Iterator[tuple[str, ast.Call]]:
+    """Give each call that writes a line of a node's log, which is not about a failure."""
+    package = Path(msgservice.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        part = str(path.relative_to(package))
+        if not part.startswith(OPERATED) or part == "transport/udp/peer.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            of = ast.unparse(node.func.value).rpartition(".")[2]
+            if of in {"_logger", "logger", "_log"} and node.func.attr in LEVELS:
+                yield f"{part}:{node.lineno}", node
+
+
+OF_VISITS = {"peer-came", "peer-gone", "peer-refused", "connection-unknown"}
+VISITS = ast.parse((Path(msgservice.__file__).parent / "node" / "visits.py").read_text())
+LEVELS = {"info", "warn", "error", "critical", "emit"}
+
+
+def test_each_line_of_a_nodes_log_has_an_id_that_the_page_explains() -> None:
+    without: list[str] = []
+    found: set[object] = set()
+    for where, call in calls_of_loggers():
+        said = [one.value for one in call.keywords if one.arg == "line"]
+        if not said:
+            without.append(where)
+        for one in ast.walk(said[0]) if said else ():
+            if isinstance(one, ast.Constant):
+                found.add(one.value)
+    assert without == []
+    # Of visits the ids stand beside their words.
+    assert {node.value for node in ast.walk(VISITS) if isinstance(node, ast.Constant)} >= OF_VISITS
+    assert found | {FAILURE} | OF_VISITS == set(IDS)
+    assert len(IDS) == len(set(IDS))

@@ -102,3 +102,19 @@ def test_the_service_adds_it_before_twist_begins_to_write(tmp_path: Path) -> Non
     assert 2 == len(told)
     assert all(fits(line) and "root is root" not in line.partition("[")[0] for line in told)
     assert fits(done.stdout)
+
+
+def test_a_line_shows_its_id_and_a_failure_that_has_none_is_one() -> None:
+    written = Written()
+    written.logger.info("receiver {name} is paused", line="receiver-paused", name="a")
+    try:
+        raise ValueError("odd")
+    except ValueError:
+        written.logger.failure("looking")
+    written.logger.info("told")
+    assert [formatEvent(event) for event in written.events] == [
+        "receiver a is paused  [receiver-paused]",
+        "looking  [failure]",
+        "told",
+    ]
+    assert [event.get("line") for event in written.events] == ["receiver-paused", "failure", None]

@@ -354,7 +354,9 @@ class PbChannel(BoundedBroker):
         if self._user is not None:
             self._user.channel_failed(error)
         elif self.is_known and self.state not in ENDED:  # of a stranger its owner tells
-            self._logger.warn("{peer}: {error}", peer=self.peer_address, error=str(error))
+            self._logger.warn(
+                "{peer}: {error}", line="peer-error", peer=self.peer_address, error=str(error)
+            )
 
     def has_gone(self, reason: str) -> None:
         """See `BoundedBroker`."""

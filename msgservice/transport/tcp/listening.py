@@ -137,6 +137,7 @@ class ChannelFactory(Factory):
             self._logger.warn(
                 "limit connections = {limit} reached: whoever does not say who he is makes room"
                 " for newcomers, else they are refused, {peer} and others",
+                line="connections-full",
                 limit=self._limits.connections,
                 peer=describe(addr) if addr is not None else "a peer",
             )
@@ -165,6 +166,7 @@ class ChannelFactory(Factory):
             return
         self._logger.warn(
             "{peer} was turned away: {reason} ({untold} more since the last such line)",
+            line="turned-away",
             peer=peer,
             reason=reason,
             untold=self._untold,

@@ -155,7 +155,9 @@ class Tls:
             return
         self._told = {one: at for one, at in self._told.items() if 0 <= now - at < DAY_MS}
         self._told[key] = now
-        self._logger.warn("{problem} ({address})", problem=wrong, address=address.text)
+        self._logger.warn(
+            "{problem} ({address})", line="certificate-expires", problem=wrong, address=address.text
+        )
 
 
 def check_profile(profile: TlsProfile) -> list[BadFile]:
@@ -240,11 +242,16 @@ class _Renewed(Generic[T]):
             self._problem = str(error)
             self._logger.error(
                 "a renewed certificate cannot be used, the one before goes on: {error}",
+                line="certificate-not-read",
                 error=self._problem,
             )
         else:
             self._problem, self._changed = None, True
-            self._logger.info("certificates of {address} were read anew", address=self.address.text)
+            self._logger.info(
+                "certificates of {address} were read anew",
+                line="certificates-read",
+                address=self.address.text,
+            )
 
 
 @implementer(IOpenSSLServerConnectionCreator)

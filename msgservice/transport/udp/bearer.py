@@ -392,7 +392,9 @@ class Bearer:
             self._endpoint.send(channel.session.peer, frame, token, self._seconds())
         except LimitReached as error:
             # The user went on for 256 MiB after it was told to stop.
-            self._log.error("{peer}: {error}", peer=channel.peer_address, error=error)
+            self._log.error(
+                "{peer}: {error}", line="peer-error", peer=channel.peer_address, error=error
+            )
             self.turns.act(channel.abort)
             return
         if not self.turns.awaited:

@@ -111,7 +111,9 @@ class UdpEndpoint:
             if self._told != str(error):
                 self._told = str(error)
                 self._log.error(
-                    "a key cannot be read, the one before goes on: {error}", error=self._told
+                    "a key cannot be read, the one before goes on: {error}",
+                    line="key-not-read",
+                    error=self._told,
                 )
         return self._keys
 

@@ -105,6 +105,7 @@ class DatagramSocket:
         self._log.info(
             "udp {host}:{port}: receive buffer {buffer} bytes,"
             " UDP_SEGMENT {segments}, UDP_GRO {merges}",
+            line="udp-socket",
             host=self.address[0],
             port=self.address[1],
             buffer=self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF),
@@ -268,7 +269,7 @@ class DatagramSocket:
 
     def _stop_offload(self, error: OSError) -> None:
         """Go on without trains, and cut those that wait."""
-        self._log.info("udp: UDP_SEGMENT off: {error}", error=error)
+        self._log.info("udp: UDP_SEGMENT off: {error}", line="udp-segment-off", error=error)
         self.segments = False
         waiting = list(self._pending)
         self._pending.clear()

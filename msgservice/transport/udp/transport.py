@@ -67,7 +67,11 @@ class UdpPort:
         try:
             keys = read_shared(self._address)
         except BadAddress as error:
-            self._log.error("keys cannot be read, those before go on: {error}", error=str(error))
+            self._log.error(
+                "keys cannot be read, those before go on: {error}",
+                line="key-not-read",
+                error=str(error),
+            )
             return Reread(text, False, str(error))
         assert keys is not None
         if keys == before:
@@ -75,6 +79,7 @@ class UdpPort:
         ended = self._bearer.change_keys(keys)
         self._log.info(
             "keys of {address} were read anew, which ended {ended} session(s)",
+            line="keys-read",
             address=text,
             ended=ended,
         )

@@ -271,6 +271,7 @@ class Turns:
             self._log.warn(
                 "udp:{host}:{port} is not answered: {reason} ({untold} more since the last such"
                 " line)",
+                line="udp-not-answered",
                 host=f"[{host}]" if ":" in host else host,
                 port=port,
                 reason=_why_unopened(hello, is_keyed=self._is_keyed),
