@@ -1235,6 +1235,7 @@ def some_operations(**more: Any) -> Operations:
         "letters": double(),
         "upkeep": double(refused=None),
         "acceptance": double(looped=0),
+        "tracker": double(),
         "purge": double(),
         "delayed": double(page=None, cancel=None),
         "undo": double(),
@@ -1412,7 +1413,7 @@ def test_visits_tell_who_was_not_let_in_and_who_said_nothing(said: Said) -> None
     assert "\n" not in one
     visits.went(a_visitor(None))
     assert said.texts[1].startswith("7 connection(s) ended before they said who they are")
-    assert ["refused", "unknown"] == [thing[0] for thing in said.things]
+    assert ["peer-refused", "connection-unknown"] == [thing[0] for thing in said.things]
 
 
 def test_visits_stop_with_the_node(said: Said) -> None:

@@ -68,7 +68,7 @@ class Scene:
         ok, answer = self.shop.request("$node.receivers.list", {})
         assert ok
         found: dict[str, Any] = next(r for r in answer["receivers"] if r["name"] == name)
-        return found | {"since_s": None, "oldest_s": None}
+        return found | {"since_s": None, "oldest_s": None, "health_s": None}
 
     def audiences(self) -> list[set[str]]:
         """Whom each message since the last call was routed to."""
