@@ -25,6 +25,7 @@ from heapq import heapify, heappop, heappush
 from types import MethodType
 from typing import Any, TypeVar, cast
 
+from twisted.internet._resolver import GAIResolver  # Twisted's own, where nobody chose another
 from twisted.internet.base import DelayedCall
 from twisted.internet.interfaces import (
     IDelayedCall,
@@ -40,6 +41,7 @@ from twisted.python.failure import Failure
 from zope.interface import directlyProvides, implementer, providedBy
 
 from msgservice.arguments import check_methods
+from msgservice.lookups import Lookups
 
 TICK = 0.5  # seconds between two looks whether the reactor's clock has jumped
 REACTOR = ("callLater", "seconds")  # what every reactor has, a test's clock too
@@ -157,10 +159,13 @@ WATCHERS = ("addReader", "removeReader", "addWriter", "removeWriter")
 
 
 class TimedReactor:
-    """A reactor with other timers, also for what it makes; all else is the reactor's own."""
+    """A reactor with other timers, also for what it makes, and other lookups of names.
+
+    All else is the reactor's own.
+    """
 
     def __init__(self, reactor: IReactorTime, timers: MonotonicTimers) -> None:
-        self._reactor = reactor
+        self._reactor: Any = reactor
         self.seconds = timers.seconds
         self.callLater = timers.callLater
         self.getDelayedCalls = timers.getDelayedCalls
@@ -171,6 +176,13 @@ class TimedReactor:
             if (watch := getattr(reactor, name, None)) is not None:
                 setattr(self, name, watch)
         directlyProvides(self, providedBy(reactor))
+        self._lookups = Lookups(cast("IReactorFromThreads", reactor))
+
+    @property
+    def nameResolver(self) -> Any:
+        """The lookups of names: ours, unless the program has installed some of its own."""
+        installed = self._reactor.nameResolver
+        return self._lookups if isinstance(installed, GAIResolver) else installed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)

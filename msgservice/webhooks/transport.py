@@ -15,7 +15,6 @@ from twisted.internet.defer import (
     CancelledError,
     Deferred,
     DeferredLock,
-    DeferredSemaphore,
     execute,
     fail,
 )
@@ -53,8 +52,9 @@ from msgservice.webhooks.urls import check_url, host_of, url_of
 # A call that is under way when the node stops has so long to be answered; then it is made again.
 STOP_SECONDS = 5.0
 TRIES_MAX = 8  # tests at once
-LOOKUPS_MAX = 8  # names at once that are looked up before they are dialled
-LOOKUP_SECONDS = 2.0  # for one: where there is no answer by then, the calls show what comes of it
+# To look up a name before it is dialled: where there is no answer by then, the calls show what
+# comes of it.
+LOOKUP_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,6 @@ class WebhookTransport:
         self._trying = 0  # tests that are under way
         # One reads at a time: who is first makes the node's secret, and the others find it.
         self._reading = DeferredLock()
-        self._looking_up = DeferredSemaphore(LOOKUPS_MAX)
 
     def check_dial(self, address: str) -> None:
         """See `ITransport`; an IP address has to be one that may be dialled."""
@@ -183,14 +182,11 @@ class WebhookTransport:
             if found and not any(map(reach.allows, found)):
                 reach.check(found[0])
 
-        def look_up() -> Deferred[list[str]]:
-            return addresses_of(reactor, host).addTimeout(LOOKUP_SECONDS, reactor)
-
         def late(failure: Failure) -> list[str]:
             failure.trap(Late)
             return []
 
-        found: Deferred[list[str]] = self._looking_up.run(look_up)
+        found = addresses_of(reactor, host).addTimeout(LOOKUP_SECONDS, reactor)
         return found.addErrback(late).addCallback(check)
 
     def try_out(self, reactor: IReactorTime, address: str, name: str) -> Deferred[Tried]:

@@ -22,6 +22,7 @@ LAYERS: list[tuple[str, ...]] = [
         "installation",
         "limits",
         "output",
+        "lookups",
         "threads",
         "waiters",
     ),
@@ -65,6 +66,7 @@ FACES_MAY_IMPORT = {
 NEIGHBOURS = {
     ("cli", "tap"),  # one command runs a node
     ("limits", "errors"),
+    ("lookups", "threads"),  # each has one
     ("output", "threads"),
     ("records", "message"),
     ("records", "receiver_options"),
