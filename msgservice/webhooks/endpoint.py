@@ -2,8 +2,9 @@
 
 While the endpoint is well each message is a call at once. When a call finds it unwell all wait, and
 one of them is the next try, after a delay that grows as a link's does; what it asks for with
-Retry-After is for the endpoint, not for the message, whose attempts are not counted. What an answer
-means is `calls`', how it is made is given.
+Retry-After is for the endpoint, not for the message, whose attempts are not counted. One whose ttl
+ends while it waits is given back: the node says what becomes of it. What an answer means is
+`calls`', how it is made is given.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from msgservice.core.backoff import delay_of
 from msgservice.errors import Retry
+from msgservice.receiver.handling.outcomes import Later
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.transport.reach import NotReachable
 from msgservice.transport.tcp.refusals import told
@@ -89,11 +92,12 @@ class Endpoint:
     async def deliver(self, message: ReceivedMessage) -> None:
         """Return when the endpoint has taken the message, however long it does not.
 
-        Raises `Retry` where it does not take this one: that is an attempt.
+        Raises `Retry` where it does not take this one: that is an attempt; `Later` where its time
+        is over, which is none.
         """
         tried: int | None = None  # which trouble this is a try of
         while True:
-            tried = await self._turn(tried is not None)
+            tried = await self._turn_in_time(message, tried is not None)
             verdict, why, asked, forbidden = Verdict.UNWELL, "", "", ""
             try:
                 answer = await self._post(self._make_call(message))
@@ -122,6 +126,22 @@ class Endpoint:
             return False
         self._is_trying = False
         return True
+
+    async def _turn_in_time(self, message: ReceivedMessage, first: bool) -> int | None:
+        """Return when a call of a message may be made, as `_turn` says; raises `Later`."""
+        over = message.expires_at
+        if over is None:
+            return await self._turn(first)
+        left = over - self._wall() / 1000
+        if left > 0:
+            turn = self._turn(first)
+            if not turn.called:
+                turn.addTimeout(left, self._clock)
+            try:
+                return await turn
+            except Late:
+                pass
+        raise Later("its ttl was over before the endpoint took it")
 
     def _turn(self, first: bool) -> Deferred[int | None]:
         """Fire when a call may be made: with the trouble of which it is a try, if it is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 from msgservice.errors import BadAddress
@@ -10,6 +11,9 @@ from msgservice.transport.reach import NotReachable, Reach
 
 URL_MAX = 2000  # characters
 XMLRPC = "xmlrpc+"
+HOST_MAX = 253  # characters of a name (RFC 1035, 2.3.4, without its lengths)
+# Letters, digits and hyphens in the midst, as Twisted dials no other name, and TLS verifies none.
+_LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)").fullmatch
 
 
 def url_of(address: str) -> tuple[str, bool]:
@@ -29,6 +33,12 @@ def url_of(address: str) -> tuple[str, bool]:
         raise BadAddress(address, f"is no URL: {error}") from None
     if not host or not rest.startswith("//"):
         raise BadAddress(address, f"expected {scheme}://HOST/PATH")
+    if ip_of(host) is None and not _is_name(host):
+        raise BadAddress(
+            address,
+            f"no host has the name {host[:100]!r}: parts of 1 to 63 letters, digits and inner"
+            f" hyphens with dots between them, {HOST_MAX} characters at most",
+        )
     if parts.username is not None or parts.password is not None:
         raise BadAddress(
             address, "a URL with a user or password is shown to people: put it in headers"
@@ -36,6 +46,12 @@ def url_of(address: str) -> tuple[str, bool]:
     if parts.fragment:
         raise BadAddress(address, "a URL that is posted to has no #fragment")
     return url, is_xmlrpc
+
+
+def _is_name(host: str) -> bool:
+    """Whether a text can be the name of a host; a dot at its end is the root's."""
+    labels = host.removesuffix(".").split(".")
+    return len(host) <= HOST_MAX and all(map(_LABEL, labels))
 
 
 def host_of(address: str) -> str:

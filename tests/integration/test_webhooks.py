@@ -228,6 +228,24 @@ def test_what_was_not_taken_waits_for_the_endpoint_and_keeps_its_order(
         assert msgservice.data("status", "log:65536")["receivers"]["hook"]["attempts"] == 0
 
 
+def test_what_waits_for_the_endpoint_expires_there_when_its_time_is_over(
+    tmp_path: Path, site: Site
+) -> None:
+    with node_of(tmp_path, ALLOWED) as (_, msgservice):
+        address = f"http://127.0.0.1:{site.port}/"
+        msgservice("receivers", "add", "hook", "orders.>", "--address", address)
+        site.answers.put((503, {"retry-after": "3600"}, b"not now"))
+        told = msgservice("send", "orders.new", "old", "--ttl", "1", "--wait")
+        assert site.call().body == b"old"
+        assert told.code == 1
+        assert "its ttl was over" in msgservice("status", "log:65536").out
+        told = msgservice("send", "orders.new", "older", "--ttl", "1", "--wait")
+        assert told.code == 1
+        assert "expired" in msgservice("status", "log:131072").out
+        assert site.calls.empty()
+        assert msgservice.receiver("hook")["queued"] == 0
+
+
 def test_a_message_that_is_wrong_becomes_a_dead_letter_with_what_was_answered(
     tmp_path: Path, site: Site
 ) -> None:

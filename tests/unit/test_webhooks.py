@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from msgservice.codecs import decode_content
 from msgservice.errors import BadAddress, BadValue, Retry
 from msgservice.message import WireMessage, encode_messages
+from msgservice.receiver.handling.outcomes import Later
 from msgservice.receiver.received import ReceivedMessage, RunFacts, decode_received
 from msgservice.records import Origin
 from msgservice.transport.reach import NotReachable, Reach, networks_of
@@ -118,6 +119,8 @@ def test_what_is_no_network_is_named() -> None:
         ("HTTPS://a.example", "https://a.example", False),
         ("xmlrpc+https://a.example:8443/", "https://a.example:8443/", True),
         ("http://[::1]:80/a=b", "http://[::1]:80/a=b", False),
+        ("https://xn--bcher-kva.A-1.example./", "https://xn--bcher-kva.A-1.example./", False),
+        ("https://127.1/", "https://127.1/", False),
     ],
 )
 def test_urls_are_taken_as_they_are(address: str, url: str, is_xmlrpc: bool) -> None:
@@ -136,6 +139,14 @@ def test_urls_are_taken_as_they_are(address: str, url: str, is_xmlrpc: bool) -> 
         ("https://a.example/#x", "no #fragment"),
         ("https://a.example:99999/", "is no URL"),
         ("https://[::1/", "is no URL"),
+        ("https://a..example/", "no host has the name 'a..example'"),
+        ("https://.example/", "no host has the name"),
+        ("https://-a.example/", "no host has the name"),
+        ("https://a-.example/", "no host has the name"),
+        ("xmlrpc+https://my_shop.example/", "no host has the name 'my_shop.example'"),
+        ("https://a%2fb/", "no host has the name"),
+        ("https://" + "a" * 64 + ".example/", "1 to 63 letters"),
+        ("https://" + "a." * 126 + "aa/", "253 characters at most"),
         ("https://a.example/" + "x" * 2000, "allowed are 2000"),
     ],
 )
@@ -340,8 +351,12 @@ class Site:
         self.calls.append((call.body, answer))
         return answer
 
-    def deliver(self, body: bytes = b"one") -> Outcome:
-        return Outcome(Deferred.fromCoroutine(self.endpoint.deliver(a_message(body))))
+    def deliver(self, body: bytes = b"one", ttl: int | None = None) -> Outcome:
+        """Hand in a message; `ttl`: ms that are left of its time."""
+        message = a_message(body)
+        if ttl is not None:
+            message.run.expires_at = int(self.clock.seconds() * 1000) + ttl
+        return Outcome(Deferred.fromCoroutine(self.endpoint.deliver(message)))
 
     def take(self) -> list[bytes]:
         return [body for body, answer in self.calls if not answer.called]
@@ -559,6 +574,33 @@ def test_a_try_that_is_broken_off_is_followed_by_another() -> None:
     assert b"b" in site.take()
     site.answer(200)
     assert second.is_taken
+
+
+def test_one_whose_time_ends_while_it_waits_is_given_back_and_never_called() -> None:
+    site = Site()
+    first, second, third = site.deliver(b"a"), site.deliver(b"b", ttl=300), site.deliver(b"c")
+    for _ in range(3):
+        site.answer(503, retry_after="100")
+    site.clock.advance(0.3)
+    assert second.told[0].check(Later)
+    late = site.deliver(b"d", ttl=-1)
+    assert late.told[0].check(Later)
+    assert (0, []) == (len(first.told) + len(third.told), site.take())
+    site.clock.advance(100.0)
+    site.answer(200)
+    site.answer(200)
+    assert (True, True) == (first.is_taken, third.is_taken)
+    assert [b"a", b"b", b"c"] == [body for body, _ in site.calls[:3]]
+    assert b"b" not in [body for body, _ in site.calls[3:]]
+    assert not site.clock.getDelayedCalls()
+
+
+def test_one_whose_time_ends_during_its_call_is_left_to_the_answer() -> None:
+    site = Site()
+    outcome = site.deliver(b"a", ttl=300)
+    site.clock.advance(1.0)
+    site.answer(200)
+    assert outcome.is_taken
 
 
 def test_one_that_waits_can_be_broken_off() -> None:

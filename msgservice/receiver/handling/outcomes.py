@@ -14,6 +14,10 @@ from msgservice.message import Action
 TRACEBACK_CHARS_MAX = 3000  # of the reason of a NACK; the innermost part of it says most
 
 
+class Later(Exception):
+    """The outcome of a message that is given back untried: no attempt of it is counted."""
+
+
 def judge(failure: Failure) -> tuple[Action, int, str] | None:
     """Return what the sender is asked for, or None for an error that the handler did not mean.
 
@@ -28,6 +32,8 @@ def judge(failure: Failure) -> tuple[Action, int, str] | None:
         return Action.RETRY, _milliseconds(delay), _text(error.reason)
     if isinstance(error, Reject):
         return Action.DEAD, 0, _text(error.reason)
+    if isinstance(error, Later):
+        return Action.LATER, 1, _text(error)  # 0 would be a backoff
     return None
 
 
