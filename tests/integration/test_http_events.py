@@ -18,8 +18,9 @@ from twisted.internet.threads import deferToThread
 
 from msgservice import Limits, Reject
 from msgservice.core.xmlrpc import Outline, feed
+from msgservice.errors import LogUnavailable
 from msgservice.node.observe import replace_at
-from msgservice.node.web import events
+from msgservice.node.web import events, following
 from tests.integration.test_http_listener import users
 from tests.integration.test_http_messages import World
 from tests.kit.house import MUTE, SHOP
@@ -296,6 +297,24 @@ async def test_what_becomes_of_a_message_is_told_to_its_end(world: World) -> Non
     assert "removed" == change["receivers"]["audit"]["status"]
     assert {} == (await stream.named("end"))[0]
     await stream.ended()
+
+
+@ensure
+async def test_events_of_a_message_that_fail_are_cut_off_and_no_other_answer_is_in_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.node.pause_receiver("billing", True)
+    stored = await world.post({"subject": "orders.new"})
+    stream = await Stream.of(world, f"/v1/messages/{stored.json['id']}/events")
+    await stream.named("state")
+
+    async def failing(*_: Any) -> Any:
+        raise LogUnavailable("the log has failed")
+
+    monkeypatch.setattr(following, "states_of", failing)
+    await world.node.pause_receiver("billing", False)
+    await stream.peer.until_closed()
+    assert b"HTTP/1.1" not in stream.peer.data
 
 
 @ensure

@@ -248,6 +248,16 @@ async def test_a_host_is_said_once(make: Make, hosts: bytes) -> None:
     assert 400 == (await peer.answer()).status
 
 
+@pytest.mark.parametrize("length", [b"9" * 5000, b"-1", b"+1", b"1_0", "\u0661".encode()])
+@ensure
+async def test_a_length_that_is_no_number_is_told(make: Make, length: bytes) -> None:
+    here = await make()
+    peer = await here.peer()
+    peer.say(b"GET /who HTTP/1.1\r\nHost: localhost\r\nContent-Length: %b\r\n\r\n" % length)
+    assert 400 == (await peer.answer()).status
+    await peer.until_closed()
+
+
 # --- bounds
 
 

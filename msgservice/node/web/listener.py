@@ -181,6 +181,9 @@ class Web:
                 method=request.method.decode("latin-1"),
                 path=request.uri.partition(b"?")[0].decode("latin-1"),
             )
+        if request.startedWriting:  # in pieces: what is wrong has no place in it any more
+            request.channel.abort()
+            return
         from_browser = request.requestHeaders.hasHeader(b"Sec-Fetch-Site")
         answer = answer_of(error, from_browser=from_browser)
         if isinstance(error, NotThisMethod):

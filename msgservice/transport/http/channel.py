@@ -440,6 +440,14 @@ class HttpChannel(HTTPChannel):
             self._begin()
             super().lineReceived(line)
 
+    def headerReceived(self, line: bytes) -> bool:
+        """Take a header."""
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:  # a Content-Length of more digits than Python makes a number of
+            self._respondToBadRequestAndDisconnect()
+            return False
+
     def rawDataReceived(self, data: bytes) -> None:
         """Take a part of a body, or what comes behind a request that is being answered."""
         if not self._is_deaf:
