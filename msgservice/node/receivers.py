@@ -66,7 +66,7 @@ from msgservice.records import (
     Snapshot,
     position_of,
 )
-from msgservice.transport.addresses import is_node
+from msgservice.transport.addresses import is_node, is_url
 from msgservice.waiters import Waiters
 
 PAUSED = "paused"  # why, where somebody asked for it
@@ -192,6 +192,7 @@ class Receivers:
             raise BadValue("shared", f"of receiver {row.name!r} cannot be changed: remove it first")
         options.check_against(self._limits)
         _check_stays(options, configured=True)
+        _check_webhook(row.address, options)
         _check_node(row.address, options, wanted.patterns)
         if (tuple(wanted.patterns), options) != (row.patterns, row.options):
             self._change(self._dispatch.outlets[row.number], wanted.patterns, options)
@@ -419,6 +420,7 @@ class Receivers:
         if address is not None:
             address = self._connections.check(address, name)
         _check_stays(options, configured=configured)
+        _check_webhook(address, options)
         _check_node(address, options, patterns)
         row = self._directory.new_row(name, patterns, configured=configured)
         row.address, row.configured, row.options = address, configured, options
@@ -454,6 +456,7 @@ class Receivers:
             self._gate.check_subjects(row.owner, patterns)
         wanted = row.patterns if patterns is None else patterns
         _check_stays(options, configured=row.configured)
+        _check_webhook(row.address if address is None else address, options)
         _check_node(row.address if address is None else address, options, wanted)
         self._change(outlet, wanted, options)
         if address is not None and address != row.address:
@@ -927,6 +930,12 @@ def _check_stays(options: ReceiverOptions, *, configured: bool) -> None:
     """Raise `BadValue` for a time away after which the configuration's would be removed."""
     if configured and options.away_max:
         raise BadValue("away_max", "a receiver of the configuration is never removed")
+
+
+def _check_webhook(address: str | None, options: ReceiverOptions) -> None:
+    """Raise `BadValue` for a webhook that would be a group: its workers attach by themselves."""
+    if options.shared and address is not None and is_url(address):
+        raise BadValue("shared", "a webhook is one receiver, and no group of workers")
 
 
 def _check_node(address: str | None, options: ReceiverOptions, patterns: Iterable[str]) -> None:

@@ -673,6 +673,15 @@ def test_what_is_no_webhook_is_refused(tmp_path: Path, address: str, sentence: s
         assert sentence in told.err
 
 
+def test_a_webhook_is_no_group_of_workers(tmp_path: Path, site: Site) -> None:
+    with node_of(tmp_path, ALLOWED) as (_, msgservice):
+        words = ("receivers", "add", "hook", "x", "--shared", "--order", "none", "--address")
+        told = msgservice(*words, f"http://127.0.0.1:{site.port}/")
+        assert told.code == 1
+        assert "a webhook is one receiver, and no group of workers" in told.err
+        assert msgservice("send", "x", "1", "--require").code == 1
+
+
 @pytest.mark.parametrize(
     ("webhook", "sentence"),
     [
