@@ -433,7 +433,7 @@ _ALL = [
     Mutant(
         name="a-delay-forgets-the-ttl",
         at="msgservice.log.delayed:_batches",
-        old="expires_at=row.expires_at,",
+        old="expires_at=expires_at,",
         new="",
         catcher=_delayed("test_44_one_that_was_moved_expires_where_it_was_not_delivered"),
     ),
@@ -1060,7 +1060,7 @@ _ALL = [
     ),
     Mutant(
         name="any-number-of-waits",
-        at="msgservice.node.web.messages:Posts._seconds_to_wait",
+        at="msgservice.node.web.messages:Posts._wait_of",
         old="if len(self._waits) >= self._limits.http_waits:",
         new="if False:",
         catcher=_test(f"{EVENTS} -k waits_are_bounded", "waits_are_bounded"),
@@ -3314,7 +3314,7 @@ _ALL = [
     Mutant(
         name="what-waits-is-moved-twice",
         at="msgservice.log.delayed:Change.move",
-        old="self._gone[number] = (size, crc)",
+        old="gone[number] = (size, crc)",
         new="pass",
         catcher=_test(
             "tests/contract/test_log_delayed.py::test_43_what_is_due_goes_to_the_end_in_the_order_of_due_and_then_of_acceptance",
@@ -4183,7 +4183,7 @@ _ALL = [
     ),
     Mutant(
         name="what-was-taken-and-cancelled-is-given-out",
-        at="msgservice.receiver.deliveries:Deliveries._serve",
+        at="msgservice.receiver.deliveries:Deliveries._drop_cancelled",
         old="self._waiting[0][1].called",
         new="False",
         catcher=_test(
