@@ -7,6 +7,7 @@ waited for it is told as removed, and who comes back then is another receiver.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from tests.simulation.swarm.family import Family
@@ -51,7 +52,11 @@ class Leaving(Family):
         world._admin(lambda: changing(who, away_max=away_max))
         if not self.leavers:
             world.net.clock.callLater(LOOK, self._look)
-        self.leavers[who] = Leaver(who, away_max, row.number, now, now, now)
+        known = self.leavers.get(who)
+        # One that is away already is so since it was here, whatever its limit was then.
+        is_here = any(tap.peer == who for tap in world.node.taps)
+        here_at = now if is_here else -inf if known is None else known.here_at
+        self.leavers[who] = Leaver(who, away_max, row.number, now, here_at, now)
         world.do_kill(who, seconds)
 
     def _look(self) -> None:
@@ -83,7 +88,7 @@ class Leaving(Family):
         world.removed[one.name].append(world.now)
         world.patterns[one.name].is_certain = False
         world._removed(one.name)
-        earliest = max(one.since, one.here_at) + one.away_max - STEP
+        earliest = max(one.since, one.here_at + one.away_max) - STEP
         if world.now < earliest:
             world.witness.note("removed before its time", f"{one}")
 
