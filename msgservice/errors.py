@@ -684,7 +684,10 @@ class NotConfirmed(MsgServiceError):
     def __init__(self, name: str, queued: int, confirmed: int, dead: int = 0) -> None:
         letters = f", and it has {dead} dead letter{'s' * (dead != 1)}" if dead else ""
         waits = "1 message waits" if queued == 1 else f"{queued} messages wait"
-        super().__init__(f"{waits} for {name!r} by now{letters}: {confirmed} confirmed")
+        super().__init__(
+            f"{waits} for {name!r} by now{letters}: {confirmed} confirmed;"
+            f" confirm={queued} removes it with what it has"
+        )
         self.name, self.queued, self.confirmed, self.dead = name, queued, confirmed, dead
 
 

@@ -158,7 +158,9 @@ async def test_paths_methods_and_names_in_paths(make: Make) -> None:
     peer = await here.peer()
     found = await peer.ask("GET", "/who/a%2Fb%20%C3%A4/is?x=1&y=a%20b")
     assert ["a/b ä", "", {"x": "1", "y": "a b"}] == found.json
-    assert 404 == (await peer.ask("GET", "/who/else")).status
+    nothing = await peer.ask("GET", "/who/else")
+    assert 404 == nothing.status
+    assert "/v1/openapi.json has all that there are" in nothing.json["detail"]
     wrong = await peer.ask("DELETE", "/echo")
     assert (405, "POST") == (wrong.status, wrong.headers["allow"])
     assert 400 == (await peer.ask("GET", "/who/%ff/is")).status

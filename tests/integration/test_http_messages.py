@@ -670,6 +670,7 @@ async def test_dead_letters_keep_a_receiver_from_a_delete(world: World) -> None:
     kept = await ask("DELETE", path)
     assert (409, 0, 1) == (kept.status, kept.json["queued"], kept.json["dead"])
     assert "it has 1 dead letter:" in kept.json["detail"]
+    assert kept.json["detail"].endswith("; confirm=0 removes it with what it has")
     assert {"removed": 0, "dead": 1} == (await ask("DELETE", f"{path}?confirm=0")).json
 
 

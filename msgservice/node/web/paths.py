@@ -103,7 +103,11 @@ class Paths:
             if "GET" in methods and not methods["GET"].streams:
                 there.add("HEAD")
         if not there:
-            raise WebRefused(404, "nothing is at this path")
+            raise WebRefused(
+                404,
+                "nothing is at this path: /v1/openapi.json has all that there are,"
+                " and a slash in a name is %2F",
+            )
         raise NotThisMethod(sorted(there))
 
     def _fitting(self, path: bytes) -> Iterator[tuple[dict[str, PathAt], dict[str, str]]]:
