@@ -502,6 +502,10 @@ class Commits:
     def _stored(self, appended: Appended, under_way: _UnderWay) -> None:
         group, sources, waiters, taken, moving, cancelling, deciding, progressing, pages = under_way
         self._let_go(group)
+        if group.due:
+            # What the log had no room for waits on, and what is due behind it in its lane: that may
+            # be in the next group.
+            self._held_lanes.update(batch.lane for batch in group.due if not batch.number)
         # The next group starts before this one is told about: the disk does not wait for us.
         # But where a batch was refused, what waits behind it in its lane must be withdrawn first:
         # whoever is told before may ask for something more, and that starts nothing (`_held`).

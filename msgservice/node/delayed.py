@@ -149,8 +149,8 @@ class DelayedMessages:
         def tell(more: int) -> None:
             self._logger.warn(
                 "{count} runs that are due could not be handed on, as the first of {subject}:"
-                " there is no place for their receivers, or for what is retained; they are tried"
-                " again",
+                " there is no place for their receivers, for what is retained, or on the disk; they"
+                " are tried again",
                 line="due-without-room",
                 count=count,
                 subject=subject,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -533,6 +534,31 @@ def test_43_nothing_overtakes_a_page_that_was_not_stored(monkeypatch: pytest.Mon
     assert [] == got(billing)
     for _ in range(4):
         later(world, 1)
+    assert [b"%d" % n for n in range(1, 8)] == got(billing)
+    assert log.next_due() is None
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_43_nothing_overtakes_a_page_that_waits_on_as_its_group_had_no_room_for_it(
+    monkeypatch: pytest.MonkeyPatch, *, held: bool
+) -> None:
+    """The disk has room for the progress of a group, and none for what is due: that waits on."""
+    log, world, billing, _ = paged(monkeypatch, 7)
+    append, left = log._log.append, []
+
+    def without_room(group: Any) -> Any:
+        if group.due and not left:
+            left.extend(group.due)
+            return append(msgspec.structs.replace(group, due=[]))
+        return append(group)
+
+    monkeypatch.setattr(log._log, "append", without_room)
+    log.hold = held
+    later(world, 60.1)
+    log.release()
+    for _ in range(4):
+        later(world, 1)
+    assert len(left) == 2
     assert [b"%d" % n for n in range(1, 8)] == got(billing)
     assert log.next_due() is None
 
