@@ -650,6 +650,8 @@ class Operations:
         found: Found | None = await self._log.find_delayed(id_, senders)
         if found is None:
             found = await self._log.find_finished(id_, after, count, senders)
+        if found is None:  # it may have waited when the log was looked at, and been moved since
+            found = await self._log.find(id_, after, count, senders)
         if found is None:
             raise UnknownMessage(id_)
         return found

@@ -109,11 +109,15 @@ class Undo:
         """
         end = min(first + count - 1, INTEGER_MAX)
         known = await self._log.history(*key, first, PIECES)
-        cancelled = await self._cancel(key, known.pieces, end, reason)
-        if cancelled:
+        following, cancelled = known.next, RangeSet()
+        if any(piece.due for piece in known.pieces):
+            cancelled = await self._cancel(key, known.pieces, end, reason)
+            # What is cancelled is a state now, and what was due meanwhile a batch. A page has room
+            # for more pieces then: of these, what waits is not cancelled.
             known = await self._log.history(*key, first, PIECES)
-        last = end if known.next is None else min(end, known.next - 1)
-        pieces = [piece for piece in known.pieces if piece.first <= last]
+            following = min([n for n in (following, known.next) if n is not None], default=None)
+        last = end if following is None else min(end, following - 1)
+        pieces = [piece for piece in known.pieces if piece.first <= last and not piece.due]
         final = _final(known, first, last)
         work, of = _Work(), RangeSet()
         for piece in pieces:
@@ -127,7 +131,7 @@ class Undo:
                     work.tell(number, BEFORE, high - low + 1 - ours)
                 else:
                     work.tell(number, _word(status), high - low + 1)
-        heads = await self._log.heads({number_of(one.position) for one in pieces if not one.due})
+        heads = await self._log.heads({number_of(one.position) for one in pieces})
         for number, parts in _open(pieces, final, last).items():
             await self._removed(number)
             at = partial(self._at, number, parts, heads, reason, work)
@@ -147,7 +151,7 @@ class Undo:
             receivers={
                 self._name(number): dict(outcomes) for number, outcomes in work.told.items()
             },
-            next=known.next if known.next is not None and known.next <= end else None,
+            next=following if following is not None and following <= end else None,
         )
 
     async def _removed(self, number: int) -> None:
@@ -295,8 +299,6 @@ def _open(
     }
     found: dict[int, list[_Open]] = {}
     for piece in pieces:
-        if piece.due:
-            continue
         end = min(piece.last, last)
         for number in piece.audience.members:
             known = settled.get(number)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 
 from msgservice.core.frames import Ack, AudienceFrame, Nack, Routed, Transfer
 from msgservice.errors import LimitReached, LogUnavailable
@@ -405,6 +405,33 @@ class SlowPages(MemoryLog):
             lambda page: self._reactor.callLater(0.2 if page else 0.0, waiter.callback, page)
         )
         return waiter
+
+
+@pytest.mark.parametrize("operation", ["status", "why", "undo"])
+def test_43_a_message_that_is_moved_while_it_is_looked_for_is_found(
+    monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """It waits when the log is looked at, and is in the log when what waits is."""
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world, _, shop = world_with(log, clock=clock)
+    send(shop, 1)
+    log.hold = True
+    later(world, 60.1)
+    find = log.find
+
+    def moved_since(*asked: Any) -> Deferred[Any]:
+        found: Deferred[Any] = find(*asked)
+        found.addBoth(lambda one: log.release() or one)
+        return found.addCallback(lambda one: deferLater(clock, 0.1, lambda: one))
+
+    monkeypatch.setattr(log, "find", moved_since, raising=False)
+    name = f"shop/{hash_of(shop.hello.incarnation)}/1"
+    shop.ask(f"$node.{operation}", {"id": name})
+    world.settle(1)
+    ok, told = shop.answer()
+    assert ok, told
+    assert "billing" in (told["receivers"] if "receivers" in told else told["causes"][0].values())
 
 
 def test_what_was_moved_or_cancelled_is_not_cancelled() -> None:

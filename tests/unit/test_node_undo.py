@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
 
 from msgservice.core.frames import Reply, Request, Transfer
@@ -293,6 +293,56 @@ def test_what_waits_until_it_is_due_is_undone_whole() -> None:
     assert world.undo(f"{SENDER}/1")["receivers"] == {"$delayed": {"cancelled_before": 1}}
     world.settle(120)
     assert world.here.bodies() == []
+
+
+@pytest.mark.parametrize("page", [1, 2, 3, 64])
+def test_a_range_of_what_waits_until_it_is_due_is_undone_in_pages(
+    page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is passed over: what is cancelled takes no room of its page any more."""
+    monkeypatch.setattr(undo, "PIECES", page)
+    world = World()
+    for number in range(10):
+        world.send(b"%d" % number, delay=60_000 if number % 4 else None)
+    told = undo_all(world, id=f"{SENDER}/1", count=9)
+    assert sum(one["messages"] for one in told) == 9
+    assert sum(one["receivers"].get("$delayed", {}).get("cancelled", 0) for one in told) == 6
+    assert sum(one["receivers"].get("away", {}).get("cancelled", 0) for one in told) == 3
+    world.acknowledge()
+    world.settle(120)
+    assert world.here.bodies() == [b"9"]
+
+
+@pytest.mark.parametrize("is_read_late", [False, True])
+def test_what_falls_due_while_it_is_undone_is_undone_at_its_receivers(
+    monkeypatch: pytest.MonkeyPatch, *, is_read_late: bool
+) -> None:
+    """It is being moved: when that is stored nothing of it waits, and each receiver has it."""
+    log = FailingLog(MemoryLog(reactor=(clock := Clock()), limits=Limits()))
+    world = World(log=log, clock=clock)
+    world.send(b"due now", delay=60_000)
+    history = log.history
+    if is_read_late:  # it is moved before anything of it is looked for among what waits
+
+        def moved_since(*asked: Any) -> Deferred[Any]:
+            known = history(*asked)
+            known.addBoth(lambda found: log.release() or found)
+            return known.addCallback(lambda found: deferLater(clock, 0.1, lambda: found))
+
+        monkeypatch.setattr(log, "history", moved_since, raising=False)
+    log.hold = True
+    world.settle(60.1)
+    world.operator.ask("$node.undo", {"id": f"{SENDER}/1", "reason": "no"})
+    world.settle(0.1)
+    log.release()
+    world.settle(1)
+    ok, told = world.operator.answer()
+    assert ok, told
+    assert told["receivers"] == {"here": {"in_flight": 1}, "away": {"cancelled": 1}}
+    assert told["messages"] == 1
+    world.away = world.peer("away", receive=ORDERS)
+    world.settle(1)
+    assert world.away.bodies() == []
 
 
 def test_who_was_taken_from_and_may_have_it_is_in_flight() -> None:
