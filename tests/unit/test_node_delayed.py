@@ -422,8 +422,12 @@ def test_43_a_message_that_is_moved_while_it_is_looked_for_is_found(
 
     def moved_since(*asked: Any) -> Deferred[Any]:
         found: Deferred[Any] = find(*asked)
-        found.addBoth(lambda one: log.release() or one)
-        return found.addCallback(lambda one: deferLater(clock, 0.1, lambda: one))
+
+        def later(one: Any) -> Deferred[Any]:
+            log.release()
+            return deferLater(clock, 0.1, lambda: one)
+
+        return found.addCallback(later)
 
     monkeypatch.setattr(log, "find", moved_since, raising=False)
     name = f"shop/{hash_of(shop.hello.incarnation)}/1"
@@ -571,7 +575,8 @@ def test_43_nothing_overtakes_a_page_that_waits_on_as_its_group_had_no_room_for_
 ) -> None:
     """The disk has room for the progress of a group, and none for what is due: that waits on."""
     log, world, billing, _ = paged(monkeypatch, 7)
-    append, left = log._log.append, []
+    append = log._log.append
+    left: list[Any] = []
 
     def without_room(group: Any) -> Any:
         if group.due and not left:

@@ -325,9 +325,13 @@ def test_what_falls_due_while_it_is_undone_is_undone_at_its_receivers(
     if is_read_late:  # it is moved before anything of it is looked for among what waits
 
         def moved_since(*asked: Any) -> Deferred[Any]:
-            known = history(*asked)
-            known.addBoth(lambda found: log.release() or found)
-            return known.addCallback(lambda found: deferLater(clock, 0.1, lambda: found))
+            known: Deferred[Any] = history(*asked)
+
+            def later(found: Any) -> Deferred[Any]:
+                log.release()
+                return deferLater(clock, 0.1, lambda: found)
+
+            return known.addCallback(later)
 
         monkeypatch.setattr(log, "history", moved_since, raising=False)
     log.hold = True
