@@ -94,6 +94,7 @@ class HandedRun:
         "_sent",
         "_settled",
         "_unanswered",
+        "_unknown",
         "_verdicts",
         "_watchers",
         "cost",
@@ -137,6 +138,9 @@ class HandedRun:
         self._refused: list[tuple[int, int, MsgServiceError]] | None = None
         self._others: dict[str, list[_Other]] | None = None  # rising, and none overlaps another
         self._sent: dict[str, RangeSet] | None = None
+        # Of which the node knows no more, though it had said whom they are for: by receiver, and
+        # by `PROMISE`, what is not final.
+        self._unknown: dict[str, RangeSet] | None = None
         # By the sequence of the one message that is waited for, or 0: a change looks at few.
         self._watchers: dict[int, dict[Deferred[Any], _Watcher]] | None = None
         self._news: list[Range] = []  # of which messages states were marked, and nobody told yet
@@ -246,6 +250,8 @@ class HandedRun:
         for first, last, error in self._forgotten or ():
             if first <= sequence <= last:
                 return error
+        if (piece is not None and _is_nothing(piece)) or self._is_unknown(sequence):
+            return _unknown_error()
         names = piece.audience.names if piece is not None and not piece.due else None
         if names is None or not all(self._is_final(name, sequence, sequence) for name in names):
             return self._lost
@@ -350,6 +356,8 @@ class HandedRun:
             # It knows nothing of them any more, or what it says is of before they were due: what it
             # said before is worth more, but for what waits.
             told = RangeSet((old.first, old.last) for old in pieces if not old.due)
+            if not piece.due:
+                self._lose_sight(piece.first, piece.last)
             news = [piece._replace(first=a, last=b) for a, b in told.missing(*piece[:2])]
             if all(one in pieces for one in news):
                 return
@@ -370,6 +378,31 @@ class HandedRun:
             self._fire_parts()
         if self._accepted is not None or waited:
             self._after_change([(piece.first, piece.last)])
+
+    def _lose_sight(self, first: int, last: int) -> None:
+        """The node knows no more of these than that it took them: what is open there stays so."""
+        found: dict[str, list[Range]] = {}
+        for piece in self._pieces:
+            low, high = max(first, piece.first), min(last, piece.last)
+            for name in piece.audience.names if low <= high else ():
+                found.setdefault(name, []).extend(self._open_at(name, low, high))
+        if self._promises:
+            decided = RangeSet((low, high) for low, high, _, _ in self._verdicts or ())
+            parts = RangeSet((p.first, p.last) for p in self._pieces if not p.due)
+            found[PROMISE] = [
+                one for low, high in parts.within(first, last) for one in decided.missing(low, high)
+            ]
+        unknown = self._unknown or {}
+        for name, ranges in found.items():
+            known = unknown.get(name) or RangeSet()
+            for low, high in [part for one in ranges for part in known.missing(*one)]:
+                unknown.setdefault(name, known).add(low, high)
+                if name == PROMISE:
+                    self._promises -= high - low + 1
+        if unknown:
+            self._unknown = unknown
+            self._recount()
+            self._after_change([(max(first, self.first), min(last, self.last))])
 
     def forget(self, first: int, last: int) -> Deferred[None]:
         """Keep no receipt of these beyond this process; fires when that is on disk."""
@@ -404,6 +437,10 @@ class HandedRun:
                     if self._others is None:
                         self._others = {}
                     insort(self._others.setdefault(name, []), (low, high, status, reason))
+        if self._unknown is not None:
+            for low, high in news:
+                self._find(name, low, high)
+            self._recount()
         if self._watchers:
             self._news += news
         if self._watchers or self._open == 0:
@@ -418,7 +455,7 @@ class HandedRun:
         known = RangeSet((low, high) for low, high, _, _ in self._verdicts)
         for low, high in known.missing(first, last):
             insort(self._verdicts, (low, high, status, reason))
-            self._promises -= high - low + 1
+            self._promises -= high - low + 1 - self._find(PROMISE, low, high)
             self._news.append((low, high))
         assert self._keeper is not None
         self._keeper.has_news(self)
@@ -465,6 +502,31 @@ class HandedRun:
 
     # --- inside
 
+    def _find(self, name: str, first: int, last: int) -> int:
+        """The node knows these after all; return of how many it had not."""
+        unknown = None if self._unknown is None else self._unknown.get(name)
+        if unknown is None:
+            return 0
+        found = sum([high - low + 1 for low, high in unknown.within(first, last)])
+        unknown.remove(first, last)
+        return found
+
+    def _is_unknown(self, sequence: int) -> bool:
+        """Whether the node knows no more what became of this one somewhere."""
+        return self._unknown is not None and any(
+            sequence in ranges for ranges in self._unknown.values()
+        )
+
+    def _is_lost_sight_of(self, name: str, first: int, last: int) -> bool:
+        """Whether some of these are open at a receiver, and the node knows no more of them."""
+        unknown = None if self._unknown is None else self._unknown.get(name)
+        return unknown is not None and unknown.overlaps(first, last)
+
+    def _open_at(self, name: str, first: int, last: int) -> list[Range]:
+        """The parts of these that are not final at a receiver."""
+        final = self._settled.get(name, RangeSet())
+        return [] if final is None else final.missing(first, last)
+
     def _is_final(self, name: str, first: int, last: int) -> bool:
         if name not in self._settled:
             return False
@@ -505,6 +567,8 @@ class HandedRun:
         for name, final in self._settled.items():
             ranges = [(self.first, self.last)] if final is None else final
             self._open -= sum(self._routed_count(name, low, high) for low, high in ranges)
+        for name, unknown in (self._unknown or {}).items():
+            self._open -= sum(self._routed_count(name, low, high) for low, high in unknown)
 
     def _fire_parts(self) -> None:
         """Fire for what is accepted and routed now and was not before."""
@@ -618,20 +682,29 @@ class HandedRun:
                 continue
             if wait is Wait.ACKNOWLEDGED:
                 if not names:
-                    return NoReceiver(self.subject)
+                    return _unknown_error() if _is_nothing(piece) else NoReceiver(self.subject)
                 if name is not None and name not in piece.audience.members:
                     return NotDelivered(name, "not in the audience", None)
             for receiver in names if name is None else (name,):
                 if others and (other := self._other(low, high, receiver)) is not None:
                     return NotDelivered(receiver, other[0].name.lower(), other[1] or None)
-                done = done and self._is_final(receiver, low, high)
+                if self._unknown is None:
+                    done = done and self._is_final(receiver, low, high)
+                    continue
+                if wait is Wait.ACKNOWLEDGED and self._is_lost_sight_of(receiver, low, high):
+                    return _unknown_error()
+                for part in self._open_at(receiver, low, high) if done else ():
+                    done = self._unknown.get(receiver, RangeSet()).covers(*part)
+                    if not done:
+                        break
         return self if done else self._end(wait)
 
     def _promise_outcome(self, first: int, last: int) -> object:
         if self._verdict(first, last) is not None:
             return self
         piece = self.piece_of(first)
-        if piece is not None and not piece.position and not piece.audience.names:
+        is_nothing = piece is not None and _is_nothing(piece)
+        if is_nothing or self._is_lost_sight_of(PROMISE, first, last):
             return Ambiguous("the node does not know any more what became of its promise")
         return self._lost
 
@@ -645,6 +718,17 @@ class HandedRun:
 
     def _is_known(self, first: int, last: int) -> bool:
         return self._fired is not None and self._fired.covers(first, last)
+
+
+def _is_nothing(piece: Piece) -> bool:
+    """Whether the node knows no more of these than that it took them."""
+    return not piece.position and not piece.due and not piece.audience.names
+
+
+def _unknown_error() -> Ambiguous:
+    return Ambiguous(
+        "the node does not know any more what became of it: that is long ago, or it was for nobody"
+    )
 
 
 def _last_of(other: _Other) -> int:

@@ -44,6 +44,11 @@ class Audiences:
         """Set the audience of all from `first` to `last`, whatever it was."""
         at = len(self._firsts)
         if at and first <= self._lasts[-1]:
+            # Each reconnection says it all anew: what is so already moves no entry of many.
+            found = bisect_left(self._lasts, first)
+            is_held = self._firsts[found] <= first and last <= self._lasts[found]
+            if is_held and self._names[found] == names:
+                return
             self.cut(first, last)
             at = bisect_left(self._firsts, first)
         if at and self._lasts[at - 1] == first - 1 and self._names[at - 1] == names:
@@ -188,13 +193,9 @@ class OpenReceipts:
         """ROUTED came. `is_known`: the node has the messages; `is_due`: they wait no more."""
         for low, high in self.open.within(first, last):
             if not is_known and not names and is_due:
-                # It knows no more than that it took them. What it said before is worth more.
-                told = RangeSet((a, b) for a, b, n in self._audiences.within(low, high) if n)
-                for a, b in told.missing(low, high):
-                    self._audiences.set(a, b, ())
-                    self._promised.remove(a, b)
-            else:
-                self._audiences.set(low, high, names if is_due else None)
+                # It knows no more than that it took them: whoever they were for, nothing comes.
+                self._promised.remove(low, high)
+            self._audiences.set(low, high, names if is_due else None)
             self._touched.add(low, high)
 
     def final(self, receiver: str, first: int, last: int) -> None:

@@ -51,6 +51,23 @@ from run;
 
 _COLUMNS = 8
 
+# The row that holds the first of them may begin before.
+_OVERLAPPING = (
+    " where first between coalesce((select max(first) from receipt where first <= ?1), ?1)"
+    " and ?2 and last >= ?1"
+)
+_NOTE = f"""
+update receipt set errors = json_insert(coalesce(errors, '[]'), '$[#]', json(?3))
+{_OVERLAPPING}
+"""  # noqa: S608 - fixed text
+# One behind the other is one range: each of a run of very many may be forgotten by itself.
+_NOTE_FORGOTTEN = f"""
+update receipt set forgotten = case when json_extract(forgotten, '$[#-1][1]') = ?1 - 1
+    then json_set(forgotten, '$[#-1][1]', ?2)
+    else json_insert(coalesce(forgotten, '[]'), '$[#]', json(?3)) end
+{_OVERLAPPING}
+"""  # noqa: S608 - fixed text
+
 _errors = msgspec.json.Decoder(list[tuple[int, int, str, list[str | int]]])
 _ranges = msgspec.json.Decoder(list[tuple[int, int]])
 _ids = msgspec.json.Decoder(dict[int, str])
@@ -133,22 +150,12 @@ def delete_oldest(count: int) -> Step:
 def note(first: int, last: int, error: MsgServiceError, refusal: Refusal | None) -> Step:
     """Return the step that keeps why no more will be heard of these."""
     kind, arguments = _said(error, refusal)
-    return _append("errors", first, last, [first, last, kind, arguments])
+    return Step(_NOTE, (first, last, as_json([first, last, kind, arguments])))
 
 
 def note_forgotten(first: int, last: int) -> Step:
     """Return the step that keeps that the program wants to know no more of these."""
-    return _append("forgotten", first, last, [first, last])
-
-
-def _append(column: str, first: int, last: int, said: list[Any]) -> Step:
-    # The row that holds the first of them may begin before.
-    return Step(
-        f"update receipt set {column} = json_insert(coalesce({column}, '[]'), '$[#]', json(?3))"  # noqa: S608 - fixed names
-        " where first between coalesce((select max(first) from receipt where first <= ?1), ?1)"
-        " and ?2 and last >= ?1",
-        (first, last, as_json(said)),
-    )
+    return Step(_NOTE_FORGOTTEN, (first, last, as_json([first, last])))
 
 
 def look_at(db: apsw.Connection) -> Found:

@@ -18,6 +18,7 @@ from msgservice.client.receipt import Receipt, Wait
 from msgservice.client.runs import HandedRuns
 from msgservice.core.frames import Routed
 from msgservice.errors import (
+    Ambiguous,
     ClientClosed,
     LogWentBack,
     NoReceiver,
@@ -349,6 +350,76 @@ def test_8_that_a_message_was_taken_long_ago_changes_nothing_that_is_known_of_it
         Piece(3, 3, 0, run._pieces[1].audience),
     ]
     assert run._pieces[0].audience.names == ("r1",)
+
+
+def nothing_known(world: ClientWorld, *ranges: tuple[int, int]) -> None:
+    """The node forgets what became of these, and says so at the next connection."""
+    incarnation = world.node.hellos[-1].incarnation
+    number = world.node._audiences.setdefault((), len(world.node._audiences) + 1)
+    world.node.states[incarnation] = []
+    world.node.routed[incarnation] = [Routed(*one, number, 0) for one in ranges]
+    world.node.cut()
+    world.advance(1.0)
+
+
+def test_53_what_the_node_forgot_while_the_producer_was_away_is_waited_for_no_more() -> None:
+    world = ClientWorld()
+    known, half, open_ = sent(world, count=3)
+    world.node.say("r1", Status.ACKNOWLEDGED, (1, 2))
+    world.node.say("r2", Status.ACKNOWLEDGED, (1, 1))
+    world.settle()
+    settled, acked, named = half.settled(), half.acknowledged(), half.acknowledged("r2")
+    waiting, at_r1 = open_.acknowledged(), half.acknowledged("r1")
+    nothing_known(world, (1, 2))
+    assert {"r1": Status.ACKNOWLEDGED, "r2": Status.QUEUED} == now(settled)
+    for one in (acked, named, half.acknowledged()):
+        assert "does not know any more" in str(error_of(one, Ambiguous))
+    assert now(at_r1) is None
+    assert now(known.acknowledged()) is None
+    changes = half.run.known_of(2)
+    assert (True, Ambiguous) == (changes.is_over, type(changes.error))
+    assert (True, None) == known.run.known_of(1)[1:]
+    assert not waiting.called
+    for name in ("r1", "r2"):
+        world.node.say(name, Status.ACKNOWLEDGED, (3, 3))
+    world.settle()
+    assert now(waiting) is None
+    assert 0 == len(world.client._hop.runs)
+
+
+def test_53_a_state_that_comes_all_the_same_is_told() -> None:
+    run = HandedRun("a", 2, None, promised=True)
+    runs = HandedRuns()
+    runs.add(run, 1)
+    run.routed(Piece(1, 2, 7 << 16, AudienceNames(["r1"])))
+    run.accepted(1, 2)
+    promised = run.watch(Wait.PROMISED, 1, 2)
+    run.routed(Piece(1, 2, 0, AudienceNames([])))
+    assert run.is_settled
+    error_of(promised, Ambiguous)
+    run.marked("r1", Status.DEAD, 1, 1, "no")
+    run.decided(Status.DEAD, 1, 1, "no")
+    runs.tell_news()
+    assert run.is_settled
+    assert (Status.DEAD, "no") == run.verdict_of(1)
+    error_of(run.watch(Wait.ACKNOWLEDGED, 1, 1), NotDelivered)
+    error_of(run.watch(Wait.ACKNOWLEDGED, 2, 2), Ambiguous)
+
+
+def test_53_who_asks_when_the_node_has_forgotten_is_not_told_that_it_was_for_nobody() -> None:
+    world = ClientWorld()
+    world.node.answering = False
+    waiting = world.client.send("a", b"x")
+    world.settle()
+    nothing_known(world, (1, 1))
+    world.node.answering = True
+    world.node.answer()
+    world.settle()
+    receipt = now(waiting)
+    assert receipt.position is None
+    error_of(receipt.acknowledged(), Ambiguous)
+    assert {} == now(receipt.settled())
+    assert isinstance(receipt.run.known_of(1).error, Ambiguous)
 
 
 # --- any order of what can be told, in any cuts, against a plain model

@@ -393,6 +393,21 @@ def test_53_what_the_program_forgets_is_listed_no_more(tmp_path: Path) -> None:
         one.close()
 
 
+def test_53_each_of_a_long_run_is_forgotten_and_the_row_stays_short(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path / "first")
+    world.client.send_many("a", [b"x"] * 500)
+    world.written()
+    for receipt in listed(world, 0, 1000)[100:400]:
+        world.calls.wait(receipt.forget())
+    db = apsw.Connection(str(tmp_path / "first" / "outbox.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    assert [("[[101,400]]",)] == [*db.execute("select forgotten from receipt")]
+    db.close()
+    again = restarted(world, tmp_path / "second")
+    assert [*range(1, 101), *range(401, 501)] == sequences(again)
+    for one in (again, world):
+        one.close()
+
+
 def test_53_what_is_listed_to_be_kept_stays_until_it_is_forgotten(tmp_path: Path) -> None:
     world = DiskWorld(tmp_path / "first")
     send(world, b"1", b"2")

@@ -159,11 +159,29 @@ def test_53_rows_that_were_too_many_are_followed_no_more() -> None:
 
 
 def test_53_of_what_the_node_knows_no_more_nothing_more_is_waited_for() -> None:
-    receipts = OpenReceipts(4, [(1, 4)], promised=[(1, 4)])
-    receipts.give_out([(1, 4)])
+    receipts = OpenReceipts(6, [(1, 6)], promised=[(1, 6)])
+    receipts.give_out([(1, 6)])
     receipts.routed(1, 2, ("billing",), is_known=True, is_due=True)
+    receipts.routed(5, 6, ("billing",), is_known=True, is_due=True)
     receipts.routed(1, 4, (), is_known=False, is_due=True)
-    assert [(3, 4)] == receipts.take_gone()  # of 1 and 2 it has said more
-    receipts.final("billing", 1, 2)
-    receipts.decided(1, 2)
     assert [(1, 4)] == receipts.take_gone()
+    receipts.final("billing", 5, 6)
+    receipts.decided(5, 6)
+    assert [(1, 6)] == receipts.take_gone()
+
+
+def test_53_what_is_told_anew_moves_no_entry_of_very_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receipts, count = OpenReceipts(), 1000
+
+    def route_all() -> None:
+        for at in range(1, count + 1):
+            receipts.routed(at, at, (f"r{at % 2}",), is_known=True, is_due=True)
+
+    receipts.add(1, count, promised=False)
+    route_all()
+    moved: list[int] = []
+    monkeypatch.setattr(Audiences, "cut", lambda _, first, last: moved.append(first))
+    route_all()
+    assert [] == moved
