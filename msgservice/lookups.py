@@ -1,4 +1,4 @@
-"""Lookups of names: each in a thread of ours, for which no other one and no end of a process waits.
+"""Resolving of names: each in a thread of its own, which nobody else waits for, and no end either.
 
 Twisted looks up in the reactor's own pool, of ten threads, addresses too, which need none. So ten
 names for which no name server answers keep everybody else from dialling for minutes, and a process
@@ -44,7 +44,7 @@ class Resolution:
         self.name = name
 
     def cancel(self) -> None:
-        """It cannot be called off, as Twisted's cannot: what comes of it is not asked for."""
+        """A lookup cannot be called off, as Twisted's cannot: what comes of it is not asked for."""
 
 
 @implementer(IHostnameResolver)

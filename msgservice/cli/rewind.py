@@ -105,7 +105,10 @@ def rewind(
             async def do() -> Done:
                 if not suspended:  # as it was counted
                     asked.update({"first": found["first"], "end": found["end"]})
-                told = await session.request(reactor, client, RECEIVERS_REWIND, **asked)
+                try:
+                    told = await session.request(reactor, client, RECEIVERS_REWIND, **asked)
+                except CancelledError:
+                    raise _goes_on(receiver, "it may have begun") from None
                 if not no_wait:
                     told = await _watch(session, reactor, client, told)
                 return Done(
@@ -171,11 +174,14 @@ async def _watch(
                     refresh=True,
                 )
     except CancelledError:
-        raise Interrupted(
-            f"{counted(replay['copied'], 'message')} copied, and the node goes on:"
-            f" msgservice rewind {name} --cancel ends that"
-        ) from None
+        raise _goes_on(name, f"{counted(replay['copied'], 'message')} copied") from None
     return told
+
+
+def _goes_on(name: str, known: str) -> Interrupted:
+    return Interrupted(
+        f"{known}, and the node goes on: msgservice rewind {name} --cancel ends that"
+    )
 
 
 def _sentence(told: dict[str, Any], what: str) -> str:

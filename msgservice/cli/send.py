@@ -40,7 +40,7 @@ from msgservice.cli.times import seconds_of
 from msgservice.client.client import Client
 from msgservice.client.gathering import check_message
 from msgservice.client.promise import PromiseOutcome
-from msgservice.client.receipt import Receipt
+from msgservice.client.receipt import Receipt, Receipts
 from msgservice.clock import Reactor
 from msgservice.codecs import content_type_of
 from msgservice.errors import MsgServiceError, NoReceiver, NotDelivered
@@ -340,8 +340,15 @@ async def _send_lines(
     if reason is not None:  # only now: what was on its way may have been stored meanwhile
         raise Stopped(progress.sent, reason, client.unanswered)
     seconds = reactor.seconds() - started
-    told = {"sent": progress.sent, "bytes": progress.size, "seconds": round(seconds, 3)}
-    session.show(told, f"{progress.sent:,} messages stored in {_seconds(seconds)} s")
+    told = {
+        "sent": progress.sent,
+        "bytes": progress.size,
+        "seconds": round(seconds, 3),
+        "for_nobody": progress.for_nobody,
+    }
+    stored = f"{progress.sent:,} messages stored in {_seconds(seconds)} s"
+    nobody = f"; nobody receives {progress.for_nobody:,} of them" if progress.for_nobody else ""
+    session.show(told, stored + nobody)
 
 
 def _all_taken(reactor: Reactor, client: Client) -> Deferred[Any]:
@@ -381,7 +388,11 @@ async def _send_runs(
     failed: list[Failure] = []
     reading: Deferred[list[bytes]] | None = None
 
-    def stored(_: object, run: list[bytes]) -> None:
+    def stored(receipts: Receipts, run: list[bytes]) -> None:
+        for one in receipts.runs:
+            piece = one.piece_of(one.first)  # None: they are in the outbox, and go to the node now
+            if piece is not None and not piece.audience.names:
+                progress.for_nobody += one.count
         progress.advance(len(run), sum(map(len, run)) + len(run))
 
     def refused(failure: Failure) -> None:
@@ -417,6 +428,7 @@ class _Progress:
 
     def __init__(self, source: BinaryIO, *, shown: bool) -> None:
         self.sent = 0
+        self.for_nobody = 0  # of those, as far as it is known
         self.size = 0
         status = os.fstat(source.fileno())
         # A pipe has no size, and its end is not known before it comes.

@@ -180,6 +180,14 @@ def test_lines_of_standard_input_are_messages(msgservice: Command) -> None:
     told = msgservice.data("send", "lines", stdin=lines)
     assert (10_000, len(lines)) == (told["sent"], told["bytes"])
     assert msgservice.receiver("lines")["queued"] == 10_000
+    assert told["for_nobody"] == 0
+
+
+def test_lines_that_nobody_receives_are_said_to_be_so(msgservice: Command) -> None:
+    done = msgservice("send", "for.nobody", stdin=b"one\ntwo\n")
+    assert done.code == 0
+    assert done.out.endswith("; nobody receives 2 of them\n")
+    assert msgservice.data("send", "for.nobody", stdin=b"three\n")["for_nobody"] == 1
 
 
 def sending(msgservice: Command, *words: str) -> subprocess.Popen[bytes]:

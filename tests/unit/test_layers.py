@@ -43,6 +43,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("config", "client", "receiver", "webhooks"),
     ("node", "faces", "pb", "recount", "aio", "blocking"),
     ("tap", "cli", "testing", ""),
+    ("__main__",),
 ]
 # What a face may know of the service; of the node and what lies below it, nothing.
 FACES_MAY_IMPORT = {
