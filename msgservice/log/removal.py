@@ -117,6 +117,11 @@ where number in (select value from json_each(?))
 """
 _MOVE_BACK = "update batch set number = -number where number < 0"
 
+# What is known of a message at one receiver is not forgotten before what is known at another: else
+# it would be told as if it had been for the second alone. So rows are one only where they were
+# written in the same span of the log's age, and those of a span are forgotten together.
+SPAN = 6 * 3600 * 1000
+
 _FORGET_RUNS = (
     "delete from run where sender = ?1 and sequence < (select sequence from run"
     " where sender = ?1 order by sequence desc limit 1 offset ?2)"
@@ -245,11 +250,15 @@ def _finish(
         for begin, end, state_number, reason in found:
             before = one(
                 db,
-                "select first, last, status, reason from finished where sender = ?"
+                "select first, last, status, reason, at from finished where sender = ?"
                 " and receiver = ? and first <= ? order by first desc limit 1",
                 (sender, receiver, begin),
             )
-            if before and (before[1] + 1, *before[2:]) == (begin, state_number, reason):
+            if (
+                before
+                and (before[1] + 1, *before[2:4]) == (begin, state_number, reason)
+                and before[4] // SPAN == staged.age // SPAN
+            ):
                 begin = before[0]
             written += (sender, receiver, begin, end, state_number, reason, staged.age)
     gone = [

@@ -29,7 +29,7 @@ from msgservice.log.entries import (
     ForgetStates,
 )
 from msgservice.log.places import HEADROOM_DIVISOR, PINNED, Places, settled_to
-from msgservice.log.removal import OLDEST_HEARD
+from msgservice.log.removal import OLDEST_HEARD, SPAN
 from msgservice.log.senders import DAY, FORGET_MAX, LOOK_AGAIN, Senders
 from msgservice.log.staging import DEAD_SIZE
 from msgservice.log.state import Totals
@@ -218,7 +218,8 @@ class Retention:
     @property
     def _states_before(self) -> int:
         """The age of the log up to which what became of messages is not kept any more."""
-        return self._store.age - int(self._store.limits.finished_days * DAY)
+        before = self._store.age - int(self._store.limits.finished_days * DAY)
+        return before - before % SPAN
 
     def _forget_states(self) -> bool:
         """Forget what became of messages that have left the log long ago, or too much of it; more?

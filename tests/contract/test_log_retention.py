@@ -668,7 +668,7 @@ def test_54_an_id_lives_as_long_as_the_states_of_its_message(log: ContractDriver
     assert log.wait(log.log.find_finished("one", senders=["shop"])) is not None
     drop_all(log, NOW + 7 * 24 * HOUR - HOUR)
     assert log.wait(log.log.find_finished("one")) is not None
-    drop_all(log, NOW + 7 * 24 * HOUR + 2 * HOUR)
+    drop_all(log, NOW + 7 * 24 * HOUR + 7 * HOUR)
     assert log.wait(log.log.find_finished("one")) is None
     assert log.wait(log.log.audit()) == []
 
@@ -681,7 +681,7 @@ def test_11_states_go_after_seven_days(log: ContractDriver) -> None:
     drop_all(log)
     drop_all(log, NOW + 7 * 24 * HOUR)
     assert len(log.wait(log.log.history("shop", "i1", 1, 100)).states) == 1
-    drop_all(log, NOW + 7 * 24 * HOUR + 2 * HOUR)
+    drop_all(log, NOW + 7 * 24 * HOUR + 7 * HOUR)
     assert log.wait(log.log.history("shop", "i1", 1, 100)).states == ()
 
 

@@ -99,6 +99,7 @@ Key = tuple[str, str]
 State = tuple[Status, int, str]  # status, attempts, reason
 
 DAY = 24 * 3600 * 1000
+SPAN = 6 * 3600 * 1000  # in which states that are forgotten together were written
 CROWD = 10  # times `incarnations`: of more that are away, none is kept for an hour
 LETTERS_BYTES = 4 * 1024 * 1024  # of one page
 LETTER_OVERHEAD = 128
@@ -1621,7 +1622,8 @@ class DictLog:
         }
 
     def _forget_states(self) -> None:
-        content, oldest = self.content, self.content.age - self._limits.finished_days * DAY
+        content = self.content
+        oldest = (content.age - self._limits.finished_days * DAY) // SPAN * SPAN
 
         def kept(
             states: dict[int, dict[int, tuple[Status, str, int]]],

@@ -104,7 +104,7 @@ def test_54_a_sender_that_is_forgotten_leaves_what_became_of_its_messages(tmp_pa
     assert log.wait(log.log.find_finished("anew-1")) is not None
     assert log.wait(log.log.find_finished("life0-2")) is not None
     assert [] == log.wait(log.log.audit())
-    gone(log, 7 * DAY + HOUR)
+    gone(log, 7 * DAY + 7 * HOUR)
     assert (0, 0, 0) == counted(log)
     log.close()
 
@@ -137,6 +137,28 @@ def test_54_what_is_kept_is_bounded_and_what_a_producer_may_come_for_stays(tmp_p
     log.close()
 
 
+def test_54_what_became_of_it_is_forgotten_at_all_receivers_together(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    both = make_batch(log.log.audience([1, 2]), 1, [b"x"], incarnation="i1")
+    log.append(both)
+    for receiver in (1, 2):
+        log.progress(receiver, both.last, settled={Status.ACKNOWLEDGED: 1})
+    gone(log)
+    for day in range(1, 7):  # more of its sender's, that the first alone gets
+        sent(log, day + 1, 1)
+        gone(log, day * DAY)
+    identity = f"shop/{hash_of('i1')}/1"
+    at = 7 * DAY - HOUR
+    while (found := log.wait(log.log.find_finished(identity))) is not None:
+        assert {1, 2} == set(found.states)
+        assert at < 7 * DAY + 7 * HOUR
+        at += HOUR
+        gone(log, at)
+    assert at >= 7 * DAY
+    assert log.wait(log.log.find_finished(f"shop/{hash_of('i1')}/2")) is not None
+    log.close()
+
+
 def test_54_it_ages_in_slices_and_a_call_moves_few_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +173,7 @@ def test_54_it_ages_in_slices_and_a_call_moves_few_ids(
     oldest = [entry.oldest for entry in drops if entry.oldest > 1]
     assert max(high - low for low, high in zip([1, *oldest], oldest, strict=False)) <= 5
     forgets = entries(log, monkeypatch, ForgetStates)
-    gone(log, 7 * DAY + HOUR)
+    gone(log, 7 * DAY + 7 * HOUR)
     assert (0, 0, 0) == counted(log)
     assert len(forgets) == 800 // 64 + 1
     log.close()
