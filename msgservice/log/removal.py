@@ -42,7 +42,7 @@ from msgservice.log.staging import (
 )
 from msgservice.log.state import Gone, Staged
 from msgservice.message import Status
-from msgservice.records import ExceptionRow, position_of
+from msgservice.records import PROMISED, ExceptionRow, position_of
 
 _HEAD = """
 select json_group_array(json_array(number, audience, sender, sequence, count, crc, chain)) from (
@@ -116,6 +116,24 @@ update batch set frame = null, number = -number
 where number in (select value from json_each(?))
 """
 _MOVE_BACK = "update batch set number = -number where number < 0"
+
+# An outcome of a promise is as old as the states that it is about: of what is in the log, it has no
+# age yet. It is found by its row, of which a sender may have very many.
+_IN_LOG = """
+select 1 from batch where sender = ?1 and sequence <= ?3 and sequence + count > ?2
+    and sequence >= coalesce(
+        (select max(sequence) from batch where sender = ?1 and sequence <= ?2), 0) limit 1
+"""
+_LAST_OF = "select last from finished where sender = ? and receiver = ? and first = ?"
+_STAY = """
+update finished set at = ?2 where (sender, receiver, first) in (
+    select a.value ->> 0, a.value ->> 1, a.value ->> 2 from json_each(?1) as a)
+"""
+_PROMISES_LEAVE = """
+update finished set at = ?1 where sender = ?2 and receiver = ?5 and first <= ?4 and last >= ?3
+    and first >= coalesce((select max(first) from finished
+        where sender = ?2 and receiver = ?5 and first <= ?3), 0)
+"""
 
 # What is known of a message at one receiver is not forgotten before what is known at another: else
 # it would be told as if it had been for the second alone. So rows are one only where they were
@@ -261,6 +279,11 @@ def _finish(
             ):
                 begin = before[0]
             written += (sender, receiver, begin, end, state_number, reason, staged.age)
+    leaves: dict[int, tuple[int, int]] = {}  # sender -> its first and last sequence of these
+    for sender, _audience, run in _joined(rows):
+        begin, end = run[0][3], run[-1][3] + run[-1][4] - 1
+        before_it = leaves.get(sender, (begin, end))
+        leaves[sender] = min(begin, before_it[0]), max(end, before_it[1])
     gone = [
         (receiver, row.first)
         for receiver, overlapping in exceptions.items()
@@ -269,6 +292,10 @@ def _finish(
     ]
     return [
         *insert_steps(f"or replace {INTO_FINISHED}", 7, written),
+        *(
+            (_PROMISES_LEAVE, (staged.age, sender, *span, PROMISED))
+            for sender, span in leaves.items()
+        ),
         (_DELETE_GONE, (as_json(gone),)),
     ]
 
@@ -420,6 +447,14 @@ def _forget_states(
 ) -> None:
     text = OLDEST_HEARD if entry.heard else _OLDEST_STATES
     states = [*rows(db, text, (entry.before, entry.states))]
+    stay = [
+        row
+        for row in states
+        if row[1] == PROMISED and rows(db, _IN_LOG, (row[0], row[2], one(db, _LAST_OF, tuple(row))))
+    ]
+    if stay:
+        operations.append((_STAY, (as_json(stay), staged.age)))
+        states = [row for row in states if row not in set(stay)]
     ids = [*rows(db, _OLDEST_IDS, (entry.before, entry.ids))]
     senders = [*rows(db, _OLDEST_FORMER, (entry.before, entry.senders))]
     operations += [

@@ -160,6 +160,27 @@ def test_54_what_its_sender_has_heard_of_a_promise_is_kept_for_others(open_log: 
     assert {1, 2} == {at for one in states(log) for at in range(one.first, one.last + 1)}
 
 
+def test_55_what_was_decided_is_known_as_long_as_what_it_is_about(open_log: Open) -> None:
+    log = open_log()
+    batch = promised(log, 1, 2)
+    log.append(batch)
+    log.append(verdicts=[verdict(1, 2)])
+
+    def retain(days: float) -> list[tuple[int, int]]:
+        while log.wait(log.log.retain(NOW + int(days * 24 * 3_600_000), [("shop", "i1")])):
+            pass
+        return [(state.first, state.last) for state in states(log)]
+
+    assert [(1, 2)] == retain(8)  # whoever is away has the message before it
+    assert [(1, 2)] == retain(20)
+    for receiver in (1, 2):
+        log.progress(receiver, batch.last, settled={Status.ACKNOWLEDGED: 2})
+    assert [(1, 2)] == retain(21)
+    assert log.wait(log.log.find(f"shop/{hash_of('i1')}/1")) is None
+    assert [(1, 2)] == retain(27.9)
+    assert [] == retain(28.5)
+
+
 def test_55_a_copy_cancels_nothing(tmp_path: Path) -> None:
     log = ContractDriver("sqlite", tmp_path / "log", SMALL).open()
     log.receivers(1, 2)

@@ -1525,6 +1525,10 @@ class DictLog:
             states = sender.states.setdefault(number, {})
             for index, (status, _, reason) in enumerate(content.receivers[number].states(batch)):
                 states[batch.sequence + index] = (status, reason, content.age)
+        promises = sender.states.get(PROMISED, {})
+        for sequence in range(batch.sequence, batch.sequence + batch.count):
+            if sequence in promises:
+                promises[sequence] = (*promises[sequence][:2], content.age)
         key = (batch.sender, batch.incarnation)
         named = [(name, batch.sequence + index) for index, name in batch.ids]
         for _, taken in self._who_has_taken(batch):
@@ -1633,6 +1637,11 @@ class DictLog:
                 for number, found in states.items()
             }
 
+        for batch in content.batches.values():  # of what is in the log no promise is forgotten
+            promises = content.senders[batch.sender, batch.incarnation].states.get(PROMISED, {})
+            for at in range(batch.sequence, batch.sequence + batch.count):
+                if at in promises and promises[at][2] < oldest:
+                    promises[at] = (*promises[at][:2], content.age)
         for sender in content.senders.values():
             sender.states = kept(sender.states)
         former = [(key, kept(states)) for key, states in content.former]
