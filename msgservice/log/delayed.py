@@ -457,10 +457,10 @@ class Change:
         gone = self._gone
         taken: list[Batch] = []
         for batch in batches:
-            number, count, size, crc = found.get(batch.delayed_id, NOT_THERE)
-            if not number or number in gone:
+            if batch.delayed_id in gone:
                 continue
-            if count != batch.count:
+            number, count, size, crc = found.get(batch.delayed_id, NOT_THERE)
+            if count != batch.count:  # what is left of one cut at its front is another row
                 break
             gone[number] = (size, crc)
             taken.append(batch)

@@ -77,7 +77,8 @@ class DelayedMessages:
         before, self._before = self._before, None
         following, self._following = self._following, None
         page = NOTHING if following is None else await following
-        if before is not None and not self._may_follow(page, now):
+        # That one may have failed while this page was read, and is not followed then.
+        if before is not None and (before.called or not self._may_follow(page, now)):
             if not await before:
                 return self._fail()
             before = None

@@ -420,14 +420,17 @@ class DictLog:
         own = list(self._take_all(group.own, group.now, fresh, full, keyed=False))
         if own and isinstance(own[-1], RefusedBatch) and isinstance(own[-1].error, LogFull):
             full = own[-1].error
+        moved: set[int] = set()
         for batch in group.due:
+            if batch.delayed_id in moved:
+                continue
             known = content.waiting.get(batch.delayed_id)
-            if known is not None and known.count != batch.count:
+            if known is None or known.count != batch.count:
                 break  # what is left of it goes first, read anew
-            if known is not None:
-                del content.waiting[batch.delayed_id]
-                self._store(batch, group.now)
-                fresh.append(batch)
+            del content.waiting[batch.delayed_id]
+            moved.add(batch.delayed_id)
+            self._store(batch, group.now)
+            fresh.append(batch)
         outcomes = [*own, *self._take_all(group.batches, group.now, fresh, full)]
         cancelled = [self._cancel(wanted) for wanted in group.cancel]
         decided = [self._decide(verdict, group.now) for verdict in group.verdicts]

@@ -380,9 +380,10 @@ def test_what_does_not_wait_is_not_cancelled(id_: str) -> None:
     assert not ok
 
 
-def test_16_what_is_left_of_a_run_that_is_cancelled_in_part_when_it_is_due_keeps_its_order() -> (
-    None
-):
+@pytest.mark.parametrize("cut", [1, 2, 3, 4])
+def test_16_what_is_left_of_a_run_that_is_cancelled_in_part_when_it_is_due_keeps_its_order(
+    cut: int,
+) -> None:
     """The page with it was read before the cancel, and is moved behind it."""
     clock = Clock()
     world, billing, shop = world_with(SlowPages(reactor=clock, limits=Limits()), clock=clock)
@@ -390,9 +391,9 @@ def test_16_what_is_left_of_a_run_that_is_cancelled_in_part_when_it_is_due_keeps
     send(shop, 5, b"5")
     hashed = hash_of(shop.hello.incarnation)
     later(world, 60.05)
-    assert cancel(shop, f"shop/{hashed}/3")[0]
+    assert cancel(shop, f"shop/{hashed}/{cut}")[0]
     later(world, 3.0)
-    assert [b"1", b"2", b"4", b"5"] == got(billing)
+    assert [b"%d" % number for number in range(1, 6) if number != cut] == got(billing)
 
 
 class SlowPages(MemoryLog):
@@ -564,6 +565,28 @@ def test_43_nothing_overtakes_a_page_that_was_not_stored(monkeypatch: pytest.Mon
     later(world, 0.5)
     assert [] == got(billing)
     for _ in range(4):
+        later(world, 1)
+    assert [b"%d" % n for n in range(1, 8)] == got(billing)
+    assert log.next_due() is None
+
+
+def test_43_nothing_overtakes_a_page_that_fails_while_the_next_one_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log, world, billing, _ = paged(monkeypatch, 7)
+    due = log.due
+
+    def slow(*asked: Any) -> Deferred[Any]:
+        reading: Deferred[Any] = due(*asked)
+        if asked[1] == BEGIN:
+            return reading
+        return reading.addCallback(lambda page: deferLater(world.clock, 0.2, lambda: page))
+
+    monkeypatch.setattr(log, "due", slow, raising=False)
+    log.hold = True
+    later(world, 60.05)
+    log.refuse()
+    for _ in range(6):
         later(world, 1)
     assert [b"%d" % n for n in range(1, 8)] == got(billing)
     assert log.next_due() is None
