@@ -24,12 +24,13 @@ from msgservice.client.handed import HandedRun
 from msgservice.client.open_receipts import OpenReceipts
 from msgservice.client.outbox_file import OutboxFile, OutboxSnapshot
 from msgservice.client.receipt import OPEN_RECEIPTS
-from msgservice.core.ranges import Range, RangeSet
+from msgservice.core.ranges import RangeSet
 from msgservice.core.refusal import Refusal
 from msgservice.core.runs import Run
 from msgservice.errors import MsgServiceError
 
-AGED_EVERY = 60_000  # ms between two looks for receipts that nobody has asked for in days
+AGED_EVERY = 60_000  # ms between two looks for receipts that nobody has asked for in days …
+AGED_RANGES = 4096  # … at so many ranges of them: there may be very many
 
 
 class DiskOutbox:
@@ -53,6 +54,7 @@ class DiskOutbox:
         )
         self._keeps_ms = 0  # for which receipts are kept that have ended; 0: for ever
         self._aged_at = 0
+        self._aged_to = 0  # the last sequence that was looked at for that
         self._has_warned = False  # that the oldest receipts go
         self.incarnation = snapshot.incarnation
         self.log_id = snapshot.log_id  # of the node that it was given to, as far as is known
@@ -193,7 +195,8 @@ class DiskOutbox:
                 self._delete_aged(now - self._keeps_ms)
 
     def _delete_aged(self, before: int) -> None:
-        ended: list[Range] = list(self.receipts.ended)
+        ended = self.receipts.ended.from_(self._aged_to + 1, AGED_RANGES)
+        self._aged_to = ended[-1][1] if len(ended) == AGED_RANGES else 0
         self.file.change_receipts([receipt_rows.delete(*one, before) for one in ended])
 
 

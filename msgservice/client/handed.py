@@ -702,9 +702,8 @@ class HandedRun:
     def _promise_outcome(self, first: int, last: int) -> object:
         if self._verdict(first, last) is not None:
             return self
-        piece = self.piece_of(first)
-        is_nothing = piece is not None and _is_nothing(piece)
-        if is_nothing or self._is_lost_sight_of(PROMISE, first, last):
+        pieces = [piece for piece in self._pieces if piece.first <= last and first <= piece.last]
+        if any(map(_is_nothing, pieces)) or self._is_lost_sight_of(PROMISE, first, last):
             return Ambiguous("the node does not know any more what became of its promise")
         return self._lost
 

@@ -70,6 +70,11 @@ class RangeSet:
         """Return the lowest `count` ranges, rising, or as many as there are."""
         return list(zip(self._firsts[:count], self._lasts[:count], strict=True))
 
+    def from_(self, number: int, count: int) -> list[Range]:
+        """Return the next `count` ranges that reach `number` or lie above it, rising."""
+        at = bisect_left(self._lasts, number)
+        return list(zip(self._firsts[at : at + count], self._lasts[at : at + count], strict=True))
+
     def copy(self) -> RangeSet:
         """Return an independent copy."""
         new = RangeSet()

@@ -406,6 +406,17 @@ def test_53_a_state_that_comes_all_the_same_is_told() -> None:
     error_of(run.watch(Wait.ACKNOWLEDGED, 2, 2), Ambiguous)
 
 
+def test_53_of_many_promises_one_that_the_node_has_forgotten_ends_the_wait() -> None:
+    run = HandedRun("a", 2, None, promised=True)
+    HandedRuns().add(run, 1)
+    run.routed(Piece(1, 1, 7 << 16, AudienceNames(["r1"])))
+    run.accepted(1, 2)
+    run.decided(Status.ACKNOWLEDGED, 1, 1, "")
+    promised = run.watch(Wait.PROMISED, 1, 2)
+    run.routed(Piece(2, 2, 0, AudienceNames([])))
+    error_of(promised, Ambiguous)
+
+
 def test_53_who_asks_when_the_node_has_forgotten_is_not_told_that_it_was_for_nobody() -> None:
     world = ClientWorld()
     world.node.answering = False

@@ -470,6 +470,35 @@ def test_53_what_has_ended_and_nobody_asked_for_goes_after_days(tmp_path: Path) 
     world.close()
 
 
+def test_53_of_very_many_that_ended_some_are_looked_at_each_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msgservice.client.disk.AGED_RANGES", 2)
+    world = DiskWorld(tmp_path / "first")
+    send(world, *[b"x"] * 9)
+    again = restarted(world, tmp_path / "second")
+    for sequence in range(1, 10, 2):  # what lies between is open: each is a range of its own
+        again.say_acknowledged(sequence)
+    file = again.client._hop._disk.file  # type: ignore[union-attr] # it has one
+    change, deleted = file.change_receipts, [0]
+
+    def counted(steps: Any) -> None:
+        steps = list(steps)
+        deleted.append(len(steps))
+        change(steps)
+
+    monkeypatch.setattr(file, "change_receipts", counted)
+    again.clock.advance(again.limits.finished_days * 24 * 3600 + 120)
+    for sequence in (2, 4, 6, 8):  # each time one more has ended, and it is looked
+        again.advance(70)
+        again.node.say("r1", Status.ACKNOWLEDGED, (sequence, sequence))
+        again.settle()
+    again.close()
+    assert 2 == max(deleted)
+    assert [(at, at) for at in (2, 4, 6, 8)] == rows(tmp_path / "second")
+    world.close()
+
+
 def test_53_without_a_file_those_are_listed_that_somebody_holds() -> None:
     world = ClientWorld()
     sent = [world.client.send("a", b"%d" % n) for n in range(3)]
