@@ -216,7 +216,7 @@ class ListDelayed(Asked):
 
 
 class CancelDelayed(Asked):
-    """The message that is not to be sent, and how many of its run's: it and those behind it."""
+    """The message that is not to be sent, and how many of its sender's: it and those sent next."""
 
     id: str
     count: Annotated[int, msgspec.Meta(ge=1, le=INTEGER_MAX)] = 1

@@ -558,6 +558,8 @@ class Admin:
         return DelayedPage(delayed=list(page.rows.values()), next=after if more else None)
 
     async def _cancel(self, asked: CancelDelayed, who: Pass) -> CancelledTold:
+        if asked.count > BATCH_MESSAGES_MAX:  # fewer would be cancelled than was asked for
+            raise BadValue("count", f"= {asked.count}: at most {BATCH_MESSAGES_MAX} at once")
         own = self._own_senders(who, DELAYED_CANCEL.right)
         # One sentence for all: who may not ask about it hears the same of one that there is not.
         unknown = UnknownMessage(
@@ -574,8 +576,7 @@ class Admin:
         if not found.due:
             raise unknown
         by = f"{asked.reason or 'cancelled'} (by {who})"
-        count = min(asked.count, BATCH_MESSAGES_MAX)
-        ranges = await self._operations.cancel(found, count, by[:REASON_KEPT_MAX])
+        ranges = await self._operations.cancel(found, asked.count, by[:REASON_KEPT_MAX])
         return CancelledTold(
             sender=sender_of(found),
             subject=found.subject,

@@ -14,7 +14,7 @@ from msgservice.core.frames import Ack, AudienceFrame, Nack, Routed, Transfer
 from msgservice.errors import LimitReached, LogUnavailable
 from msgservice.identity.rules import Rules
 from msgservice.identity.users import User, Users
-from msgservice.limits import TIME_DAYS_MAX
+from msgservice.limits import BATCH_MESSAGES_MAX, TIME_DAYS_MAX
 from msgservice.log.memory import MemoryLog
 from msgservice.message import FLAG_RETAIN, FLAG_RETAIN_ONLY, Action, Status, decode_messages
 from msgservice.node import delayed
@@ -406,6 +406,17 @@ class SlowPages(MemoryLog):
             lambda page: self._reactor.callLater(0.2 if page else 0.0, waiter.callback, page)
         )
         return waiter
+
+
+def test_49_more_than_are_cancelled_at_once_are_refused_and_wait_on() -> None:
+    world, billing, shop = world_with()
+    send(shop, 1)
+    name = f"shop/{hash_of(shop.hello.incarnation)}/1"
+    ok, told = cancel(shop, name, count=BATCH_MESSAGES_MAX + 1)
+    assert not ok
+    assert "count = 4097: at most 4096" in told
+    later(world, 60.1)
+    assert [b"one"] == got(billing)
 
 
 @pytest.mark.parametrize("operation", ["status", "why", "undo"])
