@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from msgservice.core.ranges import Range, RangeSet
 
 Names = tuple[str, ...]
+STALE_MIN = 1024  # of audiences that nobody asks for any more, before they are all looked at
 
 
 class Audiences:
@@ -63,6 +64,14 @@ class Audiences:
             self._lasts[at - 1] = self._lasts[at]
             del self._firsts[at], self._lasts[at], self._names[at]
 
+    def keep(self, ranges: RangeSet) -> None:
+        """Forget the audiences of all but these."""
+        kept = Audiences()
+        for first, last in ranges:
+            for low, high, names in self.within(first, last):
+                kept.set(low, high, names)
+        self._firsts, self._lasts, self._names = kept._firsts, kept._lasts, kept._names
+
     def cut(self, first: int, last: int) -> None:
         """Forget the audience of all from `first` to `last`."""
         low = bisect_left(self._lasts, first)
@@ -104,7 +113,9 @@ class OpenReceipts:
         self.done = RangeSet([(1, given)])  # their rows have gone, or are to go
         self._promised = RangeSet(promised)
         self._unanswered = RangeSet(unanswered)
+        # Also of some that are open no more: to cut each out of very many would take long.
         self._audiences = Audiences()
+        self._stale = 0  # how often one may have come to be there in vain
         self._final: dict[str, RangeSet] = {}  # receiver -> sequences with a final state there
         self._touched = RangeSet()
         self._gone: list[Range] = []  # that were added to `done`, and nobody was told
@@ -168,6 +179,7 @@ class OpenReceipts:
                 self.open.add(low, high)
             for low, high in self.open.within(first, last):
                 self._clear(low, high)
+                self._audiences.cut(low, high)
         return bool(given)
 
     def is_unanswered(self, first: int, last: int) -> bool:
@@ -241,8 +253,11 @@ class OpenReceipts:
                             self._end(*one)
         gone, self._gone = self._gone, []
         if gone and not self.open:
-            self._audiences = Audiences()
+            self._audiences, self._stale = Audiences(), 0
             self._final.clear()
+        if self._stale > STALE_MIN + len(self._audiences) // 2:
+            self._audiences.keep(self.open)
+            self._stale = 0
         # A row goes when all of it is done, and may have been so in parts.
         whole = (self.done.range_of(first) for first, _ in gone)
         return list(dict.fromkeys([one for one in whole if one is not None]))
@@ -286,4 +301,4 @@ class OpenReceipts:
                 final.remove(first, last)
                 if not final:
                     del self._final[name]
-        self._audiences.cut(first, last)
+        self._stale += 1

@@ -185,3 +185,23 @@ def test_53_what_is_told_anew_moves_no_entry_of_very_many(
     monkeypatch.setattr(Audiences, "cut", lambda _, first, last: moved.append(first))
     route_all()
     assert [] == moved
+
+
+def test_53_what_ends_among_very_many_moves_no_entry_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receipts, count = OpenReceipts(), 10_000
+    receipts.add(1, count, promised=False)
+    receipts.answered(1, count)
+    for at in range(1, count + 1):
+        receipts.routed(at, at, (f"r{at % 2}",), is_known=True, is_due=True)
+    cut: list[int] = []
+    monkeypatch.setattr(Audiences, "cut", lambda _, first, last: cut.append(first))
+    for at in range(1, count + 1, 2):  # none is the neighbour of another
+        receipts.final("r1", at, at)
+        assert [(at, at)] == receipts.take_gone()
+    assert [] == cut
+    for at in range(2, count - 1, 2):
+        receipts.final("r0", at, at)
+    receipts.take_gone()
+    assert 1 == len(receipts._audiences)  # those that ended are not held for ever either
