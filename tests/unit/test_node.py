@@ -526,7 +526,8 @@ def test_a_status_can_be_asked_for_by_position_identity_and_id() -> None:
     world.settle()
     (routed,) = shop.take(Routed)
     _, by_position = shop.request("$node.status", {"id": f"log:{routed.position}"})
-    assert {"billing": {"status": "sent", "attempts": 0, "reason": ""}} == by_position["receivers"]
+    sent = {"status": "sent", "attempts": 0, "reason": "", "copy": None}
+    assert {"billing": sent} == by_position["receivers"]
     assert by_position == shop.request("$node.status", {"id": "o-17"})[1]
     assert by_position == shop.request("$node.status", {"id": by_position["sender"]})[1]
     ok, answer = shop.request("$node.status", {"id": "log:1"})
