@@ -1,45 +1,206 @@
 """How long one message takes to three receivers and back, against what disk and sockets take.
 
     python -m bench.latency
+    python -m bench.latency --before CHECKOUT [--rounds N] [--closed N] [--seconds N]
 
 The floor is two 4 KiB appends with fdatasync in the node's folder plus two round trips of a bare
 Twisted TCP echo, medians, measured in the same run. *Closed*: one message in flight, durable,
-from `send` until all three acknowledgements are back, median. *Open*: 1,000 messages a second
-whatever comes back, 99th percentile, from when each was due.
+from `send` until all three acknowledgements are back. *Open*: 1,000 messages a second whatever
+comes back, from when each was due. `handler`: from `send`, or from when it was due, until a
+receiver's handler is called. CPU is that of each process for one closed message, of the receivers
+all three. System calls of the node for one closed message are counted where there is `strace`, in a
+run of its own that is part of no time.
+
+`--before`: the processes of another checkout stand beside ours, and both are measured in rounds
+that take turns, so that a machine with other work troubles both alike. A ratio is ours to theirs of
+one round, the median of all rounds; below 1 is better.
 """
 
 from __future__ import annotations
 
+import argparse
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-from bench.processes import finish, stage
+from bench.processes import Role, Stage, finish, stage
+
+RECEIVERS = 3
+RATE = 1000  # messages a second of the open loop
+WARM = 300
+TRACED = 300  # messages
+CALLS = ("futex", "fcntl", "epoll_wait", "fdatasync", "sendto", "recvfrom")
+ROUNDS = 5
+
+
+def percentile(taken: list[float], share: float) -> float:
+    taken = sorted(taken)
+    return round(taken[min(len(taken) - 1, int(len(taken) * share))], 3)
+
+
+class Side:
+    """A node, three receivers and a producer, of one checkout."""
+
+    def __init__(self, made: Stage, checkout: Path | None = None) -> None:
+        self.folder = made.folder
+        self.node, address = made.node(checkout=checkout)
+        self.receivers = [
+            made.start("receiver", checkout=checkout, address=address, name=f"r{i}", stamped=True)
+            for i in range(RECEIVERS)
+        ]
+        for receiver in self.receivers:
+            receiver.line()
+        self.probe = made.start("latency", checkout=checkout, address=address)
+        self.probe.line()
+        self.closed(WARM)
+
+    def _cpu(self) -> list[float]:
+        """Return the seconds of node, producer and receivers."""
+        node, probe, *receivers = (
+            role.ask("cpu")["cpu_s"] for role in (self.node, self.probe, *self.receivers)
+        )
+        return [node, probe, sum(receivers)]
+
+    def _taken(self, what: str) -> dict[str, float]:
+        """Let the producer send; return what was taken, in milliseconds."""
+        said = self.probe.ask(what)
+        handled: list[float] = []
+        for receiver in self.receivers:
+            handled += receiver.ask("handled")["handled_ms"]
+        kind = what.split()[0]
+        return {
+            f"{kind}_p50_ms": said["p50_ms"],
+            f"{kind}_p99_ms": said["p99_ms"],
+            f"{kind}_handler_p50_ms": percentile(handled, 0.5),
+            f"{kind}_handler_p99_ms": percentile(handled, 0.99),
+        }
+
+    def closed(self, count: int) -> dict[str, float]:
+        before = self._cpu()
+        figures = self._taken(f"closed {count}")
+        for name, was, now in zip(
+            ("node", "producer", "receivers"), before, self._cpu(), strict=True
+        ):
+            figures[f"{name}_cpu_us"] = round((now - was) * 1e6 / count, 1)
+        return figures
+
+    def opened(self, seconds: float) -> dict[str, float]:
+        return self._taken(f"open {RATE} {seconds}")
+
+    def calls(self) -> dict[str, float]:
+        """Return the node's system calls for one closed message; empty where none are counted."""
+        trace = Trace.of(self.node, self.folder / "calls")
+        if trace is None:
+            return {}
+        self.probe.ask(f"closed {TRACED}")
+        found = trace.end()
+        for receiver in self.receivers:
+            receiver.ask("handled")
+        figures = {name: found.get(name, 0) for name in CALLS} | {"all": sum(found.values())}
+        return {f"{name}_calls": round(count / TRACED, 1) for name, count in figures.items()}
+
+
+class Trace:
+    """A running count of the system calls of a process, by `strace`."""
+
+    def __init__(self, strace: subprocess.Popen[bytes], output: Path) -> None:
+        self._strace = strace
+        self._output = output
+
+    @classmethod
+    def of(cls, role: Role, output: Path) -> Trace | None:
+        """Begin to count; None where that is not possible."""
+        if shutil.which("strace") is None:
+            return None
+        pid = role.process.pid
+        strace = subprocess.Popen(
+            ["strace", "-c", "-f", "-p", str(pid), "-o", str(output)], stderr=subprocess.DEVNULL
+        )
+        status = Path(f"/proc/{pid}/status")
+        while strace.poll() is None:
+            if "TracerPid:\t0\n" not in status.read_text():
+                return cls(strace, output)
+            time.sleep(0.05)
+        return None  # it may not
+
+    def end(self) -> dict[str, int]:
+        """Return how often each was called."""
+        self._strace.send_signal(signal.SIGINT)
+        self._strace.wait()
+        found = {}
+        for line in self._output.read_text().splitlines():
+            words = line.split()  # % time, seconds, µs of a call, calls, errors if any, name
+            if len(words) >= 5 and words[3].isdigit() and words[-1] != "total":
+                found[words[-1]] = int(words[3])
+        return found
+
+
+def floor_of(side: Side, echo_port: int) -> dict[str, float]:
+    found: dict[str, float] = side.probe.ask(f"floor {side.folder} {echo_port}")
+    return found
 
 
 def measure(closed: int = 1000, seconds: float = 10.0) -> dict[str, Any]:
     with stage() as made:
-        _, address = made.node()
-        for i in range(3):
-            made.start("receiver", address=address, name=f"r{i}").line()
-        port = made.start("echo")
-        echo_port = port.line()["port"]
-        probe = made.start("latency", address=address)
-        probe.line()
-        probe.ask("closed 200")  # warm
-        floor = probe.ask(f"floor {made.folder} {echo_port}")
-        p50 = probe.ask(f"closed {closed}")["p50_ms"]
-        p99 = probe.ask(f"open 1000 {seconds}")["p99_ms"]
-        again = probe.ask(f"floor {made.folder} {echo_port}")
-        floor_ms = round((floor["floor_ms"] + again["floor_ms"]) / 2, 3)
+        side = Side(made)
+        echo_port = made.start("echo").line()["port"]
+        floors = [floor_of(side, echo_port)]
+        figures: dict[str, Any] = side.closed(closed) | side.opened(seconds)
+        floors.append(floor_of(side, echo_port))
+        floor_ms = round(statistics.mean([one["floor_ms"] for one in floors]), 3)
         return {
-            "closed_p50_ms": p50,
+            **figures,
             "floor_ms": floor_ms,
-            "closed_ratio": round(p50 / floor_ms, 2),
-            "open_p99_ms": p99,
-            "open_ratio": round(p99 / floor_ms, 2),
-            "sync_ms": floor["sync_ms"],
-            "round_trip_ms": floor["round_trip_ms"],
+            "closed_ratio": round(figures["closed_p50_ms"] / floor_ms, 2),
+            "open_ratio": round(figures["open_p99_ms"] / floor_ms, 2),
+            "sync_ms": floors[0]["sync_ms"],
+            "round_trip_ms": floors[0]["round_trip_ms"],
+            **side.calls(),
         }
 
 
+def compare(before: Path, rounds: int, closed: int, seconds: float) -> dict[str, Any]:
+    """Return our figures, those of another checkout, and the ratios, as medians of all rounds."""
+    with ExitStack() as stack:
+        sides = {
+            name: Side(stack.enter_context(stage()), checkout)
+            for name, checkout in (("ours", None), ("before", before))
+        }
+        taken: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+        for number in range(rounds):
+            order = list(sides.items())
+            for name, side in order if number % 2 else reversed(order):
+                taken[name].append(side.closed(closed) | side.opened(seconds))
+        figures: dict[str, Any] = {"rounds": rounds}
+        for figure in taken["ours"][0]:
+            both = [[one[figure] for one in taken[name]] for name in ("before", "ours")]
+            for name, found in zip(("before", "ours"), both, strict=True):
+                figures[f"{name} {figure}"] = round(statistics.median(found), 3)
+            ratios = [ours / theirs for theirs, ours in zip(*both, strict=True) if theirs]
+            if ratios:
+                figures[f"{figure} ratio"] = round(statistics.median(ratios), 3)
+        for name, side in sides.items():
+            figures |= {f"{name} {what}": count for what, count in side.calls().items()}
+        return figures
+
+
+def main(arguments: list[str]) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(prog="bench.latency", description=__doc__)
+    parser.add_argument("--before", type=Path, help="a checkout to compare with")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--closed", type=int, default=1000, help="messages")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of the open loop")
+    options = parser.parse_args(arguments)
+    if options.before is None:
+        return measure(options.closed, options.seconds)
+    return compare(options.before.resolve(), options.rounds, options.closed, options.seconds)
+
+
 if __name__ == "__main__":
-    finish(measure())
+    finish(main(sys.argv[1:]))

@@ -21,10 +21,22 @@ LINE_TIMEOUT = 600.0
 
 
 class Role:
-    """A process of `bench.roles`, or of another module that has roles."""
+    """A process of `bench.roles`, or of another module that has roles.
 
-    def __init__(self, role: str, module: str = "bench.roles", **options: Any) -> None:
+    `checkout`: where the product is, if not here; what is measured with is ours all the same.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        module: str = "bench.roles",
+        checkout: Path | None = None,
+        **options: Any,
+    ) -> None:
         command = [sys.executable, "-m", module, role]
+        if checkout is not None:
+            file = Path(*module.split(".")).with_suffix(".py")
+            command = [sys.executable, "-P", str(ROOT / file), role]
         for name, value in options.items():
             if value is not None and value is not False:
                 command.append("--" + name.replace("_", "-"))
@@ -37,7 +49,7 @@ class Role:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(checkout or ROOT)},
         )
 
     def line(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import resource
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from msgservice.tap import keep_from
 
 reactor: Any = installed_reactor
 SUBJECT = "orders.new"
+STAMP = struct.Struct("<d")  # when a message was sent, by the monotonic clock
 
 
 def say(**fields: Any) -> None:
@@ -155,12 +157,18 @@ def login_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def receiver(args: argparse.Namespace) -> None:
-    """Takes everything; says when it is attached, and when it has `--count`."""
+    """Takes everything; says when it is attached, and when it has `--count`.
+
+    `--stamped`: messages say when they were sent, and `handled` how long each took since then.
+    """
     seen, last = 0, 0.0
     count = args.count
+    handled: list[float] = []
 
     def handle(message: Any) -> None:
         nonlocal seen, last
+        if args.stamped:
+            handled.append(time.monotonic() - STAMP.unpack_from(message.body)[0])
         if args.sleep:
             time.sleep(args.sleep / 1000)
         seen += 1
@@ -185,6 +193,9 @@ def receiver(args: argparse.Namespace) -> None:
         if line.startswith("count"):
             seen, count = 0, int(line.split()[1])
             say(counting=count)
+        elif line == "handled":
+            say(handled_ms=[round(one * 1000, 3) for one in handled])
+            handled.clear()
         else:
             say(seen=seen, last=last)
 
@@ -405,16 +416,19 @@ def logins(args: argparse.Namespace) -> None:
 
 
 class Latency:
-    """From `send` to the acknowledgement of the whole audience, in milliseconds."""
+    """From `send` to the acknowledgement of the whole audience, in milliseconds.
+
+    Messages begin with when they were sent, by the clock that all processes have.
+    """
 
     def __init__(self, client: Any, subject: str) -> None:
         self.client = client
         self.subject = subject
-        self.body = b"x" * 256
+        self.rest = b"x" * (256 - STAMP.size)
         self.taken: list[float] = []
 
     async def one(self, begin: float) -> None:
-        receipt = await self.client.send(self.subject, self.body)
+        receipt = await self.client.send(self.subject, STAMP.pack(begin) + self.rest)
         await receipt.acknowledged()
         self.taken.append((time.monotonic() - begin) * 1000)
 
@@ -436,11 +450,10 @@ class Latency:
         for each in under_way:
             await each
 
-    def percentile(self, share: float) -> float:
-        taken = sorted(self.taken)
-        found = taken[min(len(taken) - 1, int(len(taken) * share))]
-        self.taken = []
-        return round(found, 3)
+    def percentiles(self) -> dict[str, float]:
+        taken, self.taken = sorted(self.taken), []
+        p99 = taken[min(len(taken) - 1, int(len(taken) * 0.99))]
+        return {"p50_ms": round(taken[len(taken) // 2], 3), "p99_ms": round(p99, 3)}
 
 
 class Echo(Protocol):
@@ -491,7 +504,7 @@ def echo(args: argparse.Namespace) -> None:
 
 
 async def measure_latency(args: argparse.Namespace) -> None:
-    """Lines: `floor FOLDER PORT`, `closed COUNT`, `open RATE SECONDS`, `end`."""
+    """Lines: `floor FOLDER PORT`, `closed COUNT`, `open RATE SECONDS`, `cpu`, `end`."""
     client = await connect(reactor, args.address, name="latency")
     waiting: list[str] = []
     wake: list[Deferred[None]] = []
@@ -520,10 +533,12 @@ async def measure_latency(args: argparse.Namespace) -> None:
             say(floor_ms=floor, round_trip_ms=round(round_trip, 3), sync_ms=round(sync, 3))
         elif what == "closed":
             await latency.closed(int(values[0]))
-            say(p50_ms=latency.percentile(0.5))
+            say(**latency.percentiles())
         elif what == "open":
             await latency.opened(int(values[0]), float(values[1]))
-            say(p99_ms=latency.percentile(0.99))
+            say(**latency.percentiles())
+        elif what == "cpu":
+            say()
         else:
             break
     await client.close()
@@ -613,6 +628,7 @@ def main() -> None:
     of_receiver.add_argument("--window", type=int, default=0)
     of_receiver.add_argument("--start", default="new")
     of_receiver.add_argument("--shared", action="store_true")
+    of_receiver.add_argument("--stamped", action="store_true")
     of_receiver.add_argument("--sleep", type=float, default=0.0, help="ms of each handler")
     of_sender = roles.add_parser("sender")
     of_sender.add_argument("--address", required=True)
