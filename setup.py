@@ -14,6 +14,7 @@ setup(
         "msgservice.aio",
         "msgservice.blocking",
         "msgservice.cli",
+        "msgservice.cli.dev",
         "msgservice.client",
         "msgservice.config",
         "msgservice.core",

@@ -16,6 +16,7 @@ from msgservice.cli.exit_codes import MEANINGS
 # the others do not, and a command that ends at once is mostly imports.
 COMMANDS = {
     "node": ("msgservice.cli.node", "node"),
+    "dev": ("msgservice.cli.dev.command", "dev"),
     "send": ("msgservice.cli.send", "send"),
     "request": ("msgservice.cli.request", "request"),
     "listen": ("msgservice.cli.listen", "listen"),
