@@ -42,8 +42,10 @@ run: .venv/.made
 # WORKERS processes, a file of tests at a time, in order of names: the short ones of tests/unit come
 # last. One more than there are cores, for tests of real processes and sockets wait half of the time.
 # They start hundreds of programs, and each would compile the product again where that is not kept.
+# A worker that dies is not replaced: xdist would hand its files out again, those that it has done with
+# as units without a test, on which all others then wait for ever.
 test: .venv/.made browser
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -bb -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -bb -m pytest -q -n $(WORKERS) --max-worker-restart 0 --dist loadfile --no-loadscope-reorder tests
 
 lint: .venv/.made
 	$(BIN)/ruff check .

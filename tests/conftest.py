@@ -7,8 +7,10 @@ reports it as a log event, which a plain pytest run would not notice).
 """
 
 import gc
+import os
 import shutil
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,7 +18,13 @@ from types import FrameType
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
-from twisted.logger import ILogObserver, LogEvent, globalLogBeginner, globalLogPublisher
+from twisted.logger import (
+    ILogObserver,
+    LogEvent,
+    formatEvent,
+    globalLogBeginner,
+    globalLogPublisher,
+)
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -50,6 +58,25 @@ def pytest_sessionstart() -> None:
     from twisted.internet import reactor  # not before pytest-twisted has chosen one
 
     reactor.addSystemEventTrigger("before", "shutdown", _stopped.append, True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def told_of_the_end(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Write why a node ends this process, which takes all tests that are left with it."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    @implementer(ILogObserver)
+    class Observer:
+        def __call__(self, event: LogEvent) -> None:
+            if event.get("line") == "node-ends":
+                test = os.environ.get("PYTEST_CURRENT_TEST")
+                with capture.global_and_fixture_disabled():
+                    sys.stderr.write(f"{formatEvent(event)}, in {test}\n")
+
+    observe = Observer()
+    globalLogPublisher.addObserver(observe)
+    yield
+    globalLogPublisher.removeObserver(observe)
 
 
 @pytest.hookimpl(wrapper=True)
