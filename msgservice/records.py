@@ -29,6 +29,11 @@ from msgservice.message import (
 from msgservice.receiver_options import DEFAULTS, ReceiverOptions
 
 
+def identity_of(sender: str, incarnation: str, sequence: int) -> str:
+    """Return how a message is named for people, SENDER/HASH/SEQUENCE (SEMANTICS 7)."""
+    return f"{sender}/{hash_of(incarnation)}/{sequence}"
+
+
 def position_of(number: int, index: int = 0) -> int:
     """Return the position of message `index` of batch `number`."""
     return number << BATCH_INDEX_BITS | index
@@ -209,6 +214,8 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
     audience: Audience
     position: int
     due: int = 0  # wall clock, ms: until then it waits, without a position; 0: it does not
+    # Of what was taken by its key and waits: the message as which it was, SENDER/HASH/SEQUENCE.
+    of: str = ""
 
 
 class Known(msgspec.Struct, frozen=True):

@@ -217,6 +217,8 @@ async def _send_one(
         }
     if receipt.due is not None:
         told["due"] = round(receipt.due * 1000)
+    if receipt.taken_as is not None:
+        told["taken_as"] = receipt.taken_as
     session.show(told, lambda: _told(told))
     for receiver, status in statuses.items():
         if wait and status is not Status.ACKNOWLEDGED:
@@ -306,7 +308,10 @@ def _told(told: dict[str, Any]) -> Group:
     for receiver, status in sorted(told["receivers"].items()):
         table.add_row(receiver, status)
     if "due" in told:
-        return Group(f"stored, to be delivered at {moment(told['due'])}")
+        taken_as = (
+            f"; its key was used before: it is {told['taken_as']}" if "taken_as" in told else ""
+        )
+        return Group(f"stored, to be delivered at {moment(told['due'])}{taken_as}")
     stored = f"stored at log:{told['position']}"
     if "promise" in told:
         promise = told["promise"]

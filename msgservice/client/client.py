@@ -63,7 +63,7 @@ from msgservice.errors import (
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import INTEGER_MAX, Limits, is_integer, messages_and_bytes
 from msgservice.message import Headers
-from msgservice.records import hash_of
+from msgservice.records import identity_of
 from msgservice.waiters import Waiters
 
 # What may be handed over and not accepted yet, the window included; `send` fails beyond it.
@@ -494,7 +494,7 @@ class Client:
         return exact(message, "message")
 
     def _identity(self, sequence: int) -> str:
-        return f"{self.name}/{hash_of(self._hop.incarnation)}/{sequence}"
+        return identity_of(self.name, self._hop.incarnation, sequence)
 
     def receipts(
         self, after: int = 0, limit: int = RECEIPTS_PAGE, *, keep: bool = False

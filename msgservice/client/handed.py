@@ -52,6 +52,7 @@ class Piece(NamedTuple):
     position: int  # 0: the log no longer has it
     audience: AudienceNames
     due: int = 0  # wall clock, ms: it waits until then, and all else comes with another piece
+    of: str = ""  # of one that waits: as which message it was taken by its key
 
     @property
     def pairs(self) -> int:

@@ -570,7 +570,7 @@ class NodeHop:
                 flight.receive_acks(frame.ranges)
             case Routed():
                 self.runs.receive_routed(
-                    frame.first, frame.last, frame.audience, frame.position, frame.due
+                    frame.first, frame.last, frame.audience, frame.position, frame.due, frame.of
                 )
             case StatusFrame():
                 if frame.receiver not in self._receivers.known and frame.receiver not in RESERVED:

@@ -83,6 +83,10 @@ class Place(Protocol):
     def due(self) -> int:
         """Wall clock, ms: they wait until then; 0: they do not."""
 
+    @property
+    def of(self) -> str:
+        """The message as which one was taken by its key, of what waits; or ""."""
+
 
 class AskedRun(Protocol):
     """A run of messages that was handed over, as its receipts ask it."""
@@ -173,6 +177,16 @@ class AnyReceipt(msgspec.Struct, eq=False, gc=False):
         """When it will be delivered, in seconds since the epoch, while it waits for that."""
         piece = self.run.piece_of(self.sequence)
         return piece.due / 1000 if piece is not None and piece.due else None
+
+    @property
+    def taken_as(self) -> str | None:
+        """The message that it is, where its idempotency key had been used for one that waits.
+
+        As `SENDER/HASH/SEQUENCE`, by which that is listed, cancelled and asked about. None where it
+        is that itself, or waits no more: then its `position` says which message it is.
+        """
+        piece = self.run.piece_of(self.sequence)
+        return piece.of if piece is not None and piece.of else None
 
     @property
     def receivers(self) -> tuple[str, ...]:

@@ -172,15 +172,15 @@ class HandedRuns:
         self._audiences[number] = AudienceNames(receivers)
 
     def receive_routed(
-        self, first: int, last: int, audience: int, position: int, due: int = 0
+        self, first: int, last: int, audience: int, position: int, due: int = 0, of: str = ""
     ) -> None:
-        """ROUTED came: the audience of sequences, or until when they wait."""
+        """ROUTED came: the audience of sequences, or until when they wait, and as which message."""
         named = self._audiences.get(audience)
         if named is None or last < first:
             raise MalformedFrame(f"ROUTED {first} to {last} with unknown audience {audience}")
         for run in self.between(first, last):
             low, high = max(first, run.first), min(last, run.last)
-            run.routed(Piece(low, high, position and position + low - first, named, due))
+            run.routed(Piece(low, high, position and position + low - first, named, due, of))
         if self._disk is not None:
             is_known, is_due = position != 0, due == 0
             self._disk.receipts.routed(first, last, named.names, is_known=is_known, is_due=is_due)

@@ -16,7 +16,7 @@ from msgspec.structs import force_setattr
 
 from msgservice.core.reasons import REASON_CHARS_MAX, one_line, shown
 from msgservice.errors import MalformedFrame, UnknownKind
-from msgservice.limits import BATCH_INDEX_BITS, BATCH_OVERHEAD, INTEGER_MAX
+from msgservice.limits import BATCH_INDEX_BITS, BATCH_OVERHEAD, INTEGER_MAX, NAME_BYTES_MAX
 from msgservice.message import (
     FLAG_UNKNOWN_ELEMENT,
     UNDECODABLE,
@@ -26,10 +26,12 @@ from msgservice.message import (
     count_of,
     plain,
 )
-from msgservice.records import Origin
+from msgservice.records import INCARNATION_HASH_CHARS, Origin
 
 VERSION = 1
 
+# Of SENDER/HASH/SEQUENCE.
+IDENTITY_CHARS_MAX = NAME_BYTES_MAX + 1 + INCARNATION_HASH_CHARS + 1 + len(str(INTEGER_MAX))
 FEATURES_MAX = 256  # names in one HELLO, far more than there are
 FEATURE_CHARS_MAX = 64  # of one of them
 
@@ -157,6 +159,7 @@ class Routed(msgspec.Struct, array_like=True, tag=6, frozen=True):
     """6: the audience of these messages, and the position of the first.
 
     `due`: they wait until then (wall clock, ms), and have neither: both come with another ROUTED.
+    `of`: of those the message as which it was taken by its key, SENDER/HASH/SEQUENCE.
     """
 
     first: Integer
@@ -164,6 +167,7 @@ class Routed(msgspec.Struct, array_like=True, tag=6, frozen=True):
     audience: Integer
     position: Integer
     due: Integer = 0
+    of: Annotated[str, msgspec.Meta(max_length=IDENTITY_CHARS_MAX)] = ""
 
 
 class Request(msgspec.Struct, array_like=True, tag=7, frozen=True):

@@ -39,6 +39,7 @@ from msgservice.records import (
     Outcome,
     Piece,
     RefusedBatch,
+    identity_of,
     position_of,
 )
 
@@ -297,8 +298,7 @@ def _take_by_key(
             return None
         if again.crc != batch.crc:
             return RefusedBatch(ContentChanged(sequence, last))
-        piece = Piece(sequence, last, again.of.audience, again.of.position, again.of.due)
-        return Known(pieces=(piece,), by_key=True)
+        return _known_by_key(sequence, last, again.of)
     head, limit = held.get((key, batch.subject), (sequence, None))
     if full is not None or (limit is not None and sequence > head):
         return None
@@ -333,7 +333,11 @@ def _take_by_key(
     ids = tuple(name for index, name in batch.ids if not index)
     keyed.aliases[sender.id, sequence] = Alias(sender.id, sequence, batch.crc, ids, of)
     staged.aliases += 1
-    piece = Piece(sequence, last, of.audience, of.position, of.due)
+    return _known_by_key(sequence, last, of)
+
+
+def _known_by_key(first: int, last: int, of: KeyRow) -> Known:
+    piece = Piece(first, last, of.audience, of.position, of.due, of.identity)
     return Known(pieces=(piece,), by_key=True)
 
 
@@ -348,7 +352,8 @@ def _use_key(
 ) -> None:
     """Note what a key is used for: a message that is stored now, or waits until it is due."""
     due = 0 if position else batch.due_at
-    of = KeyRow(use.content, sender, batch.sequence, audience, position, due)
+    identity = identity_of(batch.sender, batch.incarnation, batch.sequence) if due else ""
+    of = KeyRow(use.content, sender, batch.sequence, audience, position, due, identity)
     keyed.known[use.digest] = of
     keyed.fresh.append((use, of))
     staged.keys += 1
@@ -559,7 +564,7 @@ def _pieces(first: int, last: int, runs: Sequence[TakenRun]) -> tuple[Piece, ...
         high = min(last, run.sequence + run.count - 1)
         if low <= high:
             position = 0 if run.due else position_of(run.number, low - run.sequence)
-            pieces.append(Piece(low, high, run.audience, position, run.due))
+            pieces.append(Piece(low, high, run.audience, position, run.due, run.of))
     return tuple(pieces)
 
 

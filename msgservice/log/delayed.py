@@ -67,6 +67,14 @@ from alias as a cross join delayed as d on d.sender = a.of_sender and d.sequence
 where a.sender = ? and a.sequence = ?
 """  # noqa: S608 - fixed names
 
+# … and was handed in with an id of its own.
+_OF_ALIAS_WITH_ID = f"""
+select {", ".join(f"d.{column}" for column in COLUMNS.split(", "))}
+from finished_id as f cross join alias as a on a.sender = f.sender and a.sequence = f.sequence
+cross join delayed as d on d.sender = a.of_sender and d.sequence = a.of_sequence
+where f.name = ? order by d.id desc limit ?
+"""  # noqa: S608 - fixed names
+
 # Those of a sender that overlap its sequences.
 _OVERLAPPING = """
 select id, due_at, sequence, count, crc, audience, subject, flags from delayed
@@ -303,19 +311,27 @@ def find(
                 key = sender_of(db, state, row.sender)
                 if key is not None:
                     return _found(row, *key, row.sequence)
-    for number, place in rows(
-        db,
-        "select delayed, place from delayed_id where name = ? order by delayed desc limit ?",
-        (identity, LOOKED_AT),
-    ):
-        values = rows(db, f"select {COLUMNS} from delayed where id = ?", (number,))[0]  # noqa: S608
-        row = Row(*values)
+    for row, place in _with_id(db, state, identity):
         key = sender_of(db, state, row.sender)
         if key is None:
             continue
         if senders is None or any(matches(pattern, key[0]) for pattern in senders):
             return _found(row, *key, row.sequence + place)
     return None
+
+
+def _with_id(db: apsw.Connection, state: State, name: str) -> Iterator[tuple[Row, int]]:
+    """Yield the rows with a message of this id, newest first, and which of theirs it is."""
+    for number, place in rows(
+        db,
+        "select delayed, place from delayed_id where name = ? order by delayed desc limit ?",
+        (name, LOOKED_AT),
+    ):
+        for values in rows(db, f"select {COLUMNS} from delayed where id = ?", (number,)):  # noqa: S608
+            yield Row(*values), place
+    if state.aliases:
+        for values in rows(db, _OF_ALIAS_WITH_ID, (name, LOOKED_AT)):
+            yield Row(*values), 0
 
 
 def _found(row: Row, name: str, incarnation: str, sequence: int) -> Found:

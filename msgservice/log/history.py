@@ -45,7 +45,7 @@ SAME_ID_MAX = 10_000  # messages with one id among which a sender's is looked fo
 _decode_pairs = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_pieces = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 _decode_heads = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
-_decode_delayed = msgspec.json.Decoder(list[tuple[int, int, int, int, int]]).decode
+_decode_delayed = msgspec.json.Decoder(list[tuple[int, int, int, int, int, str]]).decode
 _decode_newest = msgspec.json.Decoder(list[tuple[int, str]]).decode
 _decode_finished = msgspec.json.Decoder(list[tuple[int, int, int, int, str]]).decode
 
@@ -92,15 +92,18 @@ select json_group_array(json_array(sequence, 1, number, audience)) from (
 
 # … or waits until it is due.
 _BY_KEY_DELAYED = """
-select json_group_array(json_array(sequence, 1, 0, audience, due_at)) from (
-    select a.sequence, d.audience, d.due_at from alias as a
+select json_group_array(json_array(sequence, 1, 0, audience, due_at, identity)) from (
+    select a.sequence, d.audience, d.due_at,
+        s.name || '/' || s.hash || '/' || d.sequence as identity
+    from alias as a
     cross join delayed as d on d.sender = a.of_sender and d.sequence = a.of_sequence
+    cross join sender as s on s.id = d.sender
     where a.sender = ?1 and a.sequence >= ?2 order by a.sequence limit ?3)
 """
 
 # Those that wait until they are due: number and audience 0, or that which their sender named.
 _OWN_DELAYED = """
-select json_group_array(json_array(sequence, count, 0, audience, due_at)) from (
+select json_group_array(json_array(sequence, count, 0, audience, due_at, '')) from (
     select sequence, count, audience, due_at from delayed where sender = ?1 and sequence >=
         coalesce((select max(sequence) from delayed where sender = ?1 and sequence <= ?2), 0)
         and sequence + count > ?2 order by sequence limit ?3)
@@ -115,6 +118,17 @@ select json_group_array(json_array(position, name)) from (
         cross join sender as s on s.id = b.sender
         where m.id = ?1 order by m.position desc limit ?3)
     group by name)
+"""
+
+# Of what was taken by its key while that waited, by an id of who handed it in: the message that is
+# stored.
+_OF_ALIAS_WITH_ID = """
+select json_group_array(json_array(position, name)) from (
+    select b.number << ?2 as position, s.name from finished_id as f
+    cross join alias as a on a.sender = f.sender and a.sequence = f.sequence
+    cross join batch as b on b.sender = a.of_sender and b.sequence = a.of_sequence
+    cross join sender as s on s.id = b.sender
+    where f.name = ?1 order by f.at desc limit ?3)
 """
 
 _HEADS = """
@@ -220,7 +234,7 @@ def history(
     finished, end = _finished(db, known.id, receivers, first, end)
     if end is not None:
         pieces = [
-            Piece(piece.first, min(piece.last, end), piece.audience, piece.position, piece.due)
+            msgspec.structs.replace(piece, last=min(piece.last, end))
             for piece in pieces
             if piece.first <= end
         ]
@@ -330,7 +344,7 @@ def _pieces(
     And the sequences of what was taken by its key, of these and maybe more.
     """
     own, by_key = _own(db, state, sender, first, pieces_max + 1)
-    found = [(*row, 0) for row in own]
+    found = [(*row, 0, "") for row in own]
     if one(db, "select delayed_count from head"):
         found += _decode_delayed(one(db, _OWN_DELAYED, (sender, first, pieces_max + 1)))
         if state.aliases:
@@ -341,14 +355,14 @@ def _pieces(
         del found[pieces_max + 1 :]
     pieces: list[Piece] = []
     members = 0
-    for sequence, count, number, audience, due in found:
+    for sequence, count, number, audience, due, of in found:
         whom = audience_of(db, state, audience) if audience else NOBODY
         members += len(whom.members)
         if len(pieces) == pieces_max or (pieces and members > MEMBERS_MAX):
             return pieces, pieces[-1].last, by_key
         low = max(first, sequence)
         position = 0 if due else position_of(number, low - sequence)
-        pieces.append(Piece(low, sequence + count - 1, whom, position, due))
+        pieces.append(Piece(low, sequence + count - 1, whom, position, due, of))
     return pieces, None, by_key
 
 
@@ -500,9 +514,15 @@ def _position_of_identity(
             "select position from message_id where id = ? order by position desc limit 1",
             (identity,),
         )
-        return position
+        if position is not None:
+            return position
     # Anybody may give the id that another has given: that hides nobody's message from himself.
-    newest = _decode_newest(one(db, _NEWEST_WITH_ID, (identity, BATCH_INDEX_BITS, SAME_ID_MAX)))
+    wanted = (identity, BATCH_INDEX_BITS, SAME_ID_MAX)
+    newest = [] if senders is None else _decode_newest(one(db, _NEWEST_WITH_ID, wanted))
+    if state.aliases:
+        newest += _decode_newest(one(db, _OF_ALIAS_WITH_ID, wanted))
+    if senders is None:
+        return max([at for at, _ in newest], default=None)
     return max(
         [at for at, name in newest if any(matches(pattern, name) for pattern in senders)],
         default=None,

@@ -402,10 +402,10 @@ def runs_of(
             whom = audience_of(db, state, audience)
             found.append(TakenRun(number, sequence, count, crc & CRC_MASK, whom, None, mark))
     by_key = rows(db, _ALIASES, (sender, first, last))
-    for number, sequence, crc, audience, text, flags, due in by_key:
+    for number, sequence, crc, audience, text, flags, due, of in by_key:
         whom = audience_of(db, state, audience) if audience else NOBODY
         mark = None if number is None else mark_of(text, named_of(flags))
-        found.append(TakenRun(number or 0, sequence, 1, crc, whom, None, mark, due))
+        found.append(TakenRun(number or 0, sequence, 1, crc, whom, None, mark, due, of))
     found.sort(key=lambda run: run.sequence)
     return found
 
@@ -414,24 +414,28 @@ def runs_of(
 # waits until it is due: its number is below 0 then.
 _ALIASES = """
 select coalesce(b.number, -d.id), a.sequence, a.crc, coalesce(b.audience, d.audience),
-    coalesce(b.subject, d.subject), coalesce(b.flags, d.flags), coalesce(d.due_at, 0)
+    coalesce(b.subject, d.subject), coalesce(b.flags, d.flags), coalesce(d.due_at, 0),
+    coalesce(s.name || '/' || s.hash || '/' || d.sequence, '')
 from alias as a left join batch as b on b.sender = a.of_sender and b.sequence = a.of_sequence
 left join delayed as d on b.number is null
     and d.sender = a.of_sender and d.sequence = a.of_sequence
+left join sender as s on s.id = d.sender
 where a.sender = ?1 and a.sequence between ?2 and ?3
 """
 
 _KEYS = """
 select json_group_array(json_array(
     hex(k.digest), hex(k.content), k.sender, k.sequence, b.number,
-    coalesce(b.audience, d.audience), coalesce(d.due_at, 0)))
+    coalesce(b.audience, d.audience), coalesce(d.due_at, 0),
+    coalesce(s.name || '/' || s.hash || '/' || d.sequence, '')))
 from json_each(?1) as a cross join idempotency as k on k.digest = unhex(a.value)
 left join batch as b on b.sender = k.sender and b.sequence = k.sequence
 left join delayed as d on b.number is null and d.sender = k.sender and d.sequence = k.sequence
+left join sender as s on s.id = d.sender
 """
 
 _decode_keys = msgspec.json.Decoder(
-    list[tuple[str, str, int, int, int | None, int | None, int]]
+    list[tuple[str, str, int, int, int | None, int | None, int, str]]
 ).decode
 
 
@@ -439,11 +443,11 @@ def keys_of(db: apsw.Connection, state: State, digests: Sequence[bytes]) -> dict
     """Return what is known of these idempotency keys, in one step."""
     found: dict[bytes, KeyRow] = {}
     text = one(db, _KEYS, (as_json([digest.hex() for digest in digests]),))
-    for digest, content, sender, sequence, number, audience, due in _decode_keys(text):
+    for digest, content, sender, sequence, number, audience, due, identity in _decode_keys(text):
         whom = audience_of(db, state, audience) if audience else NOBODY
         position = 0 if number is None else position_of(number)
         found[bytes.fromhex(digest)] = KeyRow(
-            bytes.fromhex(content), sender, sequence, whom, position, due
+            bytes.fromhex(content), sender, sequence, whom, position, due, identity
         )
     return found
 

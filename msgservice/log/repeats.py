@@ -31,6 +31,7 @@ class TakenRun(msgspec.Struct, frozen=True):
     messages: bytes | memoryview | msgspec.Raw | None  # None: committed, `Stored.messages` has them
     mark: int | None = None  # `dedupe.mark_of` it; None in logs written before it was kept
     due: int = 0  # of one that waits: wall clock, ms. Its number is below 0
+    of: str = ""  # `Piece.of`
 
     @property
     def last(self) -> int:

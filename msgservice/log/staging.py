@@ -29,7 +29,7 @@ from msgservice.log.entries import Age, Append
 from msgservice.log.promises import stage_promises, stage_verdicts
 from msgservice.log.replaying import position_at
 from msgservice.log.schema import INTO_FINISHED
-from msgservice.log.state import Keyed, ReceiverProgress, Staged, State
+from msgservice.log.state import Keyed, KeyRow, ReceiverProgress, Staged, State
 from msgservice.message import (
     Status,
 )
@@ -515,9 +515,10 @@ def stage_keys(staged: Staged, now: int, operations: list[Operation]) -> None:
     if keyed is None:
         return
     ids: list[Any] = []
+    waiting: list[Any] = []
     flat: list[Any] = []
     for use, row in keyed.fresh:
-        at = staged.age + (max(0, row.due - now) if row.due else 0)
+        at = _known_from(staged, row, now)
         flat += (use.digest, use.content, row.sender, row.sequence, at)
     operations += insert_steps("into idempotency", 5, flat)
     if not keyed.aliases:
@@ -529,14 +530,24 @@ def stage_keys(staged: Staged, now: int, operations: list[Operation]) -> None:
         if of.audience is NOBODY and not of.position:
             gone.append((alias.sender, alias.sequence, of.sender, of.sequence))
         flat += (alias.sender, alias.sequence, of.sender, of.sequence, alias.crc)
-        for name in alias.ids if of.position else ():
-            ids += (name, of.position)
+        for name in alias.ids:
+            if of.position:
+                ids += (name, of.position)
+            elif of.due:  # it has none yet, and is found by who has handed it in (`history.find`)
+                at = _known_from(staged, of, now)
+                waiting += (name, alias.sender, alias.sequence, at)
     operations += insert_steps("or replace into alias", 5, flat)
     operations += insert_steps("or ignore into message_id", 2, ids)
+    operations += insert_steps("or replace into finished_id", 4, waiting)
     if gone:
         operations.append((_COPY_FINISHED, (as_json(gone),)))
     # After a crash the rows of batches say what was taken of a sender, but for this.
     operations.append((_SAVE_SENDERS, (as_json(saved_marks(keyed.senders.values())),)))
+
+
+def _known_from(staged: Staged, row: KeyRow, now: int) -> int:
+    """Return the age of the log from which on the time counts that a message is remembered."""
+    return staged.age + (max(0, row.due - now) if row.due else 0)
 
 
 def stage_progress(

@@ -334,6 +334,7 @@ class KeyRow(msgspec.Struct, frozen=True):
     audience: Audience  # NOBODY, at 0: its batch has gone, or has no place yet
     position: int
     due: int = 0  # wall clock, ms: it waits until then; 0: it does not
+    identity: str = ""  # SENDER/HASH/SEQUENCE, of one that waits
 
 
 class Alias(msgspec.Struct, frozen=True):

@@ -125,7 +125,14 @@ from msgservice.node.operations import Operations, sender_of, word_of
 from msgservice.node.peek import Peeked
 from msgservice.node.replies import message, refusal
 from msgservice.receiver_options import ReceiverOptions
-from msgservice.records import DeadLetter, Retained, hash_of, scope_of_sender, scope_of_user
+from msgservice.records import (
+    DeadLetter,
+    Retained,
+    hash_of,
+    identity_of,
+    scope_of_sender,
+    scope_of_user,
+)
 
 PEEKED_MAX = 256  # messages that are looked at in one request: each is decoded for its id
 LOOKS = 8  # pages of dead letters that one request looks through, where few of them fit
@@ -186,7 +193,7 @@ def _peeked(one: Peeked) -> dict[str, Any]:
     batch = one.batch
     return {
         "position": one.position,
-        "sender": f"{batch.sender}/{hash_of(batch.incarnation)}/{one.sequence}",
+        "sender": identity_of(batch.sender, batch.incarnation, one.sequence),
         "sequence": one.sequence,
         "subject": batch.subject,
         "id": decode_messages(one.message)[0].id,
@@ -543,7 +550,7 @@ class Admin:
                     told = DelayedTold(
                         id=one.id,
                         due=one.due_at,
-                        sender=f"{one.sender}/{hash_of(one.incarnation)}/{one.first}",
+                        sender=identity_of(one.sender, one.incarnation, one.first),
                         messages=one.last - one.first + 1,
                         subject=one.subject,
                         message_id=dict(one.ids[:1]).get(0),

@@ -456,14 +456,7 @@ def assemble(
         requests=EveryRequest(admin, responders),
         limits=limits,
     )
-    posts = Posts(
-        intake,
-        requests=admin,
-        tracker=tracker,
-        of_key=log.of_key,
-        time=time,
-        limits=limits,
-    )
+    posts = Posts(intake, requests=admin, tracker=tracker, time=time, limits=limits)
     web_events = WebEvents(
         observer=observer,
         tracker=tracker,

@@ -34,7 +34,7 @@ from msgservice.records import (
     DeadLetter,
     LettersTaken,
     Progress,
-    hash_of,
+    identity_of,
 )
 
 PAGE = 512  # letters that one call looks at; they have 4 MiB at most, and one more
@@ -82,7 +82,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     def _is(self, letter: DeadLetter) -> bool:
         if self.position == letter.position:
             return True
-        here = f"{letter.sender}/{hash_of(letter.incarnation)}/{letter.sequence}"
+        here = identity_of(letter.sender, letter.incarnation, letter.sequence)
         return self.of in (here, letter.identity, decode_messages(letter.message)[0].id)
 
 

@@ -86,7 +86,7 @@ from msgservice.records import (
     Retained,
     Tried,
     digest_of_key,
-    hash_of,
+    identity_of,
     position_of,
 )
 
@@ -118,7 +118,7 @@ class StatusAt(msgspec.Struct, frozen=True):
 
 def sender_of(of: Found | DeadLetter) -> str:
     """Return the identity of a message, as it is told: `SENDER/HASH/SEQUENCE`."""
-    return f"{of.sender}/{hash_of(of.incarnation)}/{of.sequence}"
+    return identity_of(of.sender, of.incarnation, of.sequence)
 
 
 def word_of(status: int) -> str:

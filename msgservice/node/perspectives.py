@@ -345,8 +345,11 @@ class Perspective(Service):
             self._channel.close()
             raise self._house.gate.ended(self.allowed)
 
-    def perspective_send(self, subject: Any, body: Any, options: Any = None) -> Deferred[int]:
+    def perspective_send(self, subject: Any, body: Any, options: Any = None) -> Deferred[int | str]:
         """Fire with the position of a message, when it is on disk.
+
+        Of one whose key had been used for what waits until it is due, and has none: with the name
+        of that, SENDER/HASH/SEQUENCE.
 
         `body`: bytes, or text, which becomes UTF-8. `options`: a dictionary with any of `OPTIONS`.
         """
@@ -370,7 +373,7 @@ class Perspective(Service):
         )
         if isinstance(batch, Refusal):
             raise _refused(batch, _text("subject", subject))
-        return self._sender.submit(batch).addCallback(_position)
+        return self._sender.submit(batch).addCallback(_place)
 
     def perspective_request(self, subject: Any, content: Any = None) -> Deferred[Any]:
         """Fire with the answer to a request, `$node.info` say: basic values, as JSON has them."""
@@ -459,10 +462,13 @@ def _json(body: bytes) -> WireMessage:
     return WireMessage(body, {CONTENT_TYPE: JSON_TYPE} if body else None)
 
 
-def _position(outcome: Outcome) -> int:
+def _place(outcome: Outcome) -> int | str:
+    """Return where a message is, or as which it waits."""
     if isinstance(outcome, RefusedBatch):
         raise outcome.error
-    return outcome.first if isinstance(outcome, Batch) else outcome.pieces[0].position
+    if isinstance(outcome, Batch):
+        return outcome.first
+    return outcome.pieces[0].of or outcome.pieces[0].position
 
 
 def _answer(reply: Reply, request: Request) -> Any:

@@ -60,15 +60,15 @@ class StatusFrames:
         if isinstance(piece, Batch):
             first, last = piece.sequence, piece.sequence + piece.count - 1
             audience, position = piece.audience, piece.first
-            due = 0 if piece.number else piece.due_at
+            due, of = 0 if piece.number else piece.due_at, ""
         else:
             first, last = piece.first, piece.last
-            audience, position, due = piece.audience, piece.position, piece.due
+            audience, position, due, of = piece.audience, piece.position, piece.due, piece.of
         if due:
             audience, position = NOBODY, 0  # that comes when it is due
         if last < self._status_from:
             return []
-        return [*self._names(audience), Routed(first, last, audience.number, position, due)]
+        return [*self._names(audience), Routed(first, last, audience.number, position, due, of)]
 
     def take(self, news: Iterator[News]) -> tuple[list[Frame], bool]:
         """Return the frames of the next news, `FRAMES_MAX` or a few more, and whether that is all.

@@ -29,7 +29,7 @@ from msgservice.node.outlet import Outlet
 from msgservice.node.purge import Settling
 from msgservice.node.slices import Slices
 from msgservice.node.stretches import Head, Stretch
-from msgservice.records import DELAYED, NOT_YET, PROMISED, History, Piece, hash_of, number_of
+from msgservice.records import DELAYED, NOT_YET, PROMISED, History, Piece, identity_of, number_of
 
 PIECES: Final = 64  # runs of one page
 SECONDS: Final = 0.01  # of a turn of the reactor; then others have theirs
@@ -176,7 +176,7 @@ class Undo:
         for piece in pieces:
             if not piece.due or piece.first > end:
                 continue
-            found = await self._log.find_delayed(f"{key[0]}/{hash_of(key[1])}/{piece.first}", None)
+            found = await self._log.find_delayed(identity_of(*key, piece.first), None)
             if found is None or not found.due:
                 continue  # it was due meanwhile, or somebody else has cancelled it
             try:

@@ -364,6 +364,10 @@ def history(log: ContractDriver, sender: str) -> History:
     return page
 
 
+# As which message others are taken while it waits.
+FIRST = f"shop/{hash_of(make_batch(NOBODY, 1, [b'']).incarnation)}/1"
+
+
 def waiting(log: ContractDriver, sequence: int = 1, **more: Any) -> Outcome:
     (outcome,) = log.append(keyed(NOBODY, sequence, due_at=LATER, **more))
     return outcome
@@ -379,15 +383,15 @@ def move(log: ContractDriver, members: tuple[int, ...] = (1,)) -> None:
 def test_45_a_key_of_what_waits_answers_before_it_is_due_and_after(log: ContractDriver) -> None:
     assert isinstance(waiting(log), Batch)
     again = waiting(log, 7, sender="other")
-    assert again == Known(pieces=(Piece(7, 7, NOBODY, 0, LATER),), by_key=True)
+    assert again == Known(pieces=(Piece(7, 7, NOBODY, 0, LATER, FIRST),), by_key=True)
     repeat = waiting(log, 7, sender="other")
     assert isinstance(repeat, Known)
     assert again.pieces == repeat.pieces
     assert 1 == len(log.wait(log.log.delayed((0, 0), 10)))
     page = history(log, "other")
-    assert ((Piece(7, 7, NOBODY, 0, LATER),), (7,)) == (page.pieces, page.by_key)
+    assert ((Piece(7, 7, NOBODY, 0, LATER, FIRST),), (7,)) == (page.pieces, page.by_key)
     (without,) = log.append(keyed(log.log.audience([1]), 3, sender="third"))
-    assert without == Known(pieces=(Piece(3, 3, NOBODY, 0, LATER),), by_key=True)
+    assert without == Known(pieces=(Piece(3, 3, NOBODY, 0, LATER, FIRST),), by_key=True)
     assert isinstance(waiting(log, 2, content="owed"), RefusedBatch)
     move(log)
     for sender, at in (("shop", 1), ("other", 7), ("third", 3)):
@@ -411,12 +415,58 @@ def test_45_who_came_second_finds_what_waits_by_its_own_name(log: ContractDriver
     assert log.wait(log.log.find_delayed(f"other/{hash_of(incarnation)}/8")) is None
 
 
+def test_45_who_came_second_finds_it_by_its_own_id_while_it_waits_and_then(
+    log: ContractDriver,
+) -> None:
+    waiting(log)
+    waiting(log, 7, sender="other", ids=((0, "mine"),))
+    for number in range(2):
+        found = log.wait(log.log.find_delayed("mine"))
+        assert found is not None
+        assert (found.sender, found.sequence, found.due) == ("shop", 1, LATER)
+        assert log.wait(log.log.find_delayed("mine", ["other"])) is None
+        assert log.wait(log.log.find("mine")) is None
+        if not number:
+            log.reopen()
+    move(log)
+    for number in range(2):
+        assert log.wait(log.log.find_delayed("mine")) is None
+        for senders in (None, ["shop"]):
+            found = log.wait(log.log.find("mine", senders=senders))
+            assert found is not None
+            assert (found.position, found.sender) == (1 << 16, "shop")
+        assert log.wait(log.log.find("mine", senders=["other"])) is None
+        if not number:
+            log.reopen()
+    log.append(progress=[Progress(receiver=1, cursor=1 << 16, settled={3: 1})])
+    while log.wait(log.log.retain(HOUR)):
+        pass
+    assert log.wait(log.log.find("mine")) is None
+    gone = log.wait(log.log.find_finished("mine"))
+    assert gone is not None
+    assert (gone.removed, gone.states) == (True, {1: (Status.ACKNOWLEDGED, 0, "")})
+    assert [] == log.wait(log.log.audit())
+
+
+def test_45_who_came_second_finds_it_by_its_own_id_when_it_was_cancelled(
+    log: ContractDriver,
+) -> None:
+    waiting(log)
+    waiting(log, 7, sender="other", ids=((0, "mine"),))
+    incarnation = make_batch(NOBODY, 1, [b""]).incarnation
+    log.appended(cancel=[Cancel("shop", incarnation, 1, 1, "no longer")])
+    assert log.wait(log.log.find_delayed("mine")) is None
+    found = log.wait(log.log.find_finished("mine"))
+    assert found is not None
+    assert (found.removed, found.states) == (False, {0: (Status.CANCELLED, 0, "no longer")})
+
+
 def test_45_in_one_group_a_key_of_what_waits_is_used_once(log: ContractDriver) -> None:
     first, second = log.append(
         keyed(NOBODY, 1, due_at=LATER), keyed(NOBODY, 1, sender="other", due_at=LATER)
     )
     assert isinstance(first, Batch)
-    assert second == Known(pieces=(Piece(1, 1, NOBODY, 0, LATER),), by_key=True)
+    assert second == Known(pieces=(Piece(1, 1, NOBODY, 0, LATER, FIRST),), by_key=True)
     assert 1 == len(log.wait(log.log.delayed((0, 0), 10)))
 
 
@@ -444,8 +494,10 @@ def test_45_keys_of_what_waits_are_known_after_a_restart(log: ContractDriver) ->
     log.reopen()
     assert isinstance(waiting(log, 2, sender="late"), Known)
     (piece,) = history(log, "other").pieces
-    assert (piece.first, piece.due) == (7, LATER)
-    assert isinstance(waiting(log, 7, sender="other"), Known)
+    assert (piece.first, piece.due, piece.of) == (7, LATER, FIRST)
+    again = waiting(log, 7, sender="other")
+    assert isinstance(again, Known)
+    assert [piece] == [*again.pieces]
     move(log)
     log.reopen()
     (piece,) = history(log, "other").pieces
@@ -458,7 +510,7 @@ def test_45_whom_it_names_is_told_with_it(log: ContractDriver) -> None:
     (first,) = log.append(keyed(both, 1, due_at=LATER, addressed=True))
     assert isinstance(first, Batch)
     (second,) = log.append(keyed(both, 4, sender="other", due_at=LATER, addressed=True))
-    assert second == Known(pieces=(Piece(4, 4, both, 0, LATER),), by_key=True)
+    assert second == Known(pieces=(Piece(4, 4, both, 0, LATER, FIRST),), by_key=True)
 
 
 def test_45_a_key_of_what_waits_is_remembered_from_when_it_is_due(log: ContractDriver) -> None:

@@ -11,6 +11,7 @@ import pytest_twisted
 
 from msgservice import Client, Limits, Node, Receipt, Receiver, Status, connect
 from msgservice.errors import KeyReused
+from msgservice.records import identity_of
 from tests.integration.command import Command
 from tests.integration.daemon import running
 from tests.kit.ports import free_port
@@ -88,6 +89,7 @@ async def test_45_a_key_with_a_delay_is_one_message_by_every_way_in_and_after_a_
     listen = (f"tcp:{tcp}:interface=127.0.0.1", f"udp:{udp}:interface=127.0.0.1")
     addresses = (f"tcp:127.0.0.1:{tcp}", f"udp:127.0.0.1:{udp}")
     dues: set[float | None] = set()
+    taken_as: list[str | None] = []
     node = await node_on(reactor, tmp_path / "node", *listen)
     await node.add_receiver("billing", ["orders.>"])
     for turn in range(2):
@@ -111,6 +113,7 @@ async def test_45_a_key_with_a_delay_is_one_message_by_every_way_in_and_after_a_
             dues.add(receipt.due)
             assert receipt.position is None
             receipts.append(receipt)
+            taken_as.append(receipt.taken_as)
         if turn:
             break
         for client in clients:
@@ -118,11 +121,14 @@ async def test_45_a_key_with_a_delay_is_one_message_by_every_way_in_and_after_a_
         await node.stopService()
         node = await node_on(reactor, tmp_path / "node", *listen)
     assert (len(dues), None in dues) == (1, False)
+    (waits,) = await node.log.delayed((0, 0), 10)
+    assert taken_as == [None] + [identity_of(waits.sender, waits.incarnation, waits.first)] * 7
     receiver = Receiver(reactor, name="billing", handler=lambda message: None, limits=LIMITS)
     receiver.attach(addresses[0])
     for receipt in receipts:
         await receipt.acknowledged("billing")
     assert 1 == len({receipt.position for receipt in receipts})
+    assert {None} == {receipt.taken_as for receipt in receipts}
     assert {1} == {account.routed for account in await node.log.accounts()}
     # Of one that was cancelled a repeat is told that.
     for again in range(2):
@@ -152,13 +158,15 @@ def test_45_a_command_with_a_delay_that_is_repeated_after_a_kill_is_one_message(
         node.wait_for("listening on unix")
         assert msgservice("receivers", "add", "billing", ">").code == 0
         first = msgservice.data(*words)
-        assert first == msgservice.data(*words)
+        (listed,) = msgservice.data("delayed", "list")["delayed"]
+        assert first | {"taken_as": listed["sender"]} == msgservice.data(*words)
         node.send(signal.SIGKILL)
         node.ended()
     with running(*command, cwd=tmp_path) as node:
         node.wait_for("listening on unix")
-        assert first == msgservice.data(*words)
         (listed,) = msgservice.data("delayed", "list")["delayed"]
+        assert first | {"taken_as": listed["sender"]} == msgservice.data(*words)
+        assert listed["sender"] in msgservice(*words).out
         assert listed["due"] == first["due"]
         assert 1 == msgservice.data("delayed", "cancel", listed["sender"])["cancelled"]
         node.send(signal.SIGKILL)

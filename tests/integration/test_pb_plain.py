@@ -294,6 +294,19 @@ async def test_a_key_is_its_users_by_every_door(house: House) -> None:
     await client.close()
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_key_of_what_waits_is_answered_with_what_that_is(house: House) -> None:
+    await house.start(users=users(user("shop", send=("orders.>",))))
+    perspective = await house.login("shop")
+    client = house.node.client("shop.web", principal="shop")
+    await client.send("orders.paid", b"paid", idempotency_key="order-1", delay=3600, id="first")
+    again = await perspective.callRemote("send", "orders.paid", b"paid", {"key": "order-1"})
+    found = await house.node.log.find_delayed(again)
+    assert found is not None
+    assert ("shop.web", 1) == (found.sender, found.sequence)
+    await client.close()
+
+
 def unfinished(item: Callable[[int], bytes], count: int) -> bytes:
     """Return the beginning of a list of so many items, without the last."""
     return encode([0] * count)[: -2 * count] + b"".join(map(item, range(1, count)))

@@ -266,6 +266,14 @@ def spans(numbers: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
+OF = -1  # in place of an index: the name of the message as which a run was taken by its key
+
+
+def name_of(batch: Batch) -> str:
+    hashed = sha256(batch.incarnation.encode()).hexdigest()[:16]
+    return f"{batch.sender}/{hashed}/{batch.sequence}"
+
+
 def overlap(batch: Batch, first: int, last: int) -> bool:
     return batch.sequence <= last and batch.sequence + batch.count > first
 
@@ -529,6 +537,7 @@ class DictLog:
             for (who, at), taken in list(content.by_key.items()):
                 if taken.of.sender == key and low <= taken.of.sequence <= high:
                     content.senders[who].states.setdefault(NOT_YET, {})[at] = cancelled
+                    content.finished_ids += [(name, who, at, content.age) for name in taken.ids]
                     del content.by_key[who, at]
         return tuple(found)
 
@@ -585,6 +594,8 @@ class DictLog:
                 names = [f"{batch.sender}/{hashed}/{sequence}"]
                 for ((name, incarnation), at), taken in self.content.by_key.items():
                     if self._original(taken.of) is batch:
+                        if senders is None or any(matches(one, batch.sender) for one in senders):
+                            names += taken.ids
                         hidden = sha256(incarnation.encode()).hexdigest()[:16]
                         names.append(f"{name}/{hidden}/{at}")
                 if senders is None or any(matches(one, batch.sender) for one in senders):
@@ -942,7 +953,7 @@ class DictLog:
         content.by_key[key, sequence] = ByKey(batch.crc, ids, of)
         piece = Piece(sequence, last, original.audience, original.first)
         if not original.number:
-            piece = Piece(sequence, last, original.audience, 0, original.due_at)
+            piece = Piece(sequence, last, original.audience, 0, original.due_at, name_of(original))
         return Known(pieces=(piece,), by_key=True)
 
     def _original(self, of: KeyOf) -> Batch | None:
@@ -958,7 +969,11 @@ class DictLog:
             if batch is not None:
                 found.append(
                     msgspec.structs.replace(
-                        batch, sequence=sequence, messages=b"", crc=taken.crc, ids=()
+                        batch,
+                        sequence=sequence,
+                        messages=b"",
+                        crc=taken.crc,
+                        ids=((OF, name_of(batch)),),
                     )
                 )
         return found
@@ -1096,7 +1111,8 @@ class DictLog:
     def _piece(run: Batch, first: int, last: int) -> Piece:
         low, high = max(first, run.sequence), min(last, run.sequence + run.count - 1)
         if run.due_at and not run.number:
-            return Piece(low, high, run.audience if run.addressed else NOBODY, 0, run.due_at)
+            whom = run.audience if run.addressed else NOBODY
+            return Piece(low, high, whom, 0, run.due_at, dict(run.ids).get(OF, ""))
         return Piece(low, high, run.audience, run.first + low - run.sequence)
 
     # --- what is asked now ---------------------------------------------------------------------

@@ -17,7 +17,7 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64decode
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Annotated, NamedTuple, Protocol, cast
 
@@ -199,23 +199,12 @@ _TYPE_OF_TEXT = {CONTENT_TYPE: TextCodec.content_type}
 
 
 class Posts:
-    """The posts of a node. Each user has one sender, from the first post to the end of the node.
-
-    `of_key`: the message that was stored by a key, by the digest of that (`ILog.of_key`).
-    """
+    """The posts of a node. Each user has one sender, from the first post to the end of the node."""
 
     def __init__(
-        self,
-        intake: Intake,
-        *,
-        requests: Requests,
-        tracker: Tracker,
-        of_key: Callable[[bytes], Deferred[str | None]],
-        time: Time,
-        limits: Limits,
+        self, intake: Intake, *, requests: Requests, tracker: Tracker, time: Time, limits: Limits
     ) -> None:
         self._intake = intake
-        self._of_key = of_key
         self._requests = requests
         self._tracker = tracker
         self._time = time
@@ -350,24 +339,7 @@ class Posts:
 
     async def store(self, sender: LocalSender, batch: Batch) -> Accepted:
         """Return where a batch is, when it is on disk. Raises what it is refused for."""
-        return await self._accepted(sender, batch, await sender.submit(batch))
-
-    async def _accepted(self, sender: LocalSender, batch: Batch, outcome: Outcome) -> Accepted:
-        """Return where a batch is. Raises what it was refused for when it was to be stored."""
-        if isinstance(outcome, RefusedBatch):
-            raise outcome.error
-        by_key = not isinstance(outcome, Batch)
-        piece = None if isinstance(outcome, Batch) else outcome.pieces[0]
-        due = batch.due_at if piece is None else piece.due
-        if due:  # it has no position yet, and is asked about by what was handed in first
-            id_ = f"{sender.name}/{sender.hash}/{batch.sequence}"
-            if by_key and batch.key is not None:
-                id_ = await self._of_key(batch.key.digest) or id_
-            return Accepted(id_, due=due, by_key=by_key)
-        position = batch.first if piece is None else piece.position
-        if not position:
-            return Accepted(None, by_key=by_key)
-        return Accepted(f"log:{position}", position, by_key=by_key)
+        return accepted_of(sender, batch, await sender.submit(batch))
 
     # --- lines
 
@@ -416,7 +388,7 @@ class Posts:
             try:
                 if isinstance(outcome, Exception):
                     raise outcome
-                one = await self._accepted(wave.sender, batch, outcome)
+                one = accepted_of(wave.sender, batch, outcome)
             except MsgServiceError as error:
                 wave.failed = wave.failed or (error, line)
                 continue
@@ -508,6 +480,22 @@ class Posts:
             key=run_key,
             promise=options.promise,
         )
+
+
+def accepted_of(sender: LocalSender, batch: Batch, outcome: Outcome) -> Accepted:
+    """Return where a batch is. Raises what it was refused for when it was to be stored."""
+    if isinstance(outcome, RefusedBatch):
+        raise outcome.error
+    by_key = not isinstance(outcome, Batch)
+    piece = None if isinstance(outcome, Batch) else outcome.pieces[0]
+    due = batch.due_at if piece is None else piece.due
+    if due:  # it has no position yet, and is asked about by what was handed in first
+        own = f"{sender.name}/{sender.hash}/{batch.sequence}"
+        return Accepted((piece and piece.of) or own, due=due, by_key=by_key)
+    position = batch.first if piece is None else piece.position
+    if not position:
+        return Accepted(None, by_key=by_key)
+    return Accepted(f"log:{position}", position, by_key=by_key)
 
 
 def _content(post: Post, size_max: int) -> tuple[bytes, Headers | None]:
