@@ -454,6 +454,7 @@ class StatusTold(msgspec.Struct, frozen=True):
     attempts: int
     reason: str
     copy: int | None = None  # the position of its newest copy: it was sent again
+    copy_to: str | None = None  # … to another receiver
 
 
 class PromiseTold(msgspec.Struct, frozen=True, kw_only=True):
@@ -511,6 +512,7 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     behind: Place | None = None  # the message that is in its way
     node: str = ""  # of a chain: which one says so, NEXT or NEXT/FURTHER; empty: who is asked
     copy: int | None = None  # the position of its newest copy: it was sent again
+    copy_to: str | None = None  # … to another receiver
 
 
 class WhyPage(msgspec.Struct, frozen=True, kw_only=True):

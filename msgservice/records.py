@@ -708,6 +708,9 @@ class Found(msgspec.Struct, frozen=True):
     # Receiver number -> the position of the newest copy that was made of it for that one: it was
     # sent again, by a rewind or as a dead letter. Of few receivers, and of no old copy.
     copies: dict[int, int] = {}
+    # … and the receiver and position of the newest copy at all, where it is dead at that one, has
+    # no copy there, and is no dead letter any more: it was sent again to another.
+    copied_to: dict[int, tuple[int, int]] = {}
 
 
 class Delayed(msgspec.Struct, frozen=True):

@@ -124,8 +124,9 @@ def _facts(found: dict[str, Any]) -> Table:
 
 
 def _row(name: str, at: dict[str, Any]) -> tuple[str, ...]:
-    copy = at.get("copy")
-    said = [cut(at["reason"] or ""), "" if copy is None else f"sent again as log:{copy}"]
+    copy, to = at.get("copy"), at.get("copy_to")
+    again = "sent again" if to is None else f"sent again to {to}"
+    said = [cut(at["reason"] or ""), "" if copy is None else f"{again} as log:{copy}"]
     return name, at["status"], str(at["attempts"]), "; ".join(filter(None, said))
 
 

@@ -483,7 +483,7 @@ class Admin:
         after, more = max(found.states, default=asked.after), found.more
         for at in statuses:
             reason = at.reason if who.sees_all else first_line(at.reason)
-            told = StatusTold(word_of(at.status), at.attempts, reason, at.copy)
+            told = StatusTold(word_of(at.status), at.attempts, reason, at.copy, at.copy_to)
             if not page.add(at.receiver, told):
                 after, more = at.number - 1, True
                 break

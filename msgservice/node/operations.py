@@ -114,6 +114,7 @@ class StatusAt(msgspec.Struct, frozen=True):
     attempts: int
     reason: str
     copy: int | None = None  # the position of its newest copy: it was sent again
+    copy_to: str | None = None  # … to another receiver
 
 
 def sender_of(of: Found | DeadLetter) -> str:
@@ -503,8 +504,12 @@ class Operations:
                 status = stored
                 if not found.removed:
                     status = self._dispatch.status_of(number, found.position, stored)
-                copy = found.copies.get(number)
-                told.append(StatusAt(number, row.name, status, attempts, reason, copy))
+                copy, copy_to = found.copies.get(number), None
+                if number in found.copied_to:
+                    other, copy = found.copied_to[number]
+                    there = self._directory.numbered(other)
+                    copy_to = None if there is None else there.name
+                told.append(StatusAt(number, row.name, status, attempts, reason, copy, copy_to))
         return found, told
 
     async def promise(self, found: Found) -> PromiseTold | None:
@@ -557,7 +562,7 @@ class Operations:
                 cause = why.cause_of_delayed(found, sender_of(found), at.status, reason)
             elif at.status.final or outlet is None:
                 cause = why.cause_of_final(
-                    at.receiver, found, at.status, at.attempts, reason, at.copy
+                    at.receiver, found, at.status, at.attempts, reason, at.copy, at.copy_to
                 )
             else:
                 link = self._connections.links.get(at.number)

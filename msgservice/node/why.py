@@ -80,9 +80,18 @@ def _command(*words: str) -> str:
 
 
 def cause_of_final(
-    name: str, found: Found, status: Status, attempts: int, reason: str, copy: int | None = None
+    name: str,
+    found: Found,
+    status: Status,
+    attempts: int,
+    reason: str,
+    copy: int | None = None,
+    copy_to: str | None = None,
 ) -> Cause:
-    """Return the cause of what is final. `copy`: the position of its newest copy, if it has one."""
+    """Return the cause of what is final.
+
+    `copy`: the position of its newest copy, if it has one; `copy_to`: for which other receiver.
+    """
     hashed = hash_of(found.incarnation)
     where = f"{found.sender}/{hashed}/{found.sequence}"
     if found.position:
@@ -106,7 +115,8 @@ def cause_of_final(
     if copy is not None:
         if status is Status.DEAD:
             sentence = f"{name} did not take it{why}"
-        sentence = f"{_ended(sentence)} It was sent again, as log:{copy}."
+        to = "" if copy_to is None else f" to {copy_to}"
+        sentence = f"{_ended(sentence)} It was sent again{to}, as log:{copy}."
         help_, command = "What became of that is told of the copy.", _command("why", f"log:{copy}")
     return Cause(
         receiver=name,
@@ -118,6 +128,7 @@ def cause_of_final(
         attempts=attempts,
         reason=reason,
         copy=copy,
+        copy_to=copy_to,
     )
 
 

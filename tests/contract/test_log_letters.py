@@ -97,6 +97,24 @@ def test_46_a_dead_letter_keeps_body_headers_origin_flags_and_code(log: Contract
     assert letters == there(log)
 
 
+def test_54_a_message_names_the_copy_that_was_made_of_its_letter(log: ContractDriver) -> None:
+    """For the same receiver, or another; as long as there is the letter, no copy is looked for."""
+    first, _, third = dead(log)
+    found = log.wait(log.log.find(f"log:{first.position}"))
+    assert found is not None
+    assert ({}, {}) == (found.copies, found.copied_to)
+    (copy,) = take(log, again(log, [first])).stored
+    (other,) = take(log, again(log, [third], receiver=2)).stored
+    for _ in range(2):
+        mine = log.wait(log.log.find(f"log:{first.position}"))
+        assert mine is not None
+        assert ({1: copy.first}, {}) == (mine.copies, mine.copied_to)
+        moved = log.wait(log.log.find(f"log:{third.position}"))
+        assert moved is not None
+        assert ({}, {1: (2, other.first)}) == (moved.copies, moved.copied_to)
+        log.reopen()
+
+
 def test_46_letters_that_are_dropped_go_with_their_bytes(log: ContractDriver) -> None:
     letters = dead(log)
     used = log.log.room().used

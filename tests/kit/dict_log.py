@@ -669,6 +669,7 @@ class DictLog:
                 removed=removed,
                 promise=promise,
                 copies=self._copies(origin, asked, 0),
+                copied_to=self._copied_to(origin, asked, 0),
             )
         return None
 
@@ -1345,10 +1346,26 @@ class DictLog:
                     stored_at=batch.stored_at,
                     states=states,
                     copies=self._copies(origin.behind(index), states, batch.number),
+                    copied_to=self._copied_to(origin.behind(index), states, position),
                     more=len(asked) < len(members),
                     promise=self._promise_of((batch.sender, batch.incarnation), sequence),
                 )
         return None
+
+    def _copied_to(
+        self, of: Origin, states: dict[int, tuple[Status, int, str]], position: int
+    ) -> dict[int, tuple[int, int]]:
+        number = position >> 16
+        dead = [one for one, state in states.items() if state[0] is Status.DEAD]
+        letters = {one: self.content.receivers[one].dead for one in dead}
+        every = dict.fromkeys(self.content.receivers, (Status.REMOVED, 0, ""))
+        copies = self._copies(of, every, number)
+        newest = max(copies.items(), key=lambda item: item[1], default=None)
+        own = self._copies(of, states, number)
+        gone = [
+            one for one in dead if one not in own and not (position and position in letters[one])
+        ]
+        return {} if newest is None else dict.fromkeys(gone, newest)
 
     def _copies(
         self, of: Origin, states: dict[int, tuple[Status, int, str]], above: int

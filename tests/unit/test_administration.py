@@ -101,7 +101,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         {"id": "log:65536"},
         b'{"position":65536,"sender":"shop/4cd9b7672d7fbee8/1","sequence":1,'
         b'"subject":"orders.new","stored_at":6,"receivers":{"billing":{"status":"dead",'
-        b'"attempts":0,"reason":"no such customer \xe2\x98\x83","copy":null}},'
+        b'"attempts":0,"reason":"no such customer \xe2\x98\x83","copy":null,"copy_to":null}},'
         b'"next":null,"due":null,"removed":false,"promise":null}',
     ),
     (
@@ -109,7 +109,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         {"id": "log:65537", "limit": 1},
         b'{"position":65537,"sender":"shop/4cd9b7672d7fbee8/2","sequence":2,'
         b'"subject":"orders.new","stored_at":6,"receivers":{"billing":{"status":"queued",'
-        b'"attempts":0,"reason":"","copy":null}},"next":null,"due":null,'
+        b'"attempts":0,"reason":"","copy":null,"copy_to":null}},"next":null,"due":null,'
         b'"removed":false,"promise":null}',
     ),
     (
@@ -119,7 +119,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         b'"subject":"orders.new","stored_at":6,"causes":[{"receiver":"billing","status":"queued",'
         b'"kind":"refusing","sentence":"billing takes it later, it says: later.",'
         b'"help":"It is sent again by itself.","command":"msgservice peek billing","attempts":0,'
-        b'"reason":"","since":null,"next_try_at":60008,"behind":null,"node":"","copy":null}],"next":null,"due":null,'
+        b'"reason":"","since":null,"next_try_at":60008,"behind":null,"node":"","copy":null,"copy_to":null}],"next":null,"due":null,'
         b'"removed":false,"promise":null}',
     ),
     (

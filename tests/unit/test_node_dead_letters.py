@@ -127,6 +127,56 @@ def test_a_removal_says_how_many_dead_letters_go_with_the_receiver() -> None:
 
 
 @pytest.mark.parametrize("is_removed", [False, True])
+def test_54_a_dead_letter_that_was_sent_to_another_receiver_says_to_whom(
+    *, is_removed: bool
+) -> None:
+    world = NodeWorld(Limits(keep_seconds=0.0 if is_removed else 3600.0))
+    billing, shop = world.peer("billing", receive=ALL), world.peer("shop", status_from=1)
+    other = world.peer("other", receive={"subjects": ["b"]})
+    shop.transfer(1, "a", [b"x"])
+    world.settle()
+    rejects(world, billing, "no such customer")
+    name = f"shop/{hash_of(shop.hello.incarnation)}/1"
+    for _ in range(20):
+        world.settle(1)
+    before = shop.request("$node.status", {"id": name})[1]
+    assert is_removed is before["removed"]
+    assert (None, None) == tuple(before["receivers"]["billing"][of] for of in ("copy", "copy_to"))
+    ok, told = shop.request("$node.dead.requeue", {"receiver": "billing", "to": "other"})
+    assert ok, told
+    world.settle()
+    (copy,) = other.take(Transfer)
+    after = shop.request("$node.status", {"id": name})[1]["receivers"]["billing"]
+    assert ("dead", copy.sequence, "other") == (after["status"], after["copy"], after["copy_to"])
+    (cause,) = shop.request("$node.why", {"id": name})[1]["causes"]
+    assert cause["sentence"] == (
+        "billing did not take it: no such customer."
+        f" It was sent again to other, as log:{copy.sequence}."
+    )
+    other.ack(copy)
+    world.settle()
+    at = shop.request("$node.status", {"id": f"log:{copy.sequence}"})[1]["receivers"]
+    assert {"other": "acknowledged"} == {who: one["status"] for who, one in at.items()}
+
+
+def test_54_of_two_dead_letters_of_a_message_the_one_that_stays_names_no_copy() -> None:
+    world = NodeWorld()
+    peers = [world.peer(who, receive=ALL) for who in ("billing", "till")]
+    other, shop = world.peer("other", receive={"subjects": ["b"]}), world.peer("shop")
+    shop.transfer(1, "a", [b"x"])
+    world.settle()
+    for peer in peers:
+        rejects(world, peer, "no such customer")
+    ok, told = shop.request("$node.dead.requeue", {"receiver": "billing", "to": "other"})
+    assert ok, told
+    world.settle()
+    (copy,) = other.take(Transfer)
+    name = f"shop/{hash_of(shop.hello.incarnation)}/1"
+    at = shop.request("$node.status", {"id": name})[1]["receivers"]
+    assert {"billing": copy.sequence, "till": None} == {who: one["copy"] for who, one in at.items()}
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
 def test_54_a_dead_letter_that_was_sent_again_tells_of_its_copy(*, is_removed: bool) -> None:
     """Also when the message itself has left the log, which its letter outlives."""
     world = NodeWorld(Limits(keep_seconds=0.0 if is_removed else 3600.0))
