@@ -12,6 +12,8 @@ from zlib import crc32
 
 from msgservice.message import (
     FLAG_REPLAY,
+    FLAG_RETAIN,
+    FLAG_RETAIN_ONLY,
     WireMessage,
     decode_messages,
     encode_messages,
@@ -50,15 +52,21 @@ def copies_of(
             yield copy
 
 
-def copies_of_letters(letters: Iterable[DeadLetter], size_max: int) -> list[Batch]:
-    """Return the copies of dead letters, a run each, as `copies_of` makes them."""
+def copies_of_letters(
+    letters: Iterable[DeadLetter], size_max: int, *, to_node: bool = False
+) -> list[Batch]:
+    """Return the copies of dead letters, a run each, as `copies_of` makes them.
+
+    `to_node`: for a node, which is told as ever what is to be retained, and what is only that.
+    """
+    kept = FLAG_RETAIN | FLAG_RETAIN_ONLY if to_node else 0
     copies: list[Batch] = []
     for letter in letters:
         (message,) = decode_messages(letter.message)
         hashed = hash_of(letter.incarnation)
         origin = letter.origin or Origin(letter.sender, letter.sequence, hashed)
         told = [_told(message, letter.position, size_max)]
-        copies += _runs(letter, origin, 0, told, size_max)
+        copies += _runs(letter, origin, 0, told, size_max, letter.flags & kept)
     return copies
 
 
@@ -81,7 +89,12 @@ def _told(message: WireMessage, position: int, size_max: int) -> WireMessage:
 
 
 def _runs(
-    of: Batch | DeadLetter, origin: Origin, first: int, told: list[WireMessage], size_max: int
+    of: Batch | DeadLetter,
+    origin: Origin,
+    first: int,
+    told: list[WireMessage],
+    size_max: int,
+    flags: int = 0,
 ) -> Iterator[Batch]:
     encoded = encode_messages(told)
     if len(encoded) > size_max and len(told) > 1:
@@ -100,6 +113,6 @@ def _runs(
         size=len(encoded),
         crc=crc32(encoded),
         after=0,
-        options=options_of(FLAG_REPLAY),
+        options=options_of(FLAG_REPLAY | flags),
         origin=origin.behind(first),
     )

@@ -49,6 +49,8 @@ from msgservice.records import (
 
 T = TypeVar("T")
 
+PASSED_ON_PAGES = 100  # of the newest rows, looked through for a message that was passed on
+
 
 @contextmanager
 def read_transaction(db: apsw.Connection) -> Iterator[apsw.Connection]:
@@ -250,14 +252,34 @@ class StoreLog:
         senders: Collection[str] | None = None,
     ) -> Deferred[Found | None]:
         """See `ILog.find`."""
+        return Deferred.fromCoroutine(self._find(identity, after, count_max, senders))
 
-        def job(db: apsw.Connection) -> Found | None:
+    async def _find(
+        self,
+        identity: str,
+        after: int,
+        count_max: int | None,
+        senders: Collection[str] | None,
+    ) -> Found | None:
+        state = self._store.state
+
+        def job(db: apsw.Connection) -> Found | history.PassedOn | None:
             with read_transaction(db):
-                state = self._store.state
                 found = history.find(db, state, identity, after, count_max, senders)
-                return found and with_copies(db, state, found)
+                return (
+                    with_copies(db, state, found) if found else history.is_passed_on(db, identity)
+                )
 
-        return self._read(job)
+        found = await self._read(job)
+        if not isinstance(found, history.PassedOn):
+            return found
+        # Behind the first node of a chain nobody knows who has sent it but the messages themselves.
+        pages = PASSED_ON_PAGES
+        while pages and await self._read(found.step):
+            pages -= 1
+        if found.position is None:
+            return None
+        return await self._find(f"log:{found.position}", after, count_max, senders)
 
     def incarnation(self, sender: str, hash_: str) -> Deferred[str | None]:
         """See `ILog.incarnation`."""

@@ -218,7 +218,7 @@ def take_batches(
                 words = words_until(words, expires_at)
             after, crc = item.after, item.crc
             flags = item.options.flags | (NAMED if item.addressed else MATCHED)
-            if flags & FLAG_RETAIN and not flags & FLAG_REPLAY:
+            if flags & FLAG_RETAIN and not (flags & FLAG_REPLAY and item.sender == NODE):
                 staged.retained[subject] = item
             chain = crc32(
                 link(

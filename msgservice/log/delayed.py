@@ -23,6 +23,7 @@ from msgservice.errors import LogDamaged
 from msgservice.limits import BATCH_INDEX_BITS
 from msgservice.log import queries
 from msgservice.log.dedupe import FRAME_FLAGS, MATCHED, NAMED, mark_of, named_of
+from msgservice.log.history import split_identity
 from msgservice.log.queries import PAGE_BYTES, audience_of, checksum, sender_of, senders_of
 from msgservice.log.repeats import TakenRun
 from msgservice.log.schema import INTO_FINISHED
@@ -290,13 +291,13 @@ def find(
 
     `senders`: patterns of names, and of the messages with an id the one accepted last of those.
     """
-    parts = identity.rsplit("/", 2)
-    if len(parts) == 3 and parts[2].isascii() and parts[2].isdigit() and len(parts[2]) < 17:
-        sequence = int(parts[2])
+    parts = split_identity(identity)
+    if parts is not None:
+        sequence = parts[2]
         called = rows(
             db,
             "select id, name, incarnation from sender where name = ? and hash = ?",
-            tuple(parts[:2]),
+            parts[:2],
         )
         for sender, name, incarnation in called:
             for values in rows(

@@ -18,6 +18,7 @@ from msgservice.core.marks import Key
 from msgservice.core.subjects import matches
 from msgservice.disk.database import one, rows
 from msgservice.log.delayed import LOOKED_AT
+from msgservice.log.history import split_identity
 from msgservice.log.promises import promise_of
 from msgservice.log.queries import sender_of
 from msgservice.log.state import State
@@ -73,15 +74,15 @@ def find(
 
 def _named(db: apsw.Connection, identity: str) -> Iterator[tuple[int, Key, int]]:
     """Yield the senders that such a name may mean, with their numbers, and the sequence."""
-    parts = identity.rsplit("/", 2)
-    if len(parts) == 3 and parts[2].isascii() and parts[2].isdigit() and len(parts[2]) < 17:
+    parts = split_identity(identity)
+    if parts is not None:
         for number, name, incarnation in rows(
             db,
             "select id, name, incarnation from sender where name = ?1 and hash = ?2"
             " union all select sender, name, incarnation from former where name = ?1 and hash = ?2",
-            tuple(parts[:2]),
+            parts[:2],
         ):
-            yield number, (name, incarnation), int(parts[2])
+            yield number, (name, incarnation), parts[2]
 
 
 def _key_of(db: apsw.Connection, state: State, number: int) -> Key | None:

@@ -25,6 +25,7 @@ from msgservice.log.state import State
 from msgservice.message import Status
 from msgservice.records import (
     NOBODY,
+    NODE,
     Audience,
     DeadLetter,
     ExceptionRow,
@@ -40,12 +41,14 @@ from msgservice.records import (
 FINISHED_PAGE = 8192  # of one page: ranges that outlived their batches, about
 DEAD_PAGE_BYTES = 4 * 1024 * 1024  # of one page of dead letters, and what the last is longer
 MEMBERS_MAX = 65_536  # of one page: receivers, over all its batches
+PASSED_ON_ROWS = 10_000  # that are looked at in one page, for a message that was passed on
 SAME_ID_MAX = 10_000  # messages with one id among which a sender's is looked for: some 20 ms
 
 _decode_pairs = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_pieces = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 _decode_heads = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
 _decode_delayed = msgspec.json.Decoder(list[tuple[int, int, int, int, int, str]]).decode
+_decode_origins = msgspec.json.Decoder(list[tuple[int, int, str]]).decode
 _decode_newest = msgspec.json.Decoder(list[tuple[int, str]]).decode
 _decode_finished = msgspec.json.Decoder(list[tuple[int, int, int, int, str]]).decode
 
@@ -118,6 +121,19 @@ select json_group_array(json_array(position, name)) from (
         cross join sender as s on s.id = b.sender
         where m.id = ?1 order by m.position desc limit ?3)
     group by name)
+"""
+
+# Messages of others that a node has passed on, by who sent them there: the newest first, so many.
+_PASSED_ON = f"""
+select json_group_array(json_array(number, count, hex(origin))) from (
+    select b.number, b.count, b.origin from (
+        select number from batch where number < ?1 order by number desc limit ?4
+    ) as a cross join batch as b on b.number = a.number
+    where b.origin is not null and instr(b.origin, ?2) and instr(b.origin, ?3)
+        and b.sender not in (select id from sender where name = '{NODE}'))
+"""  # noqa: S608 - fixed names
+_LOWEST = """
+select min(number) from (select number from batch where number < ? order by number desc limit ?)
 """
 
 # Of what was taken by its key while that waited, by an id of who handed it in: the message that is
@@ -500,22 +516,19 @@ def _position_of_identity(
     kind, _, rest = identity.partition(":")
     if kind == "log" and rest.isascii() and rest.isdigit():
         return int(rest) if len(rest) < 20 and int(rest) < 2**63 else None
-    parts = identity.rsplit("/", 2)
-    if len(parts) == 3 and parts[2].isascii() and parts[2].isdigit() and len(parts[2]) < 17:
-        sequence = int(parts[2])
-        called = rows(db, "select id from sender where name = ? and hash = ?", (parts[0], parts[1]))
-        for (sender,) in called:
-            runs = runs_of(db, state, sender, sequence, sequence)
-            if runs:
-                return position_of(runs[0].number, sequence - runs[0].sequence)
+    parts = split_identity(identity)
+    if parts is not None:
+        position = of_local_sender(db, state, *parts)
+        if position is not None:
+            return position
     if senders is None:
-        position: int | None = one(
+        named: int | None = one(
             db,
             "select position from message_id where id = ? order by position desc limit 1",
             (identity,),
         )
-        if position is not None:
-            return position
+        if named is not None:
+            return named
     # Anybody may give the id that another has given: that hides nobody's message from himself.
     wanted = (identity, BATCH_INDEX_BITS, SAME_ID_MAX)
     newest = [] if senders is None else _decode_newest(one(db, _NEWEST_WITH_ID, wanted))
@@ -527,6 +540,66 @@ def _position_of_identity(
         [at for at, name in newest if any(matches(pattern, name) for pattern in senders)],
         default=None,
     )
+
+
+def of_local_sender(
+    db: apsw.Connection, state: State, name: str, hashed: str, sequence: int
+) -> int | None:
+    """Return the position of a message of a sender of this node's, or None."""
+    called = rows(db, "select id from sender where name = ? and hash = ?", (name, hashed))
+    for (sender,) in called:
+        runs = runs_of(db, state, sender, sequence, sequence)
+        if runs:
+            return position_of(runs[0].number, sequence - runs[0].sequence)
+    return None
+
+
+def split_identity(identity: str) -> tuple[str, str, int] | None:
+    """Return sender, hash and sequence of `SENDER/HASH/SEQUENCE`; None where it is none."""
+    parts = identity.rsplit("/", 2)
+    if len(parts) == 3 and parts[2].isascii() and parts[2].isdigit() and len(parts[2]) < 17:
+        return parts[0], parts[1], int(parts[2])
+    return None
+
+
+class PassedOn:
+    """The search for a message that another node has passed on, by the identity it has had there.
+
+    A log has no index of these: the newest rows are looked at, a page at a time.
+    """
+
+    def __init__(self, sender: str, hashed: str, sequence: int, below: int = INTEGER_MAX) -> None:
+        self.position: int | None = None
+        self._sender, self._hash, self._sequence = sender, hashed, sequence
+        self._below = below
+
+    def step(self, db: apsw.Connection) -> bool:
+        """Look at a page; return whether there is more to look at."""
+        wanted = (self._sender.encode(), self._hash.encode())
+        text = one(db, _PASSED_ON, (self._below, *wanted, PASSED_ON_ROWS))
+        for number, count, origin in sorted(_decode_origins(text), reverse=True):
+            of = decode_origin(bytes.fromhex(origin))
+            index = self._sequence - of.sequence
+            if (of.sender, of.incarnation) == (self._sender, self._hash) and 0 <= index < count:
+                self.position = position_of(number, index)
+                return False
+        lowest = one(db, _LOWEST, (self._below, PASSED_ON_ROWS))
+        self._below = lowest or 0
+        return lowest is not None
+
+
+def is_passed_on(db: apsw.Connection, identity: str) -> PassedOn | None:
+    """Return the search for a message whose sender was never here; None where it was."""
+    parts = split_identity(identity)
+    if parts is None:
+        return None
+    known = rows(
+        db,
+        "select 1 from sender where name = ?1 and hash = ?2"
+        " union all select 1 from former where name = ?1 and hash = ?2",
+        parts[:2],
+    )
+    return None if known else PassedOn(*parts)
 
 
 def incarnation(db: apsw.Connection, sender: str, hash_: str) -> str | None:

@@ -20,7 +20,7 @@ from msgservice.disk.database import as_json, one
 from msgservice.limits import INTEGER_MAX
 from msgservice.log.accounts import is_member
 from msgservice.log.dedupe import NAMED
-from msgservice.log.history import exceptions_of
+from msgservice.log.history import PassedOn, exceptions_of, of_local_sender
 from msgservice.log.queries import audience_of, batches_of, senders_of
 from msgservice.log.state import State
 from msgservice.message import FLAG_REPLAY, FLAG_RETAIN_ONLY, FLAG_RETAINED, Status, decode_messages
@@ -195,8 +195,23 @@ class _CopiedBefore:
         for first, last in ranges:
             for index in range(first, last + 1):
                 original = replayed_of(messages[index])
+                if original is None:
+                    original = self._original_of(batch, index)
                 marked[index] = original is None or not self._has(original)
         return _spans(marked)
+
+    def _original_of(self, batch: Batch, index: int) -> int | None:
+        """Return the original of a copy that was too large to say it: what has its origin."""
+        if batch.origin is None:
+            return None
+        of = batch.origin.behind(index)
+        wanted = (of.sender, of.incarnation, of.sequence)
+        here = of_local_sender(self._db, self._state, *wanted)
+        if here is not None:
+            return here
+        passed_on = PassedOn(*wanted, below=batch.number)
+        passed_on.step(self._db)  # of others, the newest are looked at
+        return passed_on.position
 
     def _has(self, position: int) -> bool:
         if not self._replay.first <= position <= self._replay.end:

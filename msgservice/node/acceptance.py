@@ -214,8 +214,8 @@ class Acceptance:
     def _flags_of(self, transfer: Transfer, path: Sequence[str]) -> int:
         """Return the flags of a run that a node passes on, as they are kept here.
 
-        What comes back takes the place of no newer message that is retained. A copy of what was
-        retained there is retained here where nothing of its subject is.
+        What comes back, or was sent again, takes the place of no newer message that is retained. A
+        copy of what was retained there is retained here where nothing of its subject is.
         """
         flags = transfer.flags
         if not self._own_ids.isdisjoint(path):
@@ -224,6 +224,8 @@ class Acceptance:
             flags &= ~(FLAG_RETAIN | FLAG_RETAIN_ONLY)
             if not self._retained.has(transfer.subject):
                 flags |= FLAG_RETAIN
+        elif flags & FLAG_REPLAY and self._retained.has(transfer.subject):
+            flags &= ~FLAG_RETAIN
         return flags
 
     def _check_retained(
@@ -231,6 +233,8 @@ class Acceptance:
     ) -> None:
         """Raise `Refused`, or `LimitReached`, unless a run may be retained: its last message."""
         if not flags & FLAG_RETAIN:
+            if flags & FLAG_REPLAY:
+                return  # something newer is retained: it is for nobody here
             raise Refused("the flag 'retain, deliver to nobody' (8) without 'retain' (1)")
         if transfer.to is not None:
             raise Refused("what is retained is for who receives its subject: not with 'to'")

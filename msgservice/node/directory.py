@@ -181,6 +181,14 @@ class Directory:
         """A receiver is there, at this address: a node's, or none."""
         (self._nodes.add if is_node(row.address) else self._nodes.discard)(row.number)
 
+    def has_been_at(self, row: ReceiverRow, path: Sequence[str]) -> bool:
+        """Whether a receiver is a node whose log `path` names: it takes that for nobody."""
+        return self._next_nodes.get(row.number) in path
+
+    def is_next_node(self, row: ReceiverRow) -> bool:
+        """Whether a receiver is a node, by its address."""
+        return row.number in self._nodes
+
     def no_next_node(self, row: ReceiverRow) -> None:
         """A receiver is a node no longer: it gets all that matches, wherever that has been."""
         if self._next_nodes.pop(row.number, None) is not None:

@@ -18,6 +18,7 @@ from msgservice.core.reasons import first_line
 from msgservice.core.subjects import check_pattern, matches
 from msgservice.errors import (
     LimitReached,
+    Refused,
     UnknownDeadLetter,
     UnknownReceiver,
 )
@@ -34,6 +35,7 @@ from msgservice.records import (
     DeadLetter,
     LettersTaken,
     Progress,
+    ReceiverRow,
     identity_of,
 )
 
@@ -172,7 +174,8 @@ class Letters:
         """Send the dead letters that are meant again, to their receiver or another; on disk.
 
         Returns how many. Raises as `drop`, and `BacklogFull`, `LogFull` or `LimitReached` where the
-        next has no room: it, and those behind it, are dead letters still.
+        next has no room, or `Refused` where it has been at the node that is to get it: it, and
+        those behind it, are dead letters still.
         """
         return await self._all(REQUEUE, receiver, wanted, to)
 
@@ -238,6 +241,7 @@ class Letters:
                 newest=max([letter.at for letter in chosen], default=0),
                 next=following,
             )
+            self._check_path(act, target, chosen)
             if dry_run or not chosen:
                 return touched, INTEGER_MAX
             taken = LettersTaken(row.number, [letter.position for letter in chosen])
@@ -246,7 +250,8 @@ class Letters:
                 full = self._backlogs.full(audience)
                 if full is not None:
                     raise BacklogFull(full)
-                taken.copies = copies_of_letters(chosen, self._limits.max_batch)
+                to_node = self._directory.is_next_node(target)
+                taken.copies = copies_of_letters(chosen, self._limits.max_batch, to_node=to_node)
                 for batch in taken.copies:
                     batch.audience = audience
             outcome = await self._commits.letters(taken)
@@ -256,6 +261,20 @@ class Letters:
             if outcome != "void":
                 raise outcome
             # Some have gone meanwhile, or who was to get them: that shows when it is begun anew.
+
+    def _check_path(self, act: str, target: ReceiverRow, letters: Sequence[DeadLetter]) -> None:
+        """Raise `Refused` for a letter that has been at the node that it is to be sent to.
+
+        That would take it for nobody, and it would be a letter no more.
+        """
+        for letter in letters if act == REQUEUE else ():
+            if letter.origin is not None and self._directory.has_been_at(
+                target, letter.origin.path
+            ):
+                raise Refused(
+                    f"{letter.identity} has been at node {target.name!r}, which would deliver it to"
+                    " nobody"
+                )
 
 
 class Events:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from msgservice.core.subjects import SubjectMatcher
 from msgservice.errors import LimitReached, LogUnavailable
@@ -34,6 +35,8 @@ Kept = tuple[str, int, int]
 class RetainedIndex:
     """The index of a node's retained messages: their subjects, the bytes and the end of each."""
 
+    _logger = Logger()
+
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._sizes: dict[str, int] = {}
@@ -47,6 +50,18 @@ class RetainedIndex:
         """Take what the log has when it is opened."""
         for one in kept:
             self._keep(*one)
+        limits = self._limits
+        if len(self._sizes) > limits.retained or self._bytes > limits.retained_bytes:
+            self._logger.warn(
+                "{count} messages of {size} bytes are retained, more than retained = {limit} and"
+                " retained_bytes = {bytes_limit} allow: they stay, and until there are fewer no"
+                " other subject has one, and none takes the place of a smaller one",
+                line="retained-beyond-limits",
+                count=len(self._sizes),
+                size=self._bytes,
+                limit=limits.retained,
+                bytes_limit=limits.retained_bytes,
+            )
 
     def _keep(self, subject: str, size: int, expires_at: int) -> None:
         self._bytes += size - self._sizes.pop(subject, 0)
@@ -77,7 +92,8 @@ class RetainedIndex:
                 others -= sum(one in self._sizes for one in self._coming)
             if others >= limits.retained:
                 raise LimitReached("retained", limits.retained)
-        if self._bytes - (known or 0) + size > limits.retained_bytes:
+        # The limit may have been higher: what makes it less is taken.
+        if self._bytes - (known or 0) + size > limits.retained_bytes and size > (known or 0):
             raise LimitReached("retained_bytes", limits.retained_bytes)
 
     def coming(self, subject: str) -> None:

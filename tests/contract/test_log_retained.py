@@ -89,14 +89,19 @@ def test_48_the_last_of_a_subject_in_number_order_is_retained(log: ContractDrive
     assert [one.subject for one in retained(log, "", 1)] == ["a"]
 
 
-def test_48_an_empty_body_clears_and_a_replay_retains_nothing(log: ContractDriver) -> None:
+def test_48_an_empty_body_clears_and_a_copy_of_the_nodes_own_retains_nothing(
+    log: ContractDriver,
+) -> None:
     log.append(kept(log, 1, "a", b"1"), kept(log, 2, "b", b"2"))
     cleared = log.appended(kept(log, 3, "a", b"3", b""))
     assert cleared.retained == [("a", 0, 0)]
     audience = log.log.audience([1])
     again = options_of(FLAG_RETAIN | FLAG_REPLAY)
-    assert log.appended(make_batch(audience, 5, subject="c", options=again)).retained == []
+    own = make_batch(audience, 5, subject="c", options=again)
+    assert log.appended(own=[own]).retained == []
     assert bodies(log) == {"b": b"2"}
+    (of_another,) = log.appended(make_batch(audience, 5, subject="c", options=again)).retained
+    assert of_another[0] == "c"
 
 
 def test_48_who_joins_has_them_first_and_the_rest_of_its_group_behind(

@@ -704,7 +704,8 @@ class DictLog:
     def _retain_messages(self, fresh: list[Batch]) -> list[tuple[str, int, int]]:
         changed: dict[str, tuple[str, int, int]] = {}
         for batch in fresh:
-            if batch.options.flags & FLAG_RETAIN and not batch.options.flags & FLAG_REPLAY:
+            is_copy = batch.options.flags & FLAG_REPLAY and batch.sender == NODE
+            if batch.options.flags & FLAG_RETAIN and not is_copy:
                 body = decode_messages(batch.messages)[-1].body
                 kept = Retained.of(batch) if body else None
                 self.content.retained.pop(batch.subject, None)
@@ -1312,7 +1313,29 @@ class DictLog:
         count_max: int | None = None,
         senders: Collection[str] | None = None,
     ) -> Deferred[Found | None]:
-        return self._later(lambda: self._find(identity, after, count_max, senders))
+        def job() -> Found | None:
+            found = self._find(identity, after, count_max, senders)
+            at = None if found else self._passed_on(identity)
+            return found if at is None else self._find(f"log:{at}", after, count_max, senders)
+
+        return self._later(job)
+
+    def _passed_on(self, identity: str) -> int | None:
+        """Return where a message is that another node has passed on, by its first sender."""
+        known = [*self.content.senders, *(key for key, _ in self.content.former)]
+        if any(
+            identity.startswith(f"{name}/{sha256(inc.encode()).hexdigest()[:16]}/")
+            for name, inc in known
+        ):
+            return None
+        for batch in reversed(self.content.batches.values()):
+            if batch.origin is None or batch.sender == NODE:
+                continue
+            for index in range(batch.count):
+                of = batch.origin.behind(index)
+                if identity == f"{of.sender}/{of.incarnation}/{of.sequence}":
+                    return batch.first + index
+        return None
 
     def _find(
         self, identity: str, after: int, count_max: int | None, senders: Collection[str] | None

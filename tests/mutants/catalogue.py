@@ -373,7 +373,7 @@ _ALL = [
     Mutant(
         name="what-is-due-is-not-retained",
         at="msgservice.log.dedupe:take_batches",
-        old="if flags & FLAG_RETAIN and not flags & FLAG_REPLAY:",
+        old="if flags & FLAG_RETAIN and not (flags & FLAG_REPLAY and item.sender == NODE):",
         new="if flags & FLAG_RETAIN and not flags & FLAG_REPLAY and not item.due_at:",
         catcher=_swarm(
             "keep_later", "a wrong message is retained", "a retained message is missing"
@@ -421,7 +421,7 @@ _ALL = [
     ),
     Mutant(
         name="a-key-is-over-before-it-is-due",
-        at="msgservice.log.staging:stage_keys",
+        at="msgservice.log.staging:_known_from",
         old="max(0, row.due - now) if row.due else 0",
         new="0",
         catcher=_test(

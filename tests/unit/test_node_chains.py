@@ -57,6 +57,10 @@ def run_of(*bodies: bytes) -> msgspec.Raw:
     return msgspec.Raw(encode_bodies(bodies))
 
 
+def edge_operator(world: NodeWorld) -> ScriptedPeer:
+    return world.peer("operator")
+
+
 def passing_on(world: NodeWorld, name: str = "edge", **more: Any) -> ScriptedPeer:
     """A node that has dialled this one, to pass messages on."""
     more = {"incarnation": f"{FAR}.1", "node": name, **more}
@@ -202,6 +206,44 @@ def test_what_was_retained_before_a_node_was_made_a_receiver_is_retained_there_i
     assert [b"first", b"second", b"third"] == billing.bodies()
 
 
+def test_what_was_only_to_be_retained_and_is_sent_again_takes_no_newer_ones_place() -> None:
+    world = NodeWorld()
+    billing = world.peer("billing", receive={"subjects": [">"]})
+    edge = passing_on(world)
+    again = FLAG_REPLAY | FLAG_RETAIN | FLAG_RETAIN_ONLY
+    edge.transfer(1, "state.a", [b"first"], origin=origin(FAR), flags=again)
+    world.settle()
+    edge.transfer(2, "state.a", [b"old"], origin=origin(FAR, sequence=2), flags=again)
+    world.settle()
+    assert [Ack([(1, 1)]), Ack([(2, 2)])] == edge.take(Ack)
+    assert [("state.a", b"first")] == retained_of(world)
+    assert [] == billing.bodies()
+    edge.transfer(3, "state.a", [b"x"], origin=origin(FAR, sequence=3), flags=again & ~8)
+    edge.transfer(4, "state.b", [b"y"], origin=origin(FAR, sequence=4), flags=again & ~8)
+    world.settle()
+    assert [b"x", b"y"] == billing.bodies()
+    assert [("state.a", b"first"), ("state.b", b"y")] == sorted(retained_of(world))
+
+
+def test_a_message_is_found_behind_the_first_node_by_who_sent_it_there() -> None:
+    world = NodeWorld()
+    world.peer("billing", receive={"subjects": [">"]}, answering=True)
+    edge, shop = passing_on(world), world.peer("shop", incarnation="here")
+    edge.transfer(1, "orders.new", [b"one", b"two"], origin=origin(FAR, sequence=9))
+    shop.transfer(1, "orders.new", [b"another"])
+    world.settle()
+    operator = world.peer("operator")
+    for sequence, at in ((9, 0), (10, 1)):
+        ok, told = operator.request("$node.status", {"id": f"shop/{HASH}/{sequence}"})
+        assert ok, told
+        assert ((1 << 16) + at, "acknowledged") == (
+            told["position"],
+            told["receivers"]["billing"]["status"],
+        )
+    for unknown in (f"shop/{HASH}/11", f"till/{HASH}/9"):
+        assert not operator.request("$node.status", {"id": unknown})[0]
+
+
 def test_nobody_but_a_node_says_that_this_was_retained() -> None:
     world = NodeWorld()
     shop = world.peer("shop")
@@ -306,6 +348,7 @@ class FarNode:
         self.lost_because = ""
         self.answers_up_to: int | None = None  # so many frames
         self.refuses = ""  # a subject, for now
+        self.rejects = False  # whatever comes
         self._answer, self._resume = answer, resume
         self.connection = Connection(
             self, clock=world.clock, now=world.clock.seconds, limits=world.limits
@@ -327,7 +370,9 @@ class FarNode:
         self.frames.append(frame)
         if type(frame) is not Transfer:
             return
-        if frame.subject == self.refuses:
+        if self.rejects:
+            connection.send(Nack(frame.sequence, frame.sequence, Action.DEAD, 0, "no"))
+        elif frame.subject == self.refuses:
             connection.send(Nack(frame.sequence, frame.sequence, Action.LATER, 3000, "full"))
         elif self.answers_up_to is None or len(self.frames) <= self.answers_up_to:
             connection.send(Ack([(frame.sequence, frame.sequence)]))
@@ -451,6 +496,60 @@ def test_what_is_only_retained_is_retained_at_the_next_node_and_delivered_to_nob
     shop.transfer(3, "state.a", [b"four"], flags=only)
     dialling.settle()
     assert 0 == state_of(world, "centre").queued
+
+
+def test_46_what_was_only_to_be_retained_is_so_too_when_its_dead_letter_is_sent_again() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    world, far = dialling.world, dialling.far[0]
+    shop, only = world.peer("shop"), FLAG_RETAIN | FLAG_RETAIN_ONLY
+    other = world.peer("other", receive={"subjects": ["b"]})
+    for number, flags in ((1, only), (2, FLAG_RETAIN), (3, 0)):
+        far.rejects = True
+        shop.transfer(number, f"state.{number}", [b"%d" % number], flags=flags)
+        dialling.settle()
+    far.rejects = False
+    far.frames.clear()
+    ok, told = shop.request("$node.dead.requeue", {"receiver": "centre"})
+    assert (ok, told["count"]) == (True, 3)
+    dialling.settle()
+    assert [
+        (b"1", FLAG_REPLAY | only),
+        (b"2", FLAG_REPLAY | FLAG_RETAIN),
+        (b"3", FLAG_REPLAY),
+    ] == passed_on(dialling)
+    # Here it is what was sent last.
+    assert [("state.1", b"1"), ("state.2", b"2")] == sorted(retained_of(world))
+    far.rejects = True
+    shop.transfer(4, "state.4", [b"4"], flags=only)
+    dialling.settle()
+    ok, told = shop.request("$node.dead.requeue", {"receiver": "centre", "to": "other"})
+    assert (ok, told["count"]) == (True, 1)
+    (transfer,) = other.take(Transfer)
+    assert FLAG_REPLAY == transfer.flags
+
+
+def test_46_a_dead_letter_goes_to_no_node_where_its_message_has_been() -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    world, far = dialling.world, dialling.far[0]
+    billing = world.peer("billing", receive={"subjects": [">"]})
+    edge = passing_on(world, incarnation=f"{'e' * 32}.1")
+    for number, path in ((1, ("e" * 32,)), (2, (FAR, "e" * 32))):
+        edge.transfer(number, "orders.new", [b"x"], origin=origin(*path, sequence=number))
+        dialling.settle()
+        for transfer in billing.take(Transfer):
+            billing.nack(transfer.sequence, transfer.sequence, Action.DEAD, 0, "no")
+        dialling.settle()
+    far.frames.clear()
+    asked = {"receiver": "billing", "to": "centre"}
+    for more in ({}, {"dry_run": True}, {"of": f"shop/{HASH}/2"}):
+        ok, told = edge_operator(world).request("$node.dead.requeue", asked | more)
+        assert not ok
+        assert f"shop/{HASH}/2 has been at node 'centre'" in told
+    assert [] == far.frames
+    ok, told = edge_operator(world).request("$node.dead.requeue", asked | {"of": f"shop/{HASH}/1"})
+    assert (ok, told["count"]) == (True, 1)
+    dialling.settle()
+    assert [(b"x", FLAG_REPLAY)] == passed_on(dialling)
 
 
 def test_what_was_only_retained_and_lost_is_not_delivered_when_it_is_sent_again() -> None:
@@ -743,6 +842,24 @@ def test_what_a_node_has_lost_is_sent_again_once_however_often_it_loses_it() -> 
     for letter in "edcba":
         comes_back(dialling, letter * 32, Resume(floor=(1 << 16) + 1))
         assert [b"2", b"3"] == [body for body, _ in passed_on(dialling)]
+
+
+@pytest.mark.parametrize("is_passed_on", [False, True])
+def test_what_a_node_has_lost_comes_once_though_it_is_too_large_to_name_its_original(
+    *, is_passed_on: bool
+) -> None:
+    dialling = Dialling(HelloOptions(node="centre"))
+    world = dialling.world
+    body = b"x" * (world.limits.max_batch - 40)
+    if is_passed_on:
+        edge = passing_on(world, incarnation=f"{'e' * 32}.1")
+        edge.transfer(1, "orders.new", [body], origin=origin("e" * 32))
+    else:
+        world.peer("shop").transfer(1, "orders.new", [body])
+    dialling.settle()
+    for letter in "dcba":
+        comes_back(dialling, letter * 32, Resume())
+        assert [body] == [one for one, _ in passed_on(dialling)]
 
 
 def test_what_a_node_has_lost_expires_when_it_would_have() -> None:

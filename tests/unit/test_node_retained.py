@@ -69,6 +69,33 @@ def test_48_who_attaches_first_has_what_is_retained_and_then_the_rest() -> None:
     assert [retained for _, _, retained in got(again)] == [True, True, False]  # it had not ACKed
 
 
+def test_48_what_is_retained_stays_where_a_limit_was_lowered_and_that_is_told(
+    logged: list[Any],
+) -> None:
+    def lines() -> list[Any]:
+        return [event for event in logged if event.get("line") == "retained-beyond-limits"]
+
+    kept = [("a", 500, 0), ("b", 300, 0), ("c", 200, 0)]
+    for limits, fits in (
+        (Limits(retained=2, retained_bytes=1000), False),
+        (Limits(retained=3, retained_bytes=999), False),
+        (Limits(retained=3, retained_bytes=1000), True),
+    ):
+        logged.clear()
+        index = RetainedIndex(limits)
+        index.load(kept)
+        assert (not lines()) is fits
+        assert all(subject in index for subject, _, _ in kept)
+        for subject, size in (("b", 300), ("b", 10), ("c", 200)):
+            index.check_room(subject, size)
+        for subject, size in (("b", 301), ("d", 1)):
+            with pytest.raises(LimitReached):
+                index.check_room(subject, size)
+        index.stored([("a", 0, 0)])  # cleared
+        index.check_room("b", 301)
+        index.check_room("d" if limits.retained == 3 else "b", 1)
+
+
 def test_48_a_copy_is_of_the_node_and_says_whose_it_was() -> None:
     world = NodeWorld()
     keep(world.peer("shop", incarnation="i7"), 4, "a", b"1")
