@@ -98,8 +98,8 @@ _ALL = [
     Mutant(
         name="a-letter-goes-without-its-copy",
         at="msgservice.node.letters:Letters._page",
-        old="copies_of_letters(chosen, self._limits.max_batch)",
-        new="copies_of_letters(chosen[1:], self._limits.max_batch)",
+        old="copies_of_letters(chosen, self._limits.max_batch, to_node=to_node)",
+        new="copies_of_letters(chosen[1:], self._limits.max_batch, to_node=to_node)",
         catcher=_swarm("requeue", "letters are not sent again", "a dead letter is lost"),
     ),
     Mutant(
