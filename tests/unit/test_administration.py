@@ -294,13 +294,16 @@ def test_admin_answers_each_operation() -> None:
 
 
 def test_the_command_line_knows_no_operation_but_by_the_registry() -> None:
-    files = list(Path(cli.__file__).parent.rglob("*.py"))
+    folder = Path(cli.__file__).parent
+    files = list(folder.rglob("*.py"))
     named = [file.name for file in files if "$node" in file.read_text()]
     assert (len(files) > 10, []) == (True, named)
     used = {
         value
         for file in files
-        for value in vars(import_module(f"{cli.__name__}.{file.stem}")).values()
+        for value in vars(
+            import_module(".".join([cli.__name__, *file.relative_to(folder).with_suffix("").parts]))
+        ).values()
         if isinstance(value, Operation)
     }
     # A client asks that by itself, for the receipts that it gives out.
