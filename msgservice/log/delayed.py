@@ -223,27 +223,24 @@ def _batches(db: apsw.Connection, state: State, numbers: Sequence[int]) -> list[
         if _crc_of(values) != row_crc or checksum(messages) != crc or sender not in keys:
             raise _damaged(number)
         name, incarnation = keys[sender]
-        batches.append(
-            Batch(
-                sender=name,
-                incarnation=incarnation,
-                sequence=sequence,
-                count=count,
-                subject=subject,
-                audience=audience_of(db, state, audience) if audience else NOBODY,
-                messages=messages,
-                size=size,
-                crc=crc,
-                after=after,
-                options=options_of(flags & FRAME_FLAGS),
-                ids=() if ids is None else _decode_ids(ids),
-                origin=None if origin is None else _decode_origin(origin),
-                addressed=bool(flags & NAMED),
-                due_at=due_at,
-                delayed_id=number,
-                expires_at=expires_at,
-            )
+        batch = Batch(  # by position, once a run, as `Acceptance.batch`
+            name,
+            incarnation,
+            sequence,
+            count,
+            subject,
+            audience_of(db, state, audience) if audience else NOBODY,
+            messages,
+            size,
+            crc,
+            after,
+            options_of(flags & FRAME_FLAGS),
+            () if ids is None else _decode_ids(ids),
+            None if origin is None else _decode_origin(origin),
         )
+        batch.addressed = bool(flags & NAMED)
+        batch.due_at, batch.delayed_id, batch.expires_at = due_at, number, expires_at
+        batches.append(batch)
     return batches
 
 

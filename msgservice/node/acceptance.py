@@ -318,19 +318,25 @@ class Acceptance:
         `held`, and nothing of what is in there goes.
         """
         decided: list[Batch] = []
+        before: tuple[str, int, Sequence[str]] | None = None  # of the one before; and who got it
+        audience = NOBODY
         for batch in batches:
             if held and batch.lane in held:
                 continue
             if not batch.addressed:
                 path = () if batch.origin is None else batch.origin.path[:-1]
                 flags = batch.options.flags
+                wanted = (batch.subject, flags, path)
                 try:
                     if flags & FLAG_RETAIN:
                         self._check_room(batch)
-                    if self._own_ids.isdisjoint(path):
-                        batch.audience = self._matching(batch.subject, flags, path)
-                    else:
-                        batch.audience = self._directory.nobody()
+                    if wanted != before:
+                        if self._own_ids.isdisjoint(path):
+                            audience = self._matching(batch.subject, flags, path)
+                        else:
+                            audience = self._directory.nobody()
+                        before = wanted
+                    batch.audience = audience
                 except (LimitReached, LogFull):
                     held.add(batch.lane)
                     continue  # which is said where it was handed in

@@ -119,6 +119,13 @@ class Retaining(Protocol):
         """No group is under way, and none is to be."""
 
 
+class Lasted(NamedTuple):
+    """The time that a group takes, seconds: until it is on disk, and until all have been told."""
+
+    written: float
+    told: float
+
+
 class _UnderWay(NamedTuple):
     """A group that the log writes, with all who are told what became of it."""
 
@@ -146,10 +153,12 @@ class Commits:
         "_audiences",
         "_awaited",
         "_batches_at",
+        "_began",
         "_cancelling",
         "_decided",
         "_deciding",
         "_due",
+        "_ended_at",
         "_fatal",
         "_held",
         "_held_lanes",
@@ -174,6 +183,7 @@ class Commits:
         "_taken",
         "_time",
         "_waiters",
+        "_written",
         "uncommitted_bytes",
     )
 
@@ -217,6 +227,8 @@ class Commits:
         self._batches_at = -LIVE_FOR  # when a group began that had some
         self._pages: list[Deferred[PageOutcome]] = []  # of those of the next group
         self._running = False
+        self._began = 0.0  # when the group under way was started; then, that which is being told
+        self._ended_at = self._written = 0.0  # … when it came back, and how long it was written
         self._kept_back = False  # none is started before `go_on`
         self._quiet: Waiters[None] = Waiters()
         # None is started: until all know what became of a group, and after one that failed, until
@@ -236,6 +248,11 @@ class Commits:
     def is_stopped(self) -> bool:
         """Whether no group is started any more."""
         return self._stopped
+
+    @property
+    def lasted(self) -> Lasted:
+        """The time that the group has taken of which somebody is told just now."""
+        return Lasted(self._written, self._time.now() - self._ended_at)
 
     # --- what goes in
 
@@ -468,6 +485,7 @@ class Commits:
         self._next, self._sources, self._places, self._taken = Group(), [], {}, []
         self._moving, self._cancelling, self._deciding, self._pages = [], [], [], []
         self._running = True
+        self._began = self._time.now()
         group.now = self._time.wall()
         if group.batches:
             self._batches_at = self._time.now()
@@ -475,6 +493,8 @@ class Commits:
 
     def _ended(self, result: Appended | Failure, under_way: _UnderWay) -> None:
         self._running, self._held = False, True
+        self._ended_at = self._time.now()
+        self._written = self._ended_at - self._began
         try:
             if isinstance(result, Failure):
                 self._failed(result, under_way)

@@ -1,8 +1,10 @@
 """The messages of a node that wait until they are due: moved then, or cancelled before.
 
 They wait in the log, and nowhere else. `due.Due` says when the earliest is due; they are moved a
-page at a time, with the groups of `commits`, which decide for whom each is. A page is small enough
-that no turn of the reactor is long, whatever is due in the same second.
+page at a time, with the groups of `commits`, which decide for whom each is. A page has as many of
+them that no turn of the reactor is long, whatever is due in the same second (`page_size`): in one
+turn those of a page are told to their senders and handed to their receivers, and it is decided for
+whom those of the next are.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ from msgservice.errors import LogUnavailable, UnknownMessage
 from msgservice.interfaces import ILog
 from msgservice.node.commits import Commits
 from msgservice.node.due import Due
+from msgservice.node.page_size import PageSize
 from msgservice.node.seldom import Seldom
 from msgservice.node.tracker import Tracker
 from msgservice.records import Batch, Cancel, Delayed, Found, Lane
 
-PAGE = 800  # runs of one group: what is known of each is looked up, and handed on, in one turn
+TURN = 0.02  # seconds of a turn of the reactor, about, for the page that is told in it
+# Runs of one page: of the first; at least, since each is a group with its sync; and at most.
+PAGE_FIRST, PAGE_LEAST, PAGE_MOST = 500, 300, 2000
 READ_AGAIN = 1000  # ms after which a page that was read ahead is not used any more
 BEGIN = (0, 0)
 
@@ -55,6 +60,7 @@ class DelayedMessages:
         self._seldom = seldom
         self._after = BEGIN  # behind what found no place, in this pass
         self._held: set[Lane] = set()  # the lanes of that: nothing overtakes
+        self._page_size = PageSize(seconds=TURN, first=PAGE_FIRST, least=PAGE_LEAST, most=PAGE_MOST)
         self._cancelling = 0  # cancels that are not stored yet
         self._was_cut = False  # something was cancelled since a page was read from the first on
         self._before: Deferred[bool] | None = None  # the page that is being stored
@@ -88,7 +94,7 @@ class DelayedMessages:
                 self._begin_anew()
                 page = NOTHING
             if now - page.at > READ_AGAIN or not page.batches:
-                page = _Page(now, await self._log.due(now, self._after, PAGE))
+                page = _Page(now, await self._log.due(now, self._after, self._page_size.now))
             if not page.batches:
                 self._begin_anew()
                 return False
@@ -117,7 +123,7 @@ class DelayedMessages:
 
     async def _read(self, now: int, after: tuple[int, int]) -> _Page:
         try:
-            return _Page(now, await self._log.due(now, after, PAGE))
+            return _Page(now, await self._log.due(now, after, self._page_size.now))
         except Exception:
             return NOTHING  # it is read again, and said then
 
@@ -131,6 +137,7 @@ class DelayedMessages:
                 moved = await self._commits.due(going, self._held)
             except LogUnavailable:
                 return False  # the commits have said so; it is tried again
+            self._page_size.took(len(going), self._commits.lasted.told)
         gone = {batch.delayed_id for batch in moved}
         left = [batch for batch in batches if batch.delayed_id not in gone]
         if left:

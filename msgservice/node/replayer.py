@@ -3,9 +3,11 @@
 A page is asked of the log while less than `WAITING_BYTES` wait for its receiver, and is stored with
 the row that says how far the replay is. So a replay goes as fast as its receiver, what it takes of
 the log is little at a time, and nothing has to be timed: after each group it is looked whose
-backlog has room now. A page is small while anybody sends, whose messages wait for its group. At
-most `PAGES` pages are read and stored at once, for all receivers together, and as many more are
-read ahead, while those before are being stored.
+backlog has room now. A page takes no longer than it may (`page_size`). While anybody sends, whose
+messages wait for the group of a page, that is `LIVE_SECONDS`, and the next one goes when as much
+time has passed, in which others had the log for themselves. At most `PAGES` pages are read and
+stored at once, for all receivers together, and as many more are read ahead, while those before are
+being stored.
 
 The last page of a `start` and the membership of its receiver are one entry, and nothing may be
 stored between what that page has and that entry: for this one page no group is started.
@@ -33,6 +35,7 @@ from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.node.commits import Commits
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
+from msgservice.node.page_size import PageSize
 from msgservice.node.tail import Tail
 from msgservice.records import (
     LEFT_OUT,
@@ -49,8 +52,12 @@ from msgservice.records import (
 from msgservice.waiters import Waiters
 
 WAITING_BYTES = 4 * 1024 * 1024  # for its receiver: while less waits, a page is copied
-PAGE_BYTES = 1024 * 1024  # of a page
+PAGE_BYTES = 1024 * 1024  # of a page, at most
 LIVE_PAGE_BYTES = 256 * 1024  # … where others' messages wait while it is written
+PAGE_BYTES_LEAST = 32 * 1024  # … however long one takes
+# For which a page may be written, and told of, about: where nobody waits for that, and where others
+# do.
+SECONDS, LIVE_SECONDS = 0.05, 0.01
 PAGES = 4  # read and stored at once; and read ahead
 # Of the limit of a receiver's backlog, how much may wait at most for another page.
 BACKLOG_SHARE = 4
@@ -160,6 +167,11 @@ class Replayer:
         self._over: dict[int, Replay] = {}  # the last one of each other receiver
         self._counted: dict[int, Replay] = {}  # of what receivers were left out of
         self._pages = 0  # that are read or stored
+        self._page_size = PageSize(
+            seconds=SECONDS, first=PAGE_BYTES, least=PAGE_BYTES_LEAST, most=PAGE_BYTES
+        )
+        self._rests_until = 0.0  # others have the log for themselves until then
+        self._rest: IDelayedCall | None = None
         self._aheads = 0  # that are read ahead
         self._holder: _Running | None = None
         self._again: IDelayedCall | None = None
@@ -220,6 +232,9 @@ class Replayer:
         if self._again is not None:
             self._again.cancel()
             self._again = None
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
         for running in self._running.values():
             running.let_go_of_place()
             self._drop_ahead(running)
@@ -386,7 +401,22 @@ class Replayer:
         return max(1, min(WAITING_BYTES, self._dispatch.backlog_bytes_max(row) // BACKLOG_SHARE))
 
     def _page_bytes(self, room: int) -> int:
-        return min(LIVE_PAGE_BYTES if self._commits.is_live else PAGE_BYTES, room)
+        if self._commits.is_live:
+            return min(LIVE_PAGE_BYTES, self._page_size.within(LIVE_SECONDS), room)
+        return min(self._page_size.now, room)
+
+    def _rests(self) -> bool:
+        """Whether others, who wait for groups as well, have the log for themselves just now."""
+        left = self._rests_until - self._time.now()
+        if left <= 0 or not self._commits.is_live:
+            return False
+        if self._rest is None:
+            self._rest = self._time.clock.callLater(left, self._has_rested)
+        return True
+
+    def _has_rested(self) -> None:
+        self._rest = None
+        self.look()
 
     def _has_room(self, row: ReceiverRow, size: int) -> bool:
         outlet = self._dispatch.outlets.get(row.number)
@@ -413,7 +443,7 @@ class Replayer:
             self._widen(running)
             return
         room = self._room_for(row)
-        if self._pages >= PAGES or not self._has_room(row, room):
+        if self._pages >= PAGES or not self._has_room(row, room) or self._rests():
             return  # looked at again after the next group
         if running.is_last:
             if self._holder is None:
@@ -522,9 +552,17 @@ class Replayer:
         running.handed = moved.next if moved.is_open else INTEGER_MAX
         storing = self._commits.page(ReplayPage(replay.next, moved, copies.copies))
         self._let_go_if(running)
+        storing.addCallback(self._took, sum([batch.size for batch in copies.copies]))
         storing.addCallback(self._stored, running, moved)
         storing.addErrback(lambda failure: self._logger.failure("after a page", failure))
         self._read_ahead(running, moved)
+
+    def _took(self, outcome: PageOutcome, size: int) -> PageOutcome:
+        """The group of a page was stored: note how long that took, and let others go first."""
+        seconds = sum(self._commits.lasted)
+        self._page_size.took(size, seconds)
+        self._rests_until = self._time.now() + seconds
+        return outcome
 
     def _stored(self, outcome: PageOutcome, running: _Running, moved: Replay) -> None:
         self._done(running)

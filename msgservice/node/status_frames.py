@@ -76,7 +76,14 @@ class StatusFrames:
         They are to be sent before any others: a ROUTED has its AUDIENCE before it.
         """
         frames: list[Frame] = []
+        named, status_from = self.named, self._status_from
         for one in news:
+            # Of what was due a page has hundreds of these, each of its own.
+            if type(one) is Piece and not one.due and one.last >= status_from:
+                number = one.audience.number
+                if number in named:
+                    frames.append(Routed(one.first, one.last, number, one.position))
+                    continue
             frames += self._frames_of(one)
             if len(frames) >= FRAMES_MAX:
                 return frames, False

@@ -342,12 +342,16 @@ class Tracker:
         """Runs that had waited are stored: their senders are told where, and for whom."""
         self._tell_followers(WAITING)
         news: dict[Watch, list[Piece]] = {}
+        key: tuple[str, str] | None = None
+        pieces: list[Piece] | None = None
         for batch in batches:
-            watch = self._watches.get((batch.sender, batch.incarnation))
-            if watch is not None:
+            if key is None or batch.incarnation != key[1] or batch.sender != key[0]:
+                key = (batch.sender, batch.incarnation)
+                watch = self._watches.get(key)
+                pieces = None if watch is None else news.setdefault(watch, [])
+            if pieces is not None:
                 last = batch.sequence + batch.count - 1
-                piece = Piece(batch.sequence, last, batch.audience, batch.first)
-                news.setdefault(watch, []).append(piece)
+                pieces.append(Piece(batch.sequence, last, batch.audience, batch.first))
         if self._waits:
             for due in dict.fromkeys([batch.due_at for batch in batches]):
                 self._due_by_key(due)

@@ -18,6 +18,7 @@ from msgservice.limits import BATCH_MESSAGES_MAX, TIME_DAYS_MAX
 from msgservice.log.memory import MemoryLog
 from msgservice.message import FLAG_RETAIN, FLAG_RETAIN_ONLY, Action, Status, decode_messages
 from msgservice.node import delayed
+from msgservice.node.commits import Commits, Lasted
 from msgservice.node.delayed import BEGIN
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.gate import Door
@@ -521,18 +522,57 @@ def test_many_runs_due_at_once_are_moved_in_pages_and_in_order() -> None:
     later(world, 61)
     later(world, 1)
     assert [b"%d" % n for n in range(1, 1201)] == got(billing)
-    assert delayed.PAGE == max(groups)
+    assert [500, 500, 200] == [count for count in groups if count]
     assert world.node.log.next_due() is None
     # Its sender is told of each once, however many make a page.
     routed = [frame for frame in shop.take(Routed) if frame.position]
     assert list(range(1, 1201)) == [frame.first for frame in routed]
 
 
+def pages_of(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    for name in ("PAGE_FIRST", "PAGE_LEAST", "PAGE_MOST"):
+        monkeypatch.setattr(delayed, name, count)
+
+
+def test_a_page_of_what_is_due_is_as_large_as_its_turn_may_be_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """20 ms: what a run costs is taken from the pages before."""
+    cost = [0.0]
+    sizes: list[int] = []
+    world, _, shop = world_with()
+    monkeypatch.setattr(
+        Commits, "lasted", property(lambda _: Lasted(0.001, cost[0] * (sizes or [0])[-1]))
+    )
+    for sequence in range(1, 4001):
+        shop.transfer(sequence, "orders.new", [b"%d" % sequence], delay=MINUTE)
+        if sequence % 100 == 0:
+            world.settle()
+            shop.frames.clear()
+    world.settle()
+    append = world.node.log.append
+
+    def counted(group: Any) -> Any:
+        if group.due:
+            sizes.append(len(group.due))
+            cost[0] = 0.00002 if sum(sizes) > 1500 else 0.00005
+        return append(group)
+
+    world.node.log.append = counted  # type: ignore[method-assign]  # counts
+    later(world, 61)
+    later(world, 5)
+    assert 4000 == sum(sizes)
+    # The first are read before anything is known; then 400 runs of 50 µs, and up to 1000 of 20.
+    assert [500, 500, 500, 400] == sizes[:4]
+    assert 500 < max(sizes[4:]) <= 1000
+    assert sizes[3:-1] == sorted(sizes[3:-1])
+
+
 def paged(
     monkeypatch: pytest.MonkeyPatch, count: int
 ) -> tuple[FailingLog, NodeWorld, ScriptedPeer, ScriptedPeer]:
     """Return a world with so many runs that are due in a minute, and moved two at a time."""
-    monkeypatch.setattr(delayed, "PAGE", 2)
+    pages_of(monkeypatch, 2)
     clock = Clock()
     log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
     world, billing, shop = world_with(log, clock=clock)
@@ -635,7 +675,7 @@ def test_16_a_cancel_while_pages_are_written_keeps_the_order(
     monkeypatch: pytest.MonkeyPatch, cut: int, *, held: bool
 ) -> None:
     """Of the run that is written, of one that is handed over, of one that is read, and behind."""
-    monkeypatch.setattr(delayed, "PAGE", 1)
+    pages_of(monkeypatch, 1)
     clock = Clock()
     log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
     world, billing, shop = world_with(log, clock=clock)
@@ -660,7 +700,7 @@ def test_a_sender_without_room_is_told_of_each_run_that_was_moved_in_one_pass_of
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not from the first on for each page that was moved meanwhile: that would be a square."""
-    monkeypatch.setattr(delayed, "PAGE", 100)
+    pages_of(monkeypatch, 100)
     world, billing, shop = world_with()
     for sequence in range(1, 1201):
         shop.transfer(sequence, "orders.new", [b"%d" % sequence], delay=MINUTE)

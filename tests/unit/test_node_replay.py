@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +20,7 @@ from msgservice.identity.users import User
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import FLAG_REPLAY, FLAG_RETAIN, decode_messages
-from msgservice.node.commits import LIVE_FOR
+from msgservice.node.commits import LIVE_FOR, Commits, Lasted
 from msgservice.node.gate import Door
 from msgservice.node.replayer import LIVE_PAGE_BYTES, PAGE_BYTES
 from msgservice.records import (
@@ -194,6 +195,41 @@ def test_47_a_page_is_small_while_somebody_sends_and_waits_for_its_group(
     world.settle()
     assert bodies == billing.copies
     assert {LIVE_PAGE_BYTES if sends else PAGE_BYTES} == set(asked)
+
+
+def test_47_a_page_takes_no_longer_than_others_may_wait_and_then_they_have_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a page costs is measured: 10 ms while somebody sends, and as long a rest behind it."""
+    world = NodeWorld()
+    shop, billing = world.peer("shop"), taking(world)
+    bodies = [bytes([n]) * 20_000 for n in range(1, 33)]
+    for number, body in enumerate(bodies, 1):
+        shop.transfer(number, "orders.new", [body])
+        world.settle()
+    asked: list[int] = []
+    at: list[float] = []
+    replay = world.log.replay
+
+    def counted(row: Replay, patterns: Any, size: int, *more: Any) -> Any:
+        asked.append(size)
+        at.append(world.clock.seconds())
+        return replay(row, patterns, size, *more)
+
+    monkeypatch.setattr(world.log, "replay", counted)
+    monkeypatch.setattr(Commits, "lasted", property(lambda _: Lasted(0.08, 0.02)))
+    shop.transfer(33, "else", [b"something else"])
+    world.settle()
+    ask(shop, "rewind", name="billing")
+    for number in range(34, 54):
+        shop.transfer(number, "else", [b"something else"])
+        world.settle(0.05)
+    assert bodies == billing.copies
+    assert LIVE_PAGE_BYTES == asked[0]
+    assert asked[-1] < LIVE_PAGE_BYTES // 4
+    # Each page is followed by a rest of 0.1 s; the one behind it is read meanwhile.
+    spans = [later - before for before, later in itertools.pairwise(at[1:])]
+    assert min(spans) >= 0.09
 
 
 def test_47_a_rewind_goes_on_for_a_receiver_that_comes_back() -> None:
