@@ -3,7 +3,7 @@
     python -m bench.delivery ttl [COUNT]
     python -m bench.delivery delay [COUNT]
     python -m bench.delivery expire [COUNT] [--receivers N] [--run N]
-    python -m bench.delivery rewind [COUNT]
+    python -m bench.delivery rewind [COUNT] [--rounds N]
     python -m bench.delivery purge [COUNT]
     python -m bench.delivery keys [COUNT]
     python -m bench.delivery promise [COUNT] [--before CHECKOUT] [--rounds N]
@@ -159,7 +159,7 @@ def expire(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def rewind(options: argparse.Namespace) -> dict[str, Any]:
-    return replay.measure(options.count)
+    return replay.measure(options.count, min(3, options.rounds))
 
 
 def purge(options: argparse.Namespace) -> dict[str, Any]:

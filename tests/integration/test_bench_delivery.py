@@ -12,6 +12,7 @@ SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
     "ttl": (["200"], {}),
     "delay": (["700"], {"runs": 700}),
     "expire": (["1000", "--receivers", "3", "--run", "100"], {"messages": 1000, "receivers": 3}),
+    "rewind": (["3000", "--rounds", "1"], {"messages": 3000, "turns": 1}),
     "purge": (["2000"], {"messages": 2000, "purged": 2000}),
     "promise": (["2000", "--rounds", "1"], {}),
     "finished": (["3000"], {"forgotten": 2000}),
