@@ -308,8 +308,8 @@ _ALL = [
     Mutant(
         name="what-is-due-goes-before-its-time",
         at="msgservice.node.delayed:DelayedMessages._move",
-        old="self._log.due(now, self._after, PAGE)",
-        new="self._log.due(now + 1000, self._after, PAGE)",
+        old="self._log.due(now, self._after, self._page_size.now)",
+        new="self._log.due(now + 1000, self._after, self._page_size.now)",
         catcher=_swarm("later", "delivered before it is due"),
     ),
     Mutant(
@@ -433,8 +433,8 @@ _ALL = [
     Mutant(
         name="a-delay-forgets-the-ttl",
         at="msgservice.log.delayed:_batches",
-        old="expires_at=expires_at,",
-        new="",
+        old="batch.delayed_id, batch.expires_at = due_at, number, expires_at",
+        new="batch.delayed_id = due_at, number",
         catcher=_delayed("test_44_one_that_was_moved_expires_where_it_was_not_delivered"),
     ),
     Mutant(

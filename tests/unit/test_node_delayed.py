@@ -537,7 +537,7 @@ def pages_of(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 def test_a_page_of_what_is_due_is_as_large_as_its_turn_may_be_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """20 ms: what a run costs is taken from the pages before."""
+    """30 ms: what a run costs is taken from the pages before."""
     cost = [0.0]
     sizes: list[int] = []
     world, _, shop = world_with()
@@ -555,15 +555,15 @@ def test_a_page_of_what_is_due_is_as_large_as_its_turn_may_be_long(
     def counted(group: Any) -> Any:
         if group.due:
             sizes.append(len(group.due))
-            cost[0] = 0.00002 if sum(sizes) > 1500 else 0.00005
+            cost[0] = 0.00003 if sum(sizes) > 1500 else 0.00006
         return append(group)
 
     world.node.log.append = counted  # type: ignore[method-assign]  # counts
     later(world, 61)
     later(world, 5)
     assert 4000 == sum(sizes)
-    # The first are read before anything is known; then 400 runs of 50 µs, and up to 1000 of 20.
-    assert [500, 500, 500, 400] == sizes[:4]
+    # The first are read before anything is known; then 500 runs of 60 µs, and up to 1000 of 30.
+    assert [500, 500, 500, 500] == sizes[:4]
     assert 500 < max(sizes[4:]) <= 1000
     assert sizes[3:-1] == sorted(sizes[3:-1])
 
