@@ -33,6 +33,7 @@ setup(
         "msgservice.log",
         "msgservice.node",
         "msgservice.node.web",
+        "msgservice.outbox",
         "msgservice.receiver",
         "msgservice.receiver.handling",
         "msgservice.receiver.inbox",

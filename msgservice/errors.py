@@ -614,6 +614,17 @@ class LogLocked(LogError):
         self.path, self.holder = path, holder
 
 
+class OutboxTableTaken(MsgServiceError):
+    """An outbox table is relayed with another outbox, or was by a copy of this one.
+
+    `table`: its name.
+    """
+
+    def __init__(self, table: str, reason: str) -> None:
+        super().__init__(f"the outbox table {table} {reason}")
+        self.table = table
+
+
 class LogTooNew(LogError):
     """The log, outbox or inbox was written by a newer program, and is left as it is."""
 

@@ -45,7 +45,7 @@ from msgservice.client.shutdown import Shutdown
 from msgservice.clock import SteadyClock, monotonic_of, timed
 from msgservice.connection import Connection, Prover
 from msgservice.core.frames import Reply
-from msgservice.core.runs import Settled
+from msgservice.core.runs import Run, Settled
 from msgservice.core.subjects import (
     check_name,
     check_pattern,
@@ -218,6 +218,16 @@ class Client:
         over: after a crash it goes on from there.
         """
         return self._hop.sequence if self._disk is None else self._disk.sequence
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Messages and bytes that may be handed over now, before `held` is reached."""
+        return self._flow.room_messages, self._flow.room_bytes
+
+    @property
+    def next_sequence(self) -> int:
+        """The sequence that is given next: of `hand_over`, that of its first message."""
+        return self._hop.sequence + 1
 
     def why(self) -> Why:
         """The state of the connection: last error, attempts, next try."""
@@ -400,6 +410,24 @@ class Client:
         for run in runs:
             gathering.put(run)
         self._flow.schedule()
+        return waiter
+
+    def hand_over(self, runs: Sequence[Run]) -> Deferred[Receipts]:
+        """Hand over runs as they are, at once and in this order; fires as `send_many` does.
+
+        For what counts its messages by their sequences (`msgservice.outbox`), of a client that
+        sends nothing else: the first has `next_sequence`, each other the one behind. Where it fails
+        for want of room (`LimitReached`, `OutboxFull`), or with `ClientClosed`, none was given.
+        """
+        try:
+            self._shutdown.check_open()
+            self._flow.take_room(sum(run.count for run in runs), sum(run.size for run in runs))
+        except Exception as error:  # see `send`
+            return fail(error)
+        waiter = joined([run.source for run in runs])
+        for run in runs:
+            self._gathering.put(run)
+        self._flow.hand_over()
         return waiter
 
     def cancel(self, message: str | AnyReceipt, reason: str = "") -> Deferred[None]:

@@ -37,13 +37,19 @@ class DiskOutbox:
     """An open file, and what it held then. Make one with `open_outbox`.
 
     What is asked of the `file` itself (settlements, another incarnation, its close) goes to it.
-    `receipts`: those that are open.
+    `receipts`: those that are open. `keeps_receipts`: each is kept until it is forgotten, whatever
+    the process that sent it was told.
     """
 
     _logger = Logger()
 
-    def __init__(self, file: OutboxFile, snapshot: OutboxSnapshot) -> None:
+    def __init__(
+        self, file: OutboxFile, snapshot: OutboxSnapshot, *, keeps_receipts: bool = False
+    ) -> None:
         self.file = file
+        self.identity = snapshot.identity  # of the file: no renewal changes it
+        self.kept = snapshot.kept  # the last sequence of a run that is on disk
+        self._keeps_receipts = keeps_receipts
         self.receipts = OpenReceipts(
             snapshot.sequence,
             snapshot.receipts.rows,
@@ -91,10 +97,12 @@ class DiskOutbox:
         for run in runs:
             if is_kept and self.file.receipts_max:
                 receipts.add(run.first, run.last, promised=run.options.promise is not None)
+                if self._keeps_receipts:
+                    receipts.give_out([(run.first, run.last)], keep=True)
             else:
                 receipts.skip(run.first, run.last)
         if is_kept:
-            self.sequence = runs[-1].last
+            self.sequence = self.kept = runs[-1].last
             self._drop_oldest()
         return result
 
@@ -178,10 +186,15 @@ class DiskOutbox:
         """Keep no receipt of these beyond this process; fires when that is on disk."""
         if not self.file.receipts:
             return succeed(None)
-        self.receipts.forget(first, last)
-        self.file.change_receipts([receipt_rows.note_forgotten(first, last)])
-        self.flush()
+        self.let_go(first, last)
         return self.file.write_receipts()
+
+    def let_go(self, first: int, last: int) -> None:
+        """Keep no receipt of these beyond this process; that is written with what comes next."""
+        if self.file.receipts:
+            self.receipts.forget(first, last)
+            self.file.change_receipts([receipt_rows.note_forgotten(first, last)])
+            self.flush()
 
     def flush(self) -> None:
         """Have the rows of receipts deleted that came to their end; whoever waits was told."""
@@ -215,13 +228,14 @@ def open_outbox(
     *,
     bytes_max: int,
     receipts_max: int = OPEN_RECEIPTS,
+    keeps_receipts: bool = False,
     vfs: str | None = None,
 ) -> Deferred[DiskOutbox]:
     """Open the outbox at `path`, made if needed; at most `bytes_max` bytes of open messages.
 
-    `receipts_max`: runs whose receipts are kept. Fails with `LogLocked` (another process has it),
-    `LogTooNew`, `LogDamaged`, `DataFolderUnusable`. Cancelling ends the wait; what was opened then
-    is closed again.
+    `receipts_max`: runs whose receipts are kept; `keeps_receipts`: until they are forgotten. Fails
+    with `LogLocked` (another process has it), `LogTooNew`, `LogDamaged`, `DataFolderUnusable`.
+    Cancelling ends the wait; what was opened then is closed again.
     """
     file = OutboxFile(path, reactor=reactor, size_max=bytes_max, receipts_max=receipts_max, vfs=vfs)
     opened: Deferred[DiskOutbox] = Deferred()
@@ -229,7 +243,7 @@ def open_outbox(
     def done(snapshot: OutboxSnapshot) -> Deferred[None] | None:
         if opened.called:  # it was cancelled
             return file.close()
-        opened.callback(DiskOutbox(file, snapshot))
+        opened.callback(DiskOutbox(file, snapshot, keeps_receipts=keeps_receipts))
         return None
 
     # Where `opened` was cancelled, `Deferred` swallows this one late result.

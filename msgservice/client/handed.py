@@ -219,6 +219,20 @@ class HandedRun:
                 return piece
         return None
 
+    def acknowledged_by(self) -> tuple[str, ...] | None:
+        """The whole audience, where each of its receivers has acknowledged all; else None.
+
+        None as well where there is more to say of some of it: `known_of` does.
+        """
+        if self._unanswered or self._open or self._promises or self._lost is not None:
+            return None
+        if self._refused or self._others or self._forgotten or self._unknown or self._verdicts:
+            return None
+        pieces = self._pieces
+        if len(pieces) != 1 or pieces[0].last - pieces[0].first + 1 != self.count or pieces[0].due:
+            return None
+        return pieces[0].audience.names or None
+
     def known_of(self, sequence: int) -> Known:
         """The changes of one message so far, in an order in which they can come."""
         changes: list[Change] = []

@@ -94,9 +94,27 @@ alter table run add column promise text;    -- JSON list: need, within, cancels;
 """
 # Of the receipts that are open, which outlive the run, and the process.
 _VERSION_8 = receipt_rows.TABLE + receipt_rows.FILL
+# The last sequence may be of a run that could not be written: whoever counts what was handed over
+# (`msgservice.outbox`) needs the last that was kept; and a name of the file that no renewal
+# changes.
+_VERSION_9 = """
+alter table head add column kept integer not null default 0;
+alter table head add column identity text not null default '';
+update head set kept = sequence;
+"""
 SCHEMA = Schema(
     0x6D736F62,
-    (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5, _VERSION_6, _VERSION_7, _VERSION_8),
+    (
+        _TABLES,
+        _VERSION_2,
+        _VERSION_3,
+        _VERSION_4,
+        _VERSION_5,
+        _VERSION_6,
+        _VERSION_7,
+        _VERSION_8,
+        _VERSION_9,
+    ),
     sums_since=2,
 )  # "msob"
 
@@ -113,6 +131,8 @@ class OutboxSnapshot:
     messages_bytes: int
     receipts: receipt_rows.Found
     log_id: str = ""  # as `note_log` was last told
+    kept: int = 0  # the last sequence of a run that was ever written
+    identity: str = ""  # of the file, for as long as there is one
 
 
 class OutboxFile:
@@ -191,11 +211,16 @@ class OutboxFile:
 
     def _load(self, db: apsw.Connection, mark: Mark | None) -> tuple[OutboxSnapshot, Mark]:
         self._file.migrate(db, SCHEMA)
-        head = one(db, "select incarnation, sequence, renewals, log_id, turn from head")
+        head = one(
+            db, "select incarnation, sequence, renewals, log_id, turn, kept, identity from head"
+        )
         if head is None:
-            head = (self._entropy(16).hex(), 0, 0, "", 0)
-            db.execute("insert into head values (1, ?, ?, ?, ?, ?)", head)
-        incarnation, sequence, self._renewals, log_id, turn = head
+            head = (self._entropy(16).hex(), 0, 0, "", 0, 0, "")
+            db.execute("insert into head values (1, ?, ?, ?, ?, ?, ?, ?)", head)
+        incarnation, sequence, self._renewals, log_id, turn, kept, identity = head
+        if not identity:
+            identity = self._entropy(16).hex()
+            db.execute("update head set identity = ?", (identity,))
         self._kept_to = sequence
         if mark is None and sequence:
             raise LogDamaged(MARK_GONE.format(name=f"{self.path.name}.mark"), 1, sequence)
@@ -217,6 +242,8 @@ class OutboxFile:
             messages_bytes=left.messages_bytes,
             receipts=found,
             log_id=log_id,
+            kept=kept,
+            identity=identity,
         )
         left.first_page = ()
         return snapshot, Mark(_MARKED, sequence, self._renewals, 0)
@@ -540,6 +567,8 @@ class OutboxFile:
             )
         turn = self._file.pages.turn
         steps.append(("update head set sequence = max(sequence, ?), turn = ?", (sequence, turn)))
+        if runs:
+            steps.append(("update head set kept = ?", (runs[-1].last,)))
         if log_id is not None:
             steps.append(("update head set log_id = ?", (log_id,)))
         found = self._commit(steps, receipts)

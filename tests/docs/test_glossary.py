@@ -29,6 +29,7 @@ CENTRAL = [
     "epoch",
     "window",
     "outbox",
+    "outbox table",
     "backlog",
     "flight",
     "inbox",

@@ -36,8 +36,17 @@ IDS = [
     if row.startswith("| `")
     for one in re.findall(r"`([^`]+)`", row.split(" | ")[0])
 ]
-# What runs in a node; programs of others have lines of their own.
-OPERATED = ("node/", "log/", "disk/", "transport/", "webhooks/", "connection.py", "tap.py")
+# What runs in a node, or in `msgservice relay`; programs of others have lines of their own.
+OPERATED = (
+    "node/",
+    "log/",
+    "disk/",
+    "transport/",
+    "webhooks/",
+    "outbox/",
+    "connection.py",
+    "tap.py",
+)
 
 
 def format_of(line: str) -> re.Pattern[str]:

@@ -41,7 +41,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("identity",),
     ("log", "transport", "connection"),
     ("config", "client", "receiver", "webhooks"),
-    ("node", "faces", "pb", "recount", "aio", "blocking"),
+    ("node", "faces", "pb", "recount", "aio", "blocking", "outbox"),
     ("tap", "cli", "testing", ""),
     ("__main__",),
 ]

@@ -1,0 +1,358 @@
+"""The rows of an outbox table, as a relay has them: everything that it says to the database.
+
+All of it blocks, on the relay's own thread. One call is one `step`: what is to be written, and the
+next rows that wait, in one transaction. A row is given its sequence, committed, before its message
+is handed over; so whether it was handed over is decided by one number, the last sequence that the
+outbox's file has kept. What is beyond that when a table is claimed was not, and waits again.
+
+A connection that failed is closed, and whatever its transaction did is found out by claiming the
+table anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgservice.errors import OutboxTableTaken
+from msgservice.outbox.fates import Fate
+from msgservice.outbox.parcels import Packing, Parcel, Row
+from msgservice.outbox.sql import (
+    ACKNOWLEDGED,
+    ENDED,
+    SQLITE,
+    Wording,
+    dialect_of,
+    driver_of,
+    style_of,
+)
+from msgservice.outbox.table import OutboxTable
+
+DELETED_ROWS = 1000  # in one statement
+LOOKED_AT_ROWS = 5000  # whose receipts are looked for, in one step
+
+_IS_ONE_WAITING = "select 1 from {table} where state = 'waiting' limit 1"
+_SIZES = "select id, length(body) from {table} where state = 'waiting' order by id limit ?"
+_ROWS = (
+    "select id, enqueued_at, subject, body, headers, options from {table}"
+    " where state = 'waiting' and id between ? and ? order by id limit ?"
+)
+_ASSIGN = "update {table} set state = 'handed', sequence = ? where id = ?"
+_REFUSE = "update {table} set state = 'refused', reason = ?, ended_at = ? where id = ?"
+_END = (
+    "update {table} set state = ?, receivers = ?, reason = ?, ended_at = ?"
+    " where state = 'handed' and sequence between ? and ?"
+)
+_END_AWAY = "delete from {table} where state = 'handed' and sequence between ? and ?"
+_AGAIN = "update {table} set state = 'waiting', sequence = null where state = 'handed'"
+_NOT_HANDED = f"{_AGAIN} and sequence > ?"
+_DELETE = (
+    "delete from {table} where id in (select id from {table}"
+    " where state = ? and ended_at < ? order by ended_at limit ?)"
+)
+_OPEN = (
+    "select sequence from {table} where state = 'handed' and sequence between ? and ?"
+    " order by sequence limit ?"
+)
+_CLAIMED = "select outbox, assigned, handed from {relay} where id = 1"
+_CLAIM_FIRST = "insert into {relay}(id, outbox, assigned, handed) values (1, ?, ?, ?)"
+_CLAIM = "update {relay} set outbox = ?, assigned = ?, handed = ? where id = 1"
+_GO_ON = "update {relay} set assigned = ?, handed = ? where id = 1 and outbox = ? and assigned = ?"
+_OF_POSTGRESQL = ("psycopg", "psycopg2", "pg8000")
+# What was given a sequence must be on disk before its message is handed over.
+_SYNCED = (
+    "select set_config('synchronous_commit', 'local', false)"
+    " where current_setting('synchronous_commit') = 'off'"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """The next step: what is to be written, and what may be taken.
+
+    `kept`: the last sequence in the outbox's file; `next`: the one that is given next. `fates`: to
+    be written, at `now`, ms. `rows`, `size`: as many may be taken, 0 rows: none. `again`: what was
+    taken and not handed over waits again. `looks_from`: rows that were handed over are listed, from
+    this sequence on, or None. `max_batch`: of the node, bytes.
+    """
+
+    now: int
+    kept: int
+    next: int
+    fates: Sequence[Fate] = ()
+    rows: int = 0
+    size: int = 0
+    again: bool = False
+    deletes: bool = False
+    looks_from: int | None = None
+    max_batch: int = 0
+
+
+@dataclass(slots=True)
+class Taken:
+    """The outcome of a step. `rows`: so many were taken; those in `parcels` are handed over next.
+
+    `taken_over`: where it was taken over, how many rows wait again; `older`: what was found to be
+    an older copy when the table was claimed. `looked_at`: sequences of rows that were handed over,
+    rising, where they were asked for.
+    """
+
+    rows: int = 0
+    refused: int = 0
+    deleted: int = 0
+    has_more: bool = False
+    parcels: list[Parcel] = field(default_factory=list)
+    taken_over: int | None = None
+    older: list[str] = field(default_factory=list)
+    looked_at: list[int] = field(default_factory=list)
+
+
+class RelayRows:
+    """The rows of one table, for the relay whose outbox's file is `identity`.
+
+    `connect` returns a new connection of DB-API. `take_over`: from another outbox, once. `keep`,
+    `keep_failed`: ms for which rows stay that were acknowledged, and those that were not; None: for
+    ever. `creates`: the tables are made where they are missing.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Any],
+        table: OutboxTable,
+        *,
+        identity: str,
+        keep: int | None,
+        keep_failed: int | None,
+        take_over: bool = False,
+        creates: bool = False,
+    ) -> None:
+        self._connect, self._table, self._identity = connect, table, identity
+        self._keep = {state: keep if state == ACKNOWLEDGED else keep_failed for state in ENDED}
+        self._take_over, self._creates = take_over, creates
+        self._packing = Packing(table.limits)
+        self._connection: Any = None
+        self._wording: Wording | None = None
+        self._is_sqlite = False
+        # The last sequence that a row was given: what the table may say. None: not claimed yet.
+        self._assigned: set[int] | None = None
+
+    def step(self, step: Step) -> Taken:
+        """Take one step. Raises `OutboxTableTaken`, and what the driver raises.
+
+        After an error nothing of it is known: the fates are to be written again, and nothing was
+        taken.
+        """
+        try:
+            taken = Taken()
+            if self._connection is None:
+                self._open(step, taken)
+            self._work(step, taken)
+        except BaseException:
+            self.close()
+            raise
+        return taken
+
+    def close(self) -> None:
+        """Close the connection; what was not committed is rolled back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):  # it has failed already
+                connection.close()
+
+    def is_of_driver(self, error: BaseException) -> bool:
+        """Whether an error is one of DB-API's: of the database, not of this program."""
+        return any(kind.__name__ == "Error" for kind in type(error).__mro__) or isinstance(
+            error, OSError
+        )
+
+    # --- on the connection
+
+    def _open(self, step: Step, taken: Taken) -> None:
+        connection = self._connection = self._connect()
+        self._wording = Wording(self._table.names, style_of(connection))
+        self._is_sqlite = dialect_of(connection) == SQLITE
+        cursor = connection.cursor()
+        try:
+            if driver_of(connection) in _OF_POSTGRESQL:
+                self._execute(cursor, _SYNCED)
+                connection.commit()
+            self._begin(cursor)
+            if self._creates:
+                self._table.create(connection)
+            self._claim(cursor, step, taken)
+            connection.commit()
+        finally:
+            cursor.close()
+        self._take_over = self._creates = False
+
+    def _work(self, step: Step, taken: Taken) -> None:
+        connection = self._connection
+        cursor = connection.cursor()
+        try:
+            writes = bool(step.fates) or step.again or step.deletes
+            if not writes and step.looks_from is None and not self._is_one_waiting(cursor, step):
+                connection.rollback()
+                return
+            self._begin(cursor)
+            if step.again:
+                self._execute(cursor, _NOT_HANDED, step.kept)
+            self._write_fates(cursor, step)
+            if step.deletes:
+                taken.deleted = self._delete(cursor, step.now)
+            if step.looks_from is not None:
+                self._execute(cursor, _OPEN, step.looks_from, step.kept, LOOKED_AT_ROWS)
+                taken.looked_at = [row[0] for row in self._tuples(cursor)]
+            last = self._take(cursor, step, taken) if step.rows else max(self._assigned or {0})
+            self._go_on(cursor, step, last)
+            connection.commit()
+        finally:
+            cursor.close()
+        self._assigned = {last}
+
+    def _is_one_waiting(self, cursor: Any, step: Step) -> bool:
+        if not step.rows:
+            return False
+        self._execute(cursor, _IS_ONE_WAITING)
+        return cursor.fetchone() is not None
+
+    def _begin(self, cursor: Any) -> None:
+        # PostgreSQL has begun one by itself. SQLite would too, and could find at its first write
+        # that somebody else has written meanwhile.
+        if self._is_sqlite and not self._connection.in_transaction:
+            cursor.execute("begin immediate")
+
+    def _claim(self, cursor: Any, step: Step, taken: Taken) -> None:
+        """Look whose the table is, and have what was not handed over wait again."""
+        name, kept = self._table.names.name, step.kept
+        given = step.next - 1
+        self._execute(cursor, _CLAIMED)
+        found = self._tuples(cursor)
+        if not found:
+            self._execute(cursor, _CLAIM_FIRST, self._identity, given, kept)
+            self._assigned = {given}
+            return
+        ((outbox, assigned, handed),) = found
+        if outbox != self._identity:
+            if not self._take_over:
+                raise OutboxTableTaken(
+                    name,
+                    "is relayed with another outbox file: stop that relay, or use its file. If the"
+                    " file is lost, take over: what was not settled is handed over again then, and"
+                    " may come twice",
+                )
+            self._execute(cursor, _AGAIN)
+            taken.taken_over = cursor.rowcount
+        else:
+            if self._assigned is not None and assigned not in self._assigned:
+                raise OutboxTableTaken(name, "was relayed by a copy of this outbox file meanwhile")
+            if handed > kept:
+                taken.older.append(
+                    f"the outbox file ends with {kept} and has ended with {handed}: it is an older"
+                    " copy; what is not settled beyond that may come twice"
+                )
+            if kept > assigned:
+                taken.older.append(
+                    f"the table ends with {assigned}, and the outbox file with {kept}: it is an"
+                    " older copy; what was enqueued before may come twice"
+                )
+            self._execute(cursor, _NOT_HANDED, kept)
+        assigned = max(assigned, given) if outbox == self._identity else given
+        self._execute(cursor, _CLAIM, self._identity, assigned, kept)
+        self._assigned = {assigned}
+
+    def _write_fates(self, cursor: Any, step: Step) -> None:
+        away = self._keep[ACKNOWLEDGED] == 0
+        gone = [fate for fate in step.fates if away and fate.state == ACKNOWLEDGED]
+        if gone:
+            self._execute_many(cursor, _END_AWAY, [(fate.first, fate.last) for fate in gone])
+        ended = [
+            (fate.state, fate.receivers, fate.reason, step.now, fate.first, fate.last)
+            for fate in step.fates
+            if not away or fate.state != ACKNOWLEDGED
+        ]
+        if ended:
+            self._execute_many(cursor, _END, ended)
+
+    def _delete(self, cursor: Any, now: int) -> int:
+        deleted = 0
+        for state, keep in self._keep.items():
+            if keep is not None:
+                self._execute(cursor, _DELETE, state, now - keep, DELETED_ROWS)
+                deleted = max(deleted, cursor.rowcount)
+        return deleted
+
+    def _take(self, cursor: Any, step: Step, taken: Taken) -> int:
+        """Give the next rows their sequences; return the last one that was given."""
+        last = max(self._assigned or {0})
+        self._execute(cursor, _SIZES, step.rows)
+        sizes = self._tuples(cursor)
+        if not sizes:
+            return last
+        count = filled = 0
+        for _, size in sizes:
+            if count and filled + size > step.size:
+                break
+            count += 1
+            filled += size
+        self._execute(cursor, _ROWS, sizes[0][0], sizes[count - 1][0], count)
+        rows = [
+            Row(id_, enqueued_at, subject, _bytes(body), headers, options)
+            for id_, enqueued_at, subject, body, headers, options in self._tuples(cursor)
+        ]
+        packed = self._packing.pack(rows, step.max_batch)
+        assigned: list[tuple[int, int]] = []
+        sequence = step.next - 1
+        for parcel in packed.parcels:
+            for row in parcel.rows:
+                sequence += 1
+                assigned.append((sequence, row))
+        self._assign(cursor, assigned)
+        if packed.refused:
+            refused = [(reason, step.now, row) for row, reason in packed.refused]
+            self._execute_many(cursor, _REFUSE, refused)
+        taken.rows, taken.refused = len(rows), len(packed.refused)
+        taken.parcels = packed.parcels
+        taken.has_more = count < len(sizes) or len(sizes) == step.rows
+        return max(last, sequence)
+
+    def _assign(self, cursor: Any, assigned: Sequence[tuple[int, int]]) -> None:
+        if assigned:
+            self._execute_many(cursor, _ASSIGN, assigned)
+
+    def _go_on(self, cursor: Any, step: Step, last: int) -> None:
+        """Note the last sequence, if nobody else has had the table since."""
+        assert self._assigned is not None
+        was = max(self._assigned)
+        self._assigned.add(last)  # it may be committed, and the answer lost
+        self._execute(cursor, _GO_ON, last, step.kept, self._identity, was)
+        if cursor.rowcount != 1:
+            raise OutboxTableTaken(
+                self._table.names.name, "was taken over by a relay with another outbox file"
+            )
+
+    # --- how it is said
+
+    def _execute(self, cursor: Any, statement: str, *values: Any) -> None:
+        assert self._wording is not None
+        said = self._wording.say(statement)
+        if values:
+            cursor.execute(said, self._wording.given(values))
+        else:
+            cursor.execute(said.replace("%%", "%") if "%%" in said else said)
+
+    def _execute_many(self, cursor: Any, statement: str, values: Sequence[tuple[Any, ...]]) -> None:
+        wording = self._wording
+        assert wording is not None
+        cursor.executemany(wording.say(statement), [wording.given(one) for one in values])
+
+    def _tuples(self, cursor: Any) -> list[tuple[Any, ...]]:
+        """Return all rows of a result, whatever the connection makes of rows."""
+        rows = cursor.fetchall()
+        return [tuple(row.values() if isinstance(row, dict) else row) for row in rows]
+
+
+def _bytes(body: Any) -> bytes:
+    """Return a body; one that was written as text, by SQL of somebody's own, as UTF-8."""
+    return body.encode() if isinstance(body, str) else bytes(body)
