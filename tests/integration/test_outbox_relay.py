@@ -273,7 +273,8 @@ async def test_what_waits_for_a_receiver_that_is_away_is_told_by_a_later_process
         assert 0 == relay.handed
         disk = relay._disk
         assert disk is not None
-        assert (0, 0) == (len(disk.receipts.open), len(disk.receipts.ended))
+        await until(lambda: disk is not None and not disk.receipts.ended)
+        assert not disk.receipts.open
     assert by_subject(count) == book.of
 
 
