@@ -12,7 +12,7 @@ DAMAGES ?= 2000
 SEEDS ?= 300
 FIRST ?= 0
 
-.PHONY: browser screenshots run test lint demo bench docs news fuzz soak powerloss damage machines mutants simulate clean
+.PHONY: browser database screenshots run test lint demo bench docs news fuzz soak powerloss damage machines mutants simulate clean
 .DELETE_ON_ERROR:
 
 .venv: .venv/.made
@@ -31,6 +31,13 @@ browser:
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium; } \
 		|| echo "no Chromium here: the tests of the page are left out (apt-get install chromium)"
 
+# The server of the tests of outbox tables, which start one of their own: installed likewise.
+database:
+	@command -v pg_ctl >/dev/null || ls /usr/lib/postgresql/*/bin/pg_ctl >/dev/null 2>&1 || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -q && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends postgresql; } \
+		|| echo "no PostgreSQL here: its tests are left out (apt-get install postgresql)"
+
 # The pictures of the page in docs/images, light, dark and on a phone.
 screenshots: .venv/.made browser
 	$(BIN)/python -m docs.screenshots
@@ -44,7 +51,7 @@ run: .venv/.made
 # They start hundreds of programs, and each would compile the product again where that is not kept.
 # A worker that dies is not replaced: xdist would hand its files out again, those that it has done with
 # as units without a test, on which all others then wait for ever.
-test: .venv/.made browser
+test: .venv/.made browser database
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -bb -m pytest -q -n $(WORKERS) --max-worker-restart 0 --dist loadfile --no-loadscope-reorder tests
 
 lint: .venv/.made

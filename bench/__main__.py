@@ -30,6 +30,7 @@ from bench import (
     pb,
     programs,
     receivers,
+    relay,
     replay,
     rpc,
     security,
@@ -67,6 +68,7 @@ MEASUREMENTS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("rpc", rpc.measure),
     ("why", why.measure),
     ("programs", programs.measure),
+    ("relay", relay.measure),
 ]
 
 

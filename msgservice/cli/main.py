@@ -29,6 +29,7 @@ COMMANDS = {
     "streams": ("msgservice.cli.streams", "streams"),
     "delayed": ("msgservice.cli.delayed", "delayed"),
     "undo": ("msgservice.cli.undo", "undo"),
+    "relay": ("msgservice.cli.relay", "relay"),
     "receipts": ("msgservice.cli.receipts", "receipts"),
     "status": ("msgservice.cli.status", "status"),
     "why": ("msgservice.cli.why", "why"),

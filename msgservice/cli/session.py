@@ -211,11 +211,15 @@ class Session:
         user = self.login.user if self.login is not None else ""
         return f"{user}.cli" if user else SENDER
 
-    def run(self, work: Callable[[Any], Coroutine[Deferred[Any], Any, None]]) -> NoReturn:
+    def run(
+        self,
+        work: Callable[[Any], Coroutine[Deferred[Any], Any, None]],
+        level: Any = LogLevel.critical,
+    ) -> NoReturn:
         """Run `work(reactor)` to its end, then end the process with its exit code.
 
-        A signal cancels the work: what it has open it closes in its `finally`, and that is waited
-        for.
+        `level`: from which lines of the log are shown. A signal cancels the work: what it has open
+        it closes in its `finally`, and that is waited for.
         """
         from twisted.internet.task import react
 
@@ -247,7 +251,7 @@ class Session:
                 if not interrupted:
                     reactor.removeSystemEventTrigger(trigger)
 
-        _log_to_standard_error(LogLevel.info if self.verbose else LogLevel.critical)
+        _log_to_standard_error(LogLevel.info if self.verbose else level)
         try:
             react(main)
         except SystemExit:

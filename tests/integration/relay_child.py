@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -100,9 +101,8 @@ async def main(reactor: Any, node: str, database: str, outbox: str, point: str, 
         plant(POINTS[point], int(n))
     options: dict[str, Any] = {"database": database}
     if not database.startswith("sqlite:"):
-        import psycopg
-
-        options = {"connect": lambda: psycopg.connect(database)}
+        driver = import_module("psycopg")
+        options = {"connect": lambda: driver.connect(database)}
     relay = Relay(
         reactor, node, name="shop", outbox=outbox, batch=BATCH, poll=0.02, limits=LIMITS, **options
     )
