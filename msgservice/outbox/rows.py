@@ -24,9 +24,11 @@ from msgservice.outbox.sql import (
     ENDED,
     SQLITE,
     Wording,
+    cursor_of,
     dialect_of,
     driver_of,
     style_of,
+    values_of,
 )
 from msgservice.outbox.table import OutboxTable
 
@@ -173,7 +175,9 @@ class RelayRows:
         connection = self._connection = self._connect()
         self._wording = Wording(self._table.names, style_of(connection))
         self._is_sqlite = dialect_of(connection) == SQLITE
-        cursor = connection.cursor()
+        if getattr(connection, "autocommit", False) is True:
+            connection.autocommit = False  # a step is one transaction
+        cursor = cursor_of(connection)
         try:
             if driver_of(connection) in _OF_POSTGRESQL:
                 self._execute(cursor, _SYNCED)
@@ -189,7 +193,7 @@ class RelayRows:
 
     def _work(self, step: Step, taken: Taken) -> None:
         connection = self._connection
-        cursor = connection.cursor()
+        cursor = cursor_of(connection)
         try:
             writes = bool(step.fates) or step.again or step.deletes
             if not writes and step.looks_from is None and not self._is_one_waiting(cursor, step):
@@ -348,9 +352,7 @@ class RelayRows:
         cursor.executemany(wording.say(statement), [wording.given(one) for one in values])
 
     def _tuples(self, cursor: Any) -> list[tuple[Any, ...]]:
-        """Return all rows of a result, whatever the connection makes of rows."""
-        rows = cursor.fetchall()
-        return [tuple(row.values() if isinstance(row, dict) else row) for row in rows]
+        return [values_of(row) for row in cursor.fetchall()]
 
 
 def _bytes(body: Any) -> bytes:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from inspect import iscoroutinefunction
 from typing import Any
 
-from msgservice.arguments import wrong
+from msgservice.arguments import check_methods, wrong
 from msgservice.errors import BadValue
 
 SQLITE, POSTGRESQL = DIALECTS = ("sqlite", "postgresql")
@@ -183,9 +184,29 @@ def style_of(connection: object) -> str:
 
 def dialect_of(connection: object) -> str:
     """Return the dialect of a connection: SQLite's for the standard library's, else PostgreSQL."""
-    return SQLITE if driver_of(connection) in ("sqlite3", "_sqlite3") else POSTGRESQL
+    return SQLITE if driver_of(connection) == "sqlite3" else POSTGRESQL
 
 
-def value_of(row: Any) -> Any:
-    """Return the only value of a row, whatever its connection makes of rows."""
-    return next(iter(row.values())) if isinstance(row, Mapping) else row[0]
+def cursor_of(connection: Any) -> Any:
+    """Return a cursor that makes tuples of rows, whatever its connection makes of them.
+
+    Raises `TypeError` for what is no connection of DB-API, or one that does not block.
+    """
+    check_methods("a connection of DB-API is needed", ("cursor",), connection=connection)
+    driver = driver_of(connection)
+    if driver == "psycopg":
+        cursor = connection.cursor(row_factory=sys.modules["psycopg.rows"].tuple_row)
+    else:
+        cursor = connection.cursor()
+        if driver == "sqlite3":
+            cursor.row_factory = None
+    if iscoroutinefunction(getattr(cursor, "execute", None)):
+        raise wrong(
+            "connection", connection, "one that blocks is needed; for others there is `insert`"
+        )
+    return cursor
+
+
+def values_of(row: Any) -> tuple[Any, ...]:
+    """Return the values of a row: of drivers beside those, one may be a dict."""
+    return tuple(row.values() if isinstance(row, Mapping) else row)

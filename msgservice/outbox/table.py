@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from inspect import iscoroutinefunction
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from msgservice.arguments import check_kind, check_methods, wrong
+from msgservice.arguments import check_kind
 from msgservice.client.gathering import ONE_CONTENT, Gathering, check_alone
 from msgservice.client.promise import Promise
 from msgservice.codecs import encode_content
 from msgservice.core.subjects import exact
 from msgservice.limits import Limits
 from msgservice.message import Headers
-from msgservice.outbox.sql import Names, Wording, dialect_of, style_of, value_of
+from msgservice.outbox.sql import Names, Wording, cursor_of, dialect_of, style_of, values_of
 
 TABLE = "msgservice_outbox"
 _INSERT = "insert into {table}(enqueued_at, subject, body, headers, options) values (?, ?, ?, ?, ?)"
@@ -106,7 +105,7 @@ class OutboxTable:
 
         `dialect`: SQLite's for connections of the standard library, else PostgreSQL's.
         """
-        cursor = _cursor_of(connection)
+        cursor = cursor_of(connection)
         try:
             for made in self.names.made(dialect_of(connection) if dialect is None else dialect):
                 cursor.execute(made)
@@ -148,13 +147,13 @@ class OutboxTable:
             promise,
         )
         wording = self._wording(connection)
-        cursor = _cursor_of(connection)
+        cursor = cursor_of(connection)
         try:
             if dialect_of(connection) == "sqlite":
                 cursor.execute(wording.say(_INSERT), wording.given(row))
                 return int(cursor.lastrowid)
             cursor.execute(wording.say(f"{_INSERT} returning id"), wording.given(row))
-            return int(value_of(cursor.fetchone()))
+            return int(values_of(cursor.fetchone())[0])
         finally:
             cursor.close()
 
@@ -180,7 +179,7 @@ class OutboxTable:
         if not rows:
             return
         wording = self._wording(connection)
-        cursor = _cursor_of(connection)
+        cursor = cursor_of(connection)
         try:
             cursor.executemany(wording.say(_INSERT), [wording.given(row) for row in rows])
         finally:
@@ -206,7 +205,7 @@ class OutboxTable:
     def fate(self, connection: Any, row: int) -> Fate | None:
         """Return what became of the row with this id; None where it is not there (any more)."""
         wording = self._wording(connection)
-        cursor = _cursor_of(connection)
+        cursor = cursor_of(connection)
         try:
             cursor.execute(wording.say(_FATE), wording.given((row,)))
             found = cursor.fetchone()
@@ -214,7 +213,7 @@ class OutboxTable:
             cursor.close()
         if found is None:
             return None
-        state, receivers, reason, ended_at = found.values() if isinstance(found, Mapping) else found
+        state, receivers, reason, ended_at = values_of(found)
         return Fate(
             state,
             {} if receivers is None else msgspec.json.decode(receivers, type=dict[str, str]),
@@ -278,13 +277,3 @@ class OutboxTable:
 
 def _exact(headers: Headers) -> dict[str, str]:
     return {exact(name): exact(value) for name, value in headers.items()}
-
-
-def _cursor_of(connection: Any) -> Any:
-    check_methods("a connection of DB-API is needed", ("cursor",), connection=connection)
-    cursor = connection.cursor()
-    if iscoroutinefunction(getattr(cursor, "execute", None)):
-        raise wrong(
-            "connection", connection, "one that blocks is needed; for others there is `insert`"
-        )
-    return cursor

@@ -14,6 +14,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
+from msgservice.errors import OutboxTableTaken
 from msgservice.outbox.fates import Fate as Fates
 from msgservice.outbox.rows import RelayRows, Step
 from msgservice.outbox.table import Fate, OutboxTable
@@ -89,9 +90,17 @@ def test_a_row_is_there_when_its_transaction_is_committed(dsn: str, db: Any) -> 
     assert {"waiting": 1} == states(db)
 
 
-@pytest.mark.parametrize("factory", ["tuple_row", "dict_row", "namedtuple_row"])
+class Ours:
+    """What a program makes of its rows."""
+
+    def __init__(self, **columns: Any) -> None:
+        self.columns = columns
+
+
+@pytest.mark.parametrize("factory", ["tuple_row", "dict_row", "class_row"])
 def test_whatever_a_connection_makes_of_rows(dsn: str, factory: str) -> None:
     made = getattr(psycopg.rows, factory)
+    made = made(Ours) if factory == "class_row" else made
     with psycopg.connect(dsn, row_factory=made) as db:
         row = TABLE.enqueue(db, "a", b"\0\xff")
         assert Fate("waiting", {}, None, None) == TABLE.fate(db, row)
@@ -107,6 +116,29 @@ def test_whatever_a_connection_makes_of_rows(dsn: str, factory: str) -> None:
     with psycopg.connect(dsn) as db:
         assert Fate("dead", {"b": "dead"}, "no", 0.001) == TABLE.fate(db, row)
     rows.close()
+
+
+def test_a_connection_in_autocommit_has_a_transaction_for_each_step(dsn: str, db: Any) -> None:
+    def of(identity: str, **options: Any) -> RelayRows:
+        return RelayRows(
+            lambda: psycopg.connect(dsn, autocommit=True),
+            TABLE,
+            identity=identity,
+            keep=None,
+            keep_failed=None,
+            **options,
+        )
+
+    mine, other = of("mine"), of("other", take_over=True)
+    mine.step(step())
+    other.step(step())
+    row = TABLE.enqueue(db, "a", b"")
+    db.commit()
+    with pytest.raises(OutboxTableTaken):
+        mine.step(step())
+    assert Fate("waiting", {}, None, None) == TABLE.fate(db, row)
+    for rows in (mine, other):
+        rows.close()
 
 
 @pytest.mark.parametrize("name", ['a"b%s', "public.shop outbox", "Größe"])
@@ -202,6 +234,34 @@ def test_many_writers_at_once_and_a_relay_that_looks_all_the_time(dsn: str) -> N
     with psycopg.connect(dsn) as db:
         sequences = db.execute("select sequence from msgservice_outbox order by 1").fetchall()
     assert [(n,) for n in range(1, kept + 1)] == sequences
+
+
+def test_what_is_committed_before_another_transaction_begins_goes_before_it(dsn: str) -> None:
+    """Programs that take turns, on one subject, while a relay looks all the time."""
+    writers, turns, turn = 4, 25, threading.Lock()
+    written: list[bytes] = []
+
+    def write(writer: int) -> None:
+        with psycopg.connect(dsn) as db:
+            for number in range(turns):
+                with turn:
+                    body = b"%d.%d" % (writer, number)
+                    TABLE.enqueue(db, "shared", body)
+                    db.commit()
+                    written.append(body)
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(writers)]
+    for thread in threads:
+        thread.start()
+    rows, kept = relay_rows(dsn), 0
+    while kept < writers * turns:
+        kept += rows.step(step(kept=kept, rows=3)).rows
+    rows.close()
+    for thread in threads:
+        thread.join()
+    with psycopg.connect(dsn) as db:
+        found = db.execute("select body from msgservice_outbox order by sequence").fetchall()
+    assert written == [bytes(body) for (body,) in found]
 
 
 @pytest.mark.parametrize("point", ["after the assignment", "before the fate is committed"])

@@ -92,8 +92,41 @@ def _keyed(test: str) -> ByTest:
 
 
 AWAY = "msgservice.node.away:Away"
+OUTBOX_ROWS = "tests/unit/test_outbox_rows.py"
+OUTBOX_RELAY = "tests/integration/test_outbox_relay.py"
 
 _ALL = [
+    # --- outbox tables
+    Mutant(
+        name="a-row-that-was-not-handed-over-counts-as-such",
+        at="msgservice.outbox.rows:RelayRows._claim",
+        old="self._execute(cursor, _NOT_HANDED, kept)",
+        new="pass",
+        catcher=_test(
+            f"{OUTBOX_ROWS}::test_what_the_file_has_not_kept_waits_again_and_what_it_has_does_not",
+            "waits_again_and_what_it_has_does_not",
+        ),
+    ),
+    Mutant(
+        name="a-row-is-read-by-the-highest-id",
+        at="msgservice.outbox.rows:RelayRows._take",
+        old="sizes = self._tuples(cursor)",
+        new="sizes = [one for one in self._tuples(cursor) if one[0] > max(self._assigned)]",
+        catcher=_test(
+            f"{OUTBOX_ROWS}::test_a_row_that_commits_behind_a_higher_id_is_not_passed_over",
+            "commits_behind_a_higher_id",
+        ),
+    ),
+    Mutant(
+        name="a-sequence-that-was-given-up-counts-as-kept",
+        at="msgservice.client.outbox_file:OutboxFile._write",
+        old='    if runs:\n        steps.append(("update head set kept = ?", (runs[-1].last,)))',
+        new='    steps.append(("update head set kept = ?", (sequence,)))',
+        catcher=_test(
+            f"{OUTBOX_RELAY}::test_what_was_given_up_is_no_row_that_was_handed_over",
+            "what_was_given_up",
+        ),
+    ),
     # --- dead letters and retained messages, found by the swarm
     Mutant(
         name="a-letter-goes-without-its-copy",

@@ -53,6 +53,19 @@ def test_a_row_is_there_when_its_transaction_is_committed_and_not_before(tmp_pat
         connection.close()
 
 
+def test_a_connection_in_autocommit_commits_the_row_by_itself(tmp_path: Path) -> None:
+    mine = sqlite3.connect(tmp_path / "shop.db", isolation_level=None)
+    TABLE.create(mine)
+    TABLE.enqueue(mine, "a", b"1")
+    mine.execute("begin")
+    TABLE.enqueue(mine, "a", b"2")
+    mine.execute("rollback")
+    other = sqlite3.connect(tmp_path / "shop.db")
+    assert [(b"1",)] == rows(other, "body")
+    for connection in (mine, other):
+        connection.close()
+
+
 def test_content_has_the_form_and_the_header_that_send_gives_it(db: sqlite3.Connection) -> None:
     TABLE.enqueue(db, "a", b"bytes")
     TABLE.enqueue(db, "a", "text")
