@@ -32,6 +32,7 @@ class Acked:
         self._ranges = RangeSet([(1, sequence)])
         for first, last in open_ranges:
             self._ranges.remove(first, last)
+        self._unsent = RangeSet()  # the newest that were settled here before any of it was sent
         # All the rest was answered, but some of it may have been refused: nobody knows any more.
         self._is_guess = sequence > 0
         # Who has taken anything above the first of these has been told that all up to the second
@@ -41,6 +42,20 @@ class Acked:
     def add(self, first: int, last: int) -> None:
         """The node took these over."""
         self._ranges.add(first, last)
+
+    def never_sent(self, first: int, last: int) -> None:
+        """These were settled here, and never sent: their time was over."""
+        self._unsent.add(first, last)
+        if len(self._unsent) > RANGES_MANY:
+            lowest = self._unsent.lowest(RANGES_MANY // 2)
+            self._unsent.remove_below(lowest[-1][1] + 1)
+
+    def is_contradicted(self, resume: Resume) -> bool:
+        """Whether the newest run that a node has is one that was never sent: by another then.
+
+        The outbox is older than what the node knows of it, and has given these sequences again.
+        """
+        return resume.last is not None and self._unsent.overlaps(*resume.last[:2])
 
     def close_holes(self, settled_to: int, given_to: int) -> None:
         """Where there are many holes, those that the node has heard to be settled are closed.
@@ -82,6 +97,7 @@ class Acked:
     def begin_anew(self) -> None:
         """Another incarnation: the node has acknowledged nothing to it."""
         self._ranges = RangeSet()
+        self._unsent = RangeSet()
         self._is_guess = False
         self._said = None
 

@@ -680,6 +680,8 @@ class NodeHop:
                 errors.append(None)
             else:
                 errors.append(self._error_of(one))
+                if one.status is Status.EXPIRED:  # else the node would have to say so
+                    self._acked.never_sent(one.first, one.last)
         if self._disk is not None:
             # Before it is settled in the file: from then on nobody would ask the node again.
             for one, error in zip(settled, errors, strict=True):
@@ -709,8 +711,10 @@ class NodeHop:
     def _compare(self, resume: Resume, unread: list[Run], log_id: str) -> LogWentBack | None:
         """Compare the node's RESUME with what this side has sent (SEMANTICS 6)."""
         seen = highest_of(resume)
-        if seen > self.sequence or (
-            resume.last is not None and self._differs(*resume.last, unread)
+        if (
+            seen > self.sequence
+            or self._acked.is_contradicted(resume)
+            or (resume.last is not None and self._differs(*resume.last, unread))
         ):
             return LogWentBack(self.peer_name, self.sequence, seen)
         if self._acked.is_forgotten(resume, log_id, self._now()):

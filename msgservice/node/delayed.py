@@ -25,7 +25,7 @@ from msgservice.records import Batch, Cancel, Delayed, Found, Lane
 
 TURN = 0.03  # seconds of a turn of the reactor, about, for the page that is told in it
 # Runs of one page: of the first; at least, since each is a group with its sync; and at most.
-PAGE_FIRST, PAGE_LEAST, PAGE_MOST = 500, 400, 2000
+PAGE_FIRST, PAGE_LEAST, PAGE_MOST = 500, 500, 2000
 READ_AGAIN = 1000  # ms after which a page that was read ahead is not used any more
 BEGIN = (0, 0)
 

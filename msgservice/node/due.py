@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.clock import Time, milliseconds_of
+from msgservice.errors import LogUnavailable
 
 DAY = 24 * 3600 * 1000  # ms
 AHEAD_MAX = DAY  # ms that a start may find itself ahead of when the log was written last
@@ -145,6 +146,8 @@ class Due:
         self.look()
 
     def _failed(self, failure: Failure) -> bool:
+        if not self._is_running and failure.check(LogUnavailable):
+            return False  # the node has stopped meanwhile, and its log with it
         self._logger.failure("what is due is tried again", failure)
         return False
 

@@ -34,6 +34,8 @@ def settles(status: Status) -> Callable[[Group], bool]:
 KINDS: dict[str, Callable[[Group], bool]] = {
     "accept delayed": lambda group: any(batch.due_at for batch in group.batches),
     "move due": lambda group: bool(group.due),
+    "key": lambda group: any(batch.key for batch in group.batches),
+    "remove": lambda group: bool(group.removed),
     "cancel": lambda group: bool(group.cancel),
     "expire": settles(Status.EXPIRED),
     "purge": settles(Status.CANCELLED),

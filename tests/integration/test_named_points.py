@@ -236,6 +236,65 @@ async def test_43_delayed_messages_are_accepted_and_moved_once(world: World) -> 
 
 
 @pytest_twisted.ensureDeferred
+async def test_45_a_key_is_one_message_wherever_the_node_dies(world: World) -> None:
+    """Two programs of one name hand in each, one of them again after every end of the node."""
+    others: dict[bytes, Any] = {}
+    delays: tuple[dict[str, Any], ...] = ({}, {"delay": 0.4})
+    for delay in delays:
+        for at, point in enumerate(POINTS):
+            await world.lives(point, "key")
+            if not others:
+                await world.attach().when_connected()
+                other = await connect(
+                    reactor,
+                    world.address,
+                    name="shop",
+                    limits=LIMITS,
+                    outbox=world.folder / "other.db",
+                )
+                world._closing.append(other.close)
+            body = b"paid %d %d" % (at, len(delay))
+            key: dict[str, Any] = {"idempotency_key": body.decode()}
+            await world.send("s.a", body, **key, **delay)
+            others[body] = await other.send("s.a", body, **key, **delay)
+            await world.died()
+    await world.lives("never", "key")
+    found = await world.settled()
+    assert [{"billing": Status.ACKNOWLEDGED}] * 6 == [*found.values()]
+    for body, receipt in others.items():
+        assert {"billing": Status.ACKNOWLEDGED} == await receipt.settled()
+        assert world.receipts[body].position == receipt.position
+    assert sorted(others) == sorted(world.done())
+    await world.is_whole()
+
+
+@pytest_twisted.ensureDeferred
+async def test_10_a_receiver_is_removed_with_all_that_waits_wherever_the_node_dies(
+    world: World,
+) -> None:
+    for at, point in enumerate(POINTS):
+        await world.lives(point, "remove")
+        name = f"gone-{at}"
+        await world.ask("receivers.add", name=name, subjects=["s.>"])
+        sent = bodies(name, 5, at)
+        await world.send("s.a", *sent)
+        for body in sent:
+            await world.receipts[body].accepted
+        world.ask("receivers.remove", name=name, confirm=100)
+        await world.died()
+    await world.lives("never", "remove")
+    for at in range(len(POINTS)):  # what was asked for and not stored is asked for again
+        await world.ask("receivers.remove", name=f"gone-{at}", confirm=100)
+    found = await world.settled()
+    assert all({*states.values()} == {Status.REMOVED} for states in found.values()), found
+    for at in range(len(POINTS)):
+        assert f"gone-{at}" in found[b"gone-%d %d 0" % (at, at)]
+    names = [row["name"] for row in (await world.ask("receivers.list"))["receivers"]]
+    assert not any(name.startswith("gone") for name in names)
+    await world.is_whole()
+
+
+@pytest_twisted.ensureDeferred
 async def test_49_what_is_cancelled_in_time_is_handled_by_nobody_and_all_else_is(
     world: World,
 ) -> None:

@@ -467,6 +467,54 @@ def test_a_refusal_that_was_lost_may_be_taken_back_behind_what_followed() -> Non
     assert fails(plan) is None
 
 
+def test_6_an_older_outbox_whose_newest_run_expired_unsent_begins_anew() -> None:
+    """What the node has of its sequences is not what it has given them to since."""
+    plan = Plan(
+        seed=20232,
+        limits={},
+        weather={},
+        cast=(
+            Part(kind="producer", name="shop", options={"outbox": True}),
+            Part(kind="scripted", name="scripted", options={"patterns": ("a.1", "b.1")}),
+        ),
+        ops=(
+            Op(at=0.691, kind="save", who="shop", args=()),
+            Op(at=0.82, kind="send", who="shop", args=("a.1", 1, 0, None, False)),
+            Op(at=0.967, kind="send", who="shop", args=("a.2", 1, 0, None, False)),
+            Op(at=1.07, kind="kill", who="node", args=(12.76,)),
+            Op(at=2.911, kind="restore", who="shop", args=(3.218,)),
+            Op(at=3.278, kind="kill", who="shop", args=(1.122,)),
+            Op(at=4.563, kind="send", who="shop", args=("a.2", 1, 0, None, False)),
+            Op(at=4.802, kind="short", who="shop", args=("a.2", 1, 0, 3.215)),
+        ),
+        world={},
+    )
+    assert fails(plan) is None
+
+
+def test_39_a_page_that_comes_when_the_node_has_stopped_is_no_failure() -> None:
+    plan = Plan(
+        seed=20153,
+        limits={},
+        weather={},
+        cast=(
+            Part(kind="producer", name="shop", options={}),
+            Part(
+                kind="scripted", name="scripted", options={"patterns": ("a.1", "b.1"), "nacks": 0.2}
+            ),
+        ),
+        ops=(
+            Op(at=0.991, kind="send", who="shop", args=("b.1", 1, 0, None, False)),
+            Op(at=5.589, kind="kill", who="node", args=(0.05,)),
+            Op(at=9.224, kind="keyed_later", who="shop", args=(103, 0, 0.932)),
+            Op(at=9.224, kind="keyed_later", who="shop", args=(103, 0, 1.215)),
+            Op(at=11.788, kind="stop", who="node", args=(0.064,)),
+        ),
+        world={"late_reads": 4.0},
+    )
+    assert fails(plan) is None
+
+
 # Seeds that found something, of which a test of its own stands where its kind lives: a letter that
 # was sent again as often as it came, what waits for a receiver counted twice, what was left of a
 # run that was cut behind what followed it, what had expired told before it was stored, and what has

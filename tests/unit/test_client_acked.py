@@ -89,3 +89,27 @@ def test_the_highest_that_a_node_has_seen() -> None:
     assert 4 == highest_of(Resume(5))
     assert 9 == highest_of(Resume(5, ((7, 9),)))
     assert 20 == highest_of(Resume(5, ((7, 9),), (15, 20, 1)))
+
+
+def test_6_the_newest_run_of_a_node_is_none_that_was_never_sent() -> None:
+    acked = Acked(0, ())
+    acked.never_sent(3, 4)
+    for last, is_so in (
+        (None, False),
+        ((1, 2, 7), False),
+        ((2, 3, 7), True),
+        ((4, 9, 7), True),
+        ((5, 5, 7), False),
+    ):
+        assert acked.is_contradicted(Resume(floor=9, last=last)) is is_so
+    acked.begin_anew()
+    assert not acked.is_contradicted(Resume(floor=9, last=(3, 3, 7)))
+
+
+def test_of_what_was_never_sent_the_newest_is_compared() -> None:
+    acked = Acked(0, ())
+    for sequence in range(1, 4 * RANGES_MANY, 2):
+        acked.never_sent(sequence, sequence)
+    assert len(acked._unsent) <= RANGES_MANY
+    newest = 4 * RANGES_MANY - 1
+    assert acked.is_contradicted(Resume(last=(newest, newest, 7)))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 
 from msgservice.clock import Time
+from msgservice.errors import LogUnavailable
 from msgservice.node.due import AGAIN, DAY, HELD_FOR, Due
 from msgservice.records import Group
 from tests.kit.logs import NOW, ContractDriver, make_batch
@@ -120,6 +122,24 @@ def test_what_failed_or_was_left_is_tried_again_after_a_pause(
     assert things.done == []
     clock.advance(AGAIN / 2)
     assert len(things.done) == 1
+
+
+@pytest.mark.parametrize("error", [LogUnavailable("the log is not open"), ValueError("a fault")])
+def test_what_ends_with_the_node_is_no_failure(
+    logged_failures: list[LogEvent], error: Exception
+) -> None:
+    """A page that was asked of the log for a look of before, and comes when that is closed."""
+    due, clock = make_due()
+    things, waiter = Things(1_000_000), Deferred[bool]()
+    things.answer = lambda: waiter
+    due.register(things)
+    due.start()
+    clock.advance(0)
+    due.stop()
+    waiter.errback(error)
+    assert len(logged_failures) == (not isinstance(error, LogUnavailable))
+    logged_failures.clear()
+    assert not clock.getDelayedCalls()
 
 
 def test_the_clock_does_not_go_back_with_the_wall_clock() -> None:

@@ -54,10 +54,14 @@ class Leaving(Family):
             world.net.clock.callLater(LOOK, self._look)
         known = self.leavers.get(who)
         # One that is away already is so since it was here, whatever its limit was then.
-        is_here = any(tap.peer == who for tap in world.node.taps)
+        is_here = self._is_here(who)
         here_at = now if is_here else -inf if known is None else known.here_at
         self.leavers[who] = Leaver(who, away_max, row.number, now, here_at, now)
         world.do_kill(who, seconds)
+
+    def _is_here(self, who: str) -> bool:
+        """Whether a receiver has an open session: one that was cut off before was not here."""
+        return any(tap.peer == who and tap.has_resumed for tap in self.world.node.taps)
 
     def _look(self) -> None:
         world = self.world
@@ -73,7 +77,7 @@ class Leaving(Family):
                 if not any(at >= world.now - STEP for at in world.removed[one.name]):
                     self._removed(one)
                 continue
-            is_here = any(tap.peer == one.name for tap in world.node.taps)
+            is_here = self._is_here(one.name)
             if is_here:
                 one.here_at = world.now
             letters = world.node.log.dead_bytes(row.number)

@@ -66,15 +66,19 @@ class Rewinds(Family):
         Deferred.fromCoroutine(rewound).addBoth(done)
 
     def _came(self, who: str) -> dict[int, bytes]:
-        """What came to a receiver but for copies, by position: its log never goes back here."""
+        """What came to a receiver but for what was sent again, by position.
+
+        Its log never goes back here. What it had as retained it has acknowledged as any other.
+        """
         came: dict[int, bytes] = {}
         for (name, _), delivered in self.witness.delivered.items():
             if name == who:
                 came |= delivered.all()
         for (name, _), places in self.witness.copies.items():
             if name == who:
-                for _, position in places:
-                    came.pop(position, None)
+                for (_, position), (flags, _) in places.items():
+                    if flags & REPLAY:
+                        came.pop(position, None)
         return came
 
     def copies_besides(self, name: str) -> int:

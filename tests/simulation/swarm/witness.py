@@ -224,6 +224,7 @@ class Witness:
         if frame[0] == RESUME:
             ranges = [(0, frame[1] - 1), *frame[2]]
             self.resumed_at.setdefault(tap.peer, []).append(self._seconds())
+            tap.has_resumed = True
         if frame[0] == NACK and frame[3] not in (DEAD, REFUSED):
             return
         now = self._seconds()
@@ -376,6 +377,7 @@ class TapUser:
         self.who = party.name
         self.far = ""  # the incarnation that the other side has given; for the others: their own
         self.peer = ""  # who the other side says it is
+        self.has_resumed = False  # … and it has said what it has: its session is open
         self.channel: TapChannel | None = None
         self.opened_at = 0.0
         self.is_gone = False
