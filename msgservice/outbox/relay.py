@@ -78,6 +78,7 @@ ENDED_EVERY = 1.0  # seconds between two looks for receipts of before that have 
 ENDED_RANGES, ENDED_RECEIPTS = 256, 1000  # … at so many ranges, and at so many receipts
 LOST_EVERY = 600.0  # seconds between two looks for rows whose receipts are kept no more
 SQLITE_WAIT = 1.0  # seconds that SQLite waits for a lock, before it is told
+SLOW = 30.0  # seconds after which it is told that the database does not answer
 STEP_PATIENCE = 5.0  # seconds that the end of a relay waits for a step
 
 
@@ -306,6 +307,7 @@ class Relay:
             self._gather_fates()
             step = self._next_step(takes=not is_last)
             self._stepping = worker.submit(partial(rows.step, step))
+            slow = self._reactor.callLater(SLOW, self._tell_slow)
             try:
                 taken = await self._stepping
             except OutboxTableTaken:
@@ -319,6 +321,8 @@ class Relay:
                 continue
             finally:
                 self._stepping = None
+                if slow.active():
+                    slow.cancel()
             self._tell_reached(taken)
             self._have_written(step)
             self._starting.fire(None)
@@ -483,6 +487,15 @@ class Relay:
                 Failure(error),
                 name=self.name,
             )
+
+    def _tell_slow(self) -> None:
+        self._logger.warn(
+            "{name}: the table {table} has not answered for {seconds} s, and is waited for",
+            line="outbox-table-slow",
+            name=self.name,
+            table=self.table.names.name,
+            seconds=SLOW,
+        )
 
     def _tell_reached(self, taken: Taken) -> None:
         if self._tries:

@@ -541,6 +541,7 @@ async def test_a_driver_that_hangs_does_not_hold_up_the_end(
     from threading import Event
 
     monkeypatch.setattr(relay_module, "STEP_PATIENCE", 0.05)
+    monkeypatch.setattr(relay_module, "SLOW", 0.01)
     hanging, let_go = Event(), Event()
 
     def connect() -> sqlite3.Connection:
@@ -549,8 +550,10 @@ async def test_a_driver_that_hangs_does_not_hold_up_the_end(
         return sqlite3.connect(tmp_path / "shop.db")
 
     relay = relay_of(address, tmp_path, connect=connect)
-    starting = relay.start()
-    await until(hanging.is_set)
+    with logged() as lines:
+        starting = relay.start()
+        await until(hanging.is_set)
+        await until(lambda: "outbox-table-slow" in lines)
     stopping = relay.stop()
     with pytest.raises(ClientClosed, match="stopped"):
         await starting
