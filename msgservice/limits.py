@@ -263,6 +263,7 @@ class Limits:
     retry_delay_min: float = 1.0
     retry_delay_max: float = 300.0
     max_attempts: int = 20
+    max_losses: int = 5  # of a message that is alone, by a receiver that lives without it
     asked_delay_max: float = 86_400.0  # that a receiver's NACK may ask for
     # --- memory
     tail_bytes: int = 48 * 1024 * 1024  # recent batches kept in RAM, with what they cost besides

@@ -55,12 +55,17 @@ from msgservice.core.tried import Attempts, Tried
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import Action, Status
 
+LOST_REASON = "connection lost while it was handled"
+
 
 class Backlog:
     """The open runs towards one receiver. Times are seconds of the owner's monotonic clock.
 
     `retry_delay(attempts)` gives the pause before a message is tried again. `max_attempts` 0
-    means no end of patience (a producer towards its node). `behind_max` and `behind_bytes_max`:
+    means no end of patience (a producer towards its node). `max_losses`: after so many losses of a
+    message that was alone in flight it is dead as well, where the other side lives without it for
+    as long as `core.flight_limit` says, `outlives_max` seconds at most; 0: a loss is an attempt as
+    any other. `behind_max` and `behind_bytes_max`:
     what may wait for another attempt, with what is behind it, before no more is loaded.
     `keeps_letters`: the owner stores dead letters, and says so (`letters_stored`).
     `letters_room(run, refusal)`: how many of a run's messages it takes as such now, from the first
@@ -97,6 +102,7 @@ class Backlog:
         "limit",
         "loaded_to",
         "max_attempts",
+        "max_losses",
         "ordered",
         "pieces",
         "ready",
@@ -112,6 +118,8 @@ class Backlog:
         cursor: int,
         retry_delay: Callable[[int], float],
         max_attempts: int = 0,
+        max_losses: int = 0,
+        outlives_max: float = 0.0,
         behind_max: int = 10_000,
         behind_bytes_max: int = 16 * 1024 * 1024,
         keeps_letters: bool = False,
@@ -125,12 +133,12 @@ class Backlog:
         # here it may have been handled.
         self.stored_before = self.landed_to = 0
         self.pieces = 0  # runs that were ever loaded, and cut for answers: what that has cost
-        self.max_attempts = max_attempts
+        self.max_attempts, self.max_losses = max_attempts, max_losses
         self.behind_max, self.behind_bytes_max = behind_max, behind_bytes_max
         self._keeps_letters = keeps_letters
         self._letters_room = letters_room
         self._gives_up_sent = gives_up_sent
-        self.limit = FlightLimit()
+        self.limit = FlightLimit(outlives_max if max_losses else None)
         self.above = RangeSet()  # settled, above the cursor; not to be changed
         self.ready, self.in_flight, self.waiting, self.behind = (Tally() for _ in range(FINAL))
         self._tallies = (self.ready, self.in_flight, self.waiting, self.behind)
@@ -473,17 +481,34 @@ class Backlog:
                 head = self.split(head, first)  # what came before still waits for its ACK
             if head.last > last:
                 self.split(head, last + 1)
+            self.limit.clear(head)
             if refusal.action == Action.RETRY:
                 self.fail(head, refusal, delay, now)
             else:
                 head.laters += 1
                 self._wait(head, now + self._pause(delay, head.laters))
 
-    def fail(self, run: Run, refusal: Refusal, delay: float, now: float) -> None:
+    def lose(self, run: Run, now: float, age: float, held: float) -> None:
+        """A connection was lost with this run alone in flight: an attempt, where that counts.
+
+        `age`, `held`: for how many seconds the connection stood, and had the run.
+        """
+        if not self.limit.lost_one(now, run, age, held):
+            run.laters += 1
+            self._wait(run, now + self._pause(0, run.attempts + run.laters))
+            return
+        losses = self.limit.losses(run)
+        is_last = 0 < self.max_losses <= losses
+        reason = LOST_REASON if losses == 1 else f"{LOST_REASON} ({losses} times alone)"
+        self.fail(run, Refusal(Action.RETRY, reason), 0, now, is_last=is_last)
+
+    def fail(
+        self, run: Run, refusal: Refusal, delay: float, now: float, *, is_last: bool = False
+    ) -> None:
         """An attempt at a run has failed: it waits for the next, or this was the last (14)."""
         run.attempts += 1
         run.reason = refusal.reason[:REASON_KEPT_MAX]
-        if self.max_attempts and run.attempts >= self.max_attempts:
+        if is_last or 0 < self.max_attempts <= run.attempts:
             self._wait(run, now)  # takes its lane back: it was discarded from here on
             rest = self._die(run, refusal)
         else:
@@ -612,6 +637,11 @@ class Backlog:
         if due == math.inf:
             self._held.append(run.first)
             return
+        self.put_off(run, due)
+
+    def put_off(self, run: Run, due: float) -> None:
+        """A run that waits for its next attempt waits until then."""
+        run.due = due
         retries = self._retries
         heapq.heappush(retries, (due, run.first))
         if len(retries) > STALE_MAX + 2 * self.waiting.runs:
@@ -652,8 +682,10 @@ class Backlog:
         if is_dead and self._keeps_letters and run.lane is not None:
             self._stuck.block(run)
         limit = self.limit
-        if limit.most is not None or limit.suspects:
+        if limit.most is not None:
             limit.answered(run)
+        if limit.suspects:
+            limit.clear(run)
         self._leave(run)
         run.state = FINAL
         lowest = self._open.lowest()

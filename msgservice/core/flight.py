@@ -57,11 +57,13 @@ class Flight:
     other side takes so, where it said that. `batch_max`: bytes of one run that the other side
     takes. A message larger than that waits for a connection that takes it, or is dead
     (`larger_is_dead`). `due`: the clock by which runs expire; without one none does.
-    `tells_facts`: the other side is told of the attempts at a run, and when it was stored.
+    `tells_facts`: the other side is told of the attempts at a run, and when it was stored. `now`:
+    when the connection began. `beside_others`: of the receiver's, others stand.
     """
 
     __slots__ = (
         "_backlog",
+        "_began",
         "_due",
         "_in_flight",
         "_larger",
@@ -71,6 +73,7 @@ class Flight:
         "_ready",
         "_rest",
         "_sent",
+        "_sent_at",
         "_sent_suspect",
         "_tells_facts",
         "batch_max",
@@ -89,6 +92,8 @@ class Flight:
         larger_is_dead: bool = False,
         due: Deadlines | None = None,
         tells_facts: bool = False,
+        now: float = 0.0,
+        beside_others: bool = False,
     ) -> None:
         self.window_messages, self.window_bytes = own_window
         if window is not None:
@@ -108,7 +113,9 @@ class Flight:
         self._sent = RangeSet()
         self._nacks = 0
         self._sent_suspect = False  # what is in flight is one message, that was lost alone before
-        self._limit.begin()
+        self._began = self._sent_at = now
+        self._limit.begin(now, beside_others=beside_others)
+        self._limit.forget_below(backlog.cursor + 1)
         backlog.let_go()
 
     def _begin(self) -> Tally:
@@ -219,27 +226,26 @@ class Flight:
     def end(self, now: float, *, lost: bool) -> None:
         """The connection has gone: what was in flight is ready again, in rising order.
 
-        Where it was lost, the next flight is half as large, until all of this one was answered: so
-        a message that the other side dies of is alone after a few of these, and then it is what
-        has failed. Where a side left on purpose (not `lost`), that says nothing of any message.
-        Its next attempts are alone as well, whatever the limit has grown to meanwhile. The flight
-        is not to be used any more.
+        Where it was lost, the next flight is a quarter as large, until all of this one was
+        answered: so a message that the other side dies of is alone after a few of these, and then
+        it is what has failed, where the other side lives without it (`core.flight_limit`). Where a
+        side left on purpose (not `lost`), that says nothing of any message. Its next attempts are
+        alone as well, whatever the limit has grown to meanwhile. The flight is not to be used any
+        more.
         """
         messages = self._in_flight.messages
-        if not messages:
-            return
         backlog, limit = self._backlog, self._limit
         was_alone = messages == 1 and (limit.most == 1 or self._sent_suspect)
-        unanswered = self._land_all(now)
+        unanswered = self._land_all(now) if messages else []
         if not lost:
             return
-        limit.lost(messages)
+        if messages:
+            limit.lost(messages)
         if was_alone:
             # The other side was given this one message alone and went away (SEMANTICS 14).
-            refusal = Refusal(Action.RETRY, "connection lost while it was handled")
-            backlog.fail(unanswered[0], refusal, 0, now)
-            limit.suspect(unanswered[0])
+            backlog.lose(unanswered[0], now, now - self._began, now - self._sent_at)
         else:
+            limit.lost_one(now, None)
             limit.prove(backlog.sendable(unanswered))
 
     def _land_all(self, now: float) -> list[Run]:
@@ -278,9 +284,12 @@ class Flight:
                 continue
             if self._is_larger(run):
                 continue
+            if self._limit.suspects and (until := self._limit.held_until(run)) > now:
+                backlog.put_off(run, until)
+                continue
             if not self._may_leave(run, allow):
                 return transfers
-            self._send(run, transfers)
+            self._send(run, transfers, now)
         in_flight, stuck, steps_behind = self._in_flight, backlog.stuck_lanes, backlog.steps_behind
         # No lane goes on in here: where none has a queue of its own now, there is one queue.
         first_ready = backlog.first_ready if stuck else backlog.ready_queue.first
@@ -304,12 +313,15 @@ class Flight:
                 continue
             if not self._may_leave(run, allow):
                 break
-            self._send(run, transfers)
+            self._send(run, transfers, now)
         if has_stepped:
             self.has_more = True  # there may be room for others to be loaded now
         limit = self._limit
-        if limit.most is not None and not limit.is_proving:
-            limit.prove(backlog.runs_in_flight())
+        if limit.most is not None:
+            if transfers:
+                self._sent_at = now
+            if not limit.is_proving:
+                limit.prove(backlog.runs_in_flight())
         return transfers
 
     def _is_one_too_many(self, run: Run) -> bool:
@@ -366,12 +378,15 @@ class Flight:
             return 0 if flying else 1  # alone, whatever else is ready
         return 0 if flying and self._sent_suspect else None
 
-    def _send(self, run: Run, transfers: list[Transfer]) -> None:
+    def _send(self, run: Run, transfers: list[Transfer], now: float) -> None:
         backlog = self._backlog
         backlog.fly(run)
         first = run.first
         suspects = self._limit.suspects
         self._sent_suspect = bool(suspects) and first in suspects
+        if self._sent_suspect:
+            self._sent_at = now
+            self._limit.sent(run, now)
         after = run.after
         self._sent.add(after + 1, first + run.count - 1)
         messages = run.messages

@@ -189,8 +189,8 @@ class SharedFlight(Flight):
             return 0
         return count
 
-    def _send(self, run: Run, transfers: list[Transfer]) -> None:
-        super()._send(run, transfers)
+    def _send(self, run: Run, transfers: list[Transfer], now: float) -> None:
+        super()._send(run, transfers, now)
         self._was_sent(run, transfers)
 
     def _was_sent(self, run: Run, transfers: list[Transfer]) -> None:

@@ -213,6 +213,8 @@ class Outlet:
             cursor=row.cursor,
             retry_delay=lambda attempts: self._retry_delay(attempts, self.row.options),
             max_attempts=row.options.max_attempts or limits.max_attempts,
+            max_losses=limits.max_losses,
+            outlives_max=row.options.retry_delay_max or limits.retry_delay_max,
             behind_max=limits.exceptions,
             behind_bytes_max=limits.window_bytes,
             keeps_letters=True,
@@ -339,7 +341,9 @@ class Outlet:
 
     def options_changed(self) -> None:
         """The row has other options from now on."""
-        self.backlog.max_attempts = self.row.options.max_attempts or self._limits.max_attempts
+        options, limits, backlog = self.row.options, self._limits, self.backlog
+        backlog.max_attempts = options.max_attempts or limits.max_attempts
+        backlog.limit.outlives_max = options.retry_delay_max or limits.retry_delay_max
 
     def set_order(self, order: str) -> None:
         """Another order from now on; what is loaded is loaded again. Not while connected."""
@@ -398,6 +402,7 @@ class Outlet:
             "batch_max": min(options.max_batch or INTEGER_MAX, limits.max_batch),
             "due": self._due,
             "tells_facts": features.FACTS in connection.session.peer_features,
+            "now": self._time.now(),
         }
 
     def _receive_resume(self, resume: Resume) -> None:

@@ -156,7 +156,8 @@ class SharedOutlet(Outlet):
         return worker
 
     def _make_flight(self, connection: Connection) -> SharedFlight:
-        return SharedFlight(self._shared, **self._flight_options(connection))
+        options = self._flight_options(connection)
+        return SharedFlight(self._shared, beside_others=bool(self.seats), **options)
 
     @property
     def _shared(self) -> SharedBacklog:

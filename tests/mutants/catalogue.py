@@ -2168,8 +2168,8 @@ _ALL = [
     Mutant(
         name="a-killer-is-never-alone",
         at=f"{FLIGHT_LIMIT}.lost",
-        old="max(1, messages // 2)",
-        new="max(2, messages // 2)",
+        old="max(1, messages // LEFT)",
+        new="max(2, messages // LEFT)",
         catcher=_test("tests/unit/test_outbox.py -k dies_of", "that_its_receiver_dies_of"),
     ),
     Mutant(
@@ -2232,10 +2232,31 @@ _ALL = [
     ),
     Mutant(
         name="who-was-lost-alone-is-one-of-many-again",
-        at=f"{FLIGHT_LIMIT}.suspect",
-        old="self.suspects.add(run.first)",
+        at=f"{FLIGHT_LIMIT}.lost_one",
+        old="self.suspects[alone.first] = Suspect(needs)",
         new="pass",
         catcher=_test("tests/unit/test_flight.py -k alone_until", "is_alone_until_it_is_answered"),
+    ),
+    Mutant(
+        name="a-message-is-blamed-for-all-that-its-receiver-dies-of",
+        at=f"{FLIGHT_LIMIT}.lost_one",
+        old="if most is not None and not suspect.counts:",
+        new="if False:",
+        catcher=_test("tests/simulation/test_crashes.py -k nobody_else", "nobody_else_ever_is"),
+    ),
+    Mutant(
+        name="what-a-receiver-died-of-without-a-message-says-nothing",
+        at=f"{FLIGHT_LIMIT}.lost_one",
+        old="self._quiet_since = now",
+        new="pass",
+        catcher=_test("tests/simulation/test_crashes.py -k nobody_else", "nobody_else_ever_is"),
+    ),
+    Mutant(
+        name="a-message-that-kills-is-tried-as-often-as-any",
+        at=f"{BACKLOG}.lose",
+        old="is_last = 0 < self.max_losses <= losses",
+        new="is_last = False",
+        catcher=_test("tests/unit/test_node_poison.py -k 13_connections", "dead_after_13"),
     ),
     Mutant(
         name="attempts-are-of-the-node-alone",

@@ -61,8 +61,8 @@ def test_a_backlog_keeps_attempts_cursor_and_flight_limit_over_connections() -> 
     backlog.receive_resume(3, [])
     second.take_transfers(0.0)
     second.end(0.0, lost=True)
-    assert 7 == backlog.limit.most
-    assert [(3, 9)] == [(t.sequence, t.sequence + 6) for t in fly(backlog).take_transfers(0.0)]
+    assert 3 == backlog.limit.most
+    assert [(3, 5)] == [(t.sequence, t.sequence + 2) for t in fly(backlog).take_transfers(0.0)]
 
 
 def test_a_backlog_has_one_flight_at_a_time() -> None:
@@ -77,7 +77,7 @@ def test_a_backlog_has_one_flight_at_a_time() -> None:
 
 def test_a_flight_limit_grows_when_all_of_a_flight_was_answered_and_ends_at_the_window() -> None:
     limit = FlightLimit()
-    limit.lost(8)
+    limit.lost(16)
     limit.prove([run(1, 2), run(3, 2)])
     limit.answered(run(1, 2))
     limit.grow(16)
@@ -87,7 +87,7 @@ def test_a_flight_limit_grows_when_all_of_a_flight_was_answered_and_ends_at_the_
     assert (8, False) == (limit.most, limit.is_proving)
     limit.prove([run(5)])
     limit.answered(run(5))
-    limit.begin()  # on another connection that answer proves nothing
+    limit.begin(1.0, beside_others=False)  # on another connection that answer proves nothing
     limit.grow(16)
     assert 8 == limit.most
     limit.prove([run(6)])
@@ -100,22 +100,23 @@ def test_a_flight_limit_that_has_ended_waits_for_no_answers() -> None:
     backlog = a_backlog()
     backlog.ordered = False
     large = encode_messages([BareMessage(b"x" * 100)])
-    for first in (1, 2, 3):
+    small = range(1, 8)
+    for first in small:
         backlog.offer(run(first))
-    backlog.offer(Run(4, 1, "a", "a", large, len(large), 3))
+    backlog.offer(Run(8, 1, "a", "a", large, len(large), 7))
     lossy = fly(backlog)
     lossy.take_transfers(0.0)
     lossy.end(0.0, lost=True)
-    backlog.offer(run(5))
-    backlog.offer(run(6))
+    backlog.offer(run(9))
+    backlog.offer(run(10))
     flight = Flight(backlog, own_window=(4, 10_000), window=None, batch_max=50)
-    for first in (1, 2, 3):
+    for first in small:
         assert [first] == [t.sequence for t in flight.take_transfers(0.0, bytes_max=1)]
         flight.receive_acks([(first, first)])
     assert (2, True) == (backlog.limit.most, backlog.limit.is_proving)
     # What is too large for this side waits for another: the flight after it is begun at once.
-    assert [5, 6] == [t.sequence for t in flight.take_transfers(0.0)]
-    flight.receive_acks([(5, 5)])
+    assert [9, 10] == [t.sequence for t in flight.take_transfers(0.0)]
+    flight.receive_acks([(9, 9)])
     assert (None, False) == (backlog.limit.most, backlog.limit.is_proving)
 
 
@@ -165,7 +166,7 @@ def test_51_who_was_lost_alone_is_alone_until_it_is_answered() -> None:
         lossy = fly(backlog)
         lossy.take_transfers(0.0)
         lossy.end(0.0, lost=True)
-    assert {1} == backlog.limit.suspects
+    assert {1} == set(backlog.limit.suspects)
     backlog.offer(run(2))
     flight = fly(backlog)
     assert [2] == [one.sequence for one in flight.take_transfers(0.0)]
@@ -181,3 +182,83 @@ def test_51_who_was_lost_alone_is_alone_until_it_is_answered() -> None:
     flight.receive_acks([(1, 1)])
     assert not backlog.limit.suspects
     assert [4] == [one.sequence for one in flight.take_transfers(waiting.due)]
+
+
+def lose_alone(backlog: Backlog, begins: float, sent: float, ends: float) -> bool:
+    """Let a connection stand from `begins` to `ends`; return whether it was sent the message."""
+    flight = Flight(backlog, own_window=OWN_WINDOW, window=None, batch_max=10_000, now=begins)
+    flown = flight.take_transfers(sent)
+    flight.end(ends, lost=True)
+    return bool(flown)
+
+
+def a_suspicious_backlog(max_losses: int = 3) -> Backlog:
+    backlog = Backlog(
+        ordered=True,
+        cursor=0,
+        retry_delay=lambda _: 1.0,
+        max_attempts=100,
+        max_losses=max_losses,
+        outlives_max=60.0,
+    )
+    backlog.offer(run(1))
+    assert lose_alone(backlog, 0.0, 0.0, 1.0)  # of what was in flight, nothing is known yet
+    assert lose_alone(backlog, 1.0, 1.0, 3.0)  # a connection stood for 2 s
+    assert [1] == [one.attempts for one in backlog.waiting_runs]
+    return backlog
+
+
+def test_51_a_loss_counts_where_the_other_side_outlived_the_last_one_twice() -> None:
+    backlog = a_suspicious_backlog()
+    flight = Flight(backlog, own_window=OWN_WINDOW, window=None, batch_max=10_000, now=10.0)
+    assert [] == flight.take_transfers(10.0)  # it is due, and the other side proves itself first
+    assert 14.0 == flight.next_deadline()
+    assert [1] == [one.sequence for one in flight.take_transfers(14.0)]
+    flight.end(15.0, lost=True)
+    assert [2] == [one.attempts for one in backlog.waiting_runs]
+    assert not lose_alone(backlog, 15.0, 24.9, 24.9)  # this stood for 5 s, so 10 are needed
+    assert lose_alone(backlog, 30.0, 30.0, 31.0)  # … and was lost without it: it need not wait
+    assert [2] == [one.attempts for one in backlog.waiting_runs]  # nor does that count
+    assert not lose_alone(backlog, 40.0, 49.9, 49.9)
+    assert lose_alone(backlog, 60.0, 75.0, 76.0)  # excused, and sent late enough all the same
+    assert [Status.DEAD] == [one.status for one in backlog.take_settled()]
+
+
+def test_51_an_answer_or_another_end_clears_who_is_suspected() -> None:
+    backlog = a_suspicious_backlog()
+    flight = Flight(backlog, own_window=OWN_WINDOW, window=None, batch_max=10_000, now=10.0)
+    flight.take_transfers(14.0)
+    flight.end(15.0, lost=False)  # on purpose: that says nothing
+    assert [1] == list(backlog.limit.suspects)
+    flight = Flight(backlog, own_window=OWN_WINDOW, window=None, batch_max=10_000, now=20.0)
+    assert flight.take_transfers(24.0)
+    flight.receive_nack(1, 1, Refusal(Action.RETRY, "no"), 0.0, 25.0)
+    assert not backlog.limit.suspects
+    assert lose_alone(backlog, 30.0, 30.0, 31.0)  # two might have been in flight
+    assert lose_alone(backlog, 40.0, 40.0, 41.0)  # it lives, so this is the first
+    assert [1] == [one.losses for one in backlog.limit.suspects.values()]
+
+
+def test_51_without_losses_of_its_own_each_one_alone_is_an_attempt() -> None:
+    backlog = a_backlog()
+    backlog.offer(run(1))
+    for now in (0.0, 10.0, 20.0, 30.0):
+        assert lose_alone(backlog, now, now, now + 1.0)
+    assert [3] == [one.attempts for one in backlog.waiting_runs]
+
+
+def test_51_a_connection_that_stood_long_counts_by_how_long_it_had_the_message() -> None:
+    backlog = a_suspicious_backlog()
+    assert lose_alone(backlog, 1000.0, 9000.0, 9002.0)
+    flight = Flight(backlog, own_window=OWN_WINDOW, window=None, batch_max=10_000, now=9010.0)
+    assert [] == flight.take_transfers(9010.0)
+    assert 9014.0 == flight.next_deadline()
+
+
+def test_51_who_was_settled_while_nothing_was_loaded_is_no_suspect_any_more() -> None:
+    backlog = a_suspicious_backlog()
+    backlog.unload()
+    backlog.decree(1, 1, Status.CANCELLED, Refusal(Action.DEAD, "purged"))
+    backlog.skip_to(1)
+    fly(backlog)
+    assert not backlog.limit.suspects

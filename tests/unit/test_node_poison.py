@@ -91,8 +91,8 @@ def test_51_a_message_that_kills_is_dead_after_20_connections_and_nine_lanes_go_
     assert handled > 2 * window
 
 
-def test_51_by_default_it_is_found_in_as_many_losses_as_a_full_window_has_halves() -> None:
-    """And then tried as often as anything is: `max_attempts` says so, and a receiver's own."""
+def test_51_by_default_it_is_dead_after_13_connections_of_the_largest_window() -> None:
+    """And between its attempts all others go on."""
     limits = Limits(replacements=1000, heartbeat=3600.0)  # peers of a test say nothing unasked
     world = NodeWorld(limits)
     shop = world.peer("shop", status_from=1)
@@ -130,9 +130,9 @@ def test_51_by_default_it_is_found_in_as_many_losses_as_a_full_window_has_halves
         backlog = world.node.parts.dispatch.outlets[number].backlog
         alone += backlog.limit.most == 1
         handled.append(peer.handled)
-    halves = window.bit_length() - 2  # of half a window, in which it lay
-    assert (connections - alone, alone) <= (halves, limits.max_attempts + 1)
-    assert connections <= halves + limits.max_attempts
+    quarters = window.bit_length() // 2
+    assert (connections - alone, alone) <= (quarters, limits.max_losses + 1)
+    assert connections <= quarters + limits.max_losses <= 13
     # Between its attempts all others go on: what was sent in each pause was handled in it.
     assert sum(handled) > 1000
 

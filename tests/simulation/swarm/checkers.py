@@ -141,7 +141,8 @@ class Check:
         seconds += limits.replacement_hold + 4 * limits.link_delay_max
         seconds += 4 * limits.retry_delay_max + 2 * limits.asked_delay_max
         if self.world.poison:
-            seconds += 20.0 * (17 + min(limits.max_attempts, 20)) * len(self.world.poison)
+            tries = 10 + min(limits.max_attempts, limits.max_losses)
+            seconds += 20.0 * tries * len(self.world.poison)
         places = min(limits.to_audiences_max, limits.sender_audiences, limits.audiences)
         named = sum(one.to is not None for one in self.world.sent.values())
         if places < 100:
@@ -300,8 +301,16 @@ class Check:
             or who in witness.answered_at
             or who in witness.rejected
             or any(at >= sent.at - REMOVAL_SECONDS for at in world.removed[name])
-            or witness.tries[who] + witness.losses[name] >= world.limits.max_attempts
+            or self._may_be_given_up(sent, name)
         )
+
+    def _may_be_given_up(self, sent: Sent, name: str) -> bool:
+        """Whether a message may be dead, since its attempts failed or a process died of it."""
+        world, witness = self.world, self.witness
+        losses = witness.losses[name]
+        if witness.tries[name, sent.body] + losses >= world.limits.max_attempts:
+            return True
+        return sent.body in world.poison and losses >= world.limits.max_losses
 
     def _rest(self, seconds: float) -> None:
         """Wait until the product has nothing in memory of what is through, nor in its log."""
@@ -471,8 +480,8 @@ class Check:
             if not handled and receiver.restored_at < 0:
                 self.fail("acknowledged, not handled", f"{short!r} at {name}")
         elif status is Status.DEAD:
-            tried = witness.tries[who] + witness.losses[name]
-            if who not in witness.rejected and tried < world.limits.max_attempts:
+            if who not in witness.rejected and not self._may_be_given_up(sent, name):
+                tried = witness.tries[who] + witness.losses[name]
                 self.fail("dead without a reason", f"{short!r} at {name}: {tried} attempts")
         elif status is Status.EXPIRED:
             if sent.ttl is None:
@@ -488,7 +497,7 @@ class Check:
             # How it ended is in the log, and its program is no more.
             or (sent.promised is not None and sent.promised.cancels)
             or who in witness.rejected
-            or witness.tries[who] + witness.losses[name] >= world.limits.max_attempts
+            or self._may_be_given_up(sent, name)
             or receiver.restored_at >= 0
             or name in world.blocked
             or sent.ttl is not None  # how it ended is in the log, and its program is no more

@@ -231,7 +231,7 @@ STRAY: tuple[tuple[str, tuple[Any, ...]], ...] = (
 )
 
 
-def _ops(random: Random, cast: tuple[Part, ...], limits: dict[str, Any]) -> list[Op]:
+def _ops(random: Random, cast: tuple[Part, ...]) -> list[Op]:
     pick, chance = random.choice, random.random
     span = pick((5.0, 40.0, 40.0, 150.0))
     producers = [p.name for p in cast if p.kind == "producer"]
@@ -264,7 +264,7 @@ def _ops(random: Random, cast: tuple[Part, ...], limits: dict[str, Any]) -> list
             )
         )
     for kind, (share, most) in KINDS.items():
-        if chance() >= share or (kind == "poison" and limits.get("max_attempts", 1000) > 10):
+        if chance() >= share:
             continue
         for _ in range(random.randint(1, most)):
             ops += _one(random, kind, at(), span, [*producers, *receivers, "node"], cast, stored)
@@ -771,7 +771,7 @@ def _share(random: Random, plan: Plan) -> Plan:
             )
         )
         ops.append(Op(round(at + 5.0, 3), "unpause", POOL))
-    if plan.limits.get("max_attempts", 1000) <= 10 and chance() < 0.4:
+    if chance() < 0.4:
         who = pick([part.name for part in plan.cast if part.kind == "producer"])
         at = round(random.uniform(0.0, span), 3)
         ops.append(Op(at, "poison", who, (*random.sample(SUBJECTS[:3], 2), POOL)))
@@ -926,7 +926,7 @@ def draw(seed: int, *, options: bool = True) -> Plan:
         limits=limits,
         weather=_weather(random),
         cast=cast,
-        ops=tuple(_ops(random, cast, limits)),
+        ops=tuple(_ops(random, cast)),
         world=world,
     )
     plan = _widen(Random(f"wider {seed}"), plan)

@@ -66,7 +66,7 @@ from tests.simulation.system import HandlerFault
 from tests.simulation.udp_watch import UdpWatch
 
 BESIDES = 120  # messages that come half a second apart while another kills their receiver
-DEATHS_MAX = 20  # by one message, besides `max_attempts`, until it is found
+DEATHS_MAX = 15  # by one message, besides `max_losses`, until it is found: others come between
 CPU_SECONDS = 60.0  # of a play that takes a second; virtual time cannot see an endless loop
 WALL = 1_700_000_000.0
 STEPS_MAX = 120_000  # events of one play: beyond it something spins
@@ -329,7 +329,7 @@ class World:
         """A message has killed the process that handled it."""
         if party.is_up:
             self.deaths[body] += 1
-            if self.deaths[body] > DEATHS_MAX + self.limits.max_attempts:
+            if self.deaths[body] > DEATHS_MAX + self.limits.max_losses:
                 self.witness.note(
                     "a message kills for ever", f"{party.name}, {self.deaths[body]} times: {body!r}"
                 )
