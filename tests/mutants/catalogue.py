@@ -95,6 +95,8 @@ AWAY = "msgservice.node.away:Away"
 OUTBOX_ROWS = "tests/unit/test_outbox_rows.py"
 OUTBOX_RELAY = "tests/integration/test_outbox_relay.py"
 
+OPEN_RECEIPTS = "msgservice.client.open_receipts:OpenReceipts"
+
 _ALL = [
     # --- outbox tables
     Mutant(
@@ -126,6 +128,35 @@ _ALL = [
             f"{OUTBOX_RELAY}::test_what_was_given_up_is_no_row_that_was_handed_over",
             "what_was_given_up",
         ),
+    ),
+    # --- receipts that survive, found by the swarm
+    Mutant(
+        name="a-receipt-goes-when-one-receiver-is-done",
+        at=f"{OPEN_RECEIPTS}._over",
+        old="return ()",
+        new="continue",
+        catcher=_swarm("list", "a receipt is lost", seeds=400),
+    ),
+    Mutant(
+        name="a-receipt-goes-though-nobody-has-asked",
+        at=f"{OPEN_RECEIPTS}._end",
+        old="self.ended.add(low, high)",
+        new="self._done(low, high)",
+        catcher=_swarm("list", "a receipt is lost", seeds=400),
+    ),
+    Mutant(
+        name="what-is-forgotten-is-listed-all-the-same",
+        at="msgservice.client.disk:DiskOutbox.forget",
+        old="self.receipts.forget(first, last)",
+        new="pass",
+        catcher=_swarm("forget", "forgotten, and listed", seeds=400),
+    ),
+    Mutant(
+        name="what-is-listed-is-not-told-anew",
+        at="msgservice.client.client:Client._listed",
+        old="asking = self.request(RETELL.right, asked)",
+        new="return listed.receipts",
+        catcher=_swarm("list", "a receipt is never told", seeds=400),
     ),
     # --- dead letters and retained messages, found by the swarm
     Mutant(

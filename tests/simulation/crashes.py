@@ -139,7 +139,7 @@ class Crashes:
     def comes(self) -> None:
         """A process begins, and will end by itself where they do."""
         self.connections += 1
-        receive = {"subjects": ["orders.>"], "order": self.order}
+        receive: dict[str, Any] = {"subjects": ["orders.>"], "order": self.order}
         if self.is_shared:
             receive["shared"] = True
         process = self.world.peer(

@@ -517,10 +517,12 @@ class ProducerParty(Party):
 
     def _settled(self, statuses: dict[str, Any], sent: Sent) -> None:
         sent.settled = statuses
+        self.world.surviving.over(sent)
 
     def _refused(self, failure: Failure, sent: Sent) -> None:
         assert isinstance(failure.value, Exception)
         sent.error = failure.value
+        self.world.surviving.over(sent)
         closing = self.is_leaving and failure.check(ClientClosed)
         if not closing:
             self.world.refused(sent, failure.value)

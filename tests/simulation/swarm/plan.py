@@ -892,6 +892,32 @@ def _promises(drawing: Drawing) -> list[Op]:
     return ops
 
 
+def _receipts(drawing: Drawing) -> list[Op]:
+    """A producer with a file is killed again and again, and lists what its lives have left."""
+    random, pick = drawing.random, drawing.random.choice
+    who = pick(drawing.producers)
+    for place, part in enumerate(drawing.cast):
+        if part.name == who:
+            drawing.cast[place] = replace(part, options=part.options | {"outbox": True})
+    ops: list[Op] = []
+    for _ in range(random.randint(1, 5)):
+        at = drawing.at()
+        for _ in range(random.randint(1, 4)):
+            near = max(0.0, round(at - random.uniform(0.0, 2.0), 3))
+            args = (pick(SUBJECTS[:3]), pick((1, 1, 3, 10)), pick((0, 300)), None, False)
+            ops.append(Op(near, "send", who, args))
+        if random.random() < 0.8:
+            seconds = pick((0.05, 0.5, 3.0, 20.0))
+            ops.append(Op(at, pick(("kill", "kill", "stop")), who, (seconds,)))
+            at += seconds + pick((0.01, 0.2, 2.0, 10.0))
+        for _ in range(random.choice((1, 1, 2))):
+            ops.append(Op(round(at, 3), "list", who, (random.random() < 0.3,)))
+            at += random.uniform(0.0, 3.0)
+        if random.random() < 0.5:
+            ops.append(Op(round(at, 3), "forget", who, (random.randint(0, 9),)))
+    return ops
+
+
 def _ask(random: Random, plan: Plan) -> Plan:
     """Producers that answer requests, and others that ask them, while all goes on as it does."""
     producers = [part.name for part in plan.cast if part.kind == "producer"]
@@ -945,6 +971,7 @@ def draw(seed: int, *, options: bool = True) -> Plan:
     plan = _say_more(Random(f"together {seed}"), plan, (_together,))
     plan = _say_more(Random(f"keyed more {seed}"), plan, (_keyed_more,))
     plan = _say_more(Random(f"promises {seed}"), plan, (_promises,))
+    plan = _say_more(Random(f"receipts {seed}"), plan, (_receipts,))
     kinds = {op.kind for op in plan.ops}
     if "poison" not in kinds and "intrude" not in kinds:
         plan = _say_more(Random(f"rewinds {seed}"), plan, (_rewinds,))

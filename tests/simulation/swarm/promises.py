@@ -88,6 +88,7 @@ class Promises(Family):
                 promised.error = error
             else:
                 promised.outcome = outcome
+            self.world.surviving.over(sent)
 
         sent.receipt.promised().addBoth(told)
 

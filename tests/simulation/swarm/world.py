@@ -60,6 +60,7 @@ from tests.simulation.swarm.promises import Promises
 from tests.simulation.swarm.retained import Retained
 from tests.simulation.swarm.rewinds import Rewinds
 from tests.simulation.swarm.scripted import Intruder, ScriptedParty, Stray, Wolf
+from tests.simulation.swarm.surviving import Surviving
 from tests.simulation.swarm.times import Delays, Lifetimes
 from tests.simulation.swarm.witness import Violation, Witness
 from tests.simulation.system import HandlerFault
@@ -145,6 +146,7 @@ class World:
             self.accounts = Accounts(self, names)
             self.witness.is_barred = self.accounts.is_barred
         self.promises = Promises(self)
+        self.surviving = Surviving(self)
         self.families: tuple[Family, ...] = (
             Keys(self),
             Lifetimes(self),
@@ -156,6 +158,7 @@ class World:
             Pools(self),
             Asking(self),
             self.promises,
+            self.surviving,
         )
         self.witness.watches_times = any(op.kind in TIMED for op in plan.ops)
         self.node = NodeParty(self, folder)
