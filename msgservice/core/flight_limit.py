@@ -74,7 +74,7 @@ class FlightLimit:
             self._quiet_since = now
 
     def forget_below(self, sequence: int) -> None:
-        """What is lower is final, also where nothing of it was loaded when it became so."""
+        """Messages below are final, also where none of them was loaded when it became so."""
         for first in [first for first in self.suspects if first < sequence]:
             del self.suspects[first]
 
