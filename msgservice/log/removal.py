@@ -84,7 +84,7 @@ _OLDEST_STATES = """
 select sender, receiver, first from finished where at < ?1
 order by at, sender, receiver, first limit ?2
 """
-OLDEST_HEARD = """
+_OLDEST_HEARD = """
 select f.sender, f.receiver, f.first
 from finished as f left join sender as s on s.id = f.sender
 where f.at < ?1 and (s.id is null or f.last < s.status_from)
@@ -102,6 +102,27 @@ delete from finished where (sender, receiver, first) in (
 _DELETE_IDS = """
 delete from finished_id where (name, at, sender, sequence) in (
     select a.value ->> 0, a.value ->> 1, a.value ->> 2, a.value ->> 3 from json_each(?) as a)
+"""
+# All of a sender's messages up to one go together, at all receivers: the rest would be told as all.
+_RECEIVERS = """
+with recursive found(receiver) as (
+    select min(receiver) from finished where sender = ?1
+    union all
+    select (select min(f.receiver) from finished as f
+        where f.sender = ?1 and f.receiver > found.receiver)
+    from found where found.receiver is not null)
+select receiver from found where receiver is not null
+"""
+_BEHIND_SOME = """
+select first from finished where sender = ?1 and receiver = ?2 and first <= ?3 and at < ?4
+order by first limit 1 offset ?5
+"""
+_UP_TO = """
+select first, last from finished where sender = ?1 and receiver = ?2 and first <= ?3 and at < ?4
+"""
+_CUT_STATES = """
+update finished set first = a.value ->> 3 from json_each(?1) as a
+where sender = a.value ->> 0 and receiver = a.value ->> 1 and finished.first = a.value ->> 2
 """
 _DELETE_FORMER = """
 delete from former where sender in (select a.value ->> 0 from json_each(?) as a)
@@ -167,6 +188,7 @@ where sender.id = a.value ->> 0
 """
 
 Range = tuple[int, int, int, str]  # first and last sequence, state, reason
+State = tuple[int, int, int]  # sender, receiver, first sequence
 
 _decode_subjects = msgspec.json.Decoder(list[tuple[int, str, int]]).decode
 _decode = msgspec.json.Decoder(list[list[int]]).decode
@@ -445,16 +467,11 @@ def _forget_states(
     entry: ForgetStates,
     operations: list[Operation],
 ) -> None:
-    text = OLDEST_HEARD if entry.heard else _OLDEST_STATES
-    states = [*rows(db, text, (entry.before, entry.states))]
-    stay = [
-        row
-        for row in states
-        if row[1] == PROMISED and rows(db, _IN_LOG, (row[0], row[2], one(db, _LAST_OF, tuple(row))))
-    ]
+    states, stay, cut = states_to_forget(db, entry)
     if stay:
         operations.append((_STAY, (as_json(stay), staged.age)))
-        states = [row for row in states if row not in set(stay)]
+    if cut:
+        operations.append((_CUT_STATES, (as_json(cut),)))
     ids = [*rows(db, _OLDEST_IDS, (entry.before, entry.ids))]
     senders = [*rows(db, _OLDEST_FORMER, (entry.before, entry.senders))]
     operations += [
@@ -462,6 +479,56 @@ def _forget_states(
         (_DELETE_IDS, (as_json(ids),)),
         (_DELETE_FORMER, (as_json(senders),)),
     ]
+
+
+def states_to_forget(
+    db: apsw.Connection, entry: ForgetStates
+) -> tuple[list[State], list[State], list[tuple[int, int, int, int]]]:
+    """Return the rows of states that an entry deletes, those that stay, and those that it cuts.
+
+    Each as sender, receiver, first sequence; and where one that is cut begins then.
+    """
+    text = _OLDEST_HEARD if entry.heard else _OLDEST_STATES
+    states = [*rows(db, text, (entry.before, entry.states))]
+    stay = [
+        row
+        for row in states
+        if row[1] == PROMISED and rows(db, _IN_LOG, (row[0], row[2], one(db, _LAST_OF, tuple(row))))
+    ]
+    if stay:
+        states = [row for row in states if row not in set(stay)]
+    deleted, cut = _whole_messages(db, entry, states)
+    return deleted, stay, cut
+
+
+def _whole_messages(
+    db: apsw.Connection, entry: ForgetStates, oldest: Sequence[State]
+) -> tuple[list[State], list[tuple[int, int, int, int]]]:
+    """Return the rows to delete, and those to cut, with where each begins then.
+
+    Of each sender it is all that there is up to the last of its messages in `oldest`, or up to an
+    earlier one where that were more rows than go at once.
+    """
+    upto: dict[int, int] = {}
+    deleted = [row for row in oldest if row[1] == PROMISED]
+    for row in oldest:
+        upto[row[0]] = max(upto.get(row[0], 0), one(db, _LAST_OF, tuple(row)))
+    cut: list[tuple[int, int, int, int]] = []
+    for sender, last in upto.items():
+        # What is decided of promises has rows of its own, which nobody finds without the states.
+        receivers = [number for (number,) in rows(db, _RECEIVERS, (sender,)) if number != PROMISED]
+        each = max(1, entry.states // max(1, len(receivers)))
+        for receiver in receivers:
+            behind = one(db, _BEHIND_SOME, (sender, receiver, last, entry.before, each))
+            if behind is not None:
+                last = behind - 1
+        for receiver in receivers:
+            for first, end in rows(db, _UP_TO, (sender, receiver, last, entry.before)):
+                if end <= last:
+                    deleted.append((sender, receiver, first))
+                else:
+                    cut.append((sender, receiver, first, last + 1))
+    return deleted, cut
 
 
 def _forget_keys(

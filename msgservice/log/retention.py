@@ -29,7 +29,7 @@ from msgservice.log.entries import (
     ForgetStates,
 )
 from msgservice.log.places import HEADROOM_DIVISOR, PINNED, Places, settled_to
-from msgservice.log.removal import OLDEST_HEARD, SPAN
+from msgservice.log.removal import SPAN, states_to_forget
 from msgservice.log.senders import DAY, FORGET_MAX, LOOK_AGAIN, Senders
 from msgservice.log.staging import DEAD_SIZE
 from msgservice.log.state import Totals
@@ -234,7 +234,7 @@ class Retention:
             (at := one(store.db, f"select min(at) from {table}")) is not None and at < before  # noqa: S608 - fixed names
             for table in FINISHED
         ):
-            self._apply_forget(before, FORGOTTEN_MAX, FORGOTTEN_MAX, FORGOTTEN_MAX)
+            store.apply(self._forgetting(before, FORGOTTEN_MAX, FORGOTTEN_MAX, FORGOTTEN_MAX))
             self._spare = None
             return True
         if spare is None:
@@ -250,20 +250,21 @@ class Retention:
         if not any(now):
             self._spare = None
             return False
-        heard = len(rows(store.db, OLDEST_HEARD, (store.age + 1, now[0])))
-        self._apply_forget(store.age + 1, *now, heard=True)
-        self._spare = [count - gone for count, gone in zip(spare, now, strict=True)]
-        if heard < now[0]:
+        entry = self._forgetting(store.age + 1, *now, heard=True)
+        gone = len(states_to_forget(store.db, entry)[0])
+        store.apply(entry)
+        self._spare = [
+            count - less for count, less in zip(spare, (gone, now[1], now[2]), strict=True)
+        ]
+        if not gone:
             self._spare[0] = 0  # the rest may still be come for
         return True
 
-    def _apply_forget(
+    def _forgetting(
         self, before: int, states: int, ids: int, senders: int, *, heard: bool = False
-    ) -> None:
-        self._store.apply(
-            self._store.entry(
-                ForgetStates, before=before, states=states, ids=ids, senders=senders, heard=heard
-            )
+    ) -> ForgetStates:
+        return self._store.entry(
+            ForgetStates, before=before, states=states, ids=ids, senders=senders, heard=heard
         )
 
     def _make_places(self) -> bool:

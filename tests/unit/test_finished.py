@@ -17,7 +17,7 @@ from msgservice.log import removal, retention
 from msgservice.log.entries import DropBatches, ForgetStates
 from msgservice.log.schema import SCHEMA
 from msgservice.message import Status, WireMessage, encode_messages
-from msgservice.records import StatusFrom, hash_of
+from msgservice.records import ExceptionRow, StatusFrom, hash_of
 from tests.kit.limits import Limits
 from tests.kit.logs import Driver, make_batch
 from tests.kit.nodes import NodeWorld
@@ -156,6 +156,41 @@ def test_54_what_became_of_it_is_forgotten_at_all_receivers_together(tmp_path: P
         gone(log, at)
     assert at >= 7 * DAY
     assert log.wait(log.log.find_finished(f"shop/{hash_of('i1')}/2")) is not None
+    log.close()
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["too many", "too old"])
+def test_54_each_call_forgets_whole_messages(
+    is_old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One receiver has them all in one row, the other one row for each."""
+    monkeypatch.setattr(retention, "FORGOTTEN_MAX", 7)
+    log = opened(tmp_path, finished_rows=1_000_000 if is_old else 20)
+    audience = log.log.audience([1, 2])
+    for n in range(1, 61):
+        batch = make_batch(audience, n, [b"x"], incarnation="i1")
+        log.append(batch)
+        log.progress(1, batch.last, settled={Status.ACKNOWLEDGED: 1})
+        status = Status.EXPIRED if n % 2 else Status.CANCELLED
+        row = ExceptionRow(2, batch.first, batch.last, status, 0, 0, "")
+        log.progress(2, batch.last, exceptions=[row], settled={status: 1})
+    gone(log)
+    assert 61 == count(log, "finished")
+    log.append(statuses_from=[StatusFrom(sender="shop", incarnation="i1", status_from=61)])
+    elapsed = 7 * DAY + 7 * HOUR if is_old else 2 * MINUTE
+    before, more = 60, True
+    while more:
+        more = log.wait(log.log.retain(elapsed))
+        known = []
+        for n in range(1, 61):
+            found = log.wait(log.log.find_finished(f"shop/{hash_of('i1')}/{n}"))
+            if found is not None:
+                assert {1, 2} == set(found.states), (n, known)
+                known.append(n)
+        assert list(range(61 - len(known), 61)) == known
+        assert before - 14 <= len(known) <= before  # a call is a small one
+        before = len(known)
+    assert len(known) == (0 if is_old else 19)
     log.close()
 
 
