@@ -53,7 +53,8 @@ class ReceiverCount:
 class Recount:
     """The result of an offline audit: what was counted, and sentences on what does not add up.
 
-    `unaccounted`: messages, over all receivers, above or below 0 alike.
+    `unaccounted`: messages, over all receivers, above or below 0 alike. `lost_rows`: dead letters,
+    states and ids more or less than the log has counted.
     """
 
     log_id: str = ""
@@ -62,11 +63,15 @@ class Recount:
     waiting: int = 0
     receivers: list[ReceiverCount] = field(default_factory=list)
     discrepancies: list[str] = field(default_factory=list)
+    lost_rows: int = 0
 
     @property
     def unaccounted(self) -> int:
-        """Messages that are in no account, of all receivers together: must be 0."""
-        return sum(abs(one.unaccounted) for one in self.receivers)
+        """Messages that are in no account, of all receivers together: must be 0.
+
+        And rows that are missing, of those that say one thing of one message (`lost_rows`).
+        """
+        return sum(abs(one.unaccounted) for one in self.receivers) + self.lost_rows
 
     def say(self, sentence: str) -> None:
         """Note what does not add up, as long as there are few."""
@@ -139,6 +144,7 @@ def recount(execute: Execute, mark: bytes | None = None) -> Recount:
         ("senders", lambda: _compare_senders(execute, found, batches)),
         ("delayed rows", lambda: _count_delayed(execute, found)),
         ("rows beside the batches", lambda: _find_strays(execute, found, batches)),
+        ("counted rows", lambda: _compare_tallies(execute, found)),
     ):
         try:
             look()
@@ -504,6 +510,38 @@ def _count_delayed(execute: Execute, found: Recount) -> None:
             f"{rows:,} delayed rows of {size:,} bytes are there, the head says {head[0]:,} of"
             f" {head[1]:,}" + ("" if head[:2] != (rows, size) else ", and other sums of them")
         )
+
+
+def _compare_tallies(execute: Execute, found: Recount) -> None:
+    """Say of which tables rows are missing, or others than those that were written."""
+    low = 0xFFFFFFFF
+    sums: dict[str, Callable[..., int]] = {
+        "select position, receiver, length(message) from dead": lambda position, receiver, length: (
+            (position & low) * 31 + receiver + length
+        ),
+        "select first, last, receiver, status, attempts from exception": (
+            lambda first, last, receiver, status, attempts: (
+                ((first * 31 + last * 7) & low) + receiver + status * 3 + attempts
+            )
+        ),
+        "select position, length(id) from message_id": lambda position, length: (
+            (position & low) * 31 + length
+        ),
+    }
+    for text, sum_of in sums.items():
+        name = text.rsplit(maxsplit=1)[1]
+        rows = total = 0
+        for values in execute(text):
+            rows, total = rows + 1, total + sum_of(*values)
+        kept = _one(execute, "select rows, sums from tally where name = ?", name)
+        if kept is None:
+            found.say(f"nothing says how many rows {name} has")
+        elif kept[0] != rows:
+            found.lost_rows += abs(kept[0] - rows)
+            found.say(f"{name} has {rows:,} rows, and {kept[0]:,} were written")
+        elif kept[1] != total:
+            found.lost_rows += 1
+            found.say(f"{name} has other rows than those that were written")
 
 
 def _find_strays(execute: Execute, found: Recount, batches: _Batches) -> None:

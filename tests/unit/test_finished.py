@@ -15,7 +15,7 @@ from msgservice.disk.database import one
 from msgservice.disk.migrations import migrate
 from msgservice.log import removal, retention
 from msgservice.log.entries import DropBatches, ForgetStates
-from msgservice.log.schema import SCHEMA
+from msgservice.log.schema import _VERSION_FINISHED, SCHEMA
 from msgservice.message import Status, WireMessage, encode_messages
 from msgservice.records import ExceptionRow, StatusFrom, hash_of
 from tests.kit.limits import Limits
@@ -216,7 +216,8 @@ def test_54_it_ages_in_slices_and_a_call_moves_few_ids(
 
 def test_54_what_was_cancelled_before_an_upgrade_is_found_after_it() -> None:
     db = apsw.Connection(":memory:")
-    migrate(db, replace(SCHEMA, steps=SCHEMA.steps[:-2]), None)
+    before = SCHEMA.steps.index(_VERSION_FINISHED)
+    migrate(db, replace(SCHEMA, steps=SCHEMA.steps[:before]), None)
     db.execute("insert into cancelled_id values ('mine', 4, 17, 90), ('mine', 4, 18, 91)")
     migrate(db, SCHEMA, None)
     found = db.execute("select name, at, sender, sequence from finished_id").fetchall()
