@@ -57,6 +57,7 @@ from msgservice.errors import (
     BadSubject,
     BadValue,
     ClientClosed,
+    NoResponder,
     RequestFailed,
     UnknownMessage,
 )
@@ -551,14 +552,30 @@ class Client:
         return listing.addCallback(self._listed)
 
     def _listed(self, listed: Listed) -> list[Receipt]:
-        connection, again = self._hop.connection, listed.again
-        if again is not None and connection is not None and self.connected:
-            first, last = again
+        if listed.again is not None:
+            self._have_told(*listed.again)
+        return listed.receipts
+
+    def _have_told(self, first: int, last: int) -> None:
+        """Ask the node what became of these; without a connection, the next one begins with it."""
+        connection = self._hop.connection
+        if connection is not None and self.connected:
             asked = {"id": self._identity(first), "count": last - first + 1}
             asking = self.request(RETELL.right, asked)
-            # One that does not know how says it to whoever comes anew.
-            asking.addCallbacks(lambda _: None, lambda _: self._hop.tell_all_again(connection))
-        return listed.receipts
+            asking.addCallbacks(
+                lambda _: self._hop.was_told(),
+                self._not_told,
+                errbackArgs=(connection, first, last),
+            )
+
+    def _not_told(self, failure: Failure, connection: Connection, first: int, last: int) -> None:
+        error = failure.value
+        if isinstance(error, NoResponder):  # it does not know how, but says it to who comes anew
+            self._hop.tell_all_again(connection)
+        elif isinstance(error, RequestFailed) and error.code == UnknownMessage.refusal_code:
+            pass  # it has nothing of these: what is stored of them later is told then
+        elif connection is self._hop.connection:
+            self._hop.ask_later(self._have_told, first, last)
 
     def request(
         self, subject: str, content: Any, timeout: float = 30, *, headers: Headers | None = None

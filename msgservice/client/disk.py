@@ -150,7 +150,7 @@ class DiskOutbox:
     def taken_up(self, row: receipt_rows.Row) -> HandedRun:
         """Return the run of a row as if it was handed over again: the node says its states anew."""
         count = row.last - row.first + 1
-        run = HandedRun(row.subject, count, None, row.ids, promised=row.promise is not None)
+        run = HandedRun(row.subject, count, None, row.ids, promise=row.promise)
         run.first = row.first
         if not self.receipts.is_unanswered(row.first, row.last):
             run.accepted(row.first, row.last)
@@ -216,8 +216,8 @@ class DiskOutbox:
 def _handed_over(runs: Sequence[Run]) -> list[Run]:
     """Return runs of the file as if they were handed over again; nobody has a receipt."""
     for run in runs:
-        promised = run.options.promise is not None
-        run.source = HandedRun(run.subject, run.count, None, cost=run.size, promised=promised)
+        promise = run.options.promise
+        run.source = HandedRun(run.subject, run.count, None, cost=run.size, promise=promise)
         run.source.first = run.first
     return list(runs)
 

@@ -132,14 +132,14 @@ class Gather:
         items = self.items
         messages = encode_bodies(items) if self.bare else encode_mixed(items)
         cost = self.size - ARRAY_HEADER_MAX
-        promised = self.options.promise is not None
+        promise = self.options.promise
         handed = HandedRun(
-            self.subject, len(items), self.waiters, self.ids, cost=cost, promised=promised
+            self.subject, len(items), self.waiters, self.ids, cost=cost, promise=promise
         )
         run = producer_run(0, len(items), self.subject, messages, self.options, handed)
         if self.until is not None or self.due_at is not None:
             run.expires_at, run.due_at = self.until, self.due_at
-        if promised:
+        if promise is not None:
             run.promised_until = self.promised_until
         return run
 
@@ -472,8 +472,7 @@ def check_alone(key: str | None, promise: Promise | None) -> None:
 
 
 def _whole_run(subject: str, count: int, messages: bytes, options: RunOptions) -> Run:
-    promised = options.promise is not None
-    handed = HandedRun(subject, count, None, cost=len(messages), promised=promised)
+    handed = HandedRun(subject, count, None, cost=len(messages), promise=options.promise)
     return producer_run(0, count, subject, messages, options, handed)
 
 

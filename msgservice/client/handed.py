@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred, succeed
 from msgservice.client.receipt import Change, Known, Receipt, Receipts, Wait
 from msgservice.core.ranges import Range, RangeSet
 from msgservice.errors import Ambiguous, MsgServiceError, NoReceiver, NotDelivered
-from msgservice.message import Status
+from msgservice.message import PromiseOption, Status
 from msgservice.records import PROMISE
 
 
@@ -104,6 +104,7 @@ class HandedRun:
         "ids",
         "left",
         "on_answered",
+        "promise",
         "subject",
         "waiters",
     )
@@ -116,7 +117,7 @@ class HandedRun:
         ids: dict[int, str] | None = None,
         *,
         cost: int = 0,
-        promised: bool = False,
+        promise: PromiseOption | None = None,
     ) -> None:
         self.subject = subject
         self.first = 0  # no sequence yet
@@ -131,8 +132,9 @@ class HandedRun:
         self._open = 0  # pairs of message and receiver that were routed and are not final
         # receiver -> sequences whose state is final; None: all of them, the usual case
         self._settled: dict[str, RangeSet | None] = {}
-        self._promises = count if promised else 0  # that are open
-        self._verdicts: list[_Other] | None = [] if promised else None  # rising
+        self.promise = promise  # as it was sent, of each message
+        self._promises = 0 if promise is None else count  # that are open
+        self._verdicts: list[_Other] | None = None if promise is None else []  # rising
         # Filled only where something is unusual:
         self._accepted: RangeSet | None = None  # acknowledged by the node in parts, or unrouted
         self._fired: RangeSet | None = None

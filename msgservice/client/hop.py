@@ -139,11 +139,14 @@ class NodeHop:
         "_left_to",
         "_limits",
         "_new_incarnation",
+        "_not_told",
+        "_not_told_times",
         "_now",
         "_prover",
         "_receivers",
         "_renewal",
         "_renewing_failed",
+        "_retelling",
         "_steady",
         "_timer",
         "_user",
@@ -219,6 +222,11 @@ class NodeHop:
         self._is_renewing = False  # the next incarnation is on its way to the disk
         self._renewing_failed = 0  # times in a row
         self._renewal: IDelayedCall | None = None  # the next try
+        # Of which the node could not say again what became of it, how often in a row, and when it
+        # is asked once more.
+        self._not_told: Range | None = None
+        self._not_told_times = 0
+        self._retelling: IDelayedCall | None = None
         self._hello_due: Connection | None = None  # it waits for that
         self._acked = (
             Acked(sequence, ()) if disk is None else Acked(sequence, disk.left_ranges, disk.log_id)
@@ -315,6 +323,33 @@ class NodeHop:
         """Have the node say all states anew: on another connection, unless this has gone."""
         if connection is self.connection:
             connection.abort()
+
+    def was_told(self) -> None:
+        """The node has said again what became of some."""
+        self._not_told_times = 0
+
+    def ask_later(self, ask: Callable[[int, int], None], first: int, last: int) -> None:
+        """Ask the node after a pause for what it could not say of these now."""
+        if self._is_stopped:
+            return
+        before = self._not_told
+        if before is not None:
+            first, last = min(first, before[0]), max(last, before[1])
+        self._not_told = first, last
+        if self._retelling is None:
+            self._not_told_times += 1
+            pause = delay_of(
+                self._not_told_times,
+                delay_min=self._limits.link_delay_min,
+                delay_max=self._limits.link_delay_max,
+            )
+            self._retelling = self._clock.callLater(pause, self._ask, ask)
+
+    def _ask(self, ask: Callable[[int, int], None]) -> None:
+        self._retelling = None
+        asked, self._not_told = self._not_told, None
+        if asked is not None:
+            ask(*asked)
 
     def _take_up(self, runs: Sequence[Run]) -> None:
         """Send runs of an earlier process; their receipts may have been given out before."""
@@ -432,6 +467,9 @@ class NodeHop:
         if self._renewal is not None:
             self._renewal.cancel()
             self._renewal = None
+        if self._retelling is not None:
+            self._retelling.cancel()
+            self._retelling = None
         if self._expiring is not None:
             self._expiring.cancel()
             self._expiring = None

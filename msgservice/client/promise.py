@@ -51,6 +51,15 @@ class Promise:
         option = PromiseOption(wanted, ceil(within * 1000), self.otherwise == "cancel")
         object.__setattr__(self, "option", option)
 
+    @classmethod
+    def of(cls, option: PromiseOption) -> Promise:
+        """Return what a run carries of a promise as a program asks for one."""
+        return cls(
+            need=option.need or "all",
+            within=option.within / 1000,
+            otherwise="cancel" if option.cancels else "notify",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class PromiseOutcome:

@@ -19,8 +19,8 @@ import msgspec
 from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, succeed
 from twisted.python.failure import Failure
 
-from msgservice.client.promise import PromiseCounts, PromiseOutcome
-from msgservice.message import Status
+from msgservice.client.promise import Promise, PromiseCounts, PromiseOutcome
+from msgservice.message import PromiseOption, Status
 
 OPEN_RECEIPTS = 1_000_000  # runs whose receipts an outbox's file keeps, unless told otherwise
 
@@ -124,6 +124,10 @@ class AskedRun(Protocol):
     def is_promised(self) -> bool:
         """Whether it was sent with a promise."""
 
+    @property
+    def promise(self) -> PromiseOption | None:
+        """The promise that each of its messages was sent with, or None."""
+
     def verdict_of(self, sequence: int) -> tuple[Status, str] | None:
         """The decision about the promise of this message, and why, or None."""
 
@@ -159,6 +163,12 @@ class AnyReceipt(msgspec.Struct, eq=False, gc=False):
     def id(self) -> str | None:
         """The id that the sender gave, or None."""
         return self.run.ids.get(self.index) if self.run.ids is not None else None
+
+    @property
+    def promise(self) -> Promise | None:
+        """The promise that the message was sent with, or None. `need="any"` is 1."""
+        option = self.run.promise
+        return None if option is None else Promise.of(option)
 
     @property
     def position(self) -> int | None:

@@ -27,7 +27,7 @@ from msgservice.errors import (
     PeerForgot,
     refused,
 )
-from msgservice.message import PromiseOption
+from msgservice.message import PromiseOption, decode_messages
 
 TABLE = """
 create table receipt(
@@ -41,13 +41,15 @@ create table receipt(
     forgotten text                  -- JSON list: first, last; or null
 );
 """
-# What a file of before has, its receipts were not asked for by anybody: but they are open.
-FILL = """
+# What a file of before has, its receipts were not asked for by anybody: but they are open. Which
+# ids their messages have, only these say: that is looked up when the file is opened.
+UNKNOWN_IDS = "{}"
+FILL = f"""
 insert into receipt
-select first, first + count - 1, subject, null, promise,
+select first, first + count - 1, subject, '{UNKNOWN_IDS}', promise,
     iif(handed_at = 0, 1000 * unixepoch(), handed_at), null, null
 from run;
-"""
+"""  # noqa: S608 - fixed text
 
 _COLUMNS = 8
 
@@ -163,6 +165,7 @@ def look_at(db: apsw.Connection) -> Found:
 
     What was kept of runs that are still to be sent is dropped: they are answered anew.
     """
+    _look_up_ids(db)
     db.execute(
         "update receipt set errors = null where errors is not null"
         " and first in (select first from run)"
@@ -186,6 +189,22 @@ def look_at(db: apsw.Connection) -> Found:
     return Found(count=count, lowest=found["rows"][0][0] if count else None, **found)
 
 
+def _look_up_ids(db: apsw.Connection) -> None:
+    """Write the ids of messages into the rows that a file of before got."""
+    where = "where ids = ?"
+    unknown = [first for (first,) in rows(db, f"select first from receipt {where}", (UNKNOWN_IDS,))]  # noqa: S608 - fixed text
+    if not unknown:
+        return
+    db.execute("begin immediate")
+    for first in unknown:
+        messages = one(db, "select messages from run where first = ?", (first,))
+        found = enumerate(decode_messages(messages)) if messages is not None else ()
+        ids = {index: message.id for index, message in found if message.id is not None}
+        said = as_json(ids) if ids else None
+        db.execute("update receipt set ids = ? where first = ?", (said, first))
+    db.execute("commit")
+
+
 def lowest(db: apsw.Connection) -> int | None:
     """Return the first sequence of all rows, or None."""
     number: int | None = one(db, "select min(first) from receipt")
@@ -207,12 +226,6 @@ def page(db: apsw.Connection, after: int, limit: int) -> list[Row]:
         if messages >= limit:
             break
     return found
-
-
-def ids_of(db: apsw.Connection, first: int) -> dict[int, str] | None:
-    """Return the ids of the run that begins there, as its senders gave them."""
-    text = one(db, "select ids from receipt where first = ?", (first,))
-    return None if text is None else _ids.decode(text)
 
 
 def open_rows(db: apsw.Connection) -> list[Range]:

@@ -236,6 +236,7 @@ class NodeDouble:
         self.gate: LoginGate | None = None  # then it asks for a login
         self.logged_in: dict[Connection, Principal] = {}
         self.knows_retell = True
+        self.fails_retell: list[msgspec.Raw] = []  # answers that are no: they go first
         self._told: set[int] = set()
         self._unsaid: dict[Connection, list[Routed]] = {}  # goes before the ACK
         self._number = 0
@@ -326,7 +327,9 @@ class NodeDouble:
         (asked,) = decode_messages(request.messages)
         said = msgspec.json.decode(asked.body)
         first = int(said["id"].rsplit("/", 1)[1])
-        if self.knows_retell:
+        if self.fails_retell:
+            connection.send(Reply([(request.id, False, self.fails_retell.pop(0))]))
+        elif self.knows_retell:
             status_from = self._hello(connection).options.status_from or 1
             self._tell_states(connection, max(first, status_from), first + said["count"] - 1)
             connection.send(Reply([(request.id, True, answer_message(b"{}"))]))

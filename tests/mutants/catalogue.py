@@ -1774,8 +1774,8 @@ _ALL = [
     Mutant(
         name="a-receipt-of-before-knows-no-promise",
         at="msgservice.client.disk:DiskOutbox.taken_up",
-        old="promised=row.promise is not None",
-        new="promised=False",
+        old="promise=row.promise",
+        new="promise=None",
         catcher=_test("tests/unit/test_client_survival.py", "outcome_of_a_promise"),
     ),
     Mutant(

@@ -14,6 +14,7 @@ from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.send import _settled
 from msgservice.cli.session import Session, exit_code
 from msgservice.client.handed import AudienceNames, HandedRun, Piece, joined
+from msgservice.client.promise import Promise
 from msgservice.client.receipt import Receipt, Wait
 from msgservice.client.runs import HandedRuns
 from msgservice.core.frames import Routed
@@ -388,7 +389,7 @@ def test_53_what_the_node_forgot_while_the_producer_was_away_is_waited_for_no_mo
 
 
 def test_53_a_state_that_comes_all_the_same_is_told() -> None:
-    run = HandedRun("a", 2, None, promised=True)
+    run = HandedRun("a", 2, None, promise=Promise(within=1).option)
     runs = HandedRuns()
     runs.add(run, 1)
     run.routed(Piece(1, 2, 7 << 16, AudienceNames(["r1"])))
@@ -407,7 +408,7 @@ def test_53_a_state_that_comes_all_the_same_is_told() -> None:
 
 
 def test_53_of_many_promises_one_that_the_node_has_forgotten_ends_the_wait() -> None:
-    run = HandedRun("a", 2, None, promised=True)
+    run = HandedRun("a", 2, None, promise=Promise(within=1).option)
     HandedRuns().add(run, 1)
     run.routed(Piece(1, 1, 7 << 16, AudienceNames(["r1"])))
     run.accepted(1, 2)

@@ -13,6 +13,8 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
 
+from msgservice.administration import RETELL
+from msgservice.client import receipt_rows
 from msgservice.client.promise import Promise
 from msgservice.client.receipt import Change, Receipt
 from msgservice.client.receipt_rows import note
@@ -22,8 +24,10 @@ from msgservice.errors import (
     NotDelivered,
     PeerForgot,
     Refused,
+    UnknownMessage,
 )
 from msgservice.message import Action, Status
+from msgservice.node.replies import refusal
 from msgservice.records import PROMISE
 from tests.kit.clients import ClientWorld, error_of, now
 from tests.unit.test_client_disk import DiskWorld, _once, restarted
@@ -214,6 +218,36 @@ def test_53_a_node_that_cannot_tell_again_is_asked_by_another_connection(tmp_pat
     world.close()
 
 
+def test_53_a_node_that_fails_to_tell_again_is_asked_once_more_on_the_same_connection(
+    tmp_path: Path,
+) -> None:
+    world = DiskWorld(tmp_path)
+    world.node.fails_retell = [refusal("not now"), refusal("not now")]
+    send(world, b"1")
+    world.node.say("r1", Status.ACKNOWLEDGED, (1, 1))
+    world.settle()
+    (receipt,) = listed(world)
+    for _ in range(8):
+        world.advance(1)
+    assert 1 == len(world.node.hellos)
+    assert [] == world.node.fails_retell
+    assert {"r1": Status.ACKNOWLEDGED, "r2": Status.QUEUED} == receipt.statuses
+    world.close()
+
+
+def test_53_a_node_that_has_nothing_of_it_is_left_alone(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path)
+    world.node.fails_retell = [refusal("no message", UnknownMessage.refusal_code)]
+    send(world, b"1")
+    world.settle()
+    listed(world)
+    for _ in range(8):
+        world.advance(1)
+    assert 1 == len(world.node.hellos)
+    assert 1 == len([one for one in world.node.requests if one.subject == RETELL.right])
+    world.close()
+
+
 def test_53_what_the_node_has_not_got_is_listed_and_accepted_later(tmp_path: Path) -> None:
     world = DiskWorld(tmp_path / "first", start=False)
     send(world, b"1", b"2", id="x")
@@ -362,6 +396,7 @@ def test_53_the_outcome_of_a_promise_is_told_after_a_restart(tmp_path: Path) -> 
     world.say_acknowledged(1)
     again = restarted(world, tmp_path / "second")
     (receipt,) = listed(again)
+    assert Promise(need=1, within=10) == receipt.promise
     promised = receipt.promised()
     found, ends = changes_of(receipt)
     assert not ends
@@ -373,6 +408,32 @@ def test_53_the_outcome_of_a_promise_is_told_after_a_restart(tmp_path: Path) -> 
     again.close()
     assert [] == rows(tmp_path / "second")
     world.close()
+
+
+def test_53_what_a_file_of_before_had_is_listed_with_its_ids(tmp_path: Path) -> None:
+    """Of version 7, which had no rows of receipts: only the messages say their ids."""
+    world = DiskWorld(tmp_path / "first", start=False)
+    world.client.send("a", b"1", id="one")
+    world.client.send("a", b"2")
+    world.client.send("a", b"3", id="three")
+    world.written()
+    send(world, b"4")
+    folder = world.crash(tmp_path / "second")
+    db = apsw.Connection(str(folder / "outbox.db"))
+    kept = db.execute("select name from sqlite_master where name like 'receipt%'").fetchall()
+    assert [("receipt",)] == kept
+    for step in receipt_rows.FILL.split(";"):
+        if step.strip():
+            db.execute("delete from receipt")
+            db.execute(step)
+    db.close()
+    again = DiskWorld(folder, start=False)
+    assert ["one", None, "three", None] == [receipt.id for receipt in listed(again)]
+    again.start()
+    again.settle()
+    again.say_acknowledged(1, 4)
+    assert [] == listed(again)
+    again.close()
 
 
 def test_53_what_the_program_forgets_is_listed_no_more(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_54_each_call_forgets_whole_messages(
     before, more = 60, True
     while more:
         more = log.wait(log.log.retain(elapsed))
-        known = []
+        known: list[int] = []
         for n in range(1, 61):
             found = log.wait(log.log.find_finished(f"shop/{hash_of('i1')}/{n}"))
             if found is not None:
