@@ -11,7 +11,9 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -26,7 +28,7 @@ from twisted.internet.threads import deferToThread
 
 from msgservice import Limits, Receiver, Status, connect
 from tests.integration.command import Command
-from tests.integration.daemon import Daemon
+from tests.integration.daemon import Daemon, running
 from tests.kit.certificates import Authority
 from tests.kit.nest import Forked
 from tests.kit.ports import free_port
@@ -35,6 +37,7 @@ reactor: Any = installed_reactor
 pytestmark = pytest.mark.timeout(240)
 LIMITS = Limits(link_delay_min=0.05, link_delay_max=0.2)
 ROOT = Path(__file__).resolve().parents[2]
+SURVIVOR = Path(__file__).with_name("receipts_child.py")
 KILLS = 3  # of each node
 LEAST = 100  # messages that are on the first node's disk between two kills
 
@@ -271,6 +274,39 @@ async def test_an_edge_keeps_everything_while_its_centre_is_away(sites: Sites) -
         await receipt.acknowledged("centre")
     await until(lambda: len(centre.handled) >= 600)
     assert edge.handled == centre.handled
+
+
+@pytest.mark.parametrize("point", ["kept", "accepted"])
+@pytest_twisted.ensureDeferred
+async def test_53_receipts_survive_their_process_and_the_nodes_of_a_chain(
+    sites: Sites, tmp_path: Path, point: str
+) -> None:
+    """A next node has acknowledged what is on its disk; what its receivers do, nobody is told."""
+    centre, edge = sites.add("centre"), sites.add("edge")
+    edge.passes_on("centre", centre.door)
+    await sites.begin()
+    centre.end()
+    outbox = tmp_path / "outbox.db"
+    words = (sys.executable, SURVIVOR, edge.door, outbox, "load.survive", point, "6")
+    with running(*words, cwd=tmp_path) as child:
+        assert -signal.SIGKILL == await deferToThread(child.ended), child.said
+    edge.kill()
+    client = await connect(reactor, edge.door, name="survivor", limits=LIMITS, outbox=outbox)
+    receipts = await client.receipts()
+    assert 2 <= len(receipts) == client.sequence
+    for receipt in receipts:
+        await receipt.acknowledged("at-edge")
+        assert not receipt.statuses["centre"].final
+    edge.kill()
+    centre.start()
+    for receipt in receipts:
+        statuses = await receipt.settled()
+        assert {"centre": Status.ACKNOWLEDGED, "at-edge": Status.ACKNOWLEDGED} == statuses
+    assert [] == await client.receipts()
+    await client.close()
+    expected = [b"%d" % receipt.sequence for receipt in receipts]
+    await until(lambda: len(centre.handled) >= len(expected))
+    assert expected == centre.handled == edge.handled
 
 
 # --- a ring
