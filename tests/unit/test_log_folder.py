@@ -211,7 +211,7 @@ def test_a_log_of_version_1_keeps_its_receivers_and_batches(tmp_path: Path) -> N
     db = apsw.Connection(str(tmp_path / "log.db"))
     first = apsw.Connection(":memory:")
     first.execute(SCHEMA.steps[0])
-    for kind in ("index", "table"):
+    for kind in ("trigger", "index", "table"):
         for name in names_of(db, kind) - names_of(first, kind):
             db.execute(f"drop {kind} {name}")
     for table, column in columns_of(db) - columns_of(first):  # that later versions have added
