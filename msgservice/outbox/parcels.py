@@ -88,7 +88,7 @@ class _Growing:
             None,
             self.ids or None,
             cost=len(messages),
-            promised=options.promise is not None,
+            promise=options.promise,
         )
         run = producer_run(0, len(items), self.subject, messages, options, handed)
         if options.ttl is not None:

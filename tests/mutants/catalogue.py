@@ -146,7 +146,7 @@ _ALL = [
     ),
     Mutant(
         name="what-is-forgotten-is-listed-all-the-same",
-        at="msgservice.client.disk:DiskOutbox.forget",
+        at="msgservice.client.disk:DiskOutbox.let_go",
         old="self.receipts.forget(first, last)",
         new="pass",
         catcher=_swarm("forget", "forgotten, and listed", seeds=400),
