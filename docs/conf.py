@@ -1,5 +1,6 @@
 """Sphinx: Markdown pages, every warning an error (`make docs`)."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -28,3 +29,17 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 # Types of the signatures stand in pages of others, or in none.
 nitpick_ignore_regex = [("py:.*", ".*")]
+
+
+def _plain_interfaces(*event):
+    """Types that are interfaces, by their names: they are no classes, and are shown as objects."""
+    signature, returned = event[5:7]
+    return tuple(
+        said and re.sub(r"<InterfaceClass (?:\w+\.)*(\w+)>", r"\1", said)
+        for said in (signature, returned)
+    )
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-signature", _plain_interfaces)

@@ -6,11 +6,16 @@ nodes (`limits`), reactors (`clock`). Nothing here is called for each message.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import fields
+from functools import wraps
 from math import inf
 from reprlib import Repr
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
+T = TypeVar("T")
 PORT_MAX = 65_535
 _repr = Repr()
 _repr.maxstring = _repr.maxother = 60
@@ -63,6 +68,31 @@ def check_seconds(**values: object) -> None:
             raise wrong(name, value, "a number is needed")
         if not 0 < value < inf:
             raise ValueError(f"{name} = {value}: a finite number above 0 is needed")
+
+
+def reactor_first(call: str, instead: str = "") -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Return the decorator of what takes a reactor first, and says so to who leaves it out.
+
+    `call`: as it is meant; `instead`: what needs none. A method has it behind `self`.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        at = int(function.__qualname__.endswith(".__init__"))
+
+        @wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            if "reactor" not in kwargs and (
+                len(args) <= at or isinstance(args[at], str | os.PathLike)
+            ):
+                raise TypeError(
+                    f"the reactor is missing: {call}, with that of `from twisted.internet import"
+                    f" reactor`{instead}"
+                )
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
 
 
 def check_port(port: object, minimum: int = 1) -> None:

@@ -16,6 +16,7 @@ the limit of `reactor.resolve` stays on the reactor's clock: whoever asks has a 
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import time
@@ -26,7 +27,7 @@ from types import MethodType
 from typing import Any, TypeVar, cast
 
 from twisted.internet._resolver import GAIResolver  # Twisted's own, where nobody chose another
-from twisted.internet.base import DelayedCall
+from twisted.internet.base import DelayedCall, ReactorBase
 from twisted.internet.interfaces import (
     IDelayedCall,
     IReactorCore,
@@ -93,6 +94,23 @@ def _check(reactor: object) -> None:
     if IReactorFromThreads.providedBy(reactor):
         return  # one that only takes calls from threads: its owner asks it for nothing else
     check_methods("a reactor is needed, as twisted.internet has it", REACTOR, reactor=reactor)
+
+
+def check_reactor_runs(reactor: object, instead: str) -> None:
+    """Raise `RuntimeError` in a coroutine of asyncio, where this reactor does not run.
+
+    `instead`: what is made for such coroutines.
+    """
+    if not isinstance(reactor, ReactorBase) or reactor.running:
+        return
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        f"an event loop of asyncio runs here, and this reactor of Twisted does not: use {instead}"
+        " in coroutines that asyncio runs, or let twisted.internet.task.react run this one"
+    )
 
 
 class Reactor(IReactorCore, IReactorTime, IReactorFromThreads):

@@ -89,7 +89,8 @@ class _Structured:
             ) from None
         except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
             raise TypeError(
-                f"{type(content).__name__} cannot be sent as {self._what}: {error}"
+                f"{type(content).__name__} cannot be sent as {self._what}: {error}; bytes are sent"
+                " as they are"
             ) from None
         if self._may_be_deep(body) and _deeper_than(self._depth_max, self._look(body)):
             raise TypeError(f"content is nested more than {self._depth_max} deep")

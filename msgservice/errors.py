@@ -30,6 +30,10 @@ class MsgServiceError(Exception):
         return ""
 
 
+# The first four bytes of requests.
+HTTP_METHODS = (b"GET ", b"POST", b"PUT ", b"HEAD", b"PATC", b"DELE", b"OPTI", b"PRI ")
+
+
 # --- The other side of a connection broke the protocol (PROTOCOL: ERROR frames) ---------------
 
 
@@ -46,18 +50,30 @@ class MalformedFrame(ProtocolError):
     wire_code = 2
 
 
+def _spoken(size: int) -> str:
+    """Return what other protocol is spoken there, where what was read as a length says so."""
+    if size >> 16 in (0x1603, 0x1503):  # a handshake, and an alert
+        return "what came looks like TLS: only one side has tls: in its address; read as a "
+    first = size.to_bytes(4, "big") if size < 2**32 else b""
+    if first == b"HTTP":
+        return (
+            "what listens there speaks HTTP, and no node does: it may be the address of a page"
+            " (web); read as a "
+        )
+    if first in HTTP_METHODS:
+        return "what came is a request by HTTP, which is for an address of web; read as a "
+    if first.isascii() and first.decode().isprintable() and first:
+        return f"what came begins with {first.decode()!r}: that is another protocol; read as a "
+    return ""
+
+
 class FrameTooLarge(ProtocolError):
     """A frame longer than the limit, on its way in or out."""
 
     wire_code = 3
 
     def __init__(self, size: int, size_max: int) -> None:
-        # The first bytes of a handshake, and of an alert, read as a length.
-        tls = " (they look like TLS: only one side has tls: in its address)"
-        looks_so = size >> 16 in (0x1603, 0x1503)
-        super().__init__(
-            f"frame of {size} bytes, at most {size_max} allowed{tls if looks_so else ''}"
-        )
+        super().__init__(f"{_spoken(size)}frame of {size} bytes, at most {size_max} allowed")
         self.size, self.size_max = size, size_max
 
 
@@ -281,12 +297,13 @@ class Refused(MsgServiceError):
 
 
 class MessageTooLarge(Refused):
-    """The message is larger than a batch may be."""
+    """The message is larger than a batch may be. `of`: whose limit that is, for people."""
 
     refusal_code = 1
 
-    def __init__(self, size: int, size_max: int) -> None:
-        super().__init__(f"message of {size} bytes, at most {size_max} allowed")
+    def __init__(self, size: int, size_max: int, of: str = "") -> None:
+        whose = f" ({of})" if of else ""
+        super().__init__(f"message of {size} bytes, at most {size_max} allowed{whose}")
         self.size, self.size_max = size, size_max
 
 
@@ -917,6 +934,25 @@ def check_runs(function: Callable[..., Any], what: str = "handler") -> None:
     for called in (function, type(function).__call__):
         if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
             raise TypeError(f"{what} {function!r} is a generator function: {CURE}")
+
+
+def check_takes(function: Callable[..., Any], given: str, what: str = "handler") -> None:
+    """Raise `TypeError` for a function that cannot be called with one argument, `given`.
+
+    One of which nobody can say what it takes, as some in C, passes.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        name = getattr(function, "__qualname__", repr(function))
+        raise TypeError(
+            f"{what} {name}{signature} cannot be called with one argument, {given}: that is what"
+            " it gets"
+        ) from None
 
 
 def has_not_run(result: object, what: str = "handler") -> TypeError:

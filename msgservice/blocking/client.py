@@ -15,7 +15,7 @@ from msgservice.client.connect import ConnectArguments
 from msgservice.client.connect import connect as connect_twisted
 from msgservice.client.responding import Asked
 from msgservice.client.responding import Responder as TwistedResponder
-from msgservice.errors import check_runs
+from msgservice.errors import check_runs, check_takes
 from msgservice.receiver.handling.threads import HandlerThreads
 
 THREADS = 4  # that handlers run on, where a program does not say how many
@@ -147,6 +147,7 @@ class Client(Around[twisted.Client]):
         for `send`. Other arguments and errors are those of `respond` of Twisted's client.
         """
         check_runs(handler)
+        check_takes(handler, "the request")
         handlers = HandlerThreads(threads, self.name, self.thread.reactor)
 
         def answer(asked: Asked) -> Deferred[Any]:
@@ -205,5 +206,8 @@ def connect(
     try:
         made = thread.wait(dial, timeout, unwanted)
     except TimeoutError:
-        raise TimeoutError(f"no connection to {address} within {timeout:g} s") from None
+        raise TimeoutError(
+            f"no connection to {address} within {timeout:g} s: is a node listening there?"
+            " (standard error says why, where the program has no log)"
+        ) from None
     return Client(made, thread, timeout)

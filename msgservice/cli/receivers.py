@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from msgservice.administration import (
     RECEIVERS_ADD,
@@ -22,7 +24,7 @@ from msgservice.cli.acts import confirmed, is_attended
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import counted, cut, lasting, out
 from msgservice.cli.pages import JsonOfPages, TableOfPages
-from msgservice.cli.session import Session, Whole, node_options
+from msgservice.cli.session import TIMEOUT, Session, Whole, node_options
 from msgservice.clock import Reactor
 from msgservice.config.addresses import check_receiver_address
 from msgservice.core.subjects import check_name, check_pattern
@@ -31,6 +33,7 @@ from msgservice.limits import INTEGER_MAX
 from msgservice.receiver_options import ADDED, OPTIONS, Option
 from msgservice.threads import in_daemon_thread
 from msgservice.transport.addresses import checked_way_to, parse_address
+from msgservice.webhooks.options import HOOK_SECONDS_MAX
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -224,13 +227,19 @@ def own(session: Session, name: str, owner: str | None, nobody: bool) -> None:
 def test(session: Session, name: str) -> None:
     """Post a test to the web address of the receiver NAME, and say what came back.
 
-    It is no message: nothing is stored or counted. Exits with 1 where it was not taken. Of an
-    endpoint that takes long say --timeout 40: the node waits for it as long as for all its calls.
+    It is no message: nothing is stored or counted. Exits with 1 where it was not taken. An answer
+    is waited for as long as the node waits for it, unless --timeout is given.
     """
     session.check(check_name, name)
+    # The node ends each call by itself, when that is configured; this only ends with a dead node.
+    patient = replace(session, timeout=HOOK_SECONDS_MAX + TIMEOUT)
+    source = click.get_current_context().get_parameter_source("timeout")
+    asking = patient if source is ParameterSource.DEFAULT else session
 
     async def work(reactor: Reactor) -> None:
-        told = await session.ask(reactor, RECEIVERS_TEST, name=name)
+        async with session.client(reactor) as client:
+            asked = client.request(RECEIVERS_TEST.right, {"name": name}, timeout=asking.timeout)
+            told = await asking.in_time(reactor, asked, lambda: f"{name} has not answered yet")
         code = "" if told["code"] is None else f" {told['code']}"
         done = f"{name} has taken a test:{code} after {told['seconds']:g} s"
         session.show(told, done if told["taken"] else f"not taken: {told['reason']}")

@@ -51,6 +51,7 @@ from msgservice.errors import (
     BadName,
     BadSubject,
     ConfigError,
+    FrameTooLarge,
     LogWentBack,
     MsgServiceError,
     NoResponder,
@@ -95,7 +96,7 @@ class NoAnswer(Ambiguous):
     def __init__(
         self, node: str, seconds: float, why: str | None = None, refusal: str | None = None
     ) -> None:
-        because = why or "is a node listening there?"
+        because = f"{why or 'it says nothing'}; is a node there? `msgservice node` starts one"
         super().__init__(
             f"no answer from {node} within {seconds:g} s: {because} (--node, --timeout)"
             if refusal is None
@@ -316,6 +317,9 @@ class Session:
             state = client.why()
             if state.by_certificate:
                 error = Refused(state.error or "")
+                waiting.cancel()
+            elif state.code == FrameTooLarge.wire_code:  # it is no node
+                error = Refused(f"{self.node}: {state.error or ''} (--node)")
                 waiting.cancel()
             elif state.code and stays_refused(state.code):
                 is_login = state.code == NotAuthenticated.wire_code

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
@@ -20,6 +21,7 @@ from msgspec import Raw
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from msgservice.administration import (
@@ -135,6 +137,7 @@ class Client:
         self.name = name = check_name(name)
         self._disk = outbox
         self._connecting: Waiters[Client] = Waiters()
+        self._thread = get_ident()
         now = monotonic_of(reactor)
         window = (limits.window_messages, limits.window_bytes) if window is None else window
         window, held = messages_and_bytes("window", window), messages_and_bytes("held", held)
@@ -234,8 +237,11 @@ class Client:
         """The state of the connection: last error, attempts, next try."""
         connector = self._connector
         error: str | None = self._hop.last_error
+        code = self._hop.last_code
         if not error or connector.attempts > self._attempts_at_error:
             error = connector.last_error or error
+        if (failed := self._hop.failed) is not None:  # while it closes it is the same already
+            error, code = str(failed), failed.wire_code
         return Why(
             connected=self.connected,
             error=None if self.connected else error or None,
@@ -243,7 +249,7 @@ class Client:
             next_try=connector.next_attempt_in,
             unanswered=self.unanswered,
             refusal=self._hop.refusal or None,
-            code=0 if self.connected else self._hop.last_code,
+            code=0 if self.connected else code,
             by_certificate=not self.connected
             and bool(getattr(connector, "is_by_certificate", False)),
         )
@@ -323,6 +329,7 @@ class Client:
                     if len(waiters) >= self._run_messages:
                         self._gathering.cut(gather)
                     return waiter
+        self._check_thread()
         waiter = self.new_waiter()
         try:
             self._send(
@@ -342,6 +349,19 @@ class Client:
         except Exception as error:  # also whatever content raises that is asked for its form
             waiter.errback(error)
         return waiter
+
+    def _check_thread(self) -> None:
+        """Raise `RuntimeError` on a thread that is neither the reactor's nor who made this.
+
+        Once for each run: a message that joins one of this turn is not looked at.
+        """
+        here = get_ident()
+        if here != self._thread and threadable.ioThread not in (None, here):
+            raise RuntimeError(
+                "a client of Twisted is used on its reactor's thread alone: call it by"
+                " reactor.callFromThread (twisted.internet.threads.blockingCallFromThread waits),"
+                " or use msgservice.blocking, whose clients are for every thread"
+            )
 
     def _send(
         self,
@@ -398,6 +418,7 @@ class Client:
         before sending are about the whole call, a refusal by the node may be about a part of it:
         then some of the others may have been accepted. Cancelling ends the wait only.
         """
+        self._check_thread()
         try:
             self._shutdown.check_open()
             gathering = self._gathering
@@ -590,6 +611,7 @@ class Client:
         (`limits.requests` are pending, or `limits.window_bytes` of them), or as `send` does before
         sending. Cancelling ends the wait; one that was not sent is not sent then.
         """
+        self._check_thread()
         try:
             self._shutdown.check_open()
             subject = check_subject(subject)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, cast
 
-from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.python.failure import Failure
 
-from msgservice.arguments import check_counts, check_flags, check_kind, check_methods
+from msgservice.arguments import check_counts, check_flags, check_kind, check_methods, reactor_first
 from msgservice.client.client import HELD_BYTES, HELD_MESSAGES, Client
 from msgservice.client.receipt import OPEN_RECEIPTS
+from msgservice.clock import check_reactor_runs
 from msgservice.errors import BadValue, MsgServiceError
 from msgservice.identity.prover import prover_of
 from msgservice.interfaces import IChannelUser, IConnector
@@ -58,21 +57,10 @@ def not_yet(name: str, cure: str) -> str:
     return f"{has_not}: {cure}" if hasattr(Client, name) else has_not
 
 
-def _check_runs(reactor: IReactorTime) -> None:
-    """Raise `RuntimeError` in a coroutine of asyncio, where this reactor does not run."""
-    if not isinstance(reactor, ReactorBase) or reactor.running:
-        return
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise RuntimeError(
-        "an event loop of asyncio runs here, and this reactor of Twisted does not: use"
-        " msgservice.aio.connect(address, name=...) in coroutines that asyncio runs, or let"
-        " twisted.internet.task.react run this one"
-    )
-
-
+@reactor_first(
+    "connect(reactor, address, name=...)",
+    "; msgservice.aio.connect and msgservice.blocking.connect need none",
+)
 def connect(
     reactor: IReactorTime,
     address: str,
@@ -111,7 +99,7 @@ def connect(
     no login; for the outbox with
     `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`. Cancelling stops dialling.
     """
-    _check_runs(reactor)
+    check_reactor_runs(reactor, "msgservice.aio.connect(address, name=...)")
     speak()
     limits = Limits() if limits is None else limits
     check_kind(Limits, "Limits are needed", limits=limits)

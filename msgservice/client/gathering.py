@@ -53,6 +53,7 @@ from msgservice.message import (
 # save little: what is left per run is below a tenth of what a Deferred per message costs.
 RUN_MESSAGES = 200
 ONE_CONTENT = (str, bytes, bytearray, memoryview, Mapping)  # what a list of them is mistaken for
+MAX_BATCH = "max_batch, of the node and of who sends"
 BARE_OVERHEAD = 6  # bytes of a message beside its body, at most, when it is nothing but a body
 
 _encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
@@ -369,7 +370,7 @@ class Gathering:
         checked = _checked_headers(headers)
         body, headers = encode_content(content, checked)
         if len(body) > self._body_bytes:
-            raise MessageTooLarge(len(body), self._body_bytes)
+            raise MessageTooLarge(len(body), self._body_bytes, MAX_BATCH)
         if not headers and own_id is None and key is None:
             size = len(body) + BARE_OVERHEAD
             item: bytes | msgspec.Raw = body
@@ -381,7 +382,7 @@ class Gathering:
             item = msgspec.Raw(_encode(WireMessage(body, headers, own_id, key)))
             size = len(memoryview(item))
         if size > limit - ARRAY_HEADER_MAX:
-            raise MessageTooLarge(size, limit - ARRAY_HEADER_MAX)
+            raise MessageTooLarge(size, limit - ARRAY_HEADER_MAX, MAX_BATCH)
         return Prepared(item, size)
 
     def prepare_run(

@@ -65,6 +65,7 @@ from msgservice.errors import (
     MessageTooLarge,
     MsgServiceError,
     PeerForgot,
+    ProtocolError,
     UnexpectedFrame,
     refused,
 )
@@ -247,6 +248,12 @@ class NodeHop:
     def is_connected(self) -> bool:
         """Whether a session stands."""
         return self.flight is not None
+
+    @property
+    def failed(self) -> ProtocolError | None:
+        """The error that the connection ends for that there still is; None: it does not end so."""
+        connection = self.connection
+        return None if connection is None else connection.session.failed
 
     def is_busy(self, messages: int) -> bool:
         """Whether the node has so many messages to answer, or half of its window; or is away."""

@@ -52,6 +52,7 @@ from msgservice.errors import (
     RequestFailed,
     UnexpectedFrame,
     check_runs,
+    check_takes,
     has_not_run,
 )
 from msgservice.interfaces import IChannelUser, IConnector
@@ -130,6 +131,7 @@ class Responder:
         ended: Callable[[Responder], None],
     ) -> None:
         check_runs(handler)
+        check_takes(handler, "the request")
         self.patterns = tuple(patterns)
         self.last_error = ""
         self.connected = False  # the node passes requests on to it

@@ -74,13 +74,13 @@ def key_of(address: str) -> str:
     return SCHEMES_UNDER.get(scheme, scheme)
 
 
-def listener_meant(text: str) -> str | None:
+def listener_meant(text: str, scheme: str = "tcp") -> str | None:
     """Return what is wrong with a listener's address that has no scheme, and what is meant."""
     first, _, rest = text.partition(":")
     if not rest and first.isascii() and first.isdecimal():
-        return f"bad address {text!r}: has no scheme, tcp:{first} may be meant"
+        return f"bad address {text!r}: has no scheme, {scheme}:{first} may be meant"
     if rest.isascii() and rest.isdecimal() and not _is_known(first):
-        meant = f"tcp:{rest}:interface={first}" if first else f"tcp:{rest}"
+        meant = f"{scheme}:{rest}:interface={first}" if first else f"{scheme}:{rest}"
         return f"bad address {text!r}: has no scheme, {meant} may be meant"
     return None
 

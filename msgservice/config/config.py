@@ -55,6 +55,7 @@ from msgservice.transport.tcp.profiles import VERSIONS, WARN_DAYS, TlsProfile, T
 from msgservice.transport.tcp.tls import check_profile
 from msgservice.webhooks.options import (
     CONCURRENCY,
+    HOOK_SECONDS_MAX,
     TIMEOUT,
     WebhookOptions,
     WebhooksOptions,
@@ -103,7 +104,7 @@ TLS_KEYS = (*PROFILE_KEYS, "warn_days")
 WARN_DAYS_MAX = 3650
 HOOK_KEYS = ("secrets", "headers", "certificate", "private_key", "trust_roots")  # of [webhook.NAME]
 HOOKS_KEYS = ("networks", "timeout", "concurrency")  # of [webhook]
-HOOK_SECONDS_MAX, HOOK_CALLS_MAX = 600, 100
+HOOK_CALLS_MAX = 100
 RATE_KEYS = ("messages", "bytes", "burst_seconds")
 _HTTP = 'HTTP is served in a configuration: web = "tcp:7480:interface=127.0.0.1" of [listen]'
 LISTENER_HINTS = {
@@ -513,6 +514,10 @@ def _listen(
     found: list[ListenConfig] = []
     places = _listeners_of(reader, said) if isinstance(said, dict) else _each(reader, said, users)
     for path, transport, text, user in places:
+        meant = listener_meant(text, transport if transport in ("udp", "pb") else "tcp")
+        if meant is not None:
+            reader.problem(path, meant)
+            continue
         listener = ListenConfig(
             transport=transport, address=absolute_address(text, folder), user=user
         )

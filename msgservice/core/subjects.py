@@ -182,7 +182,7 @@ def _bad_subject(subject: str, *, is_pattern: bool) -> ProtocolError:
         if "" in tokens:
             reason = "empty token"
         elif not is_pattern:
-            reason = "'*' and '>' belong in patterns only"
+            reason = "'*' and '>' belong in patterns only, which receivers have"
         elif REST in tokens[:-1]:
             reason = "'>' may only be the last token"
         else:

@@ -25,9 +25,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from msgservice.administration import Cause
-from msgservice.arguments import check_flags, check_kind
+from msgservice.arguments import check_flags, check_kind, reactor_first
 from msgservice.client.client import Client
-from msgservice.clock import Time
+from msgservice.clock import Time, check_reactor_runs
 from msgservice.core.subjects import STREAMS, check_name, check_subject, exact
 from msgservice.errors import (
     BadSubject,
@@ -127,6 +127,7 @@ class Node(Service):
 
     _logger = Logger()
 
+    @reactor_first("Node(reactor, folder)")
     def __init__(
         self,
         reactor: IReactorTime,
@@ -152,6 +153,7 @@ class Node(Service):
         rng: Callable[[], float] | None = None,
         failed: Callable[[Exception], None] | None = None,
     ) -> None:
+        check_reactor_runs(reactor, "msgservice.aio.reactor() as the reactor")
         self._reactor = reactor
         self.time = Time(reactor)
         self.limits = Limits() if limits is None else limits

@@ -41,7 +41,9 @@ from msgservice.receiver_options import ORDERS, STRICT
 from msgservice.records import Resume
 
 ANEW = "another connection of this receiver to the node has ended"
-REPLACED = "a newer connection has this receiver's name"
+REPLACED = (
+    "a newer connection has this receiver's name: stop one of the two, or give one another name"
+)
 REMOVED = "the receiver was removed from the node"
 PAUSED = "the node says: paused"
 OUTDATED = "the node has another incarnation for this receiver now"

@@ -29,20 +29,27 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.arguments import check_flags, check_kind, check_methods
-from msgservice.clock import monotonic_of, timed
+from msgservice.arguments import check_flags, check_kind, check_methods, reactor_first
+from msgservice.clock import check_reactor_runs, monotonic_of, timed
 from msgservice.codecs import decode_content
 from msgservice.connection import Prover
 from msgservice.core.frames import ReceiveOptions
 from msgservice.core.marks import SHARED_RANGES_MAX
 from msgservice.core.subjects import check_name, check_pattern
-from msgservice.errors import CannotListen, LimitReached, LogFailed, MsgServiceError, check_runs
+from msgservice.errors import (
+    CannotListen,
+    LimitReached,
+    LogFailed,
+    MsgServiceError,
+    check_runs,
+    check_takes,
+)
 from msgservice.identity.prover import prover_of
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import INTEGER_MAX, Limits, is_integer, messages_and_bytes
 from msgservice.receiver.handling.engine import Handling
 from msgservice.receiver.handling.threads import ThreadedHandling
-from msgservice.receiver.handling.transactions import StoredHandling, StoredInbox
+from msgservice.receiver.handling.transactions import StoredHandling, StoredInbox, takes_transaction
 from msgservice.receiver.inbox.file import InboxFile
 from msgservice.receiver.received import Decode
 from msgservice.receiver.reception import Reception
@@ -109,6 +116,10 @@ class Receiver(Service):
 
     logger = Logger()
 
+    @reactor_first(
+        "Receiver(reactor, name=..., handler=...)",
+        "; msgservice.aio.Receiver and msgservice.blocking.Receiver need none",
+    )
     def __init__(
         self,
         reactor: IReactorTime,
@@ -127,11 +138,14 @@ class Receiver(Service):
         decode: Decode = decode_content,
         incarnation: str | None = None,
     ) -> None:
+        check_reactor_runs(reactor, "msgservice.aio.Receiver(name=..., handler=...)")
         speak()
         name = check_name(name)
         if not callable(handler):
             raise TypeError(f"handler must be callable, not {handler!r}")
         check_runs(handler)
+        if inbox is None or not takes_transaction(handler):
+            check_takes(handler, "a list of messages" if batch else "the message")
         if order not in ORDERS:
             allowed = " or ".join(f'"{one}"' for one in ORDERS)
             raise ValueError(f"order must be {allowed}, not {order!r}")

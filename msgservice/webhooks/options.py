@@ -17,6 +17,7 @@ SECRET_NAME = "webhook.secret"  # noqa: S105 - of the file
 _SECRET_BYTES = 32
 
 TIMEOUT = 30.0  # seconds for a call in all
+HOOK_SECONDS_MAX = 600  # … that may be configured
 CONCURRENCY = 8  # calls of one webhook at once, of lanes beside each other
 
 

@@ -6,6 +6,7 @@ import base64
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -516,6 +517,18 @@ async def test_what_is_no_request_is_answered_once_and_ends(make: Make, head: by
     assert (400, 400) == (answer.status, answer.json["status"])
     await peer.until_closed()
     assert b"" == peer.data
+
+
+@pytest.mark.parametrize(
+    "said", [b"\0\0\0\x2a\x93\xc0", b"\x16\x03\x01\x02\0\x01"], ids=["frame", "tls"]
+)
+@ensure
+async def test_what_is_no_text_is_answered_before_a_line_could_end(make: Make, said: bytes) -> None:
+    here = await make(limits=replace(LIMITS, hello_timeout=60.0))
+    peer = await here.peer()
+    peer.say(said)
+    assert (await peer.answer()).status == 400
+    await peer.until_closed()
 
 
 @ensure

@@ -431,6 +431,62 @@ request = ["$node.>"]
         page.locator("#login-error:not(:empty)").wait_for(timeout=MS)
 
 
+def test_what_a_user_may_not_do_is_shown_and_cannot_be_clicked(tmp_path: Path) -> None:
+    users = tmp_path / "users.toml"
+    (tmp_path / "node.toml").write_text("""
+[node]
+data = "data"
+users = "users.toml"
+[listen]
+tcp = "tcp:0"
+web = "tcp:0:interface=127.0.0.1"
+[[receiver]]
+name = "billing"
+subjects = ["orders.>"]
+paused = true
+[[user]]
+name = "viewer"
+request = ["$node.observe", "$node.dead.*", "$node.receivers.pause", "$node.peek"]
+[[user]]
+name = "shop"
+names = ["shop.>"]
+send = ["orders.>"]
+""")
+    for name in ("viewer", "shop"):
+        asked = ("passwd", name, "--users", str(users), "--iterations", "4096")
+        made = Command("", tmp_path)(*asked, stdin=b"correct horse battery\n")
+        assert made.code == 0, made
+    words = ("twist", "--log-format=text", "msgservice", "--config", "node.toml")
+    with running(*words, cwd=tmp_path) as daemon, browser_of() as browser:
+        url = daemon.wait_for(r"listening on (http://\S+)")[1]
+        page = browser.new_page()
+        page.goto(url)
+        page.locator("#login[open]").wait_for(timeout=MS)
+        page.fill("#user", "shop")
+        page.fill("#password", "correct horse battery")
+        page.get_by_role("button", name="Log in").click()
+        page.get_by_text("shop is logged in, but may not look at this node.").wait_for(timeout=MS)
+        page.fill("#user", "viewer")
+        page.fill("#password", "correct horse battery")
+        page.get_by_role("button", name="Log in").click()
+        resume = page.get_by_role("button", name="Resume billing")
+        resume.wait_for(timeout=MS)
+        assert resume.is_disabled()
+        told = "viewer may not: that needs the right to request $node.receivers."
+        assert resume.get_attribute("title") == f"{told}resume"
+        page.get_by_role("button", name="Look at billing").click()
+        dialog = page.locator("#receiver[open]")
+        for name, lacks in (
+            ("Resume", "resume"),
+            ("Cancel what waits", "purge"),
+            ("Rewind", "rewind"),
+        ):
+            button = dialog.get_by_role("button", name=name, exact=True)
+            button.wait_for(timeout=MS)
+            assert (button.is_disabled(), button.get_attribute("title")) == (True, told + lacks)
+        assert dialog.get_by_text("Nothing waits.").is_visible()
+
+
 def paths_of(page: Any) -> list[str]:
     """Return where a page's requests go that know what happens, as they begin."""
     asked: list[str] = []

@@ -33,9 +33,11 @@ TOLD = {
     ],
     "errors": [
         "BadSubject 14 bad subject 'orders..new': empty token",
-        "TypeError - object cannot be sent as JSON: Encoding objects of type object is unsupported",
+        "TypeError - object cannot be sent as JSON: Encoding objects of type object is unsupported;"
+        " bytes are sent as they are",
         "BadValue 12 ttl is 0 to 366 days in seconds, not -1",
-        "MessageTooLarge 1 message of 2000000 bytes, at most 1047552 allowed",
+        "MessageTooLarge 1 message of 2000000 bytes, at most 1047552 allowed"
+        " (max_batch, of the node and of who sends)",
         "NoReceiver 3 no receiver for subject 'orders.new'",
         "UnknownReceiver 2 unknown receiver 'nobody'",
         "UnknownReceiver 2 unknown receiver 'nobody'",

@@ -445,10 +445,10 @@ async def test_a_plain_client_of_a_listener_with_tls_is_turned_away(place: Place
 async def test_a_client_with_tls_of_a_plain_listener_is_told_at_both_ends(place: Place) -> None:
     port = await place.listen("tcp:0")
     told = await place.refused(f"tls:localhost:{port}{place.trusting}")
-    assert "TLS: the other side speaks no TLS" == told
+    assert "TLS: the other side speaks no TLS: is it an address without, tcp: or http:?" == told
     (error,) = place.accepted[0].values("failed")
     assert isinstance(error, FrameTooLarge)
-    assert "they look like TLS: only one side has tls: in its address" in str(error)
+    assert "what came looks like TLS: only one side has tls: in its address" in str(error)
 
 
 # --- profiles

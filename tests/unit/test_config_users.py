@@ -82,7 +82,11 @@ def test_without_users_there_is_none(file: Path) -> None:
     [
         ("", "F:1: user.name: is missing; it must be a string"),
         ('name = "a b"', "F:2: user.name: bad name 'a b': character ' ' at 1 is not allowed"),
-        ('name = "*"', "F:2: user.name: bad subject '*': '*' and '>' belong in patterns only"),
+        (
+            'name = "*"',
+            "F:2: user.name: bad subject '*': '*' and '>' belong in patterns only,"
+            " which receivers have",
+        ),
         ('name = "\uff41"', "F:2: user.name: '\uff41' is to be written 'a'"),
         ('name = "u"\nsned = ["a"]', "F:3: user.sned: unknown key, did you mean 'send'?"),
         ('name = "u"\npassword = "hunter2"', "F:3: user.password: is no record as `msgservice"),

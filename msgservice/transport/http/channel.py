@@ -39,6 +39,7 @@ from msgservice.transport.tcp.sockets import reason_of, tune
 
 # A body that is refused and not longer is read and dropped, so that its connection can go on.
 DROPPED_BYTES = 64 * 1024
+_NO_TEXT = bytes(set(range(0x20)) - set(b"\t\r\n"))
 _FIRST_LINES = {
     one.value: b"HTTP/1.1 %d %b\r\n" % (one.value, one.phrase.encode()) for one in HTTPStatus
 }
@@ -243,6 +244,7 @@ class HttpChannel(HTTPChannel):
         self._is_identified = False
         self._is_deaf = False  # nothing that comes is looked at any more
         self._is_closing = False
+        self._is_heard = False
         self._has_begun = False  # a request, or the connection
         self._until: float | None = None  # when what is waited for must have come
         self._unread_since: float | None = None
@@ -432,6 +434,11 @@ class HttpChannel(HTTPChannel):
         if not self._is_deaf:
             if not self.requests:
                 self._begin()
+            if not self._is_heard:
+                self._is_heard = True
+                if data[0] in _NO_TEXT:  # a frame, or a handshake: it never becomes a line
+                    self._respondToBadRequestAndDisconnect()
+                    return
             super().dataReceived(data)
 
     def lineReceived(self, line: bytes) -> None:

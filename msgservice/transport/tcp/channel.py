@@ -37,6 +37,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHandshakeListener,
@@ -315,6 +316,10 @@ class FrameProtocol(Int32StringReceiver):
         self._queued = 0
         ended = self._broken or reason
         text = str(self._error) if self._error is not None else reason_of(ended, self.transport)
+        is_mute = not (self._splitter.completed or self._splitter.partial or self._error)
+        if is_mute and self._is_dialled and not self._is_tls and ended.check(ConnectionDone):
+            # A node would have said why, but OpenSSL has no word for who speaks no TLS.
+            text += ", without a word: it may want tls: in its address, or be no node"
         self.is_by_certificate = self._error is None and ended_by_certificate(ended, self.transport)
         if self._user is not None:
             self._call(self._user.channel_lost, text)

@@ -146,7 +146,7 @@ def told(error: object) -> str | None:
             why = ALERTS.get(alert)
             return "the other side broke off: " + (alert if why is None else f"{why} ({alert})")
         if reason in NO_TLS:
-            return "the other side speaks no TLS"
+            return "the other side speaks no TLS: is it an address without, tcp: or http:?"
         if reason in NO_VERSION:
             return "the other side speaks no version of TLS that is allowed here (minimumVersion)"
         if reason == "peer did not return a certificate":

@@ -2,11 +2,12 @@
 // tells it what changes; what it shows is what `msgservice top` shows.
 
 import { cancelDelayed, resume } from "./acts.js";
-import { ask, logIn, logOut, path } from "./api.js";
+import { Problem, ask, logIn, logOut, path } from "./api.js";
 import { ago, nodeSays, now } from "./clock.js";
 import { $, bytes, counted, drawn, el, lasting, moment, number, plot, say } from "./dom.js";
 import { events } from "./events.js";
 import { show } from "./receiver.js";
+import { areTold, button, may } from "./rights.js";
 
 const EVERY = 2000; // ms between two looks where the node is asked, and two values of a plot
 const ASKED = 5; // looks before it is listened to again
@@ -193,7 +194,13 @@ function forget() {
 }
 
 async function tellUser() {
-  const { user, how } = await ask("GET", "/v1/whoami");
+  const told = await ask("GET", "/v1/whoami");
+  const { user, how } = told;
+  areTold(told);
+  if (user !== null && !may("observe")) {
+    const cure = "Whoever configures the node can let it, by the right to request $node.observe.";
+    throw new Problem(403, `${user} is logged in, but may not look at this node. ${cure}`);
+  }
   state.user = user;
   say($("user-told"), user ?? "");
   $("who").hidden = !/^(password|token )/.test(how);
@@ -253,7 +260,7 @@ function drawTroubles() {
           { class: "buttons" },
           row ? el("button", { type: "button", on: { click: () => show(state.receivers.get(row.name) ?? row) } }, `Look at ${row.name}`) : null,
           row && trouble.kind === "paused"
-            ? el("button", { type: "button", on: { click: () => resume(row.name) } }, `Resume ${row.name}`)
+            ? button(["receivers.resume"], `Resume ${row.name}`, () => resume(row.name))
             : null,
           trouble.command ? el("code", {}, trouble.command) : null,
         ),

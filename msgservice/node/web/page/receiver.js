@@ -4,6 +4,7 @@ import { cancelRewind, drop, pause, purge, requeue, resume, rewind, sendTest } f
 import { ask, path, save } from "./api.js";
 import { ago } from "./clock.js";
 import { $, bytes, counted, el, lasting, moment, number, say } from "./dom.js";
+import { button, lacks } from "./rights.js";
 
 const LETTERS = 50;
 
@@ -43,10 +44,12 @@ function buttons(row) {
   return el(
     "p",
     { class: "buttons" },
-    el("button", { type: "button", on: { click: close(() => (paused ? resume : pause)(row.name)) } }, paused ? "Resume" : "Pause"),
-    el("button", { type: "button", on: { click: close(() => purge(row.name)) } }, "Cancel what waits"),
+    paused
+      ? button(["receivers.resume"], "Resume", close(() => resume(row.name)))
+      : button(["receivers.pause"], "Pause", close(() => pause(row.name))),
+    button(["receivers.purge"], "Cancel what waits", close(() => purge(row.name))),
     /^(xmlrpc\+)?https?:/i.test(row.address ?? "")
-      ? el("button", { type: "button", on: { click: () => sendTest(row.name) } }, "Send a test")
+      ? button(["receivers.test"], "Send a test", () => sendTest(row.name))
       : null,
   );
 }
@@ -63,9 +66,10 @@ function again(row) {
     return [
       heading,
       el("p", {}, `It is sent again from log:${replay.first} to log:${replay.end}: ${counted(replay.copied, "message")} until now${waits}. `),
-      el("p", { class: "buttons" }, el("button", { type: "button", on: { click: close(() => cancelRewind(row.name)) } }, "End it")),
+      el("p", { class: "buttons" }, button(["receivers.rewind_cancel"], "End it", close(() => cancelRewind(row.name)))),
     ];
   }
+  const why = lacks("receivers.rewind", "receivers.rewind_count");
   const from = el("input", { id: "rewind-from", type: "text", autocomplete: "off", spellcheck: false, placeholder: "the oldest that is kept" });
   const submit = (event) => {
     event.preventDefault();
@@ -79,7 +83,7 @@ function again(row) {
       el("label", { for: "rewind-from" }, "What it has acknowledged, from this id, log:POSITION or time (@2026-11-29T07:00) on "),
       from,
       " ",
-      el("button", { type: "submit" }, "Rewind"),
+      el("button", { type: "submit", disabled: why !== "", title: why }, "Rewind"),
     ),
   ];
 }
@@ -127,9 +131,9 @@ async function letters(name, bodies) {
       {},
       el("strong", {}, letter.subject),
       ` ${letter.id ?? letter.sender}, ${bytes(letter.size)}, ${moment(letter.at)}: ${letter.reason.split("\n")[0]} `,
-      el("button", { type: "button", on: { click: close(() => requeue(name, letter.position)) } }, "Send again"),
+      button(["dead.requeue"], "Send again", close(() => requeue(name, letter.position))),
       " ",
-      el("button", { type: "button", on: { click: close(() => drop(name, letter.position)) } }, "Drop"),
+      button(["dead.drop"], "Drop", close(() => drop(name, letter.position))),
       ...(bodies ? [" ", saving(["v1", "receivers", name, "dead", letter.position, "body"])] : []),
     ),
   );
@@ -137,8 +141,8 @@ async function letters(name, bodies) {
     el(
       "p",
       { class: "buttons" },
-      el("button", { type: "button", class: "strong", on: { click: close(() => requeue(name)) } }, "Send all again"),
-      el("button", { type: "button", on: { click: close(() => drop(name)) } }, "Drop all"),
+      button(["dead.requeue"], "Send all again", close(() => requeue(name)), { class: "strong" }),
+      button(["dead.drop"], "Drop all", close(() => drop(name))),
     ),
     el("ol", {}, ...rows),
     page.next === null ? null : el("p", { class: "soft" }, `The first ${LETTERS}; there are more.`),
