@@ -25,6 +25,7 @@ from bench import (
     backlog,
     chain,
     fanout,
+    first_hour,
     http,
     latency,
     pb,
@@ -69,6 +70,7 @@ MEASUREMENTS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("why", why.measure),
     ("programs", programs.measure),
     ("relay", relay.measure),
+    ("first_hour", first_hour.measure),
 ]
 
 

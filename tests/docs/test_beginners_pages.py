@@ -19,7 +19,7 @@ from tests.kit.ports import free_port
 
 def test_the_quickstart_works_as_it_is_written(msgservice: Command) -> None:
     lines = [line for line in typed("quickstart.md") if line.startswith(".venv/bin/msgservice ")]
-    (_, add, send, listen, why, _) = [shlex.split(line)[1:] for line in lines]
+    (*_, add, send, listen, why) = [shlex.split(line)[1:] for line in lines]
     assert msgservice(*add).code == 0
     stored, arrived = blocks("quickstart.md", "text")
     told = msgservice(*send).out
@@ -40,9 +40,17 @@ def test_the_quickstart_works_as_it_is_written(msgservice: Command) -> None:
 
 
 def test_the_trouble_of_the_quickstart_adds_up(tmp_path: Path) -> None:
-    (line,) = [line for line in typed("quickstart.md") if " dev " in line]
-    ours = ("--count", "2", "--listen", "tcp:0", "--page", "tcp:0:interface=127.0.0.1")
-    with running("msgservice", *shlex.split(line)[1:], *ours, cwd=tmp_path) as dev:
+    commands = [shlex.split(line)[1:] for line in typed("quickstart.md") if ".venv/bin/ms" in line]
+    quiet, send, chaos = commands[:3]
+    ours = ("--listen", "tcp:0", "--page", "tcp:0:interface=127.0.0.1")
+    with running("msgservice", *quiet, *ours, cwd=tmp_path) as dev:
+        done = Command(dev.wait_for(r"^  node +(\S+)$")[1], tmp_path)(*send)
+        assert done.code == 0
+        assert [line.split() for line in done.out.splitlines()[1:]] == [
+            ["billing", "acknowledged"],
+            ["shipping", "acknowledged"],
+        ]
+    with running("msgservice", *chaos, "--count", "2", *ours, cwd=tmp_path) as dev:
         assert dev.ended() == 0
     assert dev.output[-2].strip().endswith(": it adds up")
 

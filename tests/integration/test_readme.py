@@ -19,7 +19,7 @@ def blocks(language: str = "") -> list[str]:
 def test_the_tour_works_as_it_is_written(msgservice: Command) -> None:
     typed = [line for block in blocks() for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in typed if line.startswith(".venv/bin/msgservice ")]
-    listen, first, second, look = commands
+    *_, listen, first, second, look = commands
     listening: list[str | Path] = [BIN / "msgservice", *listen, "--node", msgservice.node]
     with running(*listening, cwd=msgservice.folder) as billing:
         while "billing" not in msgservice("receivers", "list").out:
