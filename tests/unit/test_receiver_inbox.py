@@ -253,7 +253,7 @@ def test_who_asks_a_receiver_whose_inbox_cannot_be_used_is_told_why_at_once(
 
 
 def test_an_inbox_that_a_program_has_made_is_opened_once_and_says_so(path: Path) -> None:
-    world = World(insert, inbox=None, attach=False)
+    world = World(lambda message: None, inbox=None, attach=False)
     inbox = InboxFile(path, reactor=cast("Any", world.clock))
     world = World(insert, inbox=inbox, node=world.node, attach=False)
     world.attach(world.node)
