@@ -131,10 +131,13 @@ async function letters(name, bodies) {
       {},
       el("strong", {}, letter.subject),
       ` ${letter.id ?? letter.sender}, ${bytes(letter.size)}, ${moment(letter.at)}: ${letter.reason.split("\n")[0]} `,
-      button(["dead.requeue"], "Send again", close(() => requeue(name, letter.position))),
-      " ",
-      button(["dead.drop"], "Drop", close(() => drop(name, letter.position))),
-      ...(bodies ? [" ", saving(["v1", "receivers", name, "dead", letter.position, "body"])] : []),
+      el(
+        "p",
+        { class: "buttons" },
+        button(["dead.requeue"], "Send again", close(() => requeue(name, letter.position))),
+        button(["dead.drop"], "Drop", close(() => drop(name, letter.position))),
+        bodies ? saving(["v1", "receivers", name, "dead", letter.position, "body"]) : null,
+      ),
     ),
   );
   return [
