@@ -57,7 +57,7 @@ LIVE_PAGE_BYTES = 256 * 1024  # … where others' messages wait while it is writ
 PAGE_BYTES_LEAST = 128 * 1024  # … however long one takes: each is a group with its sync
 # For which a page may be written, and told of, about: where nobody waits for that, and where others
 # do.
-SECONDS, LIVE_SECONDS = 0.05, 0.01
+SECONDS, LIVE_SECONDS = 0.2, 0.01
 REST = 0.5  # of the time that a page took, for others, before the next one goes
 PAGES = 4  # read and stored at once; and read ahead
 # Of the limit of a receiver's backlog, how much may wait at most for another page.
