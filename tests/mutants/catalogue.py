@@ -91,6 +91,14 @@ def _keyed(test: str) -> ByTest:
     return _test(f"tests/unit/test_node_keys.py::{test}", test)
 
 
+def _chain(test: str) -> ByTest:
+    return _test(f"tests/unit/test_node_chains.py::{test}", test)
+
+
+def _of_key(test: str) -> ByTest:
+    return _test(f"tests/contract/test_log_keys.py::{test}", test)
+
+
 AWAY = "msgservice.node.away:Away"
 OUTBOX_ROWS = "tests/unit/test_outbox_rows.py"
 OUTBOX_RELAY = "tests/integration/test_outbox_relay.py"
@@ -98,6 +106,78 @@ OUTBOX_RELAY = "tests/integration/test_outbox_relay.py"
 OPEN_RECEIPTS = "msgservice.client.open_receipts:OpenReceipts"
 
 _ALL = [
+    # --- found by the swarm in what falls due, in keys and letters
+    Mutant(
+        name="an-older-outbox-is-taken-for-the-one-that-the-node-knows",
+        at="msgservice.client.hop:NodeHop._compare",
+        old="or self._acked.is_contradicted(resume)",
+        new="",
+        catcher=_test(
+            "tests/simulation/test_swarm_found.py::"
+            "test_6_an_older_outbox_whose_newest_run_expired_unsent_begins_anew",
+            "test_6_an_older_outbox_whose_newest_run_expired_unsent_begins_anew",
+        ),
+    ),
+    Mutant(
+        name="what-ends-with-the-node-is-a-failure",
+        at="msgservice.node.due:Due._failed",
+        old="if not self._is_running and failure.check(LogUnavailable):",
+        new="if False:",
+        catcher=_test(
+            "tests/unit/test_node_due.py::test_what_ends_with_the_node_is_no_failure",
+            "test_what_ends_with_the_node_is_no_failure",
+        ),
+    ),
+    Mutant(
+        name="a-letter-goes-to-a-node-where-it-has-been",
+        at="msgservice.node.letters:Letters._page",
+        old="self._check_path(act, target, chosen)",
+        new="",
+        catcher=_chain("test_46_a_dead_letter_goes_to_no_node_where_its_message_has_been"),
+    ),
+    Mutant(
+        name="a-letter-of-what-is-only-retained-is-delivered",
+        at="msgservice.core.copies:copies_of_letters",
+        old="kept = FLAG_RETAIN | FLAG_RETAIN_ONLY if to_node else 0",
+        new="kept = 0",
+        catcher=_chain(
+            "test_46_what_was_only_to_be_retained_is_so_too_when_its_dead_letter_is_sent_again"
+        ),
+    ),
+    Mutant(
+        name="a-large-copy-is-sent-again-beside-its-original",
+        at="msgservice.log.replaying:_CopiedBefore.without",
+        old="original = self._original_of(batch, index)",
+        new="pass",
+        catcher=_chain(
+            "test_what_a_node_has_lost_comes_once_though_it_is_too_large_to_name_its_original"
+        ),
+    ),
+    Mutant(
+        name="who-came-second-is-not-told-as-what-it-waits",
+        at="msgservice.log.dedupe:_known_by_key",
+        old="of.due, of.identity",
+        new="of.due",
+        catcher=_of_key("test_45_a_key_of_what_waits_answers_before_it_is_due_and_after"),
+    ),
+    Mutant(
+        name="an-id-of-who-came-second-is-forgotten",
+        at="msgservice.log.staging:stage_keys",
+        old="elif of.due:",
+        new="elif False:",
+        catcher=_of_key("test_45_who_came_second_finds_it_by_its_own_id_while_it_waits_and_then"),
+    ),
+    Mutant(
+        name="a-page-is-as-large-as-it-was",
+        at="msgservice.node.page_size:PageSize.took",
+        old="self._cost += WEIGHT * (cost - self._cost)",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_page_size.py::"
+            "test_what_pages_cost_is_followed_and_one_that_others_kept_waiting_says_little",
+            "test_what_pages_cost_is_followed_and_one_that_others_kept_waiting_says_little",
+        ),
+    ),
     # --- outbox tables
     Mutant(
         name="a-row-that-was-not-handed-over-counts-as-such",
