@@ -166,6 +166,7 @@ class Connection:
         self._clock = clock
         self._limits = limits
         self._timer: IDelayedCall | None = None
+        self._is_listened_for = False  # once more, before silence ends it
         self._takes = takes
         self._prover = prover
         self._exchange: Exchange | None = None  # of the login that runs
@@ -602,7 +603,15 @@ class Connection:
         session = self.session
         if self.channel is not None:
             session.heard(self.channel.heard_at)
-        session.receive_time(self.now())
+        now = self.now()
+        if session.is_silent(now) and not self._is_listened_for:
+            # This process may have stood still, and what came meanwhile waits in the socket: that
+            # is read in this turn of the reactor.
+            self._is_listened_for = True
+            self._timer = self._clock.callLater(0, self._fire)
+            return
+        self._is_listened_for = False
+        session.receive_time(now)
         self._drain()
         if session.state is State.CLOSED and session.failed is None:
             self.close()  # a BYE whose time is over

@@ -76,6 +76,13 @@ class ILog(Interface):
         returned: the caller may still be telling what became of the group before.
         """
 
+    def append_now(group: Group) -> Appended | None:
+        """Store a group before this returns, where that is quick; None: nothing was done.
+
+        What `append` fires with is returned, and raised what it fails with. Nothing else runs
+        meanwhile: so it is asked only when all was told of the groups before.
+        """
+
     def audience(members: Collection[int]) -> Audience:
         """Return *now* the `records.Audience` of these receiver numbers, made if new.
 

@@ -56,6 +56,7 @@ class Worker:
     def __init__(self, reactor: IReactorFromThreads, name: str) -> None:
         self._reactor = reactor
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._untold = 0  # jobs, of which the reactor's thread alone keeps account
         begin_daemon(name, self._run)
 
     def submit(self, job: Callable[[], T]) -> Deferred[T]:
@@ -64,8 +65,18 @@ class Worker:
         Cancelling stops the wait, not the job.
         """
         waiter: Deferred[T] = Deferred()
+        self._untold += 1
         self._jobs.put((job, waiter))
         return waiter
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has nothing to do, and all that it did was told."""
+        return not self._untold
+
+    def _tell(self, tell: Callable[[Any], None], result: object) -> None:
+        self._untold -= 1
+        tell(result)
 
     def stop(self) -> None:
         """End the thread when all jobs are done; returns at once."""
@@ -78,9 +89,9 @@ class Worker:
             try:
                 result = job()
             except BaseException:
-                call(waiter.errback, Failure())
+                call(self._tell, waiter.errback, Failure())
             else:
-                call(waiter.callback, result)
+                call(self._tell, waiter.callback, result)
             del entry, job, waiter
 
 

@@ -249,6 +249,10 @@ class Session:
             due.append(self._closing_until)
         return min(due)
 
+    def is_silent(self, now: float) -> bool:
+        """Whether the other side was not heard for so long that it counts as gone."""
+        return not self._paused and now >= self._heard_at + self._silence
+
     # --- from the world
 
     def heard(self, now: float) -> None:
@@ -365,7 +369,7 @@ class Session:
             return
         if self._greeting_until is not None and now >= self._greeting_until:
             self.fail(DeadlinePassed(_AWAITED[self.state], self._limits.hello_timeout))
-        elif not self._paused and now >= self._heard_at + self._silence:
+        elif self.is_silent(now):
             self.fail(HalfOpen(self._silence))
         elif self._closing_until is not None and now >= self._closing_until:
             self.state = State.CLOSED

@@ -21,6 +21,10 @@ T = TypeVar("T")
 class Jobs(Protocol):
     """A worker: one thread, and what is to be done on it (`threads.Worker`)."""
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has nothing to do, and all that it did was told."""
+
     def submit(self, job: Callable[[], T]) -> Deferred[T]:
         """Run `job` after those before it; fire with its result."""
 

@@ -22,6 +22,7 @@ from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.log import accounts, audit, delayed, finished, history, queries, replaying
 from msgservice.log.copied import with_copies
+from msgservice.log.inline import Inline
 from msgservice.log.retention import Retention
 from msgservice.log.state import NO_LETTERS
 from msgservice.log.store import Store
@@ -62,6 +63,18 @@ def read_transaction(db: apsw.Connection) -> Iterator[apsw.Connection]:
         db.execute("commit")
 
 
+def size_of(group: Group) -> int:
+    """Return the bytes of the batches that a group stores."""
+    coming = sum([batch.size for batch in group.batches])
+    if group.own:
+        coming += sum(batch.size for batch in group.own)
+    for page in group.pages:
+        coming += sum(batch.size for batch in page.copies)
+    for taken in group.letters:
+        coming += sum(batch.size for batch in taken.copies)
+    return coming
+
+
 @implementer(ILog)
 class StoreLog:
     """An `ILog` over a `Store`: the half of it that runs on the reactor's thread."""
@@ -70,8 +83,10 @@ class StoreLog:
 
     durable = False
 
-    def __init__(self, *, limits: Limits) -> None:
+    def __init__(self, *, limits: Limits, inline: Inline, now: Callable[[], float]) -> None:
         self._limits = limits
+        self._inline = inline
+        self._now = now  # a monotonic clock
         self._audiences: dict[tuple[int, ...], Audience] = {}
         self._next_audience = 1
         self._looked_in_vain = False  # for audiences to forget, since the last group
@@ -92,6 +107,11 @@ class StoreLog:
     @abstractmethod
     def close(self) -> Deferred[None]:
         """See `ILog.close`."""
+
+    @property
+    @abstractmethod
+    def _may_write_now(self) -> bool:
+        """Whether nothing writes, or is to, on another thread or in another turn."""
 
     @abstractmethod
     def _write(self, job: Callable[[], T]) -> Deferred[T]:
@@ -119,31 +139,47 @@ class StoreLog:
         self._check_open()
         assert not self._appending, "one append runs at a time"
         self._appending = True
+        size = size_of(group)
+        return self._write(lambda: self._store_group(group, size)).addBoth(self._appended)
+
+    def append_now(self, group: Group) -> Appended | None:
+        """See `ILog.append_now`: on this thread, while nothing else writes."""
+        self._check_open()
+        assert not self._appending, "one append runs at a time"
+        store, size, begin = self._store, size_of(group), self._now()
+        if (
+            not self._inline.takes(group, size, begin)
+            or not self._may_write_now
+            or store.is_disk_full
+            or store.is_short_for(size)
+        ):
+            return None
+        try:
+            return self._run_now(lambda: self._store_group(group, size))
+        finally:
+            now = self._now()
+            self._inline.took(now - begin, now)
+            self._appended(None)
+
+    def _run_now(self, job: Callable[[], T]) -> T:
+        """Run a job that may write on this thread."""
+        return job()
+
+    def _store_group(self, group: Group, size: int) -> Appended:
         store, retention = self._store, self._retention
+        if store.is_short_for(size):
+            store.guard(lambda: retention.give_way(size))
+        appended = store.append(group)
+        retention.senders.hear(group, appended)
+        return appended
 
-        def done(result: T) -> T:
-            self._appending = False
-            self._looked_in_vain = False
-            if store.wants_checkpoint and self._opened:
-                # Behind this group's answer, before the next group.
-                self._write(store.maintain).addErrback(self._not_maintained)
-            return result
-
-        def job() -> Appended:
-            coming = sum([batch.size for batch in group.batches])
-            if group.own:
-                coming += sum(batch.size for batch in group.own)
-            for page in group.pages:
-                coming += sum(batch.size for batch in page.copies)
-            for taken in group.letters:
-                coming += sum(batch.size for batch in taken.copies)
-            if store.is_short_for(coming):
-                store.guard(lambda: retention.give_way(coming))
-            appended = store.append(group)
-            retention.senders.hear(group, appended)
-            return appended
-
-        return self._write(job).addBoth(done)
+    def _appended(self, result: T) -> T:
+        self._appending = False
+        self._looked_in_vain = False
+        if self._store.wants_checkpoint and self._opened:
+            # Behind this group's answer, before the next group.
+            self._write(self._store.maintain).addErrback(self._not_maintained)
+        return result
 
     def _not_maintained(self, failure: Failure) -> None:
         """The write-ahead log was not folded in: the next group finds out why, or tries again."""

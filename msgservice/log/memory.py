@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import apsw
 from twisted.internet.defer import Deferred, succeed
@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from msgservice.disk.migrations import migrate
 from msgservice.limits import Limits
 from msgservice.log.base import StoreLog
+from msgservice.log.inline import VARIABLE, Inline
 from msgservice.log.schema import SCHEMA
 from msgservice.log.store import Store
 from msgservice.records import Snapshot
@@ -28,7 +29,9 @@ T = TypeVar("T")
 class MemoryLog(StoreLog):
     """A log in memory. `delay`: seconds from the call to its effect, as a disk would take.
 
-    After `close` it can be opened again, with all that was in it.
+    `inline`: `on` writes groups in the turn that asks, where nothing else is to be written; None:
+    where the environment says so (`log.inline`). After `close` it can be opened again, with all
+    that was in it.
     """
 
     def __init__(
@@ -38,10 +41,14 @@ class MemoryLog(StoreLog):
         limits: Limits,
         delay: float = 0.0,
         entropy: Callable[[int], bytes] = os.urandom,
+        inline: Literal["on", "off"] | None = None,
         faults: Callable[[str], None] | None = None,
     ) -> None:
-        super().__init__(limits=limits)
+        if inline is None:
+            inline = "on" if os.environ.get(VARIABLE) == "on" else "off"
+        super().__init__(limits=limits, inline=Inline(inline, limits), now=reactor.seconds)
         self._reactor = reactor
+        self._writing = 0  # jobs
         self._delay = delay
         self._entropy = entropy
         self._made = False
@@ -63,7 +70,16 @@ class MemoryLog(StoreLog):
 
     def _write(self, job: Callable[[], T]) -> Deferred[T]:
         self._check_open()
-        return self._later(job)
+        self._writing += 1
+        return self._later(job).addBoth(self._written)
+
+    def _written(self, result: T) -> T:
+        self._writing -= 1
+        return result
+
+    @property
+    def _may_write_now(self) -> bool:
+        return not self._writing
 
     def _read(self, job: Callable[[apsw.Connection], T]) -> Deferred[T]:
         self._check_open()

@@ -1,21 +1,25 @@
 """`SqliteLog`: the embedded log, one SQLite file in a data folder.
 
 The writer's thread owns the connection that writes and checkpoints, the reader's thread another
-that only reads. What a group does is in `store.py`; what the folder holds, in docs/log.md.
+that only reads. While the writer's has nothing to do, small groups are written on the reactor's
+(`inline.py`), which is the owner then: one at a time. What a group does is in `store.py`; what the
+folder holds, in docs/log.md.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeGuard, TypeVar
 
 import apsw
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 
+from msgservice.clock import monotonic_of
 from msgservice.disk.damage import told_as_damage
 from msgservice.disk.database import FULL_ERRNOS, check_sqlite, connect, waiting_shortly
 from msgservice.disk.files import OS, Files
@@ -35,6 +39,7 @@ from msgservice.disk.pages import PageSums
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed
 from msgservice.limits import Limits
 from msgservice.log.base import StoreLog
+from msgservice.log.inline import VARIABLE, Inline, InlineCommits, inline_commits
 from msgservice.log.schema import SCHEMA
 from msgservice.log.store import Store
 from msgservice.log.wholeness import check_mark
@@ -51,12 +56,19 @@ WATCHED = (LOG_NAME, LOG_NAME + "-wal", LOG_NAME + "-shm", MARK_NAME, LOCK_NAME)
 SUMMED_OF_VALUES = 512
 
 
+def _has_time(reactor: object) -> TypeGuard[IReactorTime]:
+    """Whether a reactor does more than take calls from threads."""
+    return hasattr(reactor, "seconds")
+
+
 class SqliteLog(StoreLog):
     """The log in the folder `path` (made if needed).
 
     `mark`: `strict` makes every append wait for its high-water mark (SEMANTICS 22). `entropy`
-    gives the random bytes of a new log's id. `vfs` and `faults` are for tests: a SQLite VFS by
-    name, and a function that is called (on the writer's thread) at each named point.
+    gives the random bytes of a new log's id. `inline`: whether groups may be written on the
+    reactor's thread (`log.inline`); None: as the environment says, else `auto`. `vfs` and `faults`
+    are for tests: a SQLite VFS by name, and a function that is called (on the thread that writes)
+    at each named point.
     """
 
     durable = True
@@ -69,12 +81,19 @@ class SqliteLog(StoreLog):
         limits: Limits,
         mark: Literal["behind", "strict"] = "behind",
         entropy: Callable[[int], bytes] = os.urandom,
+        inline: InlineCommits | None = None,
         vfs: str | None = None,
         files: Files = OS,
         threads: Threads | None = None,
         faults: Callable[[str], None] | None = None,
     ) -> None:
-        super().__init__(limits=limits)
+        if inline is None:
+            inline = inline_commits(os.environ.get(VARIABLE) or "auto")
+        super().__init__(
+            limits=limits,
+            inline=Inline("off" if mark == "strict" else inline, limits),
+            now=monotonic_of(reactor) if _has_time(reactor) else time.monotonic,
+        )
         self.folder = Path(path)
         self._entropy = entropy
         self._vfs = vfs
@@ -110,6 +129,10 @@ class SqliteLog(StoreLog):
         self._check_open()
         assert self._writer is not None
         return self._writer.submit(job)
+
+    @property
+    def _may_write_now(self) -> bool:
+        return self._writer is not None and self._writer.is_idle
 
     def _read(self, job: Callable[[apsw.Connection], T]) -> Deferred[T]:
         self._check_open()

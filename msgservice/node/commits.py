@@ -1,8 +1,9 @@
-"""Group commit: what arrives while one transaction runs goes into the next.
+"""Group commit: what arrives in one turn, or while one transaction runs, goes into the next.
 
-The only caller of `ILog.append`. Batches, progress of receivers, changes of the directory are
-gathered here; one group is under way at a time. What it brought is told to those who asked, in
-order: the directory's changes, the batches, the progress.
+The only caller of `ILog.append` and `append_now`. Batches, progress of receivers, changes of the
+directory are gathered here; one group is under way at a time. What it brought is told to those who
+asked, in order: the directory's changes, the batches, the progress. Of a group that the log has
+written at once all is told before the next starts, and that is in a later turn: others have theirs.
 """
 
 from __future__ import annotations
@@ -279,7 +280,7 @@ class Commits:
         elif outlet in self._awaited:
             del self._awaited[outlet]
             if not self._awaited and self._due is not None:
-                self.kick()
+                self.kick_soon()
 
     def receiver(
         self, row: ReceiverRow, replay: Replay | None = None, join: Join | None = None
@@ -417,11 +418,11 @@ class Commits:
         if not self._running and not self._held:
             self._start_or_hold()
 
-    def _start_or_hold(self) -> None:
+    def _start_or_hold(self, *, now: bool = False) -> None:
         if self._kept_back and not self._stopped:
             self._quiet.fire(None)
         else:
-            self._start()
+            self._start(now=now)
 
     def kick_soon(self, delay: float = 0.0) -> None:
         """Start a group when this turn is over, so that more can join it."""
@@ -435,9 +436,15 @@ class Commits:
     def _kick_due(self) -> None:
         self._due = None
         self._held = False
-        self.kick()
+        if not self._running:
+            self._start_or_hold(now=True)
 
-    def _start(self) -> None:
+    def _start(self, *, now: bool = False) -> None:
+        """Start the next group, if there is one.
+
+        `now`: nobody is still to be told of the one before, nor waits for this to return, so that
+        the log may write it before it does.
+        """
         if self._due is not None:
             self._due.cancel()
             self._due = None
@@ -489,9 +496,20 @@ class Commits:
         group.now = self._time.wall()
         if group.batches:
             self._batches_at = self._time.now()
+        if now:
+            result: Appended | Failure | None
+            try:
+                result = self._log.append_now(group)
+            except LogError:
+                result = Failure()
+            if result is not None:
+                self._ended(result, under_way, in_this_turn=True)
+                return
         self._log.append(group).addBoth(self._ended, under_way)
 
-    def _ended(self, result: Appended | Failure, under_way: _UnderWay) -> None:
+    def _ended(
+        self, result: Appended | Failure, under_way: _UnderWay, *, in_this_turn: bool = False
+    ) -> None:
         self._running, self._held = False, True
         self._ended_at = self._time.now()
         self._written = self._ended_at - self._began
@@ -501,7 +519,10 @@ class Commits:
             else:
                 self._stored(result, under_way)
                 self._held = self._due is not None  # the next group has failed meanwhile
-                self._go_on()
+                if in_this_turn and not self._held:
+                    self._go_on_soon()
+                else:
+                    self._go_on()
         except Exception:
             # A fault of ours, not of the disk: going on could acknowledge what is not stored.
             failure = Failure()
@@ -517,7 +538,18 @@ class Commits:
         if self._progressing and self._awaited and not self._next:
             self.kick_soon(GATHER)
         else:
-            self._start_or_hold()
+            self._start_or_hold(now=True)
+
+    def _go_on_soon(self) -> None:
+        """Start the next group in a later turn, if there is one."""
+        if self._next:
+            self.kick_soon()
+        elif self._progressing:
+            self.kick_soon(GATHER if self._awaited else 0.0)
+        elif self._kept_back and not self._stopped:
+            self._quiet.fire(None)
+        else:
+            self._start()  # there is none: who waits for that is told
 
     def _stored(self, appended: Appended, under_way: _UnderWay) -> None:
         group, sources, waiters, taken, moving, cancelling, deciding, progressing, pages = under_way

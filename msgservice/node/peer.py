@@ -390,7 +390,7 @@ class Peer:
     def _store(self) -> None:
         if self._sent_any:
             self._sent_any = False
-            self._commits.kick()
+            self._commits.kick_soon()
 
     def writable(self, connection: Connection) -> None:
         """The transport has room again."""

@@ -384,6 +384,10 @@ class DictLog:
 
     # --- what is stored ------------------------------------------------------------------------
 
+    def append_now(self, group: Group) -> Appended | None:
+        """See `ILog`."""
+        return None
+
     def append(self, group: Group) -> Deferred[Appended]:
         return self._later(lambda: self._append(group))
 

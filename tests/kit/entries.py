@@ -50,7 +50,7 @@ from msgservice.records import (
     position_of,
 )
 from tests.kit.limits import Limits
-from tests.kit.logs import NOW, Driver, make_batch
+from tests.kit.logs import NOW, Driver, append, make_batch
 
 TABLES = (
     *("meta", "head", "batch", "audience", "receiver", "progress", "exception", "sender"),
@@ -281,7 +281,7 @@ class EntryPlay:
             self._letters(group)
         self._let_wait(group)
         self._promise(group)
-        appended = self.driver.wait(self.log.append(group))
+        appended = self.driver.wait(append(self.log, group))
         for batch in group.batches:
             batch.audience.waiting -= 1
         self.letters += [str(outcome) for outcome in appended.letters]

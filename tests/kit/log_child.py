@@ -17,7 +17,7 @@ from msgservice.log.sqlite import SqliteLog
 from msgservice.message import Status
 from msgservice.records import Batch, Group, Progress, ReceiverRow
 from tests.kit.limits import Limits
-from tests.kit.logs import NOW, make_batch
+from tests.kit.logs import NOW, append, make_batch
 
 LIMITS = Limits(reserve_bytes=64 * 1024, keep_seconds=0, keep_bytes=20_000)
 
@@ -27,7 +27,7 @@ async def main(folder: str) -> None:
     snapshot = await log.open()
     if not snapshot.receivers:
         row = ReceiverRow(number=1, name="r1", cursor=-1)
-        await log.append(Group(now=NOW, receivers=[row]))
+        await append(log, Group(now=NOW, receivers=[row]))
     audience = log.audience([1])
     sequence = (await log.resume("shop", "i1")).floor
     (account,) = await log.accounts()
@@ -41,7 +41,7 @@ async def main(folder: str) -> None:
             bodies = [b"%d" % (sequence + i) for i in range(1 + sequence % 5)]
             group.append(make_batch(audience, sequence, bodies))
             sequence += len(bodies)
-        appended = await log.append(Group(now=NOW, batches=group, progress=progress))
+        appended = await append(log, Group(now=NOW, batches=group, progress=progress))
         assert appended.outcomes == appended.stored == group
         print("stored", sequence - 1, flush=True)
         for step in progress:

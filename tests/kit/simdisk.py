@@ -458,6 +458,11 @@ class SimWorker:
             self._clock.callLater(self._delay(), self._run)
         return waiter
 
+    @property
+    def is_idle(self) -> bool:
+        """See `Worker`."""
+        return not self._jobs
+
     def stop(self) -> None:
         """See `Worker`."""
         self._is_stopped = True

@@ -22,6 +22,7 @@ from msgservice.log.sqlite import SqliteLog
 from msgservice.message import BareMessage, encode_messages
 from msgservice.receiver.inbox.file import InboxFile
 from msgservice.receiver.inbox.transaction import Transaction
+from tests.kit.inline import by_seed
 from tests.kit.limits import Limits
 from tests.kit.simdisk import SimDisk, SimThreads
 from tests.powerloss.log_model import LogHistory, check
@@ -78,6 +79,7 @@ class LogLife:
         self.driver = Driver()
         self.random = random
         self.limits = limits
+        self.inline = by_seed(random.getstate())
         self.history = LogHistory(random, self.driver.wait)
         self.notices: Sequence[str] = ()  # said at the last opening
         self.log: SqliteLog
@@ -94,6 +96,7 @@ class LogLife:
             vfs=disk.vfs,
             files=disk.files,
             threads=SimThreads(clock, lambda: 0.001),
+            inline=self.inline,
         )
         snapshot = self.driver.wait(self.log.open())
         self.notices = snapshot.notices

@@ -34,7 +34,7 @@ from msgservice.records import (
     position_of,
 )
 from msgservice.recount import recount
-from tests.kit.logs import NOW, make_batch
+from tests.kit.logs import NOW, append, make_batch
 
 T = TypeVar("T")
 Key = tuple[str, str]
@@ -287,7 +287,7 @@ class LogHistory:
         if not self.pending.group:
             self.pending = None
             return
-        appended = self.wait(log.append(self.pending.group))
+        appended = self.wait(append(log, self.pending.group))
         self.told(self.pending, appended.outcomes)
         self.pending = None
 

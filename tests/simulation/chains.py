@@ -35,6 +35,7 @@ from msgservice.recount import recount
 from msgservice.testing.network import CALM, Faults, FaultyWorld
 from msgservice.testing.transport import FaultyTransport, Process
 from msgservice.transport.registry import Transports
+from tests.kit.inline import by_seed
 from tests.kit.limits import Limits
 from tests.kit.simdisk import SimDisk, SimThreads
 
@@ -81,10 +82,15 @@ class NodeOfChain:
                 vfs=self.disk.vfs,
                 files=self.disk.files,
                 threads=SimThreads(clock, lambda: DISK_DELAY),
+                inline=by_seed(world.seed),
             )
         else:
             log = MemoryLog(
-                reactor=clock, limits=self.limits, delay=DISK_DELAY, entropy=world.random.randbytes
+                reactor=clock,
+                limits=self.limits,
+                delay=DISK_DELAY,
+                entropy=world.random.randbytes,
+                inline=by_seed(world.seed),
             )
         self.log = log
         if put_back is not None:

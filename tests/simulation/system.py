@@ -38,6 +38,7 @@ from msgservice.testing.network import Faults, FaultyWorld
 from msgservice.testing.transport import FaultyTransport, Process
 from msgservice.transport.registry import Transports
 from msgservice.transport.udp.transport import UdpPort, UdpTransport
+from tests.kit.inline import by_seed
 from tests.kit.limits import Limits
 from tests.kit.simdisk import SimThreads, close_as_killed
 from tests.simulation.udp_watch import UdpWatch, WatchedTransport
@@ -366,7 +367,11 @@ class NodeParty(Party):
         """See `Party`."""
         clock, world = self.process.clock, self.world
         log = self.log = MemoryLog(
-            reactor=clock, limits=LIMITS, delay=DISK_DELAY, entropy=world.random.randbytes
+            reactor=clock,
+            limits=LIMITS,
+            delay=DISK_DELAY,
+            entropy=world.random.randbytes,
+            inline=by_seed(world.seed),
         )
         if self._store is not None:
             # What the process before had not begun to write is never written.

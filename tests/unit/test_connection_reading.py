@@ -411,3 +411,20 @@ def test_behind_the_error_that_ends_a_connection_nothing_is_said() -> None:
     again = opened(world, status_from=1)
     world.settle()
     assert [(2, [])] == [(frame.floor, frame.ranges) for frame in again.take(ResumeFrame)]
+
+
+def test_what_waits_in_the_socket_is_heard_before_silence_ends_it() -> None:
+    """The process stood still: its timers are late, and so is what it reads."""
+    world = NodeWorld()
+    wire = opened(world, heartbeat=1000)  # ms
+    silence = 1.0 * Limits().silence
+    world.clock.rightNow += silence + 1
+    # A reactor makes the calls that are due before it reads.
+    world.clock.callLater(0, wire.say, Ping(1))
+    world.settle()
+    assert wire.connection.session.is_open
+    assert [1] == [pong.token for pong in wire.take(Pong)]
+    world.clock.rightNow += silence + 1
+    world.settle()
+    assert wire.is_closed
+    assert wire.connection.error == f"nothing heard for {silence:g} s"

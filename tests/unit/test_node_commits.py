@@ -33,14 +33,19 @@ def never(*args: object) -> None:
 
 
 class World:
-    """Group commit over a log whose groups end when a test says so."""
+    """Group commit over a log whose groups end when a test says so.
 
-    def __init__(self) -> None:
+    Or, where `is_quick`, before the log has returned.
+    """
+
+    def __init__(self, *, is_quick: bool = False) -> None:
         self.clock = Clock()
+        self.is_quick = is_quick
+        self.quick: list[Group] = []
         self.groups: list[Group] = []
         self._ends: list[Deferred[Any]] = []
         self.commits = Commits(
-            double(append=self._append),
+            double(append=self._append, append_now=self._append_now),
             retained=RetainedIndex(Limits()),
             audiences=double(version=0),
             time=Time(self.clock),
@@ -54,6 +59,12 @@ class World:
         self.groups.append(group)
         self._ends.append(Deferred())
         return self._ends[-1]
+
+    def _append_now(self, group: Group) -> Appended | None:
+        if not self.is_quick:
+            return None
+        self.quick.append(group)
+        return Appended([*group.batches], group.batches)
 
     def end(self, result: Any) -> None:
         """The oldest group under way ends."""
@@ -237,3 +248,105 @@ def test_19_who_asks_after_a_group_that_failed_waits_until_the_disk_is_tried_aga
     assert len(world.groups) == 2
     assert {floor.sender for floor in world.groups[1].statuses_from} == {"told", "shop"}
     assert [batch.sequence for batch in world.groups[1].batches] == [2]
+
+
+class TellingSource(LaneSource):
+    """A source that notes what it is told, and may want something then."""
+
+    def __init__(self, told: list[int], wants: Callable[[], None] = lambda: None) -> None:
+        super().__init__(wants)
+        self._told = told
+
+    def stored(self, batch: Batch, outcome: Any) -> None:
+        self._told.append(batch.sequence)
+
+
+def test_26_a_group_that_was_written_at_once_is_told_before_the_next_which_has_its_own_turn() -> (
+    None
+):
+    world = World(is_quick=True)
+    commits = world.commits
+    told: list[int] = []
+
+    def more() -> None:
+        if len(told) < 3:
+            commits.batch(make_batch(BILLING, len(told) + 1), source)
+            commits.kick_soon()
+            commits.kick()  # nor by who does not wait for others
+
+    source = TellingSource(told, more)
+    commits.batch(make_batch(BILLING, 1), source)
+    commits.kick_soon()
+    assert [] == told  # what comes in the same turn is in the same group
+    for count in (1, 2, 3):
+        call = world.clock.calls.pop(0)
+        assert [] == world.clock.calls
+        call.called = 1
+        call.func()
+        assert [*range(1, count + 1)] == told
+        assert count == len(world.quick)
+    assert [] == world.groups
+
+
+def test_26_nothing_is_written_at_once_while_the_group_before_is_to_be_told() -> None:
+    world = World()
+    commits = world.commits
+    told: list[int] = []
+    source = TellingSource(told)
+    commits.batch(make_batch(BILLING, 1), source)
+    commits.kick_soon()
+    world.clock.advance(0)
+    commits.batch(make_batch(BILLING, 2), source)  # while that is under way
+    world.is_quick = True
+    world.end(world.groups[0].batches)
+    assert [1] == told
+    assert [] == world.quick
+    world.end(world.groups[1].batches)
+    assert [1, 2] == told
+    commits.batch(make_batch(BILLING, 3), source)
+    commits.kick_soon()
+    world.clock.advance(0)
+    assert [1, 2, 3] == told
+    assert [[3]] == [[batch.sequence for batch in group.batches] for group in world.quick]
+
+
+def test_26_who_waits_for_quiet_is_told_behind_a_group_that_was_written_at_once() -> None:
+    world = World(is_quick=True)
+    commits = world.commits
+    commits.batch(make_batch(BILLING, 1), TellingSource([], lambda: kept.append(commits.hold())))
+    kept: list[Deferred[None]] = []
+    commits.kick_soon()
+    world.clock.advance(0)
+    (hold,) = kept
+    assert hold.called
+    commits.batch(make_batch(BILLING, 2), TellingSource([]))
+    commits.kick_soon()
+    world.clock.advance(0)
+    assert 1 == len(world.quick)
+    commits.go_on()
+    world.clock.advance(0)
+    assert 2 == len(world.quick)
+    assert commits.idle().called
+
+
+def test_a_group_that_fails_at_once_is_tried_again_after_a_while() -> None:
+    world = World(is_quick=True)
+    commits = world.commits
+    append = world._append_now
+
+    def fails(group: Group) -> Appended | None:
+        world.commits._log = double(append=world._append, append_now=append)
+        raise LogUnavailable("the disk says no")
+
+    commits._log = double(append=world._append, append_now=fails)
+    row = ReceiverRow(number=1, name="r1")
+    made = commits.receiver(row)
+    commits.status_from(StatusFrom(sender="shop", incarnation="i1", status_from=1))
+    world.clock.advance(0)
+    world.end([])
+    assert made.called
+    world.floor("web", 7)
+    world.clock.advance(0.01)
+    assert [] == world.quick
+    world.clock.advance(RETRY_DELAY)
+    assert [7] == [one.status_from for group in world.quick for one in group.statuses_from][-1:]

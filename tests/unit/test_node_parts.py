@@ -337,7 +337,9 @@ def test_commits_put_into_the_next_group_what_comes_while_one_runs() -> None:
         return groups[-1][1]
 
     after: list[list[Batch]] = []
-    commits = a_commits(double(append=append), Clock(), after_group=after.append)
+    commits = a_commits(
+        double(append=append, append_now=lambda group: None), Clock(), after_group=after.append
+    )
     source = double()
     first, second, third = (make_batch(BILLING, sequence) for sequence in (1, 2, 3))
     commits.batch(first, source)
@@ -352,7 +354,10 @@ def test_commits_put_into_the_next_group_what_comes_while_one_runs() -> None:
 
 
 def test_commits_tell_the_source_that_its_group_failed() -> None:
-    log = double(append=lambda group: fail(LogUnavailable("the disk says no")))
+    log = double(
+        append=lambda group: fail(LogUnavailable("the disk says no")),
+        append_now=lambda group: None,
+    )
     commits, source = a_commits(log, Clock()), double()
     commits.batch(make_batch(BILLING), source)
     commits.kick()

@@ -19,6 +19,7 @@ from msgservice.log.copying import copy_log
 from msgservice.log.memory import MemoryLog
 from msgservice.log.sqlite import SqliteLog
 from msgservice.log.store import Store
+from tests.kit.inline import forced
 from tests.kit.simdisk import SimDisk, SimThreads, SimWorker
 from tests.simulation.swarm.meter import Meter
 
@@ -38,6 +39,9 @@ class MeteredMemoryLog(MemoryLog):
 
     def _later(self, job: Callable[[], Any]) -> Deferred[Any]:
         return super()._later(lambda: self.meter.job(self._store.db, job))
+
+    def _run_now(self, job: Callable[[], Any]) -> Any:
+        return super()._run_now(lambda: self.meter.job(self._store.db, job))
 
     def _read(self, job: Callable[[apsw.Connection], Any]) -> Deferred[Any]:
         self._check_open()
@@ -67,6 +71,9 @@ class MeteredSqliteLog(SqliteLog):
     def _write(self, job: Callable[[], Any]) -> Deferred[Any]:
         return super()._write(lambda: self.meter.job(self._store.db, job))
 
+    def _run_now(self, job: Callable[[], Any]) -> Any:
+        return super()._run_now(lambda: self.meter.job(self._store.db, job))
+
     def _read(self, job: Callable[[apsw.Connection], Any]) -> Deferred[Any]:
         return super()._read(lambda db: self.meter.job(db, lambda: job(db)))
 
@@ -91,6 +98,7 @@ class MemoryDisk:
             delay=world.plan.world.get("disk_delay", 0.003),
             entropy=world.random.randbytes,
             faults=self._write,
+            inline=forced(world.plan.world.get("inline", "off")),
         )
         log.meter = world.meter
         log.reader = DiskThreads(clock, world).worker("reader")
@@ -197,6 +205,7 @@ class SimulatedDisk:
             vfs=self._disk.vfs,
             files=self._disk.files,
             threads=DiskThreads(clock, world),
+            inline=forced(world.plan.world.get("inline", "off")),
         )
         log.meter = world.meter
         return log
