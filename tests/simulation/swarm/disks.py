@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import apsw
 from twisted.internet.defer import Deferred
@@ -47,6 +47,15 @@ class MeteredMemoryLog(MemoryLog):
         self._check_open()
         db = self._store.db
         return self.reader.submit(lambda: self.meter.job(db, lambda: job(db)))
+
+
+def inline_of(world: World) -> Literal["on", "off"]:
+    """Return whether groups are written in the turn that asks.
+
+    The switch says so of plans that draw it. Others are older, and were found by their timing.
+    """
+    drawn = world.plan.world.get("inline")
+    return "off" if drawn is None else forced(drawn)
 
 
 class DiskThreads(SimThreads):
@@ -98,7 +107,7 @@ class MemoryDisk:
             delay=world.plan.world.get("disk_delay", 0.003),
             entropy=world.random.randbytes,
             faults=self._write,
-            inline=forced(world.plan.world.get("inline", "off")),
+            inline=inline_of(world),
         )
         log.meter = world.meter
         log.reader = DiskThreads(clock, world).worker("reader")
@@ -205,7 +214,7 @@ class SimulatedDisk:
             vfs=self._disk.vfs,
             files=self._disk.files,
             threads=DiskThreads(clock, world),
-            inline=forced(world.plan.world.get("inline", "off")),
+            inline=inline_of(world),
         )
         log.meter = world.meter
         return log

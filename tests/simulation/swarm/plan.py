@@ -947,7 +947,8 @@ def draw(seed: int, *, options: bool = True) -> Plan:
     world: dict[str, Any] = {"disk_delay": random.choice((0.001, 0.003, 0.05))}
     if random.random() < 0.25:
         world["timers"] = "wall"
-    world["inline"] = Random(f"inline {seed}").choice(("on", "off"))
+    if options:
+        world["inline"] = Random(f"inline {seed}").choice(("on", "off"))
     plan = Plan(
         seed=seed,
         limits=limits,
