@@ -8,7 +8,7 @@ Twisted TCP echo, medians, measured in the same run. *Closed*: one message in fl
 from `send` until all three acknowledgements are back. *Open*: 1,000 messages a second whatever
 comes back, from when each was due. `handler`: from `send`, or from when it was due, until a
 receiver's handler is called. CPU is that of each process for one closed message, of the receivers
-all three. System calls of the node for one closed message are counted where there is `strace`, in a
+all three, and the node's for one of the open loop. System calls of the node for one closed message are counted where there is `strace`, in a
 run of its own that is part of no time.
 
 `--before`: the processes of another checkout stand beside ours, and both are measured in rounds
@@ -91,7 +91,10 @@ class Side:
         return figures
 
     def opened(self, seconds: float) -> dict[str, float]:
-        return self._taken(f"open {RATE} {seconds}")
+        before = self._cpu()
+        figures = self._taken(f"open {RATE} {seconds}")
+        used = self._cpu()[0] - before[0]
+        return figures | {"open_node_cpu_us": round(used * 1e6 / (RATE * seconds), 1)}
 
     def calls(self) -> dict[str, float]:
         """Return the node's system calls for one closed message; empty where none are counted."""

@@ -8,7 +8,7 @@ from tests.kit.syscalls import works
 
 WAYS = ("closed", "closed_handler", "open", "open_handler")
 TIMES = {f"{way}_{share}_ms" for way in WAYS for share in ("p50", "p99")}
-CPU = {"node_cpu_us", "producer_cpu_us", "receivers_cpu_us"}
+CPU = {"node_cpu_us", "producer_cpu_us", "receivers_cpu_us", "open_node_cpu_us"}
 COUNTED = {f"{name}_calls" for name in (*CALLS, "all")} if works() else set()
 FEW = ["--closed", "20", "--seconds", "0.1"]
 
