@@ -114,9 +114,10 @@ def begin_mark(path: Path, mark: Mark, files: Files = OS) -> MarkFile:
 
 
 # Seconds between two marks. A mark for every group would be as many syncs again as the groups are,
-# on the same disk at the same time (bench/latency.py: a tenth of a message's way); what the mark
+# on the same disk at the same time, and its thread takes the interpreter's lock from the reactor's
+# (bench/latency.py: every 5 ms, a tenth of what the node does for a lone message); what the mark
 # does not cover yet is guarded by `PeerForgot`, as the last group always is (SEMANTICS 22).
-MARK_INTERVAL = 0.005
+MARK_INTERVAL = 0.02
 
 FULL_WAIT = 0.2  # seconds until a mark that had no room is tried again
 
