@@ -8,8 +8,8 @@ Twisted TCP echo, medians, measured in the same run. *Closed*: one message in fl
 from `send` until all three acknowledgements are back. *Open*: 1,000 messages a second whatever
 comes back, from when each was due. `handler`: from `send`, or from when it was due, until a
 receiver's handler is called. CPU is that of each process for one closed message, of the receivers
-all three, and the node's for one of the open loop. System calls of the node for one closed message are counted where there is `strace`, in a
-run of its own that is part of no time.
+all three, and the node's for one of the open loop. System calls of the node for one closed message
+are counted where there is `strace`, in a run of its own that is part of no time.
 
 `--before`: the processes of another checkout stand beside ours, and both are measured in rounds
 that take turns, so that a machine with other work troubles both alike. A ratio is ours to theirs of
