@@ -26,7 +26,7 @@ INLINE_PROGRESS = 64  # receivers
 INLINE_ROWS = 256  # exceptions of theirs
 # Seconds of a commit. Of the last `RECENT` that were written so, one may take longer than `QUICK`:
 # their 99th percentile is below it.
-QUICK = 0.01
+QUICK = 0.02
 RECENT = 100
 STALLED = 0.1  # one alone shows that the disk is not quick
 PAUSE_MIN, PAUSE_MAX = 1.0, 60.0  # seconds, doubling while it is slow again soon
