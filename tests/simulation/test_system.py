@@ -281,7 +281,7 @@ def test_a_planted_bug_is_found(
     logged_failures: list[LogEvent],
 ) -> None:
     options = {"mortal": EVERYBODY} | plant(monkeypatch)
-    for seed in range(20):
+    for seed in range(60):
         (tmp_path / str(seed)).mkdir()
         system = System(seed, tmp_path / str(seed), kinds=["udp"], **options)
         try:
