@@ -500,8 +500,8 @@ class Commits:
             result: Appended | Failure | None
             try:
                 result = self._log.append_now(group)
-            except LogError:
-                result = Failure()
+            except Exception:
+                result = Failure()  # whatever it is, `_ended` ends what it must
             if result is not None:
                 self._ended(result, under_way, in_this_turn=True)
                 return

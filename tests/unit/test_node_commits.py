@@ -7,9 +7,10 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent
 
 from msgservice.clock import Time
-from msgservice.errors import LogFull, LogUnavailable
+from msgservice.errors import LogFailed, LogFull, LogUnavailable
 from msgservice.limits import Limits
 from msgservice.node.commits import RETRY_DELAY, STATUSES_FROM_MAX, Commits
 from msgservice.node.retained import RetainedIndex
@@ -42,6 +43,7 @@ class World:
         self.clock = Clock()
         self.is_quick = is_quick
         self.quick: list[Group] = []
+        self.ended: list[LogFailed] = []  # why the node cannot go on
         self.groups: list[Group] = []
         self._ends: list[Deferred[Any]] = []
         self.commits = Commits(
@@ -51,7 +53,7 @@ class World:
             time=Time(self.clock),
             after_group=lambda batches: None,
             routed=never,
-            fatal=never,
+            fatal=self.ended.append,
             letters_told=lambda progress: [],
         )
 
@@ -68,6 +70,7 @@ class World:
 
     def end(self, result: Any) -> None:
         """The oldest group under way ends."""
+        assert [] == self.ended
         waiter = self._ends.pop(0)
         if isinstance(result, Exception):
             waiter.errback(result)
@@ -350,3 +353,22 @@ def test_a_group_that_fails_at_once_is_tried_again_after_a_while() -> None:
     assert [] == world.quick
     world.clock.advance(RETRY_DELAY)
     assert [7] == [one.status_from for group in world.quick for one in group.statuses_from][-1:]
+
+
+def test_a_fault_while_a_group_is_written_at_once_ends_the_node_as_on_the_thread(
+    logged_failures: list[LogEvent],
+) -> None:
+    world = World(is_quick=True)
+    commits = world.commits
+
+    def fails(group: Group) -> Appended | None:
+        raise ZeroDivisionError
+
+    commits._log = double(append=world._append, append_now=fails)
+    commits.batch(make_batch(BILLING, 1), LaneSource())
+    commits.kick_soon()
+    world.clock.advance(0)
+    assert commits.is_stopped
+    assert 1 == len(world.ended)
+    assert ["log_failure"] == [key for key in logged_failures[0] if key == "log_failure"]
+    logged_failures.clear()
