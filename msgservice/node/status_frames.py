@@ -79,12 +79,16 @@ class StatusFrames:
         named, status_from = self.named, self._status_from
         for one in news:
             # Of what was due a page has hundreds of these, each of its own.
-            if type(one) is Piece and not one.due and one.last >= status_from:
+            if (
+                type(one) is Piece
+                and one.audience.number in named
+                and not (one.due or one.of)
+                and one.last >= status_from
+            ):
                 number = one.audience.number
-                if number in named:
-                    frames.append(Routed(one.first, one.last, number, one.position))
-                    continue
-            frames += self._frames_of(one)
+                frames.append(Routed(one.first, one.last, number, one.position))
+            else:
+                frames += self._frames_of(one)
             if len(frames) >= FRAMES_MAX:
                 return frames, False
         return frames, True
