@@ -13,6 +13,7 @@ from twisted.internet.task import react
 
 from msgservice import Node
 from msgservice.transport.http.channel import HttpRequest
+from tests.kit.inline import by_append
 
 
 def kill(*_: object, **__: object) -> None:
@@ -29,6 +30,7 @@ async def main(reactor: Any, folder: str, point: str) -> None:
     if point == "before the group":
         append = log.append
         log.append = lambda group: kill() if group.batches else append(group)
+        by_append(log)
     elif point == "before the answer":
         HttpRequest.answer = kill  # type: ignore[method-assign]  # what was stored is not said
     port: Any = node.ports[-1].getHost()

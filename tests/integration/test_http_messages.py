@@ -22,6 +22,7 @@ from msgservice.node.web.operations import place_of
 from tests.integration.test_http_listener import bearer, users
 from tests.kit.house import BOSS, MUTE, SHOP
 from tests.kit.http import HttpAnswer, HttpPeer
+from tests.kit.inline import by_append
 
 reactor: Any = installed_reactor
 pytestmark = pytest.mark.timeout(60)
@@ -148,6 +149,7 @@ async def test_posts_of_one_turn_are_one_group(world: World) -> None:
         return append(group)
 
     log.append = counted
+    by_append(log)
     peers = [await world.dial() for _ in range(20)]
     for peer in peers:
         peer.say_request("POST", "/v1/messages", b'{"subject": "orders.new"}')
@@ -369,6 +371,7 @@ async def test_lines_of_which_some_found_no_room_say_which_are_stored(world: Wor
         return append(group).addCallback(without if len(group.batches) > 1 else lambda it: it)
 
     log.append = half
+    by_append(log)
     answer = await world.lines({"subject": "orders.a"}, {"subject": "orders.b"})
     assert (503, 1, 2) == (answer.status, answer.json["accepted"], answer.json["line"])
     assert [1] == [run["line"] for run in answer.json["runs"]]

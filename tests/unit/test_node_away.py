@@ -17,6 +17,7 @@ from msgservice.message import Action, Status
 from msgservice.node.away import LOOK_AGAIN, WRITE_EVERY
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import Group, ReceiverRow, Snapshot
+from tests.kit.inline import by_append
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer, state_of
 
 ORDERS = {"subjects": ["orders.>"]}
@@ -322,6 +323,7 @@ def test_49_an_idle_log_writes_its_age_while_somebody_is_away() -> None:
         return append(group)
 
     log.append = watched  # type: ignore[method-assign]  # looked at on its way
+    by_append(log)
     limits = Limits(away_max=10_000.0, link_delay_max=4.0, hello_timeout=2.0)
     world, _ = a_world(limits, log=log, clock=clock)
     go(world.peer("billing", receive=ORDERS))

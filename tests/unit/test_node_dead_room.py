@@ -13,6 +13,7 @@ from msgservice.limits import Limits
 from msgservice.message import Action
 from msgservice.node import commits
 from msgservice.records import DEAD_OVERHEAD, Appended, Group
+from tests.kit.inline import by_append
 from tests.kit.limits import for_operators
 from tests.kit.nodes import NodeWorld, ScriptedPeer, state_of
 
@@ -268,6 +269,7 @@ def test_12_dead_letters_of_many_receivers_go_to_the_log_in_portions(
         return append(group)
 
     monkeypatch.setattr(scene.world.log, "append", counted)
+    by_append(scene.world.log)
     scene.reject()
     assert sum(groups) == scene.size > MANY * 20 * LETTER
     assert 0 < max(groups) < 7 * LETTER  # the last one may reach beyond

@@ -23,6 +23,7 @@ from msgservice.node.delayed import BEGIN
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.gate import Door
 from msgservice.records import Resume, hash_of
+from tests.kit.inline import by_append
 from tests.kit.limits import Limits
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 
@@ -519,6 +520,7 @@ def test_many_runs_due_at_once_are_moved_in_pages_and_in_order() -> None:
         return append(group)
 
     world.node.log.append = counted  # type: ignore[method-assign]  # counts
+    by_append(world.node.log)
     later(world, 61)
     later(world, 1)
     assert [b"%d" % n for n in range(1, 1201)] == got(billing)
@@ -559,6 +561,7 @@ def test_a_page_of_what_is_due_is_as_large_as_its_turn_may_be_long(
         return append(group)
 
     world.node.log.append = counted  # type: ignore[method-assign]  # counts
+    by_append(world.node.log)
     later(world, 61)
     later(world, 5)
     assert 4000 == sum(sizes)

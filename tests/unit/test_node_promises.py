@@ -15,6 +15,7 @@ from msgservice.errors import LimitReached, TooFewReceivers
 from msgservice.message import Action, PromiseOption, Status, WireMessage, encode_messages
 from msgservice.node.commits import Commits
 from msgservice.records import Group
+from tests.kit.inline import by_append
 from tests.kit.limits import Limits
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 
@@ -100,6 +101,7 @@ def capture_groups(world: World) -> Iterator[list[Group]]:
         return append(group)
 
     world.log.append = noting  # type: ignore[method-assign]  # to see what is stored
+    by_append(world.log)
     yield groups
     world.log.append = append  # type: ignore[method-assign]  # as it was
 

@@ -15,6 +15,7 @@ from msgservice.errors import ContentChanged
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, decode_messages, encode_messages
 from msgservice.records import Group, Resume
+from tests.kit.inline import by_append
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 from tests.unit.test_node_attempts import Here
 from tests.unit.test_node_resume import SlowReader
@@ -241,6 +242,7 @@ def test_6_one_that_contradicts_on_each_connection_is_dialled_and_written_down_r
         return append(group)
 
     monkeypatch.setattr(world.log, "append", counted)
+    by_append(world.log)
     minutes = 10
     for _ in range(minutes):
         world.settle(60)
