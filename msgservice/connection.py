@@ -54,6 +54,9 @@ ANSWERS = "answers"  # the peer has not read its answers
 # Frames of one read that are looked at in one turn, of a session that stands: more of them are as
 # many answers about one message each, which may cost as much as others should wait.
 TURN_FRAMES = 1000
+# Turns of the reactor in which what waits in the socket is read before silence ends a connection.
+# The first may have none: a clock that jumped has late calls made in the midst of it.
+LISTENS = 2
 PREFIX_BYTES = 4
 RANGE_BYTES = 20  # of a RESUME's range, as encoded, at most
 
@@ -166,7 +169,7 @@ class Connection:
         self._clock = clock
         self._limits = limits
         self._timer: IDelayedCall | None = None
-        self._is_listened_for = False  # once more, before silence ends it
+        self._listened = 0  # turns, before silence ends it
         self._takes = takes
         self._prover = prover
         self._exchange: Exchange | None = None  # of the login that runs
@@ -604,13 +607,12 @@ class Connection:
         if self.channel is not None:
             session.heard(self.channel.heard_at)
         now = self.now()
-        if session.is_silent(now) and not self._is_listened_for:
-            # This process may have stood still, and what came meanwhile waits in the socket: that
-            # is read in this turn of the reactor.
-            self._is_listened_for = True
+        if session.is_silent(now) and self._listened < LISTENS:
+            # This process may have stood still, and what came meanwhile waits in the socket.
+            self._listened += 1
             self._timer = self._clock.callLater(0, self._fire)
             return
-        self._is_listened_for = False
+        self._listened = 0
         session.receive_time(now)
         self._drain()
         if session.state is State.CLOSED and session.failed is None:

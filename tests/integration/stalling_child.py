@@ -30,14 +30,15 @@ class StallingFile(FaultyFile):
     """A file that notes whether what was written since its last sync has the word."""
 
     stalls = False
+    has_stalled = False  # once: a later commit may write the same page again
 
     def xWrite(self, data: bytes, offset: int) -> None:
         self.stalls = self.stalls or STALL in bytes(data)
         super().xWrite(data, offset)
 
     def xSync(self, flags: int) -> None:
-        if self.stalls and self._name.endswith("-wal"):
-            self.stalls = False
+        if self.stalls and not self.has_stalled and self._name.endswith("-wal"):
+            self.has_stalled = True
             is_reactors = threading.current_thread() is threading.main_thread()
             print("stalled", "reactor" if is_reactors else "writer", flush=True)
             time.sleep(SECONDS)
