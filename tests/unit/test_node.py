@@ -526,7 +526,7 @@ def test_a_status_can_be_asked_for_by_position_identity_and_id() -> None:
     world.settle()
     (routed,) = shop.take(Routed)
     _, by_position = shop.request("$node.status", {"id": f"log:{routed.position}"})
-    sent = {"status": "sent", "attempts": 0, "reason": "", "copy": None}
+    sent = {"status": "sent", "attempts": 0, "reason": "", "copy": None, "copy_to": None}
     assert {"billing": sent} == by_position["receivers"]
     assert by_position == shop.request("$node.status", {"id": "o-17"})[1]
     assert by_position == shop.request("$node.status", {"id": by_position["sender"]})[1]
