@@ -17,7 +17,7 @@ from msgservice.client.handed import HandedRun
 from msgservice.client.promise import Promise
 from msgservice.core.reasons import one_line
 from msgservice.core.runs import Run, producer_run
-from msgservice.errors import MsgServiceError
+from msgservice.errors import BadValue, MsgServiceError
 from msgservice.limits import Limits
 from msgservice.message import ARRAY_HEADER_MAX, RunOptions, encode_bodies, encode_mixed
 from msgservice.outbox.table import RowOptions
@@ -32,14 +32,14 @@ _PLAIN = RowOptions()
 
 
 class Row(NamedTuple):
-    """One row that waits, as it was read."""
+    """One row that waits, as it was read; text may be bytes, which may be no UTF-8."""
 
     id: int
-    enqueued_at: int
-    subject: str
+    enqueued_at: int | None  # None: what stands there is no number
+    subject: str | bytes
     body: bytes
-    headers: str | None
-    options: str | None
+    headers: str | bytes | None
+    options: str | bytes | None
 
 
 class Parcel(NamedTuple):
@@ -59,8 +59,8 @@ class Parcels(NamedTuple):
 class _Growing:
     """A run that grows."""
 
-    def __init__(self, row: Row, options: RunOptions, grain: int, limit: int) -> None:
-        self.subject, self.options, self.grain, self.limit = row.subject, options, grain, limit
+    def __init__(self, subject: str, options: RunOptions, grain: int, limit: int) -> None:
+        self.subject, self.options, self.grain, self.limit = subject, options, grain, limit
         self.size = ARRAY_HEADER_MAX
         self.items: list[bytes | msgspec.Raw] = []
         self.rows: list[int] = []
@@ -68,15 +68,17 @@ class _Growing:
         self.is_bare = True
         self.enqueued_at = 0  # of the last of them
 
-    def add(self, row: Row, item: bytes | msgspec.Raw, size: int, own_id: str | None) -> None:
-        """Add a message; the caller looks whether it fits."""
+    def add(
+        self, row: int, at: int, item: bytes | msgspec.Raw, size: int, own_id: str | None
+    ) -> None:
+        """Add the message of a row, enqueued then; the caller looks whether it fits."""
         if own_id is not None:
             self.ids[len(self.items)] = own_id
         self.is_bare = self.is_bare and type(item) is bytes
         self.items.append(item)
-        self.rows.append(row.id)
+        self.rows.append(row)
         self.size += size
-        self.enqueued_at = max(self.enqueued_at, row.enqueued_at)
+        self.enqueued_at = max(self.enqueued_at, at)
 
     def parcel(self) -> Parcel:
         """Return it, whole."""
@@ -106,14 +108,17 @@ class Packing:
     def __init__(self, limits: Limits) -> None:
         self._gathering = Gathering(limits, limits.window_messages, require=False)
 
-    def pack(self, rows: Sequence[Row], max_batch: int) -> Parcels:
-        """Return the runs of some rows; `max_batch`: bytes, as the node was heard last."""
+    def pack(self, rows: Sequence[Row], max_batch: int, now: int) -> Parcels:
+        """Return the runs of some rows; `max_batch`: bytes, as the node was heard last.
+
+        `now`, ms: no row was enqueued later, whatever clock or SQL has said so.
+        """
         gathering = self._gathering
         gathering.fit(max_batch)
         growing: dict[str, _Growing] = {}
         order: list[_Growing] = []
         refused: list[tuple[int, str]] = []
-        known: dict[str, tuple[RowOptions, RunOptions]] = {}
+        known: dict[str | bytes, tuple[RowOptions, RunOptions]] = {}
         default = (_PLAIN, gathering.options(None, None))
         for row in rows:
             try:
@@ -125,7 +130,10 @@ class Packing:
                         asked = _options.decode(row.options)
                         found = known[row.options] = asked, self._options_of(asked)
                     asked, options = found
-                subject = gathering.check_subject(row.subject)
+                subject = gathering.check_subject(_text(row.subject))
+                if row.enqueued_at is None:
+                    raise BadValue("enqueued_at", "is a number: ms since the epoch")
+                at = min(max(row.enqueued_at, 0), now)
                 limit = gathering.limit_of(options)
                 if (
                     row.headers is None
@@ -143,7 +151,7 @@ class Packing:
                 refused.append((row.id, one_line(str(error))))
                 continue
             has_time = options.ttl is not None or options.delay is not None or options.promise
-            grain = row.enqueued_at // TIME_GRAIN if has_time else 0
+            grain = at // TIME_GRAIN if has_time else 0
             run = growing.get(subject)
             if (
                 run is None
@@ -153,9 +161,9 @@ class Packing:
                 or len(run.items) >= gathering.run_messages
                 or asked.idempotency_key is not None
             ):
-                run = growing[subject] = _Growing(row, options, grain, limit)
+                run = growing[subject] = _Growing(subject, options, grain, limit)
                 order.append(run)
-            run.add(row, item, size, asked.id)
+            run.add(row.id, at, item, size, asked.id)
             if asked.idempotency_key is not None:
                 del growing[subject]  # such a message travels alone
         return Parcels([run.parcel() for run in order], refused)
@@ -172,3 +180,7 @@ class Packing:
         return gathering.options(
             asked.to, asked.require, asked.ttl, asked.retain, asked.delay, promise
         )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -341,7 +341,9 @@ class Relay:
         rows = 0
         if takes and now >= self._may_take_at:
             unanswered = client.unanswered
-            rows = min(self._batch, max(0, self._limits.window_messages - unanswered))
+            # A file that has no room for as much may have some for less.
+            batch = max(1, self._batch >> self._refusals)
+            rows = min(batch, max(0, self._limits.window_messages - unanswered))
             bytes_held = HELD_BYTES - client.room[1]
             if bytes_held > self._limits.window_bytes:
                 rows = 0
@@ -357,7 +359,7 @@ class Relay:
             next=client.next_sequence,
             fates=tuple(self._pending),
             rows=rows,
-            size=BATCH_BYTES,
+            size=BATCH_BYTES >> self._refusals,
             again=self._again,
             deletes=deletes,
             looks_from=looks_from,

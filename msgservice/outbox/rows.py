@@ -11,12 +11,15 @@ table anew.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from msgservice.errors import OutboxTableTaken
+from msgservice.errors import MessageTooLarge, OutboxTableTaken
 from msgservice.outbox.fates import Fate
 from msgservice.outbox.parcels import Packing, Parcel, Row
 from msgservice.outbox.sql import (
@@ -33,13 +36,22 @@ from msgservice.outbox.sql import (
 from msgservice.outbox.table import OutboxTable
 
 DELETED_ROWS = 1000  # in one statement
+JSON_FACTOR = 8  # characters of JSON for a byte of what it says, and more than any needs
 LOOKED_AT_ROWS = 5000  # whose receipts are looked for, in one step
 
 _IS_ONE_WAITING = "select 1 from {table} where state = 'waiting' limit 1"
-_SIZES = "select id, length(body) from {table} where state = 'waiting' order by id limit ?"
-_ROWS = (
-    "select id, enqueued_at, subject, body, headers, options from {table}"
-    " where state = 'waiting' and id between ? and ? order by id limit ?"
+_SIZES = (
+    "select id, coalesce(length(body), 0), coalesce(length(headers), 0) +"
+    " coalesce(length(options), 0) from {table} where state = 'waiting' order by id limit ?"
+)
+_ROWS_WHERE = " from {table} where state = 'waiting' and id between ? and ? order by id limit ?"
+# Whoever deletes or changes a row meanwhile has done so before it is taken, or comes too late.
+_ROWS = f"select id, enqueued_at, subject, body, headers, options{_ROWS_WHERE} for update"
+# SQLite keeps anything in any column, text that is no UTF-8 say, which its driver fails at.
+_ROWS_OF_SQLITE = (
+    "select id, case when typeof(enqueued_at) in ('integer', 'real')"
+    " then cast(enqueued_at as integer) end, cast(subject as blob), cast(body as blob),"
+    f" cast(headers as blob), cast(options as blob){_ROWS_WHERE}"
 )
 _ASSIGN = "update {table} set state = 'handed', sequence = ? where id = ?"
 # One statement for all of them, where lists are arrays: less work at both ends.
@@ -65,6 +77,9 @@ _OPEN = (
     " order by sequence limit ?"
 )
 _CLAIMED = "select outbox, assigned, handed from {relay} where id = 1"
+# The last transaction of a relay that was killed may still be under way: what it has done is waited
+# for, and seen by what follows.
+_CLAIMED_LOCKED = f"{_CLAIMED} for update"
 _CLAIM_FIRST = "insert into {relay}(id, outbox, assigned, handed) values (1, ?, ?, ?)"
 _CLAIM = "update {relay} set outbox = ?, assigned = ?, handed = ? where id = 1"
 _GO_ON = "update {relay} set assigned = ?, handed = ? where id = 1 and outbox = ? and assigned = ?"
@@ -143,6 +158,8 @@ class RelayRows:
         self._connection: Any = None
         self._wording: Wording | None = None
         self._is_sqlite = self._has_arrays = False
+        self._file: tuple[Path, os.stat_result] | None = None  # of SQLite, as it was opened
+        self._is_ascii = False  # the database has no other letters
         # The last sequence that a row was given: what the table may say. None: not claimed yet.
         self._assigned: set[int] | None = None
 
@@ -154,10 +171,14 @@ class RelayRows:
         """
         try:
             taken = Taken()
+            if self._is_replaced():
+                self.close()
             if self._connection is None:
                 self._open(step, taken)
             self._work(step, taken)
-        except BaseException:
+        except BaseException as error:
+            # What others have said must not hold up the rest: it is written with escapes then.
+            self._is_ascii |= isinstance(error, UnicodeError) or _is_called(error, "DataError")
             self.close()
             raise
         return taken
@@ -165,15 +186,14 @@ class RelayRows:
     def close(self) -> None:
         """Close the connection; what was not committed is rolled back."""
         connection, self._connection = self._connection, None
+        self._file = None
         if connection is not None:
             with suppress(Exception):  # it has failed already
                 connection.close()
 
     def is_of_driver(self, error: BaseException) -> bool:
         """Whether an error is one of DB-API's: of the database, not of this program."""
-        return any(kind.__name__ == "Error" for kind in type(error).__mro__) or isinstance(
-            error, OSError
-        )
+        return _is_called(error, "Error") or isinstance(error, OSError)
 
     # --- on the connection
 
@@ -194,9 +214,24 @@ class RelayRows:
                 self._table.create(connection)
             self._claim(cursor, step, taken)
             connection.commit()
+            if self._is_sqlite:
+                self._note_file(cursor)
         finally:
             cursor.close()
         self._take_over = self._creates = False
+
+    def _note_file(self, cursor: Any) -> None:
+        cursor.execute("pragma database_list")
+        for _, name, path in self._tuples(cursor):
+            if name == "main" and path:
+                self._file = Path(path), Path(path).stat()
+
+    def _is_replaced(self) -> bool:
+        """Whether another file has the name of this one of SQLite: nobody writes to it any more."""
+        if self._file is None:
+            return False
+        path, found = self._file
+        return not os.path.samestat(found, path.stat())
 
     def _work(self, step: Step, taken: Taken) -> None:
         connection = self._connection
@@ -238,7 +273,7 @@ class RelayRows:
         """Look whose the table is, and have what was not handed over wait again."""
         name, kept = self._table.names.name, step.kept
         given = step.next - 1
-        self._execute(cursor, _CLAIMED)
+        self._execute(cursor, _CLAIMED if self._is_sqlite else _CLAIMED_LOCKED)
         found = self._tuples(cursor)
         if not found:
             self._execute(cursor, _CLAIM_FIRST, self._identity, given, kept)
@@ -256,7 +291,8 @@ class RelayRows:
             self._execute(cursor, _AGAIN)
             taken.taken_over = cursor.rowcount
         else:
-            if self._assigned is not None and assigned not in self._assigned:
+            # A lower one is of an older copy of the database.
+            if self._assigned is not None and assigned > max(self._assigned):
                 raise OutboxTableTaken(name, "was relayed by a copy of this outbox file meanwhile")
             if handed > kept:
                 taken.older.append(
@@ -279,7 +315,14 @@ class RelayRows:
         if gone:
             self._execute_many(cursor, _END_AWAY, [(fate.first, fate.last) for fate in gone])
         ended = [
-            (fate.state, fate.receivers, fate.reason, step.now, fate.first, fate.last)
+            (
+                fate.state,
+                self._said(fate.receivers),
+                self._said(fate.reason),
+                step.now,
+                fate.first,
+                fate.last,
+            )
             for fate in step.fates
             if not away or fate.state != ACKNOWLEDGED
         ]
@@ -301,18 +344,22 @@ class RelayRows:
         sizes = self._tuples(cursor)
         if not sizes:
             return last
-        count = filled = 0
-        for _, size in sizes:
-            if count and filled + size > step.size:
+        refused: list[tuple[str | None, int, int]] = []
+        chosen: list[int] = []
+        filled = 0
+        for id_, body, more in sizes:
+            # JSON may be longer than what it says; what is too large all the same is never read.
+            if max(body, more // JSON_FACTOR) > step.max_batch:
+                if chosen:
+                    break
+                refused.append((str(MessageTooLarge(body + more, step.max_batch)), step.now, id_))
+                continue
+            if chosen and filled + body + more > step.size:
                 break
-            count += 1
-            filled += size
-        self._execute(cursor, _ROWS, sizes[0][0], sizes[count - 1][0], count)
-        rows = [
-            Row(id_, enqueued_at, subject, _bytes(body), headers, options)
-            for id_, enqueued_at, subject, body, headers, options in self._tuples(cursor)
-        ]
-        packed = self._packing.pack(rows, step.max_batch)
+            chosen.append(id_)
+            filled += body + more
+        rows = self._read(cursor, chosen)
+        packed = self._packing.pack(rows, step.max_batch, step.now)
         assigned: list[tuple[int, int]] = []
         sequence = step.next - 1
         for parcel in packed.parcels:
@@ -320,13 +367,23 @@ class RelayRows:
                 sequence += 1
                 assigned.append((sequence, row))
         self._assign(cursor, assigned)
-        if packed.refused:
-            refused = [(reason, step.now, row) for row, reason in packed.refused]
+        refused += [(self._said(reason), step.now, row) for row, reason in packed.refused]
+        if refused:
             self._execute_many(cursor, _REFUSE, refused)
-        taken.rows, taken.refused = len(rows), len(packed.refused)
+        taken.rows, taken.refused = len(rows), len(refused)
         taken.parcels = packed.parcels
-        taken.has_more = count < len(sizes) or len(sizes) == step.rows
+        taken.has_more = len(chosen) < len(sizes) or len(sizes) == step.rows
         return max(last, sequence)
+
+    def _read(self, cursor: Any, ids: Sequence[int]) -> list[Row]:
+        if not ids:
+            return []
+        which = ids[0], ids[-1], len(ids)
+        self._execute(cursor, _ROWS_OF_SQLITE if self._is_sqlite else _ROWS, *which)
+        return [
+            Row(id_, enqueued_at, subject, _bytes(body), headers, options)
+            for id_, enqueued_at, subject, body, headers, options in self._tuples(cursor)
+        ]
 
     def _assign(self, cursor: Any, assigned: Sequence[tuple[int, int]]) -> None:
         if assigned and self._has_arrays:
@@ -347,6 +404,12 @@ class RelayRows:
 
     # --- how it is said
 
+    def _said(self, text: str | None) -> str | None:
+        """Return text as this database can keep it: where it must be, with the escapes of JSON."""
+        if text is None or not self._is_ascii:
+            return text
+        return "".join([c if " " <= c <= "~" else json.dumps(c)[1:-1] for c in text])
+
     def _execute(self, cursor: Any, statement: str, *values: Any) -> None:
         assert self._wording is not None
         said = self._wording.say(statement)
@@ -362,6 +425,10 @@ class RelayRows:
 
     def _tuples(self, cursor: Any) -> list[tuple[Any, ...]]:
         return [values_of(row) for row in cursor.fetchall()]
+
+
+def _is_called(error: BaseException, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(error).__mro__)
 
 
 def _bytes(body: Any) -> bytes:

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,79 @@ def test_what_is_committed_before_another_transaction_begins_goes_before_it(dsn:
     with psycopg.connect(dsn) as db:
         found = db.execute("select body from msgservice_outbox order by sequence").fetchall()
     assert written == [bytes(body) for (body,) in found]
+
+
+def test_a_commit_that_outlives_its_relay_is_waited_for(dsn: str, db: Any) -> None:
+    """The relay is killed while the server commits, for a standby say; the next one claims."""
+    killed, begun = relay_rows(dsn), relay_rows(dsn)
+    killed.step(step())
+    db.execute(
+        "create or replace function slowly() returns trigger language plpgsql as"
+        " 'begin perform pg_advisory_xact_lock(7); return new; end'"
+    )
+    db.execute(
+        "create constraint trigger slowly after update on msgservice_outbox_relay"
+        " deferrable initially deferred for each row execute function slowly()"
+    )
+    first = [TABLE.enqueue(db, "a", b"%d" % number) for number in range(3)]
+    db.commit()
+    waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+    with psycopg.connect(dsn) as lock, ThreadPoolExecutor(2) as threads:
+        lock.execute("select pg_advisory_xact_lock(7)")
+        committing = threads.submit(killed.step, step())
+        while db.execute(waits).fetchone() != (1,):
+            db.rollback()
+        claiming = threads.submit(begun.step, step())
+        while db.execute(waits).fetchone() != (2,):
+            db.rollback()
+        lock.rollback()
+        assert 3 == committing.result().rows
+        # Nothing of it is in the file, so all of it is taken anew.
+        assert [first] == [parcel.rows for parcel in claiming.result().parcels]
+    begun.step(step(kept=3, fates=[Fates(1, 3, "acknowledged")]))
+    assert {"acknowledged": 3} == states(db)
+    for rows in (killed, begun):
+        rows.close()
+
+
+def test_a_row_that_is_deleted_before_it_is_taken_is_not_taken(dsn: str, db: Any) -> None:
+    """Its transaction ends after the relay has looked which rows wait."""
+    rows = relay_rows(dsn)
+    rows.step(step())
+    TABLE.enqueue(db, "a", b"withdrawn")
+    row = TABLE.enqueue(db, "a", b"sent")
+    db.commit()
+    waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+    with psycopg.connect(dsn) as user, ThreadPoolExecutor(1) as threads:
+        user.execute("delete from msgservice_outbox where id < %s", (row,))
+        taking = threads.submit(rows.step, step())
+        while db.execute(waits).fetchone() != (1,):
+            db.rollback()
+        user.commit()
+        assert [[row]] == [parcel.rows for parcel in taking.result().parcels]
+    rows.close()
+
+
+def test_a_reason_in_letters_that_the_database_has_not_is_written_all_the_same(
+    running_server: Server,
+) -> None:
+    with psycopg.connect(running_server.dsn, autocommit=True) as db:
+        db.execute("create database latin template template0 encoding 'LATIN1' locale 'C'")
+    dsn = running_server.dsn.replace("dbname=postgres", "dbname=latin")
+    with closing(psycopg.connect(dsn)) as db:
+        TABLE.create(db)
+        row = TABLE.enqueue(db, "a", b"")
+        db.commit()
+        rows = relay_rows(dsn)
+        rows.step(step())
+        fates = [Fates(1, 1, "dead", '{"billing":"dead"}', "Größe \u4e2d\0")]
+        with pytest.raises(UnicodeEncodeError):
+            rows.step(step(kept=1, fates=fates))
+        rows.step(step(kept=1, fates=fates))
+        rows.close()
+        fate = TABLE.fate(db, row)
+    assert fate is not None
+    assert r"Gr\u00f6\u00dfe \u4e2d\u0000" == fate.reason
 
 
 @pytest.mark.parametrize("point", ["after the assignment", "before the fate is committed"])

@@ -425,6 +425,30 @@ async def test_an_outbox_without_room_lets_the_rows_wait(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_file_with_room_for_few_is_given_few(
+    tmp_path: Path, address: str, db: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole batch would never fit, whatever it waits for."""
+    append, book = OutboxFile.append, Book()
+
+    def small(file: OutboxFile, runs: Any) -> Any:
+        if sum(run.count for run in runs) <= 5:
+            return append(file, runs)
+        file.sequence = runs[-1].last
+        return append(file, []).addCallback(lambda _: _raise())
+
+    def _raise() -> None:
+        raise LogUnavailable("no room")
+
+    monkeypatch.setattr(OutboxFile, "append", small)
+    monkeypatch.setattr(relay_module, "RETRY_MAX", 0.05)
+    numbers(db, 20)
+    async with receiving(address, book), relaying(address, tmp_path, batch=16):
+        await until(lambda: states(db) == {"acknowledged": 20})
+    assert by_subject(20) == book.of
+
+
+@pytest_twisted.ensureDeferred
 async def test_what_was_given_up_is_no_row_that_was_handed_over(
     tmp_path: Path, address: str, db: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

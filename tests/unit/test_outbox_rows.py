@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from msgservice.core.runs import Run
 from msgservice.errors import OutboxTableTaken
 from msgservice.message import decode_messages
 from msgservice.outbox.fates import Fate
-from msgservice.outbox.parcels import TIME_GRAIN
+from msgservice.outbox.parcels import TIME_GRAIN, Packing, Row
 from msgservice.outbox.relay import sqlite_at
 from msgservice.outbox.rows import DELETED_ROWS, RelayRows, Step, Taken
 from msgservice.outbox.table import OutboxTable
@@ -23,6 +24,10 @@ TABLE = OutboxTable()
 MINE, OTHER = "mine", "other"
 DAY = 24 * 3600 * 1000
 SIZE = 1024 * 1024
+
+
+class Sql(str):
+    """An expression, where a value could not be a parameter."""
 
 
 class World:
@@ -145,6 +150,13 @@ def test_times_count_from_the_last_that_travels_together(world: World) -> None:
         ("options", '{"promise": {"within": 5}, "idempotency_key": "k"}', "promise"),
         ("headers", '{"n": 1}', "str"),
         ("body", b"x" * SIZE, "message of"),
+        ("body", b"x" * (SIZE + 1), "message of"),
+        ("headers", " " * (8 * SIZE + 8), "message of"),
+        ("enqueued_at", "2026-11-30 02:22:23", "ms since the epoch"),
+        ("enqueued_at", b"1", "ms since the epoch"),
+        ("subject", Sql("cast(x'ff' as text)"), "utf-8"),
+        ("headers", Sql("cast(x'7b22ff227d' as text)"), "utf-8"),
+        ("options", Sql("cast(x'ff' as text)"), "malformed"),
     ],
 )
 def test_a_row_of_somebody_elses_that_cannot_be_sent_says_why(
@@ -152,14 +164,75 @@ def test_a_row_of_somebody_elses_that_cannot_be_sent_says_why(
 ) -> None:
     """Rows may be written by SQL of one's own, and nothing there has looked at them."""
     world.enqueue(b"before", b"wrong", b"behind")
-    world.db.execute(f"update msgservice_outbox set {column} = ? where id = 2", (value,))
+    said, given = (value, ()) if isinstance(value, Sql) else ("?", (value,))
+    world.db.execute(f"update msgservice_outbox set {column} = {said} where id = 2", given)
     world.db.commit()
-    taken = world.relay().step(step(size=4 * SIZE))
-    assert [b"before", b"behind"] == [one for run in taken_bodies(taken) for one in run]
+    relay = world.relay()
+    taken = relay.step(step(size=16 * SIZE))
+    found, refused = taken_bodies(taken), taken.refused
+    if taken.has_more:  # what is not even read is a batch's end
+        taken = relay.step(step(kept=1, size=16 * SIZE))
+        found, refused = found + taken_bodies(taken), refused + taken.refused
+    assert [b"before", b"behind"] == [one for run in found for one in run]
     assert ["handed", "refused", "handed"] == world.all("state")
     assert reason in world.all("reason")[1]
     assert [None, 10 * DAY, None] == world.all("ended_at")
-    assert 1 == taken.refused
+    assert 1 == refused
+
+
+@pytest.mark.parametrize(("number", "body"), [("5", b"5"), ("-5", b"-5"), ("1.5", b"1.5")])
+def test_a_body_that_sql_wrote_as_a_number_is_its_digits(
+    world: World, number: str, body: bytes
+) -> None:
+    world.db.execute(
+        f"insert into msgservice_outbox(enqueued_at, subject, body) values (1.5, 'a', {number})"
+    )
+    world.db.commit()
+    assert [[body]] == taken_bodies(world.relay().step(step()))
+
+
+def test_a_body_that_is_no_utf_8_is_what_it_is(world: World) -> None:
+    world.db.execute(
+        "insert into msgservice_outbox(enqueued_at, subject, body)"
+        " values (1, 'a', cast(x'ff' as text))"
+    )
+    world.db.commit()
+    assert [[b"\xff"]] == taken_bodies(world.relay().step(step()))
+
+
+def test_what_is_too_large_is_refused_unread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    pack = Packing.pack
+
+    def packing(self: Packing, rows: Sequence[Row], *more: Any) -> Any:
+        read.extend(len(row.body) for row in rows)
+        return pack(self, rows, *more)
+
+    monkeypatch.setattr(Packing, "pack", packing)
+    world.enqueue(b"", b"", b"good", b"")
+    world.db.execute(
+        "update msgservice_outbox set body = zeroblob(?) where body = x''", (2 * SIZE,)
+    )
+    world.db.commit()
+    relay = world.relay()
+    taken = relay.step(step())
+    assert (2, True) == (taken.refused, taken.has_more)
+    assert 1 == relay.step(step(kept=1)).refused
+    assert [4] == read
+    assert ["refused", "refused", "handed", "refused"] == world.all("state")
+
+
+@pytest.mark.parametrize("at", [2**63 - 1, 1_800_000_000_000_000_000, -(2**63)])
+def test_no_row_was_enqueued_later_than_now(world: World, at: int) -> None:
+    """Nanoseconds, say: no frame could carry the time of its promise."""
+    world.enqueue(b"", promise=Promise(within=5))
+    world.enqueue(b"", ttl=6, delay=5)
+    world.db.execute("update msgservice_outbox set enqueued_at = ?", (at,))
+    world.db.commit()
+    now = 0 if at < 0 else 10 * DAY
+    runs = [parcel.run for parcel in world.relay().step(step()).parcels]
+    assert (now + 5000, now + 6000) == (runs[0].promised_until, runs[1].expires_at)
+    assert now + 5000 == runs[1].due_at
 
 
 def test_a_body_that_sql_wrote_as_text_is_its_utf_8(world: World) -> None:
@@ -250,6 +323,43 @@ def test_an_older_copy_of_the_table_is_told(world: World) -> None:
     (told,) = taken.older
     assert "the table ends with 0, and the outbox file with 5" in told
     assert [6] == world.all("sequence")
+
+
+def test_a_table_that_is_put_back_under_a_relay_is_an_older_copy(world: World) -> None:
+    relay = world.relay()
+    relay.step(step())
+    (before,) = world.db.execute("select assigned from msgservice_outbox_relay").fetchone()
+    world.enqueue(b"1", b"2")
+    relay.step(step())
+    relay.close()  # its server fails, and one takes its place that has not the last commit
+    world.db.execute("update msgservice_outbox_relay set assigned = ?", (before,))
+    world.db.execute("update msgservice_outbox set state = 'waiting', sequence = null")
+    world.db.commit()
+    taken = relay.step(step(kept=2))
+    assert [[b"1", b"2"]] == taken_bodies(taken)
+    (told,) = taken.older
+    assert "it is an older copy" in told
+
+
+def test_a_file_that_was_replaced_is_opened_anew(world: World, tmp_path: Path) -> None:
+    """By a copy of before: the relay would look at what nobody writes to any more."""
+    shop, copy = tmp_path / "shop.db", tmp_path / "copy.db"
+    relay = world.relay()
+    relay.step(step())
+    world.enqueue(b"1")
+    shutil.copy(shop, copy)
+    assert [[b"1"]] == taken_bodies(relay.step(step()))
+    world.db.close()
+    copy.replace(shop)
+    world.db = sqlite3.connect(shop)
+    world.enqueue(b"2")
+    taken = relay.step(step(kept=1))
+    assert [[b"1", b"2"]] == taken_bodies(taken)
+    (told,) = taken.older
+    assert "it is an older copy" in told
+    shop.unlink()
+    with pytest.raises(FileNotFoundError):
+        relay.step(step(kept=3))
 
 
 # --- fates
