@@ -631,6 +631,18 @@ class LogLocked(LogError):
         self.path, self.holder = path, holder
 
 
+class OutboxOfAnother(LogError):
+    """An outbox holds what another sender has handed over: `path`, `sender`."""
+
+    def __init__(self, path: str, sender: str, name: str) -> None:
+        super().__init__(
+            f"{path} is the outbox of the sender {sender!r}, and has messages of it whose fate is"
+            f" open: {name!r} would send them again, or call them lost. Be {sender!r}, or use"
+            " another file"
+        )
+        self.path, self.sender = path, sender
+
+
 class OutboxTableTaken(MsgServiceError):
     """An outbox table is relayed with another outbox, or was by a copy of this one.
 

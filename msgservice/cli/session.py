@@ -45,6 +45,7 @@ from msgservice.cli.output import out
 from msgservice.cli.variables import PASSWORD, TOKEN, default_profile
 from msgservice.client.client import HELD_BYTES, Client
 from msgservice.clock import Reactor, timed
+from msgservice.core.subjects import check_name
 from msgservice.errors import (
     Ambiguous,
     BadAddress,
@@ -270,14 +271,15 @@ class Session:
         """
         # Not `connect`, which gives nothing to ask why before there is a connection.
         limits = Limits(stop_timeout=STOP_TIMEOUT)
+        name = check_name(self.sender if name is None else name)
         disk = None
         if outbox is not None:
             from msgservice.client.disk import open_outbox
 
-            disk = await open_outbox(reactor, outbox, bytes_max=HELD_BYTES)
+            disk = await open_outbox(reactor, outbox, bytes_max=HELD_BYTES, sender=name)
         client = Client(
             reactor=reactor,
-            name=self.sender if name is None else name,
+            name=name,
             connector_factory=lambda make_user: (
                 Transports().find(self.node).connector(reactor, self.node, make_user, limits)
             ),

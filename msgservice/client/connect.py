@@ -15,6 +15,7 @@ from msgservice.arguments import check_counts, check_flags, check_kind, check_me
 from msgservice.client.client import HELD_BYTES, HELD_MESSAGES, Client
 from msgservice.client.receipt import OPEN_RECEIPTS
 from msgservice.clock import check_reactor_runs
+from msgservice.core.subjects import check_name
 from msgservice.errors import BadValue, MsgServiceError
 from msgservice.identity.prover import prover_of
 from msgservice.interfaces import IChannelUser, IConnector
@@ -96,8 +97,8 @@ def connect(
 
     The others are as for `Client`. Raises `RuntimeError` in a coroutine that asyncio runs, unless
     the reactor runs there. Fails with `BadAddress`, `BadName`, `BadValue` for what can be
-    no login; for the outbox with
-    `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`. Cancelling stops dialling.
+    no login; for the outbox with `LogLocked`, `OutboxOfAnother`, `LogTooNew`, `LogDamaged`,
+    `DataFolderUnusable`. Cancelling stops dialling.
     """
     check_reactor_runs(reactor, "msgservice.aio.connect(address, name=...)")
     speak()
@@ -140,7 +141,13 @@ def connect(
         from msgservice.client.disk import open_outbox
 
         threads = cast("IReactorFromThreads", reactor)
-        opening = open_outbox(threads, outbox, bytes_max=held[1], receipts_max=open_receipts)
+        try:
+            check_name(name)
+        except MsgServiceError as error:
+            return fail(error)
+        opening = open_outbox(
+            threads, outbox, bytes_max=held[1], sender=name, receipts_max=open_receipts
+        )
         return opening.addCallback(_with_disk, begin)
     try:
         client = begin(None)

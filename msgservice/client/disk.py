@@ -227,17 +227,26 @@ def open_outbox(
     path: str | Path,
     *,
     bytes_max: int,
+    sender: str = "",
     receipts_max: int = OPEN_RECEIPTS,
     keeps_receipts: bool = False,
     vfs: str | None = None,
 ) -> Deferred[DiskOutbox]:
     """Open the outbox at `path`, made if needed; at most `bytes_max` bytes of open messages.
 
-    `receipts_max`: runs whose receipts are kept; `keeps_receipts`: until they are forgotten. Fails
-    with `LogLocked` (another process has it), `LogTooNew`, `LogDamaged`, `DataFolderUnusable`.
-    Cancelling ends the wait; what was opened then is closed again.
+    `sender`: the name of the client, whose outbox it is from then on. `receipts_max`: runs whose
+    receipts are kept; `keeps_receipts`: until they are forgotten. Fails with `LogLocked` (another
+    process has it), `OutboxOfAnother` (another client's), `LogTooNew`, `LogDamaged`,
+    `DataFolderUnusable`. Cancelling ends the wait; what was opened then is closed again.
     """
-    file = OutboxFile(path, reactor=reactor, size_max=bytes_max, receipts_max=receipts_max, vfs=vfs)
+    file = OutboxFile(
+        path,
+        reactor=reactor,
+        size_max=bytes_max,
+        receipts_max=receipts_max,
+        sender=sender,
+        vfs=vfs,
+    )
     opened: Deferred[DiskOutbox] = Deferred()
 
     def done(snapshot: OutboxSnapshot) -> Deferred[None] | None:

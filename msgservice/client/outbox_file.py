@@ -38,7 +38,13 @@ from msgservice.disk.guarded import GuardedFile
 from msgservice.disk.machine import OwnThreads, Threads
 from msgservice.disk.mark import MARK_GONE, Mark
 from msgservice.disk.migrations import Schema
-from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, OutboxFull
+from msgservice.errors import (
+    LogDamaged,
+    LogFailed,
+    LogUnavailable,
+    OutboxFull,
+    OutboxOfAnother,
+)
 
 SIZE_MAX = 1024 * 1024 * 1024  # bytes of open runs, unless told otherwise
 # So many changes of receipts are written without waiting for the next append.
@@ -96,10 +102,11 @@ alter table run add column promise text;    -- JSON list: need, within, cancels;
 _VERSION_8 = receipt_rows.TABLE + receipt_rows.FILL
 # The last sequence may be of a run that could not be written: whoever counts what was handed over
 # (`msgservice.outbox`) needs the last that was kept; and a name of the file that no renewal
-# changes.
+# changes. And whose it is: the node knows its numbers by that name.
 _VERSION_9 = """
 alter table head add column kept integer not null default 0;
 alter table head add column identity text not null default '';
+alter table head add column sender text not null default '';
 update head set kept = sequence;
 """
 SCHEMA = Schema(
@@ -139,8 +146,9 @@ class OutboxFile:
     """The outbox in the file `path`; its folder is made if needed.
 
     `size_max`: bytes of open runs. `receipts_max`: runs whose receipts are kept; beyond it the
-    oldest go. `entropy` gives the random bytes of an incarnation. `vfs`: for tests, a SQLite VFS by
-    name. `now`, ms since the epoch, may be set by who has a clock.
+    oldest go. `sender`: who opens it, where one does. `entropy` gives the random bytes of an
+    incarnation. `vfs`: for tests, a SQLite VFS by name. `now`, ms since the epoch, may be set by
+    who has a clock.
     """
 
     _logger = Logger()
@@ -152,6 +160,7 @@ class OutboxFile:
         reactor: IReactorFromThreads,
         size_max: int = SIZE_MAX,
         receipts_max: int = OPEN_RECEIPTS,
+        sender: str = "",
         entropy: Callable[[int], bytes] = os.urandom,
         vfs: str | None = None,
         files: Files = OS,
@@ -168,6 +177,7 @@ class OutboxFile:
         self.now: Callable[[], int] = lambda: time.time_ns() // 1_000_000
         self._size_max = size_max
         self.receipts_max = receipts_max
+        self._sender = sender
         self._steps: list[receipt_rows.Step] = []  # changes of receipts that are not on disk
         self._entropy = entropy
         threads = OwnThreads(reactor) if threads is None else threads
@@ -192,7 +202,7 @@ class OutboxFile:
     def open(self) -> Deferred[OutboxSnapshot]:
         """Lock, check and load.
 
-        Fails with `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`.
+        Fails with `LogLocked`, `LogTooNew`, `LogDamaged`, `OutboxOfAnother`, `DataFolderUnusable`.
         """
         opening = self._file.begin("msgservice outbox", lambda: self._file.open(self._load))
         return opening.addCallback(self._remember)
@@ -212,12 +222,14 @@ class OutboxFile:
     def _load(self, db: apsw.Connection, mark: Mark | None) -> tuple[OutboxSnapshot, Mark]:
         self._file.migrate(db, SCHEMA)
         head = one(
-            db, "select incarnation, sequence, renewals, log_id, turn, kept, identity from head"
+            db,
+            "select incarnation, sequence, renewals, log_id, turn, kept, identity, sender"
+            " from head",
         )
         if head is None:
-            head = (self._entropy(16).hex(), 0, 0, "", 0, 0, "")
-            db.execute("insert into head values (1, ?, ?, ?, ?, ?, ?, ?)", head)
-        incarnation, sequence, self._renewals, log_id, turn, kept, identity = head
+            head = (self._entropy(16).hex(), 0, 0, "", 0, 0, "", "")
+            db.execute("insert into head values (1, ?, ?, ?, ?, ?, ?, ?, ?)", head)
+        incarnation, sequence, self._renewals, log_id, turn, kept, identity, sender = head
         if not identity:
             identity = self._entropy(16).hex()
             db.execute("update head set identity = ?", (identity,))
@@ -233,6 +245,10 @@ class OutboxFile:
         self._file.pages.look_at_all()
         found = receipt_rows.look_at(db)
         left = self._left = LeftRuns(db)
+        if self._sender and self._sender != sender:
+            if sender and (left.open or found.count):
+                raise OutboxOfAnother(str(self.path), sender, self._sender)
+            db.execute("update head set sender = ?", (self._sender,))
         snapshot = OutboxSnapshot(
             incarnation=incarnation,
             sequence=sequence,

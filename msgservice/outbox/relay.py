@@ -267,7 +267,11 @@ class Relay:
 
     async def _open(self) -> None:
         self._disk = disk = await open_outbox(
-            self._reactor, self._path, bytes_max=HELD_BYTES, keeps_receipts=True
+            self._reactor,
+            self._path,
+            bytes_max=HELD_BYTES,
+            sender=self.name,
+            keeps_receipts=True,
         )
         self._client = Client(
             reactor=self._reactor,

@@ -175,6 +175,8 @@ def test_53_send_and_receipts_on_the_command_line(tmp_path: Path) -> None:
         assert (0, True) == (sent.code, sent.out.startswith("stored at log:"))
         lines = command("send", "a", "--outbox", "o.db", stdin=b"3\n4\n")
         assert (0, True) == (lines.code, lines.out.startswith("2 messages stored")), lines
+        other = command("receipts", "--outbox", "o.db", "--name", "shop")
+        assert (1, True) == (other.code, "Be 'msgservice-cli', or use another file" in other.err)
         found = command.data("receipts", "--outbox", "o.db")["receipts"]
         assert [1, 2, 3, 4] == [row["sequence"] for row in found]
         assert {"billing": {"status": "queued", "reason": ""}} == found[0]["receivers"]

@@ -25,6 +25,7 @@ from msgservice.errors import (
     LogLocked,
     LogUnavailable,
     OutboxFull,
+    OutboxOfAnother,
     Refused,
 )
 from msgservice.message import Action
@@ -333,6 +334,29 @@ def test_26_the_file_is_locked(tmp_path: Path) -> None:
     world.close()
     other = DiskWorld(tmp_path, start=False)
     other.close()
+
+
+def test_the_file_is_another_senders_as_long_as_something_of_it_is_open(tmp_path: Path) -> None:
+    calls, path = ThreadCalls(), tmp_path / "outbox.db"
+
+    def opened(sender: str) -> Any:
+        return calls.wait(open_outbox(calls, path, bytes_max=BYTES_MAX, sender=sender))
+
+    world = DiskWorld(tmp_path, start=False)  # of before there were names in it
+    world.client.send("a", b"x")
+    world.written()
+    world.close()
+    calls.wait(opened("shop").file.close())
+    with pytest.raises(OutboxOfAnother, match="of the sender 'shop'") as refused:
+        opened("cli")
+    assert ("shop", str(path)) == (refused.value.sender, refused.value.path)
+    disk = opened("shop")  # as it was
+    assert 1 == disk.sequence
+    calls.wait(disk.forget(1, 1))
+    disk.file.settle([(1, 1)])
+    calls.wait(disk.file.close())
+    calls.wait(opened("cli").file.close())
+    calls.wait(opened("shop").file.close())
 
 
 def test_26_it_is_not_blocked_by_a_node_that_is_away(tmp_path: Path) -> None:
