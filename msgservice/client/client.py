@@ -329,8 +329,8 @@ class Client:
                     if len(waiters) >= self._run_messages:
                         self._gathering.cut(gather)
                     return waiter
-        self._check_thread()
         waiter = self.new_waiter()
+        self._check_thread()
         try:
             self._send(
                 waiter,

@@ -186,7 +186,8 @@ def test_what_takes_too_long_is_a_timeout(play: Play) -> None:
     )
     late = [f"not within {each} s; what was begun may still happen" for each in (0.1, 0.2)]
     assert told == [
-        "no connection to tcp:127.0.0.1:1 within 0.1 s",
+        "no connection to tcp:127.0.0.1:1 within 0.1 s: is a node listening there?"
+        " (standard error says why, where the program has no log)",
         late[0],
         late[0],
         late[1],
