@@ -921,7 +921,7 @@ def test_a_client_is_a_service_for_those_who_want_one() -> None:
     assert now(stopped) is None
 
 
-@pytest.mark.parametrize(("says_bye", "at_once"), [(True, 8), (False, 4)])
+@pytest.mark.parametrize(("says_bye", "at_once"), [(True, 8), (False, 2)])
 def test_14_a_node_that_stops_does_not_make_flights_smaller(says_bye: bool, at_once: int) -> None:
     world = ClientWorld()
     world.node.answering = False
