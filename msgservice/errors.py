@@ -712,7 +712,7 @@ class ReceiverExists(MsgServiceError):
     refusal_code = 9
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"receiver {name!r} is there already")
+        super().__init__(f"receiver {name!r} is there already: change it, or remove it first")
         self.name = name
 
 
@@ -731,13 +731,17 @@ class NotConfirmed(MsgServiceError):
         self.name, self.queued, self.confirmed, self.dead = name, queued, confirmed, dead
 
 
+MESSAGE_IDS = "the sender's own, or SENDER/HASH/SEQUENCE"
+
+
 class UnknownMessage(MsgServiceError):
     """No message of this id is in the log. `said`: a sentence that says so better."""
 
     refusal_code = 11
 
     def __init__(self, id_: str, said: str | None = None) -> None:
-        super().__init__(said or f"no message {id_!r} in the log")
+        ids = "" if id_.startswith("log:") else f" (an id is {MESSAGE_IDS}, or log:POSITION)"
+        super().__init__(said or f"no message {id_!r} in the log{ids}")
         self.id = id_
 
 

@@ -109,6 +109,7 @@ from msgservice.config.addresses import check_given_address
 from msgservice.core.frames import Reply, Request
 from msgservice.core.reasons import REASON_KEPT_MAX, first_line
 from msgservice.errors import (
+    MESSAGE_IDS,
     BadValue,
     MsgServiceError,
     NoResponder,
@@ -571,8 +572,7 @@ class Admin:
         # One sentence for all: who may not ask about it hears the same of one that there is not.
         unknown = UnknownMessage(
             asked.id,
-            f"no message {asked.id!r} waits until it is due (an id is the sender's own,"
-            " or SENDER/HASH/SEQUENCE)",
+            f"no message {asked.id!r} waits until it is due (an id is {MESSAGE_IDS})",
         )
         try:
             found = await self._operations.waiting(asked.id, own)

@@ -670,7 +670,10 @@ class Operations:
             found: str | None = await self._log.of_key(digest_of_key(scope, key))
             if found is not None:
                 return found
-        whose = "its `sender` (--sender) has to be said, unless it is the user who asks"
+        whose = (
+            "its `sender` (--sender) has to be said, the name that it was sent under, unless it is the"
+            " user who asks"
+        )
         raise UnknownMessage(key, f"no message with the key {key!r} is known: {whose}")
 
     async def of_sender(self, id_: str) -> tuple[str, str, int]:

@@ -617,6 +617,8 @@ def sqlite_at(url: str | None) -> Callable[[], sqlite3.Connection]:
 
     def connect() -> sqlite3.Connection:
         # It is not made here: an empty one in a wrong place would hide the mistake.
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}: is the path right?")
         uri = f"{Path(path).absolute().as_uri()}?mode=rw"
         return sqlite3.connect(uri, uri=True, timeout=SQLITE_WAIT, isolation_level=None)
 

@@ -46,7 +46,8 @@ TOLD = {
         "ValueError - timeout must be above 0, at most 86400 s, not -1",
         "UnknownMessage 11 no message 'no such message' waits until it is due"
         " (an id is the sender's own, or SENDER/HASH/SEQUENCE)",
-        "UnknownMessage 11 no message 'no such message' in the log",
+        "UnknownMessage 11 no message 'no such message' in the log (an id is the sender's own,"
+        " or SENDER/HASH/SEQUENCE, or log:POSITION)",
         "TypeError - undo takes a message or a key, one of both",
         "ClientClosed 0 the client was closed",
         "ClientClosed 0 the client was closed",

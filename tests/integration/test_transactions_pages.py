@@ -258,6 +258,10 @@ def test_a_shop_in_flask_stores_orders_at_the_node(msgservice: Command, tmp_path
         other = asked(where, "/orders", {"item": "latte"})
         assert [201, 201, 201] == [status for status, _ in (first, again, other)]
         assert first == again != other
+        reused = asked(where, "/orders", {"item": "latte"}, **key)
+        assert (409, {"error": "this Idempotency-Key was another order's"}) == reused
+        with serving("shop", tmp_path) as worker:  # another process of the server
+            assert first == asked(address_of(worker), "/orders", {"item": "espresso"}, **key)
         assert [{"item": "espresso"}, {"item": "latte"}] == heard(msgservice, 2)
 
 
