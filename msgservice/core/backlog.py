@@ -481,7 +481,8 @@ class Backlog:
                 head = self.split(head, first)  # what came before still waits for its ACK
             if head.last > last:
                 self.split(head, last + 1)
-            self.limit.clear(head)
+            if self.limit.suspects:
+                self.limit.clear(head)
             if refusal.action == Action.RETRY:
                 self.fail(head, refusal, delay, now)
             else:
@@ -642,10 +643,9 @@ class Backlog:
     def put_off(self, run: Run, due: float) -> None:
         """A run that waits for its next attempt waits until then."""
         run.due = due
-        retries = self._retries
-        heapq.heappush(retries, (due, run.first))
-        if len(retries) > STALE_MAX + 2 * self.waiting.runs:
-            retries[:] = sorted({(one.due, one.first) for one in self.waiting_runs})
+        heapq.heappush(self._retries, (due, run.first))
+        if len(self._retries) > STALE_MAX + 2 * self.waiting.runs:
+            self._retries[:] = sorted({(one.due, one.first) for one in self.waiting_runs})
 
     def _land(self, run: Run) -> None:
         """The run, which waits, is ready again, where it was in its lane."""

@@ -671,8 +671,8 @@ class Operations:
             if found is not None:
                 return found
         whose = (
-            "its `sender` (--sender) has to be said, the name that it was sent under, unless it is the"
-            " user who asks"
+            "its `sender` (--sender) has to be said, the name that it was sent under, unless it is"
+            " the user who asks"
         )
         raise UnknownMessage(key, f"no message with the key {key!r} is known: {whose}")
 

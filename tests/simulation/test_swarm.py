@@ -220,7 +220,7 @@ def test_a_node_that_keeps_another_order_than_it_says_is_found(
 ) -> None:
     """Operators change the order of receivers, which take lanes back by what the node says."""
     monkeypatch.setattr(Outlet, "set_order", lambda self, order: self.backlog.unload())
-    found = fails(draw(688, options=False))
+    found = fails(draw(742, options=False))
     assert found is not None
     assert found.sign == "a receiver stalls"
 

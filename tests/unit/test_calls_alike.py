@@ -21,6 +21,8 @@ OF_PARTS = {
     # what the parts below call
     *("opened", "settled", "answers_applied", "replied", "closed", "replaced"),
     *("channel_up", "greeted", "lost", "peer_leaves", "received", "turn_ended", "writable"),
+    # what a relay of an outbox table calls
+    *("hand_over", "room", "next_sequence"),
     # services of Twisted, and what is made of them
     *("start", "as_service", "new_waiter", "attach_through", "startService", "stopService"),
     *("privilegedStartService", "setName", "setServiceParent", "disownServiceParent"),

@@ -79,13 +79,12 @@ def test_12_a_flight_that_is_rejected_whole_takes_no_more_than_dead_bytes(
     scene.send(*batches)
     scene.reject(each)
     scene.check()
-    for number in range(3):
+    for number in range(2):  # a third connection that is lost with it alone would be an attempt
         scene.resume()
         scene.billing = scene.attach(f"again-{number}")
         assert scene.billing.bodies()[:1] == [bytes(1_000)]
-        again = scene.attach(f"mute-{number}")
-        scene.billing, transfers = again, len(again.frames)
-        assert transfers
+        scene.billing = scene.attach(f"mute-{number}")
+        assert scene.billing.frames
         scene.reject(each)
         assert scene.billing.bye is not None
         assert scene.billing.bye[0] == BYE_PAUSED

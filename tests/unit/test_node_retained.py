@@ -503,7 +503,8 @@ def test_48_it_is_retained_when_it_is_due_over_a_restart_too() -> None:
 def test_48_without_room_among_what_is_retained_it_waits_on_and_its_lane_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("msgservice.node.delayed.PAGE", 2)
+    for name in ("PAGE_FIRST", "PAGE_LEAST", "PAGE_MOST"):
+        monkeypatch.setattr(f"msgservice.node.delayed.{name}", 2)
     world = NodeWorld(limits=Limits(retained=1))
     there = receiver(world, "there", ">")
     shop = world.peer("shop", status_from=1)
