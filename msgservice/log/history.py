@@ -155,6 +155,11 @@ from json_each(?1) as a cross join batch as b on b.number = a.value
 Segment = tuple[int, int, Status, int, str]  # first, last, status, attempts, reason
 
 
+def receivers_of(db: apsw.Connection, sender: int) -> list[int]:
+    """Receivers of the states of a sender's messages that have left the log, rising."""
+    return [receiver for (receiver,) in rows(db, _RECEIVERS, (sender,))]
+
+
 def segments(
     first: int, last: int, cursor: int, exceptions: Sequence[ExceptionRow]
 ) -> list[Segment]:
@@ -246,7 +251,7 @@ def history(
     if known is None:
         return History(pieces=(), states=(), next=None)
     pieces, end, by_key = _pieces(db, state, known.id, first, pieces_max)
-    receivers = [receiver for (receiver,) in rows(db, _RECEIVERS, (known.id,))]
+    receivers = receivers_of(db, known.id)
     finished, end = _finished(db, known.id, receivers, first, end)
     if end is not None:
         pieces = [

@@ -104,15 +104,6 @@ delete from finished_id where (name, at, sender, sequence) in (
     select a.value ->> 0, a.value ->> 1, a.value ->> 2, a.value ->> 3 from json_each(?) as a)
 """
 # All of a sender's messages up to one go together, at all receivers: the rest would be told as all.
-_RECEIVERS = """
-with recursive found(receiver) as (
-    select min(receiver) from finished where sender = ?1
-    union all
-    select (select min(f.receiver) from finished as f
-        where f.sender = ?1 and f.receiver > found.receiver)
-    from found where found.receiver is not null)
-select receiver from found where receiver is not null
-"""
 _BEHIND_SOME = """
 select first from finished where sender = ?1 and receiver = ?2 and first <= ?3 and at < ?4
 order by first limit 1 offset ?5
@@ -516,7 +507,7 @@ def _whole_messages(
     cut: list[tuple[int, int, int, int]] = []
     for sender, last in upto.items():
         # What is decided of promises has rows of its own, which nobody finds without the states.
-        receivers = [number for (number,) in rows(db, _RECEIVERS, (sender,)) if number != PROMISED]
+        receivers = [number for number in history.receivers_of(db, sender) if number != PROMISED]
         each = max(1, entry.states // max(1, len(receivers)))
         for receiver in receivers:
             behind = one(db, _BEHIND_SOME, (sender, receiver, last, entry.before, each))
