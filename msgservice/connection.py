@@ -282,6 +282,11 @@ class Connection:
             self.session.sent(self.now())
             self.channel.send_now(encoded)
 
+    def push(self) -> None:
+        """Write what is queued in the midst of a turn: what follows in it takes long."""
+        if self.channel is not None and self.session.failed is None:
+            self.channel.push()
+
     def bye(self, code: int = BYE_CLOSING, reason: str = "") -> None:
         """Send no more transfers; the owner calls `close` when what is in flight is answered."""
         self.session.bye(self.now(), code, reason)

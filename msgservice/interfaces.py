@@ -323,6 +323,13 @@ class IChannel(Interface):
         """Queue some frames and write all that is queued, without waiting for the end of the turn.
 
         For what somebody waits for. Raises `FrameTooLarge`; the frames before that one are queued.
+        While a user is told something, they may leave when that is done: see `push`.
+        """
+
+    def push() -> None:
+        """Write what `send_now` was given, while a user is told something, too.
+
+        For who goes on for long then, so that the other side can begin. What has no room stays.
         """
 
     def identified() -> None:

@@ -173,6 +173,7 @@ class Client:
         )
         if outbox is not None:
             self._flow.give_room(-outbox.left_messages, -outbox.left_bytes)
+        self._asked = ""  # the subject of the newest request
         self._requests = Requests(
             clock=reactor, now=now, pending_max=limits.requests, bytes_max=limits.window_bytes
         )
@@ -614,7 +615,8 @@ class Client:
         self._check_thread()
         try:
             self._shutdown.check_open()
-            subject = check_subject(subject)
+            if subject is not self._asked:  # what is asked again and again is looked at once
+                self._asked = subject = check_subject(subject)
             limit = self._gathering.limit_of()
             item: bytes | Raw
             if type(content) is bytes and headers is None and len(content) < limit // 2:

@@ -175,6 +175,8 @@ class Gathering:
 
     def limit_of(self, options: RunOptions = PLAIN) -> int:
         """Bytes of a run's messages; a long `to` takes its room from them."""
+        if options is PLAIN:
+            return self._run_bytes
         return self._run_bytes - options.excess_bytes
 
     # --- verbs

@@ -8,7 +8,7 @@ what is behind may take for granted that a range has its ends in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -360,19 +360,20 @@ def refusals(calls: Iterable[int], message: msgspec.Raw) -> list[Reply]:
 Answer = tuple[int, bool, msgspec.Raw]  # the number of the call, whether it is one, the message
 
 
-def replies_of(answers: Iterable[Answer], size_max: int) -> Iterator[Reply]:
-    """Yield answers in frames with so many bytes of messages at most; one has one at least."""
-    frame: list[Answer] = []
-    room = size_max
-    for answer in answers:
-        size = len(answer[2]) + ANSWER_BYTES
-        if size > room and frame:
-            yield Reply(frame)
-            frame, room = [], size_max
-        frame.append(answer)
+def replies_of(answers: list[Answer], size_max: int) -> list[Reply]:
+    """Return answers in frames with so many bytes of messages at most; one has one at least."""
+    sizes = [len(raw) + ANSWER_BYTES for _, _, raw in answers]
+    if sum(sizes) <= size_max:
+        return [Reply(answers)] if answers else []
+    frames: list[Reply] = []
+    begin, room = 0, size_max
+    for at, size in enumerate(sizes):
+        if size > room and at > begin:
+            frames.append(Reply(answers[begin:at]))
+            begin, room = at, size_max
         room -= size
-    if frame:
-        yield Reply(frame)
+    frames.append(Reply(answers[begin:]))
+    return frames
 
 
 def wrong_ranges(ranges: Sequence[Pair], above: int = 0) -> str | None:

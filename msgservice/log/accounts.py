@@ -119,15 +119,11 @@ class _Head(NamedTuple):
 
 
 class _Waiting(NamedTuple):
-    """The messages that wait for a receiver, and their bytes; and where the oldest may be.
-
-    `split`: what of batches is settled in part, as `Account` says it.
-    """
+    """The messages that wait for a receiver, and their bytes; and where the oldest may be."""
 
     messages: int
     bytes: int
     oldest: int | None
-    split: list[tuple[int, int, int]]
 
 
 class _Asked(NamedTuple):
@@ -234,9 +230,9 @@ class Page:
         for found in self._inside(spans, audiences):
             messages -= found[0]
             size -= found[1]
-        split: list[tuple[int, int, int]] = []
-        size -= self._settled_bytes(settled, split_max, split)
-        return _Waiting(messages, size, oldest if messages else None, split)
+        return _Waiting(
+            messages, size - self._settled_bytes(settled, split_max), oldest if messages else None
+        )
 
     def _inside(self, spans: list[Range], audiences: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Return what messages and bytes of these audiences have numbers in these spans."""
@@ -265,30 +261,23 @@ class Page:
                         messages, size = head.before_messages, head.before_bytes
                     yield sign * messages, sign * size
 
-    def _settled_bytes(
-        self, settled: dict[int, list[Range]], split_max: int, split: list[tuple[int, int, int]]
-    ) -> int:
-        """Return the bytes of the settled parts of these batches; what is split goes into that."""
+    def _settled_bytes(self, settled: dict[int, list[Range]], split_max: int) -> int:
+        """Return the bytes of the settled parts of these batches."""
         size_sum = 0
         for number in sorted(settled):
             _, count, size = self._ends[number]
             parts = settled[number]
-            messages = sum([last - first + 1 for first, last in parts])
-            if messages >= count:
+            if sum([last - first + 1 for first, last in parts]) >= count:
                 size_sum += size
-                continue
-            of_it = 0
-            if split_max:
+            elif split_max:
                 split_max -= 1
                 frame = one(self._db, "select frame from batch where number = ?", (number,))
                 if frame is None:
                     continue
                 sizes = message_sizes(frame)
                 for first, last in parts:
-                    of_it += sum(sizes[first : last + 1])
-                    of_it += 0 if first else header_size(frame)
-                size_sum += of_it
-            split.append((number, messages, of_it))
+                    size_sum += sum(sizes[first : last + 1])
+                    size_sum += 0 if first else header_size(frame)
         return size_sum
 
     def oldest(self, asked: _Asked, first: int) -> int | None:
@@ -412,7 +401,6 @@ class Accounts:
                     if count
                 },
                 queued_bytes=waiting.bytes,
-                split=waiting.split,
                 oldest=None if oldest is None else Oldest(oldest, *named[number_of(oldest)]),
             )
 

@@ -675,8 +675,7 @@ class Outlet:
                 for low, high in backlog.decree(first, last, status, refusal):
                     count, size = stretch.counted(low, high)
                     if count:
-                        cut = stretch.cut(low, high)
-                        decreed.append(Decreed(low, high, count, size, cut, status, said))
+                        decreed.append(Decreed(low, high, count, size, status, said))
         messages -= backlog.open_messages
         self.progress.decreed(decreed)
         self.progress.gather()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import msgspec
 
 from msgservice.codecs import TextCodec
@@ -34,17 +32,23 @@ def refusal_of(reply: Reply, reason: str) -> list[Reply]:
     return refusals((number for number, _, _ in reply.replies), refusal(reason))
 
 
-def cut_answers(answers: list[Answer], size_max: int) -> Iterator[Reply]:
+def cut_answers(answers: list[Answer], size_max: int) -> list[Reply]:
     """Return answers in frames whose messages have so many bytes at most.
 
     One that is larger alone is not passed on: it is said what it is too large for.
     """
-    for at, (number, _, raw) in enumerate(answers):
-        size = len(raw) + ANSWER_BYTES
-        if size > size_max:
-            error = MessageTooLarge(size, size_max)
-            answers[at] = (number, False, refusal(f"the answer: {error}", error.refusal_code))
+    if max([len(raw) for _, _, raw in answers], default=0) + ANSWER_BYTES > size_max:
+        answers = [_fitting(one, size_max) for one in answers]
     return replies_of(answers, size_max)
+
+
+def _fitting(answer: Answer, size_max: int) -> Answer:
+    number, _, raw = answer
+    size = len(raw) + ANSWER_BYTES
+    if size <= size_max:
+        return answer
+    error = MessageTooLarge(size, size_max)
+    return number, False, refusal(f"the answer: {error}", error.refusal_code)
 
 
 def busy(request: Request, calls: int, limit: int) -> list[Reply]:

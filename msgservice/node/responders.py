@@ -279,35 +279,35 @@ class Responders:
 
     def answered(self, responder: Responder, reply: Reply) -> None:
         """Answers of a responder. Raises `MalformedFrame` for what is no message."""
+        calls, queued, owed = self._calls, responder.queued, self._owed
+        of: _Run | None = None  # most answers are of the run of the one before
+        told: list[Answer] = []
         try:
             for number, ok, raw in reply.replies:
-                self._answer_came(responder, number, ok, raw)
+                run = calls.get(number)
+                if run is None or run.responder is not responder or run in queued:
+                    self._count_odd(number, run)
+                    continue
+                message = decode_message(raw)  # an asker must not end for what it says
+                if not ok and code_said((message.headers or {}).get(ERROR_HEADER, "")) in OURS:
+                    raw = refusal(message.body.decode("utf-8", "replace"))
+                del calls[number]
+                if run is not of:
+                    of = run
+                    told = owed.setdefault(run.asker, [])
+                told.append((number + run.shift, ok, raw))
+                responder.pending -= 1
+                run.left -= 1
+                if not run.left:
+                    self._over(run)
         finally:
             self._flush_soon()
 
-    def _answer_came(self, responder: Responder, number: int, ok: bool, raw: msgspec.Raw) -> None:
-        run = self._calls.get(number)
-        if run is None:
-            if number < self._next:
-                self.late += 1
-            else:
-                self.stray += 1
-            return
-        if run.responder is not responder or run in responder.queued:
-            self.stray += 1
-            return
-        raw = _passed_on(ok, raw)
-        del self._calls[number]
-        answer = (number + run.shift, ok, raw)
-        told = self._owed.get(run.asker)
-        if told is None:
-            self._owed[run.asker] = [answer]
+    def _count_odd(self, number: int, run: _Run | None) -> None:
+        if run is None and number < self._next:
+            self.late += 1
         else:
-            told.append(answer)
-        responder.pending -= 1
-        run.left -= 1
-        if not run.left:
-            self._over(run)
+            self.stray += 1
 
     # --- the end
 
@@ -518,17 +518,6 @@ class Responders:
         owed, self._owed = self._owed, {}
         for asker, answers in owed.items():
             asker.told(answers)
-
-
-def _passed_on(ok: bool, raw: msgspec.Raw) -> msgspec.Raw:
-    """Return an answer of a responder as its asker gets it, who must not end for what it says.
-
-    Raises `MalformedFrame` for what is no message. What only the node knows, nobody else says.
-    """
-    message = decode_message(raw)
-    if not ok and code_said((message.headers or {}).get(ERROR_HEADER, "")) in OURS:
-        return refusal(message.body.decode("utf-8", "replace"))
-    return raw
 
 
 class _Waiting:

@@ -245,6 +245,9 @@ class FaultyChannel:
         for frame in frames:
             self.send(frame)
 
+    def push(self) -> None:
+        """See `IChannel`: it leaves at the end of the turn."""
+
     def identified(self) -> None:
         """See `IChannel`."""
 

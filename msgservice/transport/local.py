@@ -135,6 +135,9 @@ class LocalChannel(TwistedProtocol):
         for frame in frames:
             self.send(frame)
 
+    def push(self) -> None:
+        """See `IChannel`: it has left."""
+
     def identified(self) -> None:
         """See `IChannel`."""
         self._owner.channel_identified(self)

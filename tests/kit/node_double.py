@@ -85,6 +85,9 @@ class Pipe:
         for frame in frames:
             self.send(frame)
 
+    def push(self) -> None:
+        pass
+
     def identified(self) -> None:
         self.is_identified = True
 

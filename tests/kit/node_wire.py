@@ -50,6 +50,8 @@ class Wire:
         for frame in frames:
             self.send(frame)
 
+    def push(self) -> None: ...
+
     def identified(self) -> None:
         self.is_identified = True
 

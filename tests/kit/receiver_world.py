@@ -91,6 +91,9 @@ class FakeChannel:
         for frame in frames:
             self.send(frame)
 
+    def push(self) -> None:
+        """See `IChannel`."""
+
     def identified(self) -> None:
         """See `IChannel`."""
 

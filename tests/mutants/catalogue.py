@@ -2087,29 +2087,10 @@ _ALL = [
         catcher=_test("tests/contract/test_log_retention.py", "removed_receivers_are_forgotten"),
     ),
     Mutant(
-        name="what-is-settled-last-of-a-batch-is-what-it-is-taken-to-be",
-        at="msgservice.node.stored_bytes:SplitBytes.settle",
-        old="return part.of_size - settled",
-        new="return part.size",
-        catcher=_test(
-            "tests/unit/test_node_queued.py", "of_a_batch_that_is_cancelled_in_part_nothing_is_left"
-        ),
-    ),
-    Mutant(
-        name="what-was-settled-of-batches-before-a-start-is-forgotten",
-        at="msgservice.node.dispatch:Dispatch.begin",
-        old="progress.split.begin(account.split)",
-        new="",
-        catcher=_test(
-            "tests/unit/test_node_queued.py",
-            "of_many_batches_that_were_settled_in_part_before_a_start_nothing_is_left",
-        ),
-    ),
-    Mutant(
         name="settled-above-a-stuck-one-is-backlog",
         at="msgservice.log.accounts:Page.waiting",
-        old="size -= self._settled_bytes(settled, split_max, split)",
-        new="",
+        old="size - self._settled_bytes(settled, split_max)",
+        new="size",
         catcher=_test(
             "tests/contract/test_log.py -k counted_exactly", "what_waits_is_counted_exactly"
         ),
@@ -4084,9 +4065,9 @@ _ALL = [
     ),
     Mutant(
         name="an-answer-from-who-was-not-asked",
-        at=f"{RESPONDERS}._answer_came",
-        old="if run.responder is not responder or run in responder.queued:",
-        new="if False:",
+        at=f"{RESPONDERS}.answered",
+        old="if run is None or run.responder is not responder or run in queued:",
+        new="if run is None:",
         catcher=_play("each_request_is_answered_once_or_fails_and_no_answer_reaches_another"),
     ),
     Mutant(
@@ -4140,9 +4121,9 @@ _ALL = [
     ),
     Mutant(
         name="in-a-swarm-an-answer-goes-to-the-call-beside",
-        at=f"{RESPONDERS}._answer_came",
-        old="answer = (number + run.shift, ok, raw)",
-        new="answer = (number + run.shift + 1, ok, raw)",
+        at=f"{RESPONDERS}.answered",
+        old="told.append((number + run.shift, ok, raw))",
+        new="told.append((number + run.shift + 1, ok, raw))",
         catcher=_swarm("ask", "an answer reaches another", seeds=60),
     ),
     Mutant(
@@ -4154,7 +4135,7 @@ _ALL = [
     ),
     Mutant(
         name="a-responder-says-what-the-node-alone-knows",
-        at="msgservice.node.responders:_passed_on",
+        at=f"{RESPONDERS}.answered",
         old="if not ok and",
         new="if False and",
         catcher=_asked("what_the_node_alone_knows_no_responder_says"),
@@ -4184,9 +4165,9 @@ _ALL = [
     ),
     Mutant(
         name="what-is-no-message-is-passed-on",
-        at=f"{RESPONDERS}._answer_came",
-        old="raw = _passed_on(ok, raw)",
-        new="pass",
+        at=f"{RESPONDERS}.answered",
+        old="message = decode_message(raw)",
+        new="message = WireMessage(bytes(raw))",
         catcher=_asked("what_is_no_message_ends_who_said_it_and_nobody_else"),
     ),
     Mutant(
@@ -4221,7 +4202,8 @@ _ALL = [
         name="asked-again-on-the-next-connection",
         at="msgservice.client.requests:Requests.lost",
         old="self._connection = None",
-        new="self._connection = None; self._parked |= dict.fromkeys(self._sent.values());"
+        new="self._connection = None; self._parked |= {c.group: None for c in self._sent.values()};"
+        " [c.group.calls.append(c) or setattr(c, 'number', 0) for c in self._sent.values()];"
         " self._sent = {}",
         catcher=_test(
             "tests/unit/test_client_requests.py"

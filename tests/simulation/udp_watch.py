@@ -113,6 +113,10 @@ class WatchedChannel:
         if is_open:
             self.sent += map(bytes, frames)
 
+    def push(self) -> None:
+        """See `IChannel`."""
+        self._channel.push()
+
     def identified(self) -> None:
         """See `IChannel`."""
         self._channel.identified()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 import msgspec
 import pytest
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from msgservice.client.requests import DUES_SPARE, Requests
+from msgservice.client.requests import CALLS_SPARE, DUES_SPARE, EARLY_CALLS, Requests
 from msgservice.connection import Connection
 from msgservice.core.frames import Reply, Request
 from msgservice.errors import (
@@ -21,7 +24,7 @@ from msgservice.errors import (
     RequestTimeout,
 )
 from msgservice.limits import Limits
-from msgservice.message import WireMessage, decode_messages
+from msgservice.message import WireMessage, count_of, decode_messages
 from tests.kit.clients import ClientWorld, error_of, now
 
 JSON = {"content-type": "application/json"}
@@ -265,3 +268,122 @@ def test_the_deadlines_of_requests_that_have_gone_are_bounded() -> None:
     assert len(requests._dues) <= 2 + 1 + DUES_SPARE
     clock.advance(1001.0)
     error_of(first, RequestTimeout)
+
+
+class Wire:
+    """What `Requests` needs of a connection: what was sent, and when it was pushed, in order."""
+
+    def __init__(self, events: list[object]) -> None:
+        self.session = self
+        self.peer_hello = None
+        self.events = events
+
+    def send_now(self, frames: list[Request]) -> None:
+        self.events += [range(f.id, f.id + count_of(f.messages)) for f in frames]
+
+    def push(self) -> None:
+        self.events.append("push")
+
+
+class Asking:
+    """`Requests` on a wire, and a clock."""
+
+    def __init__(self, size_max: int = 10_000) -> None:
+        self.clock = Clock()
+        self.events: list[object] = []
+        self.requests = Requests(
+            clock=self.clock, now=self.clock.seconds, pending_max=10_000, bytes_max=100_000
+        )
+        self.connection = cast("Connection", Wire(self.events))
+        self.requests.opened(self.connection, size_max)
+
+    def call(self, timeout: float = 30.0, size: int = 3) -> Deferred[Any]:
+        return self.requests.call("a", b"", size, timeout)
+
+    def answer(self, numbers: Iterable[int]) -> None:
+        raw = msgspec.Raw(msgspec.msgpack.encode((b"",)))
+        self.requests.replied(Reply([(number, True, raw) for number in numbers]))
+
+    def keep_asking(self) -> None:
+        """Make a call, and when it is answered another one."""
+        self.call().addCallbacks(self._answered, lambda failure: failure.trap(ClientClosed))
+
+    def _answered(self, _: object) -> None:
+        self.events.append("answered")
+        self.keep_asking()
+
+
+@pytest.mark.parametrize("pending", [2 * EARLY_CALLS, 6 * EARLY_CALLS])
+def test_half_of_the_calls_leave_while_the_answers_of_the_others_are_looked_at(
+    pending: int,
+) -> None:
+    asking = Asking()
+    for _ in range(pending):
+        asking.keep_asking()
+    asking.clock.advance(0)
+    asking.events.clear()
+    asking.answer(range(1, pending + 1))
+    half = pending // 2
+    first = range(pending + 1, pending + half + 1)
+    assert [*["answered"] * half, first, "push", *["answered"] * half] == asking.events
+    asking.clock.advance(0)
+    assert range(pending + half + 1, 2 * pending + 1) == asking.events[-1]
+    asking.requests.close(ClientClosed("over"))
+    assert not asking.requests
+
+
+def test_few_calls_of_one_turn_share_a_frame_whatever_is_answered() -> None:
+    asking = Asking()
+    for _ in range(EARLY_CALLS):
+        asking.keep_asking()
+    asking.clock.advance(0)
+    asking.answer(range(1, EARLY_CALLS + 1))
+    assert "push" not in asking.events
+    asking.clock.advance(0)
+    assert range(EARLY_CALLS + 1, 2 * EARLY_CALLS + 1) == asking.events[-1]
+
+
+def test_calls_that_share_a_frame_fail_when_their_own_time_is_over_and_not_before() -> None:
+    asking = Asking()
+    first = asking.call(1.001)
+    asking.clock.rightNow = 0.004  # a turn that takes its time
+    second = asking.call(1.001)
+    asking.clock.advance(0)
+    assert [range(1, 3)] == asking.events
+    asking.clock.advance(1.000)
+    assert not second.called
+    asking.clock.advance(0.01)
+    for one in (first, second):
+        error_of(one, RequestTimeout)
+    assert not asking.requests
+    assert not asking.clock.getDelayedCalls()
+
+
+def test_one_that_is_too_large_may_close_the_client_and_all_others_fail_with_that() -> None:
+    asking = Asking(size_max=20)
+    large, small = asking.call(size=21), asking.call()
+    closed = ClientClosed("over")
+    large.addErrback(lambda _: asking.requests.close(closed))
+    asking.clock.advance(0)
+    assert now(large) is None
+    assert closed is error_of(small, ClientClosed)
+    assert not asking.requests
+    assert not asking.events
+    assert not asking.clock.getDelayedCalls()
+
+
+def test_what_waits_for_a_connection_is_sent_once_there_is_one_and_cancelled_ones_are_not() -> None:
+    asking = Asking()
+    asking.requests.lost()
+    calls = [asking.call() for _ in range(1000)]
+    asking.clock.advance(0)
+    for one in calls[1:]:
+        one.addErrback(lambda failure: failure.trap(CancelledError))
+        one.cancel()
+    (group,) = asking.requests._parked
+    assert len(group.calls) <= 2 + CALLS_SPARE
+    asking.requests.opened(asking.connection, 10_000)
+    asking.clock.advance(0)
+    assert [range(1, 2)] == asking.events
+    asking.answer([1])
+    assert b"" == now(calls[0])

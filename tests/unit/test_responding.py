@@ -11,7 +11,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from msgservice.client.client import Client
-from msgservice.client.responding import Asked, Responder
+from msgservice.client.responding import ANSWERS_SECONDS, Asked, Responder
 from msgservice.errors import (
     Ambiguous,
     BadSubject,
@@ -103,6 +103,28 @@ def test_57_calls_and_answers_of_one_turn_share_a_frame() -> None:
     world.settle()
     assert [b"%d" % n for n in range(50)] == [now(one) for one in asked]
     assert 1 == len(sent)
+    world.close()
+
+
+def test_57_answers_leave_while_handlers_that_take_their_time_go_on() -> None:
+    world = World()
+    handled: list[bytes] = []
+    left: list[int] = []  # how many were handled by then
+
+    def handle(asked: Asked) -> bytes:
+        world.clock.rightNow += ANSWERS_SECONDS / 2
+        handled.append(asked.body)
+        return asked.body
+
+    responder = world.respond(handle)
+    connection = responder._connection
+    assert connection is not None
+    push = connection.push
+    connection.push = lambda: [left.append(len(handled)), push()]  # type: ignore[method-assign,assignment,func-returns-value]  # a spy
+    asked = [world.shop.request("prices.get", b"%d" % n) for n in range(8)]
+    world.settle()
+    assert [b"%d" % n for n in range(8)] == [now(one) for one in asked] == handled
+    assert [2, 4, 6] == left
     world.close()
 
 

@@ -241,6 +241,38 @@ def test_what_is_sent_now_leaves_at_once_and_leaves_nothing_for_the_end_of_the_t
     assert not world.clock.getDelayedCalls()
 
 
+def test_what_is_pushed_leaves_while_the_user_goes_on() -> None:
+    world = World()
+    seen: list[bytes] = []
+
+    def received(_: object) -> None:
+        world.channel.send_now([b"a"])
+        seen.append(world.transport.value())
+        world.channel.push()
+        seen.append(world.transport.value())
+        world.channel.send_now([b"b"])
+
+    world.user.on_frames = received
+    world.channel.dataReceived(framed(b"go"))
+    assert [b"", framed(b"a")] == seen
+    assert framed(b"a", b"b") == world.transport.value()
+
+
+def test_what_is_pushed_beyond_the_room_is_watched_and_leaves_when_there_is_some() -> None:
+    world = World(room=1)
+
+    def received(_: object) -> None:
+        world.channel.send_now([b"a"])
+        world.channel.push()
+
+    world.user.on_frames = received
+    world.channel.dataReceived(framed(b"go"))
+    assert world.channel._watching is not None
+    world.channel.send_now([b"b"])
+    assert framed(b"a") == world.transport.take()
+    assert framed(b"b") == world.transport.value()
+
+
 def test_channels_of_one_factory_share_the_end_of_the_turn() -> None:
     world = World()
     world.channel.send(b"a")
@@ -600,6 +632,7 @@ def into(state: ChannelState) -> World:
 INPUTS: dict[str, Callable[[World], Any]] = {
     "send": lambda world: world.channel.send(b"frame"),
     "send now": lambda world: world.channel.send_now([b"frame"]),
+    "push": lambda world: world.channel.push(),
     "established": lambda world: world.channel.established(),
     "pause": lambda world: world.channel.pause(),
     "resume": lambda world: world.channel.resume(),

@@ -139,6 +139,9 @@ class PbChannel(BoundedBroker):
         finally:
             self.now()
 
+    def push(self) -> None:
+        """See `IChannel`: it leaves when the call that runs ends."""
+
     def _put(self, frames: Sequence[bytes]) -> None:
         size_max, is_open = self._limits.frame_bytes, self.state is State.OPEN
         for frame in frames:

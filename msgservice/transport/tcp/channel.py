@@ -191,6 +191,14 @@ class FrameProtocol(Int32StringReceiver):
             if not self._in_turn:
                 self._end_turn()
 
+    def push(self) -> None:
+        """See `IChannel`."""
+        if self._in_turn:
+            while self._queue and not self._full:
+                self._write_piece()
+        else:
+            self._end_turn()
+
     def _put(self, frames: Sequence[bytes]) -> None:
         size_max, is_open = self.MAX_LENGTH, self.state is ChannelState.OPEN
         for frame in frames:
@@ -376,7 +384,7 @@ class FrameProtocol(Int32StringReceiver):
         finally:
             if outermost:
                 self._in_turn = False
-        if outermost and (self._queue or self.state is not ChannelState.OPEN):
+        if outermost and (self._queue or self._full or self.state is not ChannelState.OPEN):
             self._end_turn()
 
     def _end_turn(self) -> None:

@@ -199,6 +199,9 @@ class UdpChannel(TwistedProtocol):
         if not self.is_gone:
             self._turns.flush()
 
+    def push(self) -> None:
+        """See `IChannel`: it has left."""
+
     def identified(self) -> None:
         """See `IChannel`."""
         self._owner.channel_identified(self)
