@@ -2087,10 +2087,29 @@ _ALL = [
         catcher=_test("tests/contract/test_log_retention.py", "removed_receivers_are_forgotten"),
     ),
     Mutant(
+        name="what-is-settled-last-of-a-batch-is-what-it-is-taken-to-be",
+        at="msgservice.node.stored_bytes:SplitBytes.settle",
+        old="return part.of_size - settled",
+        new="return part.size",
+        catcher=_test(
+            "tests/unit/test_node_queued.py", "of_a_batch_that_is_cancelled_in_part_nothing_is_left"
+        ),
+    ),
+    Mutant(
+        name="what-was-settled-of-batches-before-a-start-is-forgotten",
+        at="msgservice.node.dispatch:Dispatch.begin",
+        old="progress.split.begin(account.split)",
+        new="",
+        catcher=_test(
+            "tests/unit/test_node_queued.py -k of_many_batches",
+            "of_many_batches_that_were_settled_in_part_before_a_start_nothing_is_left",
+        ),
+    ),
+    Mutant(
         name="settled-above-a-stuck-one-is-backlog",
         at="msgservice.log.accounts:Page.waiting",
-        old="size - self._settled_bytes(settled, split_max)",
-        new="size",
+        old="size -= self._settled_bytes(settled, split_max, split)",
+        new="",
         catcher=_test(
             "tests/contract/test_log.py -k counted_exactly", "what_waits_is_counted_exactly"
         ),

@@ -124,7 +124,8 @@ class World:
         self.jumped_days = False
         self.sent: dict[bytes, Sent] = {}
         self.poison: dict[bytes, str] = {}
-        self.deaths: Counter[bytes] = Counter()  # by which message
+        # By which message, in which life of the node: a start of it begins the count anew.
+        self.deaths: Counter[tuple[bytes, int]] = Counter()
         self.patterns: dict[str, Patterns] = {}
         self.removed: dict[str, list[float]] = {}
         self.log_restored_at = self.log_saved_at = -1.0
@@ -331,10 +332,11 @@ class World:
     def die_of_poison(self, party: Party, body: bytes) -> None:
         """A message has killed the process that handled it."""
         if party.is_up:
-            self.deaths[body] += 1
-            if self.deaths[body] > DEATHS_MAX + self.limits.max_losses:
+            self.deaths[body, self.node.lives] += 1
+            times = self.deaths[body, self.node.lives]
+            if times > DEATHS_MAX + self.limits.max_losses:
                 self.witness.note(
-                    "a message kills for ever", f"{party.name}, {self.deaths[body]} times: {body!r}"
+                    "a message kills for ever", f"{party.name}, {times} times: {body!r}"
                 )
             party.kill()
             self.net.clock.callLater(self.random.uniform(0.2, 1.0), party.start)
