@@ -458,14 +458,14 @@ class Client:
 
         `message`: its receipt, the `id` that was given, or `SENDER/INCARNATION/SEQUENCE` as
         `msgservice status` shows it. From then on it has the state `cancelled` at `$delayed`, with
-        this reason. Fails with `UnknownMessage` where it does not wait (any more), or is another's
-        and this client may not cancel those; with `TypeError` for what is no message; and as
-        `request` does.
+        this reason. Fails with `UnknownMessage` where it does not wait (any more), is the receipt
+        of another client, or is another's and this one may not cancel those; with `TypeError` for
+        what is no message; and as `request` does.
         """
         try:
             id_ = self._identity_of(message)
             asked = {"id": id_, "reason": exact(reason, "reason")}
-        except TypeError as error:
+        except (TypeError, UnknownMessage) as error:
             return fail(error)
 
         asking = self.request(DELAYED_CANCEL.right, asked)
@@ -475,13 +475,13 @@ class Client:
         """Ask why a message is where it is; fires with the cause at each receiver.
 
         `message`: as for `cancel`, or `log:POSITION`. Each `Cause` says in a sentence what there is
-        to say, and what would help. Fails with `UnknownMessage`, where it is another's and this
-        client may not ask about those as well; with `TypeError` for what is no message; and as
-        `request` does.
+        to say, and what would help. Fails with `UnknownMessage`, for the receipt of another client
+        and where it is another's and this one may not ask about those as well; with `TypeError` for
+        what is no message; and as `request` does.
         """
         try:
             id_ = self._identity_of(message)
-        except TypeError as error:
+        except (TypeError, UnknownMessage) as error:
             return fail(error)
         asking = Deferred.fromCoroutine(self._explain(id_))
         return asking.addErrback(partial(_unknown, id_))
@@ -513,7 +513,7 @@ class Client:
                 asked |= {"key": exact(key, "key"), "sender": self.name}
                 id_ = asked["key"]
             asking = Deferred.fromCoroutine(self._undo(asked))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, UnknownMessage) as error:
             return fail(error)
         return asking.addErrback(partial(_unknown, id_))
 
@@ -539,8 +539,14 @@ class Client:
         return causes
 
     def _identity_of(self, message: str | AnyReceipt) -> str:
-        """Return what the node knows a message by. Raises `TypeError`."""
+        """Return what the node knows a message by. Raises `TypeError`, and `UnknownMessage`.
+
+        The latter for the receipt of another client: its sequence is another message here.
+        """
         if isinstance(message, AnyReceipt):
+            if not message.run.is_kept_by(self._hop.runs):
+                said = f"no message of this client, {self.name!r}: the receipt is another's"
+                raise UnknownMessage(f"{self.name}/?/{message.sequence}", said)
             return self._identity(message.sequence)
         return exact(message, "message")
 

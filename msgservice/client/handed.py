@@ -425,6 +425,10 @@ class HandedRun:
         """Keep no receipt of these beyond this process; fires when that is on disk."""
         return succeed(None) if self._keeper is None else self._keeper.forget(first, last)
 
+    def is_kept_by(self, keeper: object) -> bool:
+        """Whether it is of the client whose runs these are."""
+        return self._keeper is keeper
+
     def marked(self, name: str, status: Status, first: int, last: int, reason: str) -> None:
         """STATUS came: the state of messages at a receiver. Repeats change nothing.
 

@@ -143,6 +143,9 @@ class AskedRun(Protocol):
     def forget(self, first: int, last: int) -> Deferred[None]:
         """Keep no receipt of these beyond this process; fires when that is on disk."""
 
+    def is_kept_by(self, keeper: object) -> bool:
+        """Whether it is of the client whose runs these are."""
+
 
 # Not tracked by the collector: a program may hold millions, and they refer to nothing but runs.
 class AnyReceipt(msgspec.Struct, eq=False, gc=False):

@@ -533,8 +533,14 @@ def _listen(
         if transport == STREAMS and transport in [other.transport for other in found]:
             reader.problem(path, f"{transport} may be served at one address only")
         is_chosen = parse_address(listener.address).parts[:1] == ("0",)  # the port, by the system
-        if listener.address in [other.address for other in found] and not is_chosen:
+        same = [other for other in found if other.address == listener.address]
+        if same and not is_chosen:
             reader.problem(path, f"{text!r} is there twice")
+        elif any(other.user != user for other in same):
+            # Who comes in where is known by the address, as it is said.
+            reader.problem(
+                path, f"{text!r} is there twice, for others: say ports, or interfaces, that differ"
+            )
         found.append(listener)
     return tuple(found)
 

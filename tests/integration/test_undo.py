@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,12 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 
 from msgservice import Limits, Node, connect
+from msgservice.core.frames import Hello
 from msgservice.errors import NotDelivered, UnknownMessage
+from msgservice.transport.registry import Transports
 from tests.integration.command import Command
 from tests.integration.daemon import running
+from tests.kit.knock import Knock
 from tests.kit.logs import recounted
 from tests.kit.ports import free_port
 
@@ -132,3 +137,107 @@ async def test_what_was_told_to_be_undone_is_after_kill_9_too(tmp_path: Path) ->
         row = await deferToThread(msgs.receiver, "away")
         assert (row["settled"], row["queued"]) == ({"acknowledged": 20, "cancelled": 20}, 0)
     assert recounted(data) == []
+
+
+USERS = """
+[[listen]]
+address = "unix:node.sock"
+
+[[listen]]
+address = "tcp:0:interface=127.0.0.1"
+login = "none"
+user = "shop"
+
+[[listen]]
+address = "tcp:0:interface=localhost"
+login = "none"
+user = "thief"
+
+[[user]]
+name = "ops"
+uid = {uid}
+names = ["ops", "msgservice-cli"]
+request = ["$node.>"]
+
+[[user]]
+name = "shop"
+send = ["orders.>"]
+
+[[user]]
+name = "thief"
+names = ["thief", "knocks", "msgservice-cli"]
+send = ["orders.>"]
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_undo_of_a_foreign_message_is_refused_by_every_way_and_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    """By API, by frames over TCP and by command, as of a message that there is not."""
+    from twisted.internet import reactor
+
+    (tmp_path / "node.toml").write_text(USERS.format(uid=os.getuid()))
+    words = ("twist", "--log-format=text", "msgservice", "--config", "node.toml")
+    limits = Limits(link_delay_min=0.05)
+    with running(*words, cwd=tmp_path) as daemon:
+        ports = await deferToThread(daemon.ports, 2)
+        its, foreign = (f"tcp:127.0.0.1:{port}" for port in ports)
+        ops = Command(f"unix:{tmp_path}/node.sock", tmp_path)
+        assert (await deferToThread(ops, "receivers", "add", "billing", "orders.>")).code == 0
+        shop = await connect(reactor, its, name="shop", limits=limits)
+        thief = await connect(reactor, foreign, name="thief", limits=limits)
+        transports = Transports()
+        knock = Knock(
+            lambda made: transports.find(foreign).connector(reactor, foreign, made, limits)
+        )
+        try:
+            receipt = await shop.send("orders.new", b"1", id="o-1", idempotency_key="order-1")
+            later = await shop.send("orders.new", b"2", id="o-2", delay=3600)
+            await thief.send("orders.new", b"3", idempotency_key="order-3")
+            before = await deferToThread(ops.data, "status", "o-1")
+            names = ["o-1", "o-2", f"log:{receipt.position}", before["sender"]]
+            keys = [{"key": "order-1"}, {"key": "order-1", "sender": "shop"}]
+            # By the API.
+            for name in names:
+                with pytest.raises(UnknownMessage, match="no message"):
+                    await thief.undo(name)
+                with pytest.raises(UnknownMessage, match="no message"):
+                    await thief.undo(name, count=1000)
+            for message in (receipt, later):
+                for act in (thief.undo, thief.explain, thief.cancel):
+                    with pytest.raises(UnknownMessage, match="no message of this client, 'thief'"):
+                        await act(message)
+            with pytest.raises(UnknownMessage, match="no message"):
+                await thief.undo(key="order-1")
+            # By frames.
+            assert isinstance(await knock.come("knocks"), Hello)
+            for asked in [*({"id": name} for name in names), *keys]:
+                for more in ({}, {"count": 1000}, {"reason": "mine"}):
+                    body = json.dumps({**asked, **more}).encode()
+                    ok, code, said = await knock.ask("$node.undo", body)
+                    wanted = (False, UnknownMessage.refusal_code, True)
+                    assert (ok, code, b"no message" in said) == wanted, (asked, said)
+            # By command.
+            theft = Command(foreign, tmp_path)
+            for line in [
+                *([name] for name in names),
+                [before["sender"], "--count", "1000"],
+                ["--key", "order-1", "--sender", "shop"],
+            ]:
+                told = await deferToThread(theft, "undo", *line)
+                assert (told.code, told.out, "no message" in told.err) == (1, "", True), told
+            # It is as it was, for its sender as for who may ask for all.
+            assert before == await deferToThread(ops.data, "status", "o-1")
+            assert receipt.statuses["billing"].name == "QUEUED"
+            row = await deferToThread(ops.receiver, "billing")
+            assert (row["queued"], row["settled"]) == (2, {})
+            account = (await shop.undo(receipt, count=2)).receivers
+            assert account == {"billing": {"cancelled": 1}, "$delayed": {"cancelled": 1}}
+            # Its own it may undo.
+            own = await thief.undo(key="order-3")
+            assert own.receivers == {"billing": {"cancelled": 1}}
+        finally:
+            await knock.go()
+            await shop.close()
+            await thief.close()

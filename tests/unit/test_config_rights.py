@@ -16,6 +16,7 @@ from msgservice.node.service import read_users
 
 SHOP = '[[user]]\nname = "shop"\nreceive = ["orders.>"]\n'
 HERE = '[[listen]]\naddress = "unix:/run/x.sock"\n'
+ANY = '[[listen]]\naddress = "tcp:0"\n'
 
 
 @pytest.fixture
@@ -44,6 +45,10 @@ def test_listeners_that_differ_are_tables_of_their_own(file: Path) -> None:
     ]
 
 
+def test_two_listeners_whose_ports_are_chosen_may_be_alike(file: Path) -> None:
+    assert 2 == len(read(file, f"{SHOP}{ANY}{ANY}").listen)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -55,6 +60,12 @@ def test_listeners_that_differ_are_tables_of_their_own(file: Path) -> None:
         (f"{SHOP}{HERE}logins = 1\n", "unknown key, did you mean 'login'?"),
         (f'{SHOP}[[listen]]\nlogin = "asked"\n', "listen.address: is missing"),
         (f"{HERE}{HERE}", "is there twice"),
+        (f'{SHOP}{ANY}{ANY}login = "none"\nuser = "shop"\n', "is there twice, for others"),
+        (
+            f'{SHOP}[[user]]\nname = "till"\n{ANY}login = "none"\nuser = "shop"\n'
+            f'{ANY}login = "none"\nuser = "till"\n',
+            "'tcp:0' is there twice, for others",
+        ),
         ('listen = "tcp:7411"\n', "must be a table or a list of tables"),
         (f'{HERE}address = "x:1"\n'.replace(HERE, "[[listen]]\n"), "F:2: listen.address"),
     ],
