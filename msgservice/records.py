@@ -792,6 +792,9 @@ class Account:
     settled: dict[int, int]
     queued_bytes: int = 0
     oldest: Oldest | None = None  # of what is queued
+    # Of batches that are settled in part: number, messages settled, and the bytes of these that
+    # `queued_bytes` is without.
+    split: Sequence[tuple[int, int, int]] = field(default=(), compare=False)
 
     @property
     def unaccounted(self) -> int:

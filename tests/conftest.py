@@ -81,22 +81,26 @@ def told_of_the_end(pytestconfig: pytest.Config) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_timeout_set_timer(item: pytest.Item) -> Generator[None, object, object]:
-    """Hand a timeout that the reactor hears to the test that waits for it.
+    """Hand a timeout that the reactor hears to the test that waits for it, and as often as needed.
 
-    Raised in the reactor it would be logged, and the test would wait for ever.
+    Raised in the reactor it would be logged, and the test would wait for ever; so it would where
+    what is raised is swallowed, as in a finaliser, or by a log's observer.
     """
     timer: object = yield
     theirs = signal.getsignal(signal.SIGALRM)
     if callable(theirs):
+        again = signal.getitimer(signal.ITIMER_REAL)[0]
 
         def alarm(number: int, frame: FrameType | None) -> None:
+            signal.setitimer(signal.ITIMER_REAL, again)  # until the test has ended
             try:
                 theirs(number, frame)
             except BaseException as timeout:
                 reactors = pytest_twisted._instances.gr_twisted
                 if pytest_twisted.greenlet.getcurrent() is not reactors or _is_in(item, frame):
                     raise
-                _waited[-1].errback(Failure(timeout))  # and goes on here when the next test waits
+                if _waited and not _waited[-1].called:
+                    _waited[-1].errback(Failure(timeout))  # and goes on when the next test waits
 
         signal.signal(signal.SIGALRM, alarm)
     return timer

@@ -119,11 +119,15 @@ class _Head(NamedTuple):
 
 
 class _Waiting(NamedTuple):
-    """The messages that wait for a receiver, and their bytes; and where the oldest may be."""
+    """The messages that wait for a receiver, and their bytes; and where the oldest may be.
+
+    `split`: what of batches is settled in part, as `Account` says it.
+    """
 
     messages: int
     bytes: int
     oldest: int | None
+    split: list[tuple[int, int, int]]
 
 
 class _Asked(NamedTuple):
@@ -230,9 +234,9 @@ class Page:
         for found in self._inside(spans, audiences):
             messages -= found[0]
             size -= found[1]
-        return _Waiting(
-            messages, size - self._settled_bytes(settled, split_max), oldest if messages else None
-        )
+        split: list[tuple[int, int, int]] = []
+        size -= self._settled_bytes(settled, split_max, split)
+        return _Waiting(messages, size, oldest if messages else None, split)
 
     def _inside(self, spans: list[Range], audiences: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Return what messages and bytes of these audiences have numbers in these spans."""
@@ -261,23 +265,30 @@ class Page:
                         messages, size = head.before_messages, head.before_bytes
                     yield sign * messages, sign * size
 
-    def _settled_bytes(self, settled: dict[int, list[Range]], split_max: int) -> int:
-        """Return the bytes of the settled parts of these batches."""
+    def _settled_bytes(
+        self, settled: dict[int, list[Range]], split_max: int, split: list[tuple[int, int, int]]
+    ) -> int:
+        """Return the bytes of the settled parts of these batches; what is split goes into that."""
         size_sum = 0
         for number in sorted(settled):
             _, count, size = self._ends[number]
             parts = settled[number]
-            if sum([last - first + 1 for first, last in parts]) >= count:
+            messages = sum([last - first + 1 for first, last in parts])
+            if messages >= count:
                 size_sum += size
-            elif split_max:
+                continue
+            of_it = 0
+            if split_max:
                 split_max -= 1
                 frame = one(self._db, "select frame from batch where number = ?", (number,))
                 if frame is None:
                     continue
                 sizes = message_sizes(frame)
                 for first, last in parts:
-                    size_sum += sum(sizes[first : last + 1])
-                    size_sum += 0 if first else header_size(frame)
+                    of_it += sum(sizes[first : last + 1])
+                    of_it += 0 if first else header_size(frame)
+                size_sum += of_it
+            split.append((number, messages, of_it))
         return size_sum
 
     def oldest(self, asked: _Asked, first: int) -> int | None:
@@ -401,6 +412,7 @@ class Accounts:
                     if count
                 },
                 queued_bytes=waiting.bytes,
+                split=waiting.split,
                 oldest=None if oldest is None else Oldest(oldest, *named[number_of(oldest)]),
             )
 

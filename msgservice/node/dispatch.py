@@ -189,8 +189,10 @@ class Dispatch:
         when they were stored, too.
         """
         for account in accounts:
-            queued = self.outlets[account.receiver].progress.queued
+            progress = self.outlets[account.receiver].progress
+            queued = progress.queued
             queued.add(account.queued_bytes - queued.look())
+            progress.split.begin(account.split)
         self.judge(starting=True)
 
     def judge(self, *, starting: bool = False) -> None:

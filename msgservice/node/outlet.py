@@ -675,7 +675,8 @@ class Outlet:
                 for low, high in backlog.decree(first, last, status, refusal):
                     count, size = stretch.counted(low, high)
                     if count:
-                        decreed.append(Decreed(low, high, count, size, status, said))
+                        cut = stretch.cut(low, high)
+                        decreed.append(Decreed(low, high, count, size, cut, status, said))
         messages -= backlog.open_messages
         self.progress.decreed(decreed)
         self.progress.gather()

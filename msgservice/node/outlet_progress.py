@@ -23,7 +23,7 @@ from msgservice.core.refusal import Refusal
 from msgservice.core.runs import FINAL, Run, Settled, cut_run, parts_of, size_alone
 from msgservice.message import MessageParts, Status, array_header, header_size
 from msgservice.node.commits import Commits
-from msgservice.node.stored_bytes import QueuedBytes
+from msgservice.node.stored_bytes import Part, QueuedBytes, SplitBytes
 from msgservice.node.tracker import Tracker
 from msgservice.records import DEAD_OVERHEAD, Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow
 
@@ -72,12 +72,16 @@ class Promising(Protocol):
 
 
 class Decreed(NamedTuple):
-    """A range of a receiver that was settled without an answer, and without being loaded."""
+    """A range of a receiver that was settled without an answer, and without being loaded.
+
+    `cut`: the batches of which it has a part alone.
+    """
 
     first: int
     last: int
     messages: int
-    size: int  # bytes
+    size: int  # bytes; those of the parts are what they are taken to be
+    cut: Sequence[Part]
     status: Status
     reason: str
 
@@ -86,7 +90,7 @@ class OutletProgress:
     """Delivery progress of one receiver, as `commits.Progressing`: settled messages and retries.
 
     `acked`: the acknowledged ranges above the cursor, as the log has them. `queued`: the bytes that
-    wait, for the backlog limit.
+    wait, for the backlog limit; `split`: what of batches is settled of which something waits.
     """
 
     def __init__(
@@ -102,7 +106,7 @@ class OutletProgress:
         time: Time,
         letters: Letters,
     ) -> None:
-        self.queued = queued
+        self.queued, self.split = queued, SplitBytes()
         self.letters_wait = False  # the log could not store a dead letter: its lane waits for that
         self._outlet = outlet
         self._row = outlet.row
@@ -181,7 +185,7 @@ class OutletProgress:
             cursor = min(cursor, min([one.first for one in self._new]) - 1)
         failed, self._failed = self._failed[:RUNS_MAX], self._failed[RUNS_MAX:]
         counts: dict[int, int] = {}
-        size = 0
+        size, parts = 0, []
         rows: list[ExceptionRow] = []
         dead: list[DeadLetter] = []
         acked = self._acked
@@ -190,7 +194,13 @@ class OutletProgress:
         for one in settled:
             run, first, last, status = one.run, one.first, one.last, one.status
             counts[status] = counts.get(status, 0) + last - first + 1
-            size += _size_of(one)
+            if run.encoded is run.source.messages:
+                size += run.source.size
+            else:
+                part = _part_of(run)
+                settled_size = self.split.settle(part)
+                size += settled_size
+                parts.append((part, settled_size))
             if status is Status.ACKNOWLEDGED:
                 if last > cursor:
                     acked.add(run.after + 1 if first == run.first else first, last)
@@ -204,13 +214,17 @@ class OutletProgress:
         for range_ in decreed:
             counts[range_.status] = counts.get(range_.status, 0) + range_.messages
             size += range_.size
+            for part in range_.cut:
+                settled_size = self.split.settle(part)
+                size += settled_size - part.size
+                parts.append((part, settled_size))
             reason = range_.reason[:REASON_KEPT_MAX]
             rows.append(
                 ExceptionRow(number, range_.first, range_.last, range_.status, 0, 0, reason)
             )
         if acked:
             acked.remove_below(cursor + 1)
-        taken = _Taken(settled, failed, decreed, self._inbox_changed, cursor)
+        taken = _Taken(settled, failed, decreed, self._inbox_changed, cursor, size, parts)
         inbox = self._row.inbox if self._inbox_changed else None
         self._inbox_changed = False
         self.queued.add(-size)
@@ -384,8 +398,9 @@ class OutletProgress:
         self._failed = taken.failed + self._failed
         self._decreed = taken.decreed + self._decreed
         self._inbox_changed = self._inbox_changed or taken.inbox_changed
-        self.queued.add(sum(_size_of(one) for one in taken.settled))
-        self.queued.add(sum(range_.size for range_ in taken.decreed))
+        self.queued.add(taken.size)
+        for part, size in taken.parts:
+            self.split.take_back(part, size)
 
     def fault(self, failure: Failure) -> None:
         """See `Progressing`."""
@@ -393,13 +408,19 @@ class OutletProgress:
 
 
 class _Taken(NamedTuple):
-    """The progress of one receiver in the group under way, and the cursor after it."""
+    """The progress of one receiver in the group under way, and the cursor after it.
+
+    `size`: the bytes that it settles, and `parts`: of which parts of batches, with what each is of
+    these.
+    """
 
     settled: list[Settled]
     failed: list[Run]
     decreed: list[Decreed]
     inbox_changed: bool
     cursor: int
+    size: int
+    parts: list[tuple[Part, int]]
 
 
 @dataclass(slots=True)
@@ -435,14 +456,13 @@ def _cut_settled(one: Settled, count: int) -> tuple[list[Settled], Settled]:
     return [taken], left
 
 
-def _size_of(settled: Settled) -> int:
-    """Return the bytes of its batch that these messages are: those of all its parts add up to it.
+def _part_of(run: Run) -> Part:
+    """Return the part of its batch that a cut run is: those of all its parts add up to it.
 
     A part that travelled alone had an array header of its own, which the batch has once.
     """
-    run = settled.run
     batch: Batch = run.source
-    if run.encoded is batch.messages:
-        return batch.size
     size = run.size - len(array_header(run.count))
-    return size + header_size(batch.messages) if run.first == batch.first else size
+    if run.first == batch.first:
+        size += header_size(batch.messages)
+    return Part(batch.number, run.count, size, batch.count, batch.size)

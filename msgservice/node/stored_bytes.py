@@ -1,12 +1,14 @@
 """Bytes that were stored for sets of receivers, and how many of them wait for one receiver.
 
 A batch is counted once, for its set. How much that is for one receiver of many sets is added up
-when somebody asks; two bounds, which cost nothing to keep, say whether anybody needs to.
+when somebody asks; two bounds, which cost nothing to keep, say whether anybody needs to. What is
+settled of a batch in parts adds up to its bytes, whoever knows how large each was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 
 class StoredBytes:
@@ -57,3 +59,55 @@ class QueuedBytes:
     def leave(self, size: int) -> None:
         """The receiver leaves a set that so many bytes were stored for; what waits is the same."""
         self._besides += size
+
+
+class Part(NamedTuple):
+    """A part of a batch: its messages, and their bytes, or what these are taken to be."""
+
+    number: int  # of the batch
+    messages: int
+    size: int
+    of_messages: int  # of the whole batch
+    of_size: int
+
+
+class SplitBytes:
+    """The bytes that one receiver has settled of batches of which something waits for it.
+
+    Of what was not loaded nobody knows how large each message is. So what settles the last of a
+    batch settles all that is left of its bytes. There is one entry for each batch of which not all
+    is settled, so they are bounded as what is final above a cursor.
+    """
+
+    __slots__ = ("_settled",)
+
+    def __init__(self) -> None:
+        self._settled: dict[int, tuple[int, int]] = {}  # number -> messages, bytes
+
+    def __bool__(self) -> bool:
+        return bool(self._settled)
+
+    def begin(self, settled: Iterable[tuple[int, int, int]]) -> None:
+        """Take what was settled before the start: number, messages, and the bytes counted of it."""
+        self._settled = {number: (messages, size) for number, messages, size in settled}
+
+    def settle(self, part: Part) -> int:
+        """Return the bytes that are settled with a part."""
+        if part.messages >= part.of_messages:
+            return part.of_size
+        before, settled = self._settled.get(part.number, (0, 0))
+        messages = before + part.messages
+        if messages >= part.of_messages:
+            del self._settled[part.number]
+            return part.of_size - settled
+        self._settled[part.number] = messages, settled + part.size
+        return part.size
+
+    def take_back(self, part: Part, size: int) -> None:
+        """A part is not settled after all, which `size` bytes were with."""
+        if part.messages >= part.of_messages:
+            return
+        whole = part.of_messages, part.of_size
+        messages, settled = self._settled.pop(part.number, whole)
+        if messages > part.messages:
+            self._settled[part.number] = messages - part.messages, settled - size

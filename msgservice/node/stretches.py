@@ -7,11 +7,12 @@ found out by who settles them (`expiry`); what of them is still open, by the rec
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+from msgservice.node.stored_bytes import Part
 from msgservice.records import position_of
 
 
@@ -47,6 +48,22 @@ class Stretch:
         messages, size = self._below(last + 1)
         before = self._below(first)
         return messages - before[0], size - before[1]
+
+    def cut(self, first: int, last: int) -> list[Part]:
+        """Return the parts between two positions of batches of which not all lies there."""
+        parts = []
+        for position in (first, last):
+            at = bisect_right(self._firsts, position) - 1
+            if at < 0:
+                continue
+            head, begin = self._heads[at], self._firsts[at]
+            low, high = max(first, begin), min(last, begin + head.messages - 1)
+            if 0 < high - low + 1 < head.messages:
+                messages, size = self.counted(low, high)
+                part = Part(head.number, messages, size, head.messages, head.size)
+                if part not in parts:
+                    parts.append(part)
+        return parts
 
     def _below(self, position: int) -> tuple[int, int]:
         at = bisect_left(self._firsts, position) - 1

@@ -34,6 +34,7 @@ def test_without_a_reactor():
 
 
 WAITING = """\
+import time
 from pytest_twisted import async_yield_fixture, ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -60,6 +61,16 @@ async def never():
 def test_of_a_fixture(never):
     pass
 
+class Swallows:
+    def __del__(self):
+        while True:
+            time.sleep(0.01)
+
+def test_of_a_finaliser():
+    Swallows()
+    while True:
+        time.sleep(0.01)
+
 @ensureDeferred
 async def test_after():
     late.callback(None)
@@ -85,8 +96,8 @@ def test_a_test_that_waits_in_the_reactor_fails_when_its_time_is_over(
     workers: tuple[str, ...], tmp_path: Path
 ) -> None:
     # A busy machine needs a second for what a worker sets up, before a test waits.
-    ended = _session(WAITING, "--timeout=3", *workers, folder=tmp_path)
-    assert "2 failed, 2 passed, 1 error" in ended.stdout, ended.stdout + ended.stderr
+    ended = _session(WAITING, "--timeout=2", *workers, folder=tmp_path)
+    assert "3 failed, 2 passed, 1 warning, 1 error" in ended.stdout, ended.stdout + ended.stderr
 
 
 def _session(source: str, *options: str, folder: Path) -> subprocess.CompletedProcess[str]:

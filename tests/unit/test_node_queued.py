@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from msgservice.core.frames import Ack, Transfer
 from msgservice.limits import Limits
+from msgservice.log.accounts import SPLIT_MAX
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, WireMessage, decode_messages, encode_messages
+from msgservice.node.outlet import UNLOAD_AFTER
+from msgservice.node.purge import Purged
 from tests.kit.nodes import FailingLog, NodeWorld
 
 ORDERS = {"subjects": ["orders.>"]}
@@ -108,3 +112,66 @@ def test_18_a_header_that_is_wider_than_it_must_be_is_counted_as_it_came() -> No
     billing.connection.send(_ack([first + 1]))
     world.settle(0.3)
     assert outlet.progress.queued.look() == 0
+
+
+BODIES = [b"x" * 3000, b"y", b"z" * 40, b"w" * 900, b""]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("answered", [[0], [1, 2], [0, 3], [4]], ids=str)
+@pytest.mark.parametrize("fails", [False, True])
+def test_18_of_a_batch_that_is_cancelled_in_part_nothing_is_left(
+    answered: list[int], *, restarted: bool, fails: bool
+) -> None:
+    """Nobody has read how large the messages are that were not loaded; the others were counted."""
+    clock, limits = Clock(), Limits()
+    log = FailingLog(MemoryLog(reactor=clock, limits=limits))
+    world = NodeWorld(limits=limits, log=log, clock=clock)
+    receive = ORDERS | {"order": "none"}
+    shop, billing = world.peer("shop"), world.peer("billing", receive=receive)
+    shop.transfer(1, "orders.new", BODIES)
+    world.settle()
+    for index in answered:
+        billing.connection.send(_ack([(1 << 16) + index]))
+        world.settle(0.1)
+    billing.connection.abort()
+    world.settle(UNLOAD_AFTER + 1)
+    if restarted:
+        world.node.stopService()
+        world.settle(1)
+        world.start()
+        world.settle(limits.link_delay_max + limits.hello_timeout + 1)
+    log.fail_next = fails
+    done: list[Purged] = []
+    world.node.purge("billing").addCallback(done.append)
+    world.settle(1)
+    assert [len(BODIES) - len(answered)] == [purged.count for purged in done]
+    [outlet] = world.node.parts.dispatch.outlets.values()
+    assert outlet.progress.queued.look() == 0
+    assert not outlet.progress.split
+
+
+def test_18_of_many_batches_that_were_settled_in_part_before_a_start_nothing_is_left() -> None:
+    """What of those beyond the first was settled is not looked at when the node starts."""
+    world = NodeWorld()
+    receive = ORDERS | {"order": "none"}
+    shop, billing = world.peer("shop"), world.peer("billing", receive=receive)
+    count = SPLIT_MAX + 5
+    for number in range(count):
+        shop.transfer(2 * number + 1, "orders.new", [b"x" * number, b"y"])
+    world.settle()
+    for number in range(1, count + 1):
+        billing.connection.send(_ack([(number << 16) + number % 2]))
+    world.settle(0.1)
+    world.node.stopService()
+    world.settle(1)
+    world.start()
+    billing = world.peer("billing", receive=receive)
+    world.settle(1)
+    for transfer in billing.take(Transfer):
+        billing.ack(transfer)
+        world.settle(0.1)
+    [outlet] = world.node.parts.dispatch.outlets.values()
+    assert outlet.backlog.cursor >= count << 16
+    assert outlet.progress.queued.look() == 0
+    assert not outlet.progress.split

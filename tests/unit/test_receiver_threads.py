@@ -222,8 +222,15 @@ def test_stopping_does_not_wait_longer_than_its_limit_for_a_handler(blocking: Bl
     blocking.let(b"1")
 
 
-def test_threads_are_made_when_there_is_work() -> None:
-    before = threading.active_count()
-    world = World(threads=4)
-    assert threading.active_count() == before
+def test_threads_are_made_when_there_is_work(blocking: Blocking) -> None:
+    before = set(threading.enumerate())  # of which some may end meanwhile: others' pools
+    world = World(blocking, threads=4)
+    assert set(threading.enumerate()) <= before
+    world.node.offer([b"1"])
+    world.run()
+    blocking.wait_for(b"1")
+    made = {thread.ident for thread in set(threading.enumerate()) - before}
+    assert blocking.threads <= made
+    blocking.let(b"1")
+    world.until(lambda: world.node.backlog.cursor == 1)
     world.stop()
