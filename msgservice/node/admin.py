@@ -8,6 +8,7 @@ sentence, and its code.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -583,7 +584,20 @@ class Admin:
         if not found.due:
             raise unknown
         by = f"{asked.reason or 'cancelled'} (by {who})"
-        ranges = await self._operations.cancel(found, asked.count, by[:REASON_KEPT_MAX])
+        count, behind = asked.count, None
+        place = await self._operations.place_of(asked.id) if count > 1 else None
+        if place is not None and place[:2] != (found.sender, found.incarnation):
+            # It was taken by its key, as another's: what that one sent next is not meant.
+            sender, incarnation, first = place
+            behind = msgspec.structs.replace(
+                found, sender=sender, incarnation=incarnation, sequence=first + 1
+            )
+            count = 1
+        ranges = [*await self._operations.cancel(found, count, by[:REASON_KEPT_MAX])]
+        if behind is not None:
+            with suppress(UnknownMessage):
+                left = asked.count - 1
+                ranges += await self._operations.cancel(behind, left, by[:REASON_KEPT_MAX])
         return CancelledTold(
             sender=sender_of(found),
             subject=found.subject,
@@ -605,16 +619,19 @@ class Admin:
         id_ = asked.id
         if asked.key:
             id_ = await self._operations.of_key(_scopes(asked.sender, who, own), asked.key)
+        # What was taken by its key is found as another sender's message, which those that this one
+        # has sent next are not behind.
+        place = await self._operations.place_of(id_)
         subject = ""
         try:
             found = await self._operations.message(id_, own)
-            sender, incarnation, first = found.sender, found.incarnation, found.sequence
             subject = found.subject
+            place = place or (found.sender, found.incarnation, found.sequence)
         except UnknownMessage:
-            if asked.count == 1:
-                raise
             # Those behind it are undone all the same: a page may begin where nothing is left.
-            sender, incarnation, first = await self._operations.of_sender(id_)
+            if asked.count == 1 or place is None:
+                raise
+        sender, incarnation, first = place
         if own is not None and not who.has_sent(sender):
             raise UnknownMessage(asked.id or asked.key)  # as of one that there is not
         by = f"{asked.reason or 'undone'} (by {who})"

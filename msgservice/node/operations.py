@@ -681,12 +681,19 @@ class Operations:
 
         Whether there is such a message or not. Raises `UnknownMessage` where the sender is unknown.
         """
+        place = await self.place_of(id_)
+        if place is None:
+            raise UnknownMessage(id_)
+        return place
+
+    async def place_of(self, id_: str) -> tuple[str, str, int] | None:
+        """Return what `of_sender` does; None where the sender is unknown, or `id_` is no such."""
         sender, hash_, sequence = [*id_.rsplit("/", 2), "", ""][:3]
         if sequence.isascii() and sequence.isdigit() and len(sequence) < SEQUENCE_DIGITS:
             incarnation: str | None = await self._log.incarnation(sender, hash_)
             if incarnation is not None:
                 return sender, incarnation, int(sequence)
-        raise UnknownMessage(id_)
+        return None
 
     async def waiting(self, id_: str, senders: Sequence[str] | None = None) -> Found:
         """Return a message that waits until it is due, or was cancelled before.

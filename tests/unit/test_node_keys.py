@@ -252,6 +252,23 @@ def test_45_what_waits_is_cancelled_by_the_id_of_each_that_was_handed_in_with_it
         assert [] == billing.take(Transfer)
 
 
+def test_45_what_another_sent_next_is_not_cancelled_with_what_came_by_a_key() -> None:
+    world, _, shop = world_with()
+    other = world.peer("shop", incarnation="i2", status_from=1)
+    hand_in(shop, delay=MINUTE)
+    hand_in(shop, 2, "another", delay=MINUTE)
+    hand_in(other, 3, delay=MINUTE)
+    hand_in(other, 4, "own", delay=MINUTE)
+    asked = {"id": f"shop/{hash_of('i2')}/3", "count": 3}
+    ok, told = shop.request("$node.delayed.cancel", asked)
+    assert (ok, told["cancelled"]) == (True, 2)
+    cancelled = [(first, last) for first, last in other.statuses()["$delayed", Status.CANCELLED]]
+    assert {3, 4} == {n for first, last in cancelled for n in range(first, last + 1)}
+    assert [(1, 1)] == shop.statuses()["$delayed", Status.CANCELLED]
+    (left,) = shop.request("$node.delayed.list", {})[1]["delayed"]
+    assert f"shop/{hash_of('i1')}/2" == left["sender"]
+
+
 def test_45_a_cancelled_message_is_cancelled_for_each_who_sent_its_key_and_who_comes_then() -> None:
     world, billing, shop = world_with()
     other = world.peer("shop", incarnation="i2", status_from=1)

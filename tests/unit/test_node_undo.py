@@ -203,6 +203,38 @@ def test_what_a_second_sender_has_of_a_key_is_undone_and_both_are_told() -> None
     assert {1, 2} == {n for low, high in told for n in range(low, high + 1)}
 
 
+@pytest.mark.parametrize("page", [1, 2, 64])
+def test_what_another_sent_behind_a_key_is_not_undone_with_what_came_by_it(
+    page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is asked for, and the first of a page, may have been taken as another's."""
+    monkeypatch.setattr(undo, "PIECES", page)
+    world = World()
+    keyed = [
+        msgspec.Raw(encode_messages([WireMessage(b"paid", None, None, key)])) for key in ("k", "l")
+    ]
+    for sequence, raw in enumerate(keyed, 1):
+        world.shop.connection.send(Transfer(sequence, "orders.new", raw))
+    world.settle()
+    world.sent = 2
+    world.send(b"of the first", b"and one more", b"and a third")
+    again = world.peer("shop", incarnation="i2", status_from=1)
+    again.connection.send(Transfer(1, "orders.new", keyed[0]))
+    again.transfer(2, "orders.new", [b"own"])
+    again.connection.send(Transfer(3, "orders.new", keyed[1]))
+    again.transfer(4, "orders.new", [b"last"])
+    world.settle(1)
+    pages = undo_all(world, id=f"shop/{hash_of('i2')}/1", count=4)
+    assert f"shop/{hash_of('i2')}/1" == pages[0]["sender"]
+    assert 4 == sum(one["messages"] for one in pages)
+    world.settle(1)
+    told = again.statuses()["away", Status.CANCELLED]
+    assert {1, 2, 3, 4} == {n for low, high in told for n in range(low, high + 1)}
+    told = world.shop.statuses()["away", Status.CANCELLED]
+    assert {1, 2} == {n for low, high in told for n in range(low, high + 1)}
+    assert 3 == state_of(world, "away").queued
+
+
 def test_one_that_is_removed_meanwhile_is_told_as_removed() -> None:
     log = FailingLog(MemoryLog(reactor=(clock := Clock()), limits=Limits()))
     world = World(log=log, clock=clock)
