@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import apsw
@@ -53,7 +53,6 @@ STEPS_WAITING = 256
 FIRSTS_KEPT = 1024  # numbers of runs that have gone, before the list is made anew
 SETTLED_BYTES = 1024 * 1024
 CHECKPOINT_BYTES = 8 * 1024 * 1024
-_Receipts = tuple[int, int | None]  # rows deleted, and the lowest that is left
 _MARKED = "outbox"  # what the mark is for; the incarnation may change
 
 _TABLES = """
@@ -126,6 +125,19 @@ SCHEMA = Schema(
 )  # "msob"
 
 
+class _Receipts(NamedTuple):
+    """The change of the rows of receipts by one commit: the rows deleted, of which so many were
+    `dropped` since they were too many; and the lowest that is left, where that was looked at.
+    """
+
+    deleted: int
+    lowest: int | None
+    dropped: int
+
+
+NO_RECEIPTS = _Receipts(0, None, 0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxSnapshot:
     """The contents of an outbox when it was opened."""
@@ -186,6 +198,7 @@ class OutboxFile:
         self._opened = False
         self._failed: LogFailed | None = None
         self._kept_to = 0  # the last sequence that is committed
+        self._rows = 0  # of receipts, that are committed; on the worker's thread
         self._renewals = 0
         self._firsts: list[int] = []  # of open runs, rising; may hold some that have gone
         self._head = 0  # before this all of them have gone
@@ -244,6 +257,7 @@ class OutboxFile:
         self._file.pages.check_turn(turn)
         self._file.pages.look_at_all()
         found = receipt_rows.look_at(db)
+        self._rows = found.count
         left = self._left = LeftRuns(db)
         if self._sender and self._sender != sender:
             if sender and (left.open or found.count):
@@ -500,11 +514,9 @@ class OutboxFile:
         runs = [run for some, _ in group for run in some]
         sequence, settled_to = self.sequence, self._lowest()
         added = receipt_rows.insert(runs, self.now()) if self.receipts_max and runs else []
-        over = self.receipts + len(runs) - self.receipts_max if added else 0
-        if over > 0:
-            added.append(receipt_rows.delete_oldest(over))
+        rows_added = len(runs) if added else 0
         committing = self._committing = self._file.submit(
-            lambda: self._write(runs, gone, sequence, log_id, [*steps, *added])
+            lambda: self._write(runs, gone, sequence, log_id, [*steps, *added], rows_added)
         )
 
         def done(result: _Receipts | Failure) -> None:
@@ -517,8 +529,8 @@ class OutboxFile:
                 self._log_id = log_id if self._log_id is None else self._log_id
             else:
                 self.settled_to = settled_to
-                self._note(len(runs) if added else 0, result)
-                self.has_dropped = self.has_dropped or over > 0
+                self._note(rows_added, result)
+                self.has_dropped = self.has_dropped or result.dropped > 0
                 is_due = self._log_id is not None or len(self._steps) >= STEPS_WAITING
             behind: list[tuple[Sequence[Run], Deferred[None]]] = []
             if self._failed is not None:
@@ -546,10 +558,9 @@ class OutboxFile:
 
     def _note(self, added: int, receipts: _Receipts) -> None:
         """Rows of receipts were written, and others deleted."""
-        deleted, lowest = receipts
-        self.receipts += added - deleted
-        if deleted or (added and self.receipts_from is None):
-            self.receipts_from = lowest
+        self.receipts += added - receipts.deleted
+        if receipts.deleted or (added and self.receipts_from is None):
+            self.receipts_from = receipts.lowest
 
     def _write(
         self,
@@ -558,8 +569,12 @@ class OutboxFile:
         sequence: int,
         log_id: str | None,
         receipts: Sequence[receipt_rows.Step],
+        rows_added: int = 0,
     ) -> _Receipts:
-        """Commit runs, settlements, the id of the log and receipts; on the worker's thread."""
+        """Commit runs, settlements, the id of the log and receipts; on the worker's thread.
+
+        `rows_added`: of receipts, by these changes.
+        """
         # A run that was settled before it was written (a fast node) is written and removed here.
         flat: list[Any] = []
         for run in runs:
@@ -587,7 +602,7 @@ class OutboxFile:
             steps.append(("update head set kept = ?", (runs[-1].last,)))
         if log_id is not None:
             steps.append(("update head set log_id = ?", (log_id,)))
-        found = self._commit(steps, receipts)
+        found = self._commit(steps, receipts, rows_added)
         self._written += sum(map(row_size, runs)) + 4096 * 4
         if self._written >= CHECKPOINT_BYTES:
             self._commit([], checkpoint=True)
@@ -604,13 +619,14 @@ class OutboxFile:
         self,
         steps: Sequence[tuple[str, Any]],
         receipts: Sequence[receipt_rows.Step] = (),
+        rows_added: int = 0,
         *,
         checkpoint: bool = False,
     ) -> _Receipts:
         """Run changes in one transaction, or a checkpoint; on the worker's thread.
 
-        Returns how many rows of receipts went, and the lowest that is left, if that was looked at.
-        After a failed write or sync the handle is not used again (SEMANTICS 19).
+        Where more rows of receipts are left than may be, the oldest go. After a failed write or
+        sync the handle is not used again (SEMANTICS 19).
         """
         if self._failed is not None:
             raise self._failed
@@ -624,21 +640,27 @@ class OutboxFile:
         try:
             if checkpoint:
                 self._file.fold()
-                return 0, None
+                return NO_RECEIPTS
             db.execute("begin immediate")
             for sql, parameters in steps:
                 db.execute(sql, parameters)
-            deleted, lowest = 0, None
+            deleted, dropped, lowest = 0, 0, None
             for step in receipts:
                 db.execute(step.sql, step.parameters)
                 deleted += db.changes() if step.deletes else 0
+            # Not before those went that have come to their end: they were too many no more.
+            over = self._rows + rows_added - deleted - self.receipts_max if rows_added else 0
+            if over > 0:
+                oldest = receipt_rows.delete_oldest(over)
+                db.execute(oldest.sql, oldest.parameters)
+                dropped = db.changes()
             if receipts:
                 lowest = receipt_rows.lowest(db)
             db.execute("commit")
         except (apsw.Error, OSError, LogDamaged) as error:
             if is_full(db, error):
                 if checkpoint:
-                    return 0, None  # the transaction is in the write-ahead log all the same
+                    return NO_RECEIPTS  # the transaction is in the write-ahead log all the same
                 if db.in_transaction:
                     db.execute("rollback")
                 raise LogUnavailable(f"no room: {error}") from error
@@ -646,7 +668,9 @@ class OutboxFile:
             # synced was not told either.
             self._failed = self._broken(str(error))
             raise self._failed from error
-        return deleted, lowest
+        deleted += dropped
+        self._rows += rows_added - deleted
+        return _Receipts(deleted, lowest, dropped)
 
     def _broken(self, reason: str) -> LogFailed:
         return LogFailed(

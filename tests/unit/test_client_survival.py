@@ -509,6 +509,24 @@ def test_53_more_runs_than_are_kept_let_the_oldest_go(
     assert [] == rows(tmp_path)
 
 
+def test_53_rows_that_are_to_go_make_room_for_those_that_come(
+    tmp_path: Path, logged: list[LogEvent]
+) -> None:
+    world = DiskWorld(tmp_path, receipts_max=3)
+    for subject in ("a", "b", "c"):
+        world.client.send(subject, b"1")
+    world.written()
+    world.say_acknowledged(1, 3)  # the three are deleted with what is written next
+    assert [(1, 1), (2, 2), (3, 3)] == rows(tmp_path)
+    for subject in ("a", "b"):
+        world.client.send(subject, b"2")
+    world.written()
+    assert [4, 5] == sequences(world)
+    assert [(4, 4), (5, 5)] == rows(tmp_path)
+    assert [] == [event for event in logged if "open receipts" in str(event.get("log_format"))]
+    world.close()
+
+
 def test_53_no_receipts_are_kept_where_none_are_asked_for(tmp_path: Path) -> None:
     world = DiskWorld(tmp_path, receipts_max=0)
     send(world, b"1")
