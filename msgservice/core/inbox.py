@@ -50,6 +50,7 @@ class Answers:
     has nothing in flight that it could take back for it.
 
     `said`: how many ranges this side's RESUME had. What is sent lies between them.
+    `has_answered`: whether anything was answered on this connection.
     `window_messages`: what this side takes unanswered, so how many lanes a sender may have in
     flight without having heard of their NACKs.
     """
@@ -64,6 +65,7 @@ class Answers:
         "_received_max",
         "_refusals",
         "_window_messages",
+        "has_answered",
         "received",
         "refused_bytes",
     )
@@ -75,6 +77,7 @@ class Answers:
         *,
         is_shared: bool = False,
     ) -> None:
+        self.has_answered = False
         self._is_shared = is_shared  # others get what lies between: only what is owed is kept
         self.received = RangeSet()  # what the sender sent here: all that may be answered
         self._received_max = RECEIVED_MAX + said
@@ -244,6 +247,7 @@ class Answers:
             frames += self._refusals
             self._refusals = []
             self.refused_bytes = 0
+        self.has_answered = self.has_answered or bool(frames)
         return frames
 
     @property

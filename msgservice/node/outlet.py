@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -83,6 +84,9 @@ class Seat(Protocol):
 
     def turn_ended(self) -> None:
         """The answers of one read were all taken, or as many as one turn takes."""
+
+    def stored(self) -> Deferred[None]:
+        """Fire when all that was answered so far is on disk. Cancelling it ends the wait only."""
 
     def pump(self) -> None:
         """Send runs, as far as window and rate limit allow."""
@@ -635,6 +639,11 @@ class Outlet:
             self.supply.look()
         else:
             self.pump()
+
+    def stored(self) -> Deferred[None]:
+        """See `Seat`."""
+        self.progress.gather()
+        return self.progress.all_stored()
 
     def _answer_on(self) -> None:
         self._going_on = None

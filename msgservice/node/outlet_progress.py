@@ -360,6 +360,7 @@ class OutletProgress:
         """Fire when all that was settled so far is on disk, in however many groups.
 
         What is settled after that is not waited for: of a busy receiver there always is something.
+        Cancelling it ends this wait only.
         """
         settled = _messages_of(self._new) + sum(
             [_messages_of(one.settled) for one in self._storing]
@@ -374,9 +375,12 @@ class OutletProgress:
         decreed = len(self._decreed) + sum([len(one.decreed) for one in self._storing])
         if not settled and not decreed:
             return succeed(None)
-        moment = _Moment(settled, decreed, Deferred())
+        moment = _Moment(settled, decreed, Deferred(self._wait_ends))
         self._moments.append(moment)
         return moment.waiter
+
+    def _wait_ends(self, waiter: Deferred[None]) -> None:
+        self._moments = [one for one in self._moments if one.waiter is not waiter]
 
     def _moments_pass(self, taken: _Taken) -> None:
         """Both go into groups in the order in which they came, and so do these that fail."""
@@ -387,7 +391,8 @@ class OutletProgress:
         over = [one for one in self._moments if one.settled <= 0 and one.decreed <= 0]
         self._moments = [one for one in self._moments if one.settled > 0 or one.decreed > 0]
         for one in over:
-            one.waiter.callback(None)
+            if not one.waiter.called:  # cancelled by one that was told before
+                one.waiter.callback(None)
 
     def progress_failed(self) -> None:
         """See `Progressing`."""

@@ -11,7 +11,8 @@ that an `Outlet` feeds (its seat), and may ask requests. The stages, and what en
     LEAVING     -         LEAVING     LEAVING     LEAVING     GONE
     GONE        -         GONE        GONE        GONE        GONE
 
-From DRAINING on a BYE was said. In DRAINING the receiver still answers what is in flight to it; in
+From DRAINING on a BYE was said, or is when what the receiver has answered is on disk: where it was
+the first to say it. In DRAINING the receiver still answers what is in flight to it; in
 LEAVING its answers no longer count, or it was never fed. *unseated*: another connection has its
 place, or there is no place for it any more. *parted*: there will be none once a removal is on disk;
 until then nothing is said, and nothing it answers counts.
@@ -24,7 +25,7 @@ from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 import msgspec
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -83,6 +84,7 @@ from msgservice.waiters import Waiters
 # Seconds that a paused receiver may stay; it says anew what it has taken then. Longer than
 # `link_healthy` is at most places, so that it comes back without delay, now and after a resume.
 PAUSED_STAY = 65.0
+GOODBYE = "goodbye"  # to who said it first
 BODY_OVERHEAD = 16  # bytes of a run, at most, that a body has around it
 LOOK_EVERY = 60.0  # seconds between two looks at the wall clock, for a login that ends by it
 
@@ -180,6 +182,7 @@ class Peer:
         "_directory",
         "_dispatch",
         "_gate",
+        "_goodbye_due",
         "_greeter",
         "_guest",
         "_intake",
@@ -238,6 +241,8 @@ class Peer:
         self.stage = Stage.HERE
         self.ended_by_us = False  # the node closes it, without a goodbye where it dials no more
         self.goodbye = ""  # the reason that the node gave for letting it go
+        # While the goodbye to a receiver waits: fires when what that has answered is on disk.
+        self._goodbye_due: Deferred[None] | None = None
         self.has_settled = False  # the sender needs nothing any more that is known of it
         self.number = 0  # rises with each connection of the node
         self._seat: Seat | None = None  # the outlet while it feeds this: SEATED and DRAINING
@@ -403,10 +408,32 @@ class Peer:
     def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
         """The peer said BYE: it sends nothing more; what it was given may still be answered."""
         self.has_settled = code == BYE_SETTLED
-        self.leave(BYE_CLOSING, "goodbye")
+        seat = self._seat
+        if seat is None or self.is_leaving:
+            self.leave(BYE_CLOSING, GOODBYE)
+            return
+        self._happens(Event.LEAVES)
+        self.goodbye = GOODBYE
+        due = self._goodbye_due = seat.stored()
+        due.addCallback(self._goodbye_is_due, connection)
+        due.addErrback(lambda failure: failure.trap(CancelledError) and None)
+        due.addErrback(self.fault)
+
+    def _goodbye_is_due(self, _: object, connection: Connection) -> None:
+        """The answers of a receiver that leaves are on disk, and it may know."""
+        self._goodbye_due = None
+        self._say_bye(connection, BYE_CLOSING, self.goodbye)
+
+    def _wait_no_more(self) -> bool:
+        """Wait no more for what the goodbye waits for; return whether it was to be said."""
+        due, self._goodbye_due = self._goodbye_due, None
+        if due is not None:
+            due.cancel()
+        return due is not None
 
     def lost(self, connection: Connection, reason: str) -> None:
         """The connection has gone."""
+        self._wait_no_more()
         self._store()
         if self._guest is not None:
             self._guest.gone()
@@ -606,6 +633,7 @@ class Peer:
         if code == BYE_REPLACED:
             # Also when it was about to leave and waits for answers: its place is needed now.
             self._happens(Event.UNSEATED)
+            self._wait_no_more()
             self.goodbye = reason
             connection.bye(code, reason)
             self._leave_seat(reason, lost=lost and not leaving)
@@ -620,13 +648,20 @@ class Peer:
         """Take no more answers from a receiver, and feed it nothing more; nothing is said yet."""
         self._happens(Event.PARTED)
         self._leave_seat(reason, lost=False)
+        self._leave_without()
         self._close_if_done()
+
+    def _leave_without(self) -> None:
+        """Say a goodbye that waits: whatever the receiver has answered, it has no place now."""
+        if self._wait_no_more() and self.connection is not None:
+            self._say_bye(self.connection, BYE_CLOSING, self.goodbye)
 
     def dismiss(self, code: int, reason: str) -> None:
         """Take no more answers from a receiver, which has no place any more, and leave."""
         connection, leaving = self.connection, self.is_leaving
         self._happens(Event.UNSEATED)
         self._leave_seat(reason, lost=False)
+        self._leave_without()
         if not leaving and connection is not None and not connection.is_gone:
             self._say_bye(connection, code, reason)
 
@@ -649,6 +684,8 @@ class Peer:
     def _close_if_done(self) -> None:
         """After a BYE: close when what was in flight, both ways, is answered."""
         if not self.is_leaving or self.connection is None or self.connection.is_gone:
+            return
+        if self._goodbye_due is not None:
             return
         if self._seat is not None and not self._seat.idle:
             return

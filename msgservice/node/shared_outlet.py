@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
@@ -65,6 +66,10 @@ class Worker:
         if not self.flight.is_answered and self._going_on is None:
             self._going_on = self.outlet.call_later(self._answer_on)
         self.outlet.turn_ended()
+
+    def stored(self) -> Deferred[None]:
+        """See `Seat`: of what others have answered as well."""
+        return self.outlet.stored()
 
     def _answer_on(self) -> None:
         self._going_on = None

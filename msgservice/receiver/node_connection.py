@@ -10,11 +10,12 @@ from collections.abc import Collection
 from typing import Protocol
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from msgservice.clock import wall_of
-from msgservice.connection import Connection
+from msgservice.connection import STOPPING, WINDOW, Connection
 from msgservice.core.frames import (
     BYE_CLOSING,
     BYE_REMOVED,
@@ -100,6 +101,8 @@ class NodeConnection:
         self._is_sent_away = False
         self._is_paused = False  # the node says so: it keeps the connection, and sends nothing
         self.when_lost: Deferred[None] = Deferred()
+        self._left: Deferred[None] | None = None  # fires when the node has heard our BYE, or late
+        self._left_late: IDelayedCall | None = None
         self._reception = way.reception
         self._handling = way.reception.handling
         self._wall = wall_of(way.reception.reactor)
@@ -167,6 +170,40 @@ class NodeConnection:
         self.connection.bye(BYE_CLOSING, OUTDATED)
         self.connection.close()
         self.way.says(OUTDATED)
+
+    def say_bye(self) -> Deferred[None]:
+        """Say BYE: all that is to be answered was. Fires when the node has stored the answers.
+
+        That is what its own BYE says, which is read behind what it had sent before; an older node
+        has only heard them. Fires at once where nothing was answered here or the node has said its
+        BYE before, and in any case when the connection has gone, or after `limits.close_timeout`.
+        """
+        connection, node = self.connection, self._node
+        is_heard = node is not None and node.connection is connection
+        waits = (
+            node is not None
+            and is_heard
+            and node.inbox.answers.has_answered
+            and not connection.ends_on_purpose
+            and not connection.is_gone
+        )
+        connection.bye()
+        if not waits:
+            return succeed(None)
+        left = self._left = Deferred()
+        here = self._reception
+        self._left_late = here.reactor.callLater(here.limits.close_timeout, self._has_left)
+        for reason in (WINDOW, STOPPING):
+            connection.resume_reading(reason)
+        return left
+
+    def _has_left(self) -> None:
+        late, self._left_late = self._left_late, None
+        if late is not None and late.active():
+            late.cancel()
+        left, self._left = self._left, None
+        if left is not None:
+            left.callback(None)
 
     def opened(self, connection: Connection, resume: Resume) -> None:
         """Messages may come. What the node has taken of ours is nothing: we send none."""
@@ -255,6 +292,7 @@ class NodeConnection:
     def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
         """Close when all is answered; `turn_ended` follows, and looks for the first time."""
         self.way.says(f"the node says: {reason or 'closing'}")
+        self._has_left()
         if code in (BYE_REPLACED, BYE_REMOVED):
             why = REPLACED if code == BYE_REPLACED else REMOVED
             self._logger.warn(
@@ -279,6 +317,7 @@ class NodeConnection:
         """The connection was lost: the node retransmits on the next what was not answered."""
         self.takes_messages = False
         self.way.gone(self, reason)
+        self._has_left()
         node = self._node
         was_its = node is not None and node.connection is connection
         if was_its:

@@ -331,7 +331,8 @@ class Receiver(Service):
         """Take no more, let handlers end, send their answers, close; fire when all is done.
 
         Handlers have `limits.stop_timeout` seconds; then they are cancelled, and what they had
-        is sent again when the receiver is back, not counted as an attempt. Cancelling the
+        is sent again when the receiver is back, not counted as an attempt. A node has
+        `limits.close_timeout` seconds to say that it has stored what was answered. Cancelling the
         Deferred stops the wait only. Safe to call twice.
         """
         Service.stopService(self)  # it may have been started again while it stops
@@ -373,8 +374,7 @@ class Receiver(Service):
         lost = []
         for way in self.ways:
             lost += [connection.when_lost for connection in way.connections]
-            way.say_bye()
-        await gatherResults([way.stop() for way in self.ways])
+        await gatherResults([Deferred.fromCoroutine(self._leave(way)) for way in self.ways])
         for each in lost:
             await each
         if self._reception.inbox is not None:
@@ -382,6 +382,14 @@ class Receiver(Service):
         for way in self.ways:
             if self._why:
                 way.says(self._why)
+
+    async def _leave(self, way: Way) -> None:
+        """Say goodbye on the connections of a way, and close them when the nodes have said theirs.
+
+        In the turn in which they have: else the connection would end, and be made anew.
+        """
+        await way.say_bye()
+        await way.stop()
 
     def ready(self) -> Deferred[None]:
         """Fire when nodes may connect: the stored inbox is open, or there is none.

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from msgspec.structs import replace
 from twisted.application.service import IService
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -114,10 +114,10 @@ class Way(ABC):
         for one in self.connections:
             one.connection.pause(STOPPING)
 
-    def say_bye(self) -> None:
-        """Say BYE: all that is to be answered was."""
-        for one in list(self.connections):
-            one.connection.bye()
+    def say_bye(self) -> Deferred[None]:
+        """Say BYE: all that is to be answered was. Fires when the nodes know that (`say_bye`)."""
+        heard = [one.say_bye() for one in list(self.connections)]
+        return gatherResults(heard).addCallback(lambda _: None)
 
     def sent_away(self, reason: str, *, replaced: bool) -> None:
         """The node wants no connection of this receiver any more."""

@@ -186,6 +186,7 @@ class Node:
         self.byes: list[tuple[int, str]] = []
         self.settled: list[Settled] = []
         self.says_receive = True
+        self.says_goodbye = True  # when the receiver has
         self.knows = True  # False: it does not look at answers, for tests that send frames by hand
         self.losses: list[str] = []
         self.gate: LoginGate | None = None  # by which others log in
@@ -318,6 +319,8 @@ class Node:
 
     def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
         self.byes.append((code, reason))
+        if self.says_goodbye:
+            connection.bye(0, "goodbye")
 
     def lost(self, connection: Connection, reason: str) -> None:
         self.losses.append(reason)

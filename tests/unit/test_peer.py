@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from msgservice.core.frames import (
@@ -39,6 +40,7 @@ class Seat:
         self.idle = False
         self.is_node = False
         self.last_error = "before"
+        self.storing: list[Deferred[None]] = []
 
     def attach(self, connection: Any, resume: Resume, inbox: str | None) -> Seat:
         self.feeds += 1
@@ -62,6 +64,14 @@ class Seat:
 
     def turn_ended(self) -> None:
         pass
+
+    def stored(self) -> Deferred[None]:
+        self.storing.append(Deferred())
+        return self.storing[-1]
+
+    @property
+    def is_waited_for(self) -> bool:
+        return any(not waiter.called for waiter in self.storing)
 
 
 def a_seat() -> Any:
@@ -140,6 +150,11 @@ class Scene:
             self.outlet.idle = True
             self.peer.turn_ended(self.connection)
 
+    def stored(self) -> None:
+        for waiter in self.outlet.storing:
+            if not waiter.called:
+                waiter.callback(None)
+
     def lost(self) -> None:
         if not self.peer.is_gone:
             self.set_gone(True)
@@ -162,9 +177,11 @@ class Scene:
         if peer.stage is Stage.PARTED:
             assert not byes
         if peer.stage in ON_PURPOSE:
-            assert byes
-        if peer.stage is Stage.DRAINING:
+            assert byes or (peer.stage is Stage.DRAINING and self.outlet.is_waited_for)
+        if peer.stage is Stage.DRAINING and not self.outlet.is_waited_for:
             assert not self.outlet.idle or self.ends
+        if peer.stage is not Stage.DRAINING:
+            assert not self.outlet.is_waited_for
 
 
 HAPPENINGS: dict[str, Callable[[Scene], None]] = {
@@ -175,6 +192,7 @@ HAPPENINGS: dict[str, Callable[[Scene], None]] = {
     "parted": Scene.parted,
     "says bye": Scene.says_bye,
     "answers": Scene.answers,
+    "stored": Scene.stored,
     "lost": Scene.lost,
 }
 

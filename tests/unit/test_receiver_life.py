@@ -302,6 +302,80 @@ def test_27_one_that_was_replaced_says_so_and_does_not_come_back_by_itself() -> 
     assert world.attachment.connected
 
 
+def test_it_has_stopped_when_the_node_has_said_goodbye() -> None:
+    world = World()
+    world.node.says_goodbye = False
+    world.node.offer([b"1"])
+    world.run()
+    stopped = results_of(world.receiver.stop())
+    world.run(1)
+    assert (world.node.byes, world.node.backlog.cursor, stopped) == ([(0, "")], 1, [])
+    assert world.node.connection is not None
+    world.node.connection.bye(0, "goodbye")
+    world.run()
+    assert stopped == [None]
+    world.run(60)
+    assert world.diallers[0].dialled == 1
+
+
+def test_a_node_that_says_no_goodbye_is_waited_for_so_long_as_a_limit_says() -> None:
+    world = World(limits=Limits(close_timeout=3.0))
+    world.node.says_goodbye = False
+    world.node.offer([b"1"])
+    world.run()
+    stopped = results_of(world.receiver.stop())
+    world.run(2.9)
+    assert stopped == []
+    world.run(0.1)
+    assert stopped == [None]
+    world.run(60)
+    assert world.diallers[0].dialled == 1
+
+
+def test_a_node_that_goes_while_its_goodbye_is_waited_for_is_not_dialled_again() -> None:
+    world = World()
+    world.node.says_goodbye = False
+    world.node.offer([b"1"])
+    world.run()
+    stopped = results_of(world.receiver.stop())
+    world.run(1)
+    world.wire.cut()
+    world.run()
+    assert stopped == [None]
+    world.run(60)
+    assert world.diallers[0].dialled == 1
+
+
+def test_no_goodbye_is_waited_for_where_nothing_was_answered() -> None:
+    world = World()
+    world.node.says_goodbye = False
+    stopped = results_of(world.receiver.stop())
+    world.run()
+    assert (world.node.byes, stopped) == ([(0, "")], [None])
+
+
+def test_a_goodbye_is_heard_behind_more_than_is_taken_and_none_of_that_is_handled() -> None:
+    waiting = Waiting()
+    world = World(waiting, window=1)
+    world.node.knows = False
+    world.node.offer([b"1"])
+    world.run()
+    world.node.window = (1000, 1 << 20)
+    assert world.node.connection is not None
+    for sequence in (2, 3, 4):  # it pays no heed to the window, and is read no more
+        messages = msgspec.Raw(encode_messages([WireMessage(b"%d" % sequence)]))
+        world.node.connection.send(Transfer(sequence, "a", messages, after=sequence - 1))
+        world.run()
+    assert world.wire.near.is_paused
+    world.node.knows = True
+    stopped = results_of(world.receiver.stop())
+    world.run()
+    waiting.end(b"1")
+    world.run()
+    assert stopped == [None]
+    assert (waiting.given, world.node.backlog.cursor) == ([b"1"], 1)
+
+
 def test_one_that_is_started_again_while_it_stops_works_when_it_has_stopped() -> None:
     ends: list[Deferred[None]] = []
 
