@@ -120,13 +120,16 @@ class DeadlinePassed(ProtocolError):
 
 
 class BadName(ProtocolError):
-    """A name that is empty, too long, or holds characters that names may not have."""
+    """A name that is empty, too long, or holds characters that names may not have.
+
+    So is the id of a message, or an idempotency key: `what` it is.
+    """
 
     wire_code = 8
     refusal_code = 13
 
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"bad name {name[:64]!r}: {reason}")
+    def __init__(self, name: str, reason: str, what: str = "name") -> None:
+        super().__init__(f"bad {what} {name[:64]!r}: {reason}")
         self.name, self.reason = name, reason
 
 

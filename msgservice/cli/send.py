@@ -128,8 +128,14 @@ def send(
         options["headers"] = headers_of(header)
     if require:
         options["require"] = True
+    if retain and retain_only:
+        raise click.UsageError(
+            "give one of --retain, which delivers it as well, and --retain-only, which does not"
+        )
     if ttl is not None:
         options["ttl"] = seconds_of(ttl, "--ttl")
+        if not options["ttl"]:
+            raise click.UsageError("--ttl 0 would be over at once: it is above 0, as 30s or 5m")
     if delay is not None:
         options["delay"] = seconds_of(delay, "--delay")
     promise = promise_of(session, need, within, otherwise)

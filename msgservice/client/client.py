@@ -21,6 +21,7 @@ from msgspec import Raw
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
@@ -119,6 +120,8 @@ class Client:
     # each Deferred would take four times as long as the future (bench/programs.py).
     new_waiter: Callable[[], Deferred[Receipt]] = Deferred
 
+    _logger = Logger()
+
     def __init__(
         self,
         *,
@@ -136,6 +139,7 @@ class Client:
         reactor = timed(reactor)
         self.name = name = check_name(name)
         self._disk = outbox
+        self._has_said_what_is_listed = False
         self._connecting: Waiters[Client] = Waiters()
         self._thread = get_ident()
         now = monotonic_of(reactor)
@@ -565,19 +569,34 @@ class Client:
         `open_receipts`, those that somebody still holds.
 
         `after`: the `sequence` of the last that was listed. `keep`: they are listed until
-        `Receipt.forget`, whatever they were told. Fails with `ValueError` for a number
-        that cannot be, `ClientClosed`, and for what keeps the file from being read: `LogDamaged`,
-        `LogUnavailable`.
+        `Receipt.forget`, whatever they were told, which needs a file. Fails with `ValueError` for a
+        number that cannot be, or `keep` without `outbox=`; with `ClientClosed`, and for what keeps
+        the file from being read: `LogDamaged`, `LogUnavailable`.
         """
         try:
             self._shutdown.check_open()
             check_counts(0, after=after)
             check_counts(1, limit=limit)
             check_flags(keep=keep)
+            if self._disk is None:
+                if keep:
+                    raise BadValue("keep", "needs a client with outbox=, whose file keeps them")
+                self._say_what_is_listed()
         except (TypeError, ValueError, ClientClosed) as error:
             return fail(error)
         listing = self._hop.receipts(after, min(limit, RECEIPTS_MAX), keep=keep)
         return listing.addCallback(self._listed)
+
+    def _say_what_is_listed(self) -> None:
+        """Somebody may look for what an earlier process has sent: say once where that stands."""
+        if not self._has_said_what_is_listed:
+            self._has_said_what_is_listed = True
+            self._logger.warn(
+                "{name}: receipts() of a client without outbox= lists those alone that this process"
+                " holds: with outbox=FILE those of earlier processes too",
+                line="receipts-without-outbox",
+                name=self.name,
+            )
 
     def _listed(self, listed: Listed) -> list[Receipt]:
         if listed.again is not None:

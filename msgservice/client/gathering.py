@@ -511,7 +511,7 @@ def _checked_id(own_id: str) -> str:
     try:
         size = len(own_id.encode())
     except UnicodeEncodeError:
-        raise BadName(own_id, "it is no UTF-8") from None
+        raise BadName(own_id, "it is no UTF-8", "id") from None
     if not 1 <= size <= NAME_BYTES_MAX:
-        raise BadName(own_id, f"an id has 1 to {NAME_BYTES_MAX} bytes, not {size}")
+        raise BadName(own_id, f"an id has 1 to {NAME_BYTES_MAX} bytes, not {size}", "id")
     return own_id

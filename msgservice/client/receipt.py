@@ -19,6 +19,7 @@ import msgspec
 from twisted.internet.defer import Deferred, FirstError, fail, gatherResults, succeed
 from twisted.python.failure import Failure
 
+from msgservice.arguments import wrong
 from msgservice.client.promise import Promise, PromiseCounts, PromiseOutcome
 from msgservice.message import PromiseOption, Status
 
@@ -238,8 +239,11 @@ class Receipt(AnyReceipt, eq=False, gc=False):
         Fails with `NotDelivered` as soon as one of them has another final state, `NoReceiver`
         if it is for nobody, `Refused` if it was not accepted, `ClientClosed` when the client is
         closed before, `LogWentBack` or `PeerForgot` when nothing more can be known, and
-        `Ambiguous` where the node has forgotten how it was settled.
+        `Ambiguous` where the node has forgotten how it was settled; with `TypeError` for what is no
+        name of one receiver.
         """
+        if (mistaken := _no_receiver(name)) is not None:
+            return fail(mistaken)
         waiting = self.run.watch(Wait.ACKNOWLEDGED, self.sequence, self.sequence, name)
         return waiting.addCallback(_nothing)
 
@@ -365,6 +369,8 @@ class Receipts(AnyReceipts[Receipt]):
 
     def acknowledged(self, name: str | None = None) -> Deferred[None]:
         """Acknowledgement of all messages: fails as soon as one cannot be acknowledged."""
+        if (mistaken := _no_receiver(name)) is not None:
+            return fail(mistaken)
         return self._all(Wait.ACKNOWLEDGED, name).addCallback(_nothing)
 
     def settled(self) -> Deferred[dict[str, dict[Status, int]]]:
@@ -405,6 +411,12 @@ def news_of(receipt: AnyReceipt, told: set[str]) -> Deferred[Known]:
         return succeed(Known(news, known.is_over, known.error))
     waiting: Deferred[Any] = run.watch(Wait.NEWS, sequence, sequence)
     return waiting.addCallback(lambda _: news_of(receipt, told))
+
+
+def _no_receiver(name: object) -> TypeError | None:
+    if name is None or isinstance(name, str):
+        return None
+    return wrong("name", name, "the name of one receiver, or None for all of them")
 
 
 def _nothing(_: object) -> None:

@@ -90,9 +90,10 @@ def check_key(key: str) -> str:
     try:
         size = len(key.encode())
     except UnicodeEncodeError:
-        raise BadName(key, "it is no UTF-8") from None
+        raise BadName(key, "it is no UTF-8", "idempotency key") from None
     if not 1 <= size <= NAME_BYTES_MAX:
-        raise BadName(key, f"an idempotency key has 1 to {NAME_BYTES_MAX} bytes, not {size}")
+        reason = f"an idempotency key has 1 to {NAME_BYTES_MAX} bytes, not {size}"
+        raise BadName(key, reason, "idempotency key")
     return key
 
 

@@ -53,7 +53,7 @@ from msgservice.node.outlet import Outlet
 from msgservice.node.peek import Peek
 from msgservice.node.purge import Purge
 from msgservice.node.receivers import Receivers
-from msgservice.node.replayer import COUNT_PAGES, Replayer
+from msgservice.node.replayer import COUNT_PAGES, Replayer, left_out_of_nothing
 from msgservice.node.responders import Responders
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.tail import Tail
@@ -402,7 +402,7 @@ class Operations:
         if asked.suspended:
             left_out = await self._replayer.count_left_out(row)
             if left_out is None:
-                raise BadValue("suspended", f"receiver {row.name!r} was left out of nothing")
+                raise left_out_of_nothing(row.name)
             return self._told(left_out)
         first, end = await self._range(asked)
         replay = Replay(row.number, REWIND, first, first, end)

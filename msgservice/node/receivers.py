@@ -48,7 +48,7 @@ from msgservice.node.gate import Gate, Pass
 from msgservice.node.greeting import check_shared
 from msgservice.node.outlet import Outlet
 from msgservice.node.promises import Promises
-from msgservice.node.replayer import Replayer
+from msgservice.node.replayer import Replayer, left_out_of_nothing
 from msgservice.node.retained import RetainedIndex
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
@@ -859,7 +859,7 @@ class Receivers:
         row = self._standing(name)
         span = self._replayer.left_out_of(row)
         if span is None:
-            raise BadValue("suspended", f"receiver {name!r} was left out of nothing")
+            raise left_out_of_nothing(name)
         if self._replayer.runs(row.number):
             raise ReplayRuns(name)
         first, end = span

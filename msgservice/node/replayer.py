@@ -29,7 +29,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.clock import Time
-from msgservice.errors import LimitReached, LogFull, ReplayRuns
+from msgservice.errors import BadValue, LimitReached, LogFull, ReplayRuns
 from msgservice.interfaces import ILog
 from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.node.commits import Commits
@@ -81,6 +81,15 @@ def _both(one: Replay, lost: Replay) -> Replay:
         max(one.end, lost.end),
         one.copied,
         one.skipped,
+    )
+
+
+def left_out_of_nothing(name: str) -> BadValue:
+    """Return what a rewind of what a receiver was left out of is refused with."""
+    return BadValue(
+        "suspended",
+        "asks for what a receiver was left out of while it was suspended:"
+        f" receiver {name!r} was left out of nothing",
     )
 
 

@@ -132,6 +132,10 @@ class Taken:
     looked_at: list[int] = field(default_factory=list)
 
 
+class _Moved(Exception):
+    """The table is not as this relay has left it: whose it is, and what it holds, is to be seen."""
+
+
 class RelayRows:
     """The rows of one table, for the relay whose outbox's file is `identity`.
 
@@ -175,7 +179,12 @@ class RelayRows:
                 self.close()
             if self._connection is None:
                 self._open(step, taken)
-            self._work(step, taken)
+            try:
+                self._work(step, taken)
+            except _Moved:
+                self.close()
+                self._open(step, taken)
+                self._work(step, taken)
         except BaseException as error:
             # What others have said must not hold up the rest: it is written with escapes then.
             self._is_ascii |= isinstance(error, UnicodeError) or _is_called(error, "DataError")
@@ -201,6 +210,8 @@ class RelayRows:
         connection = self._connection = self._connect()
         self._wording = Wording(self._table.names, style_of(connection))
         self._is_sqlite = dialect_of(connection) == SQLITE
+        if self._is_sqlite:
+            connection.text_factory = str  # the connection is the relay's, whoever has made it
         self._has_arrays = driver_of(connection) in _OF_POSTGRESQL
         if getattr(connection, "autocommit", False) is True:
             connection.autocommit = False  # a step is one transaction
@@ -276,11 +287,19 @@ class RelayRows:
         self._execute(cursor, _CLAIMED if self._is_sqlite else _CLAIMED_LOCKED)
         found = self._tuples(cursor)
         if not found:
+            # Of rows that were handed over nobody says by whom, unless that was this relay.
+            if self._assigned is not None:
+                self._execute(cursor, _NOT_HANDED, kept)
+            else:
+                self._execute(cursor, _AGAIN)
+                taken.taken_over = max(0, cursor.rowcount) or None
             self._execute(cursor, _CLAIM_FIRST, self._identity, given, kept)
             self._assigned = {given}
             return
         ((outbox, assigned, handed),) = found
         if outbox != self._identity:
+            if self._assigned is not None:
+                raise OutboxTableTaken(name, "was taken over by a relay with another outbox file")
             if not self._take_over:
                 raise OutboxTableTaken(
                     name,
@@ -395,12 +414,10 @@ class RelayRows:
         """Note the last sequence, if nobody else has had the table since."""
         assert self._assigned is not None
         was = max(self._assigned)
-        self._assigned.add(last)  # it may be committed, and the answer lost
         self._execute(cursor, _GO_ON, last, step.kept, self._identity, was)
         if cursor.rowcount != 1:
-            raise OutboxTableTaken(
-                self._table.names.name, "was taken over by a relay with another outbox file"
-            )
+            raise _Moved
+        self._assigned.add(last)  # it may be committed, and the answer lost
 
     # --- how it is said
 

@@ -19,6 +19,8 @@ SQLITE, POSTGRESQL = DIALECTS = ("sqlite", "postgresql")
 STYLES = ("qmark", "format", "pyformat", "numeric", "named")
 # With the suffix of an index it is still a name for PostgreSQL, which cuts longer ones off.
 NAME_BYTES_MAX = 48
+INDEXES = ("waiting", "handed", "ended")
+BESIDE = ("relay", *INDEXES)  # what stands beside a table has its name, and one of these
 
 # The states of a row; what is no other is a failure.
 WAITING, HANDED, ACKNOWLEDGED = "waiting", "handed", "acknowledged"
@@ -44,7 +46,9 @@ _COLUMNS = """
     sequence {integer},                 -- that the relay gave it
     receivers text,                     -- JSON: receiver and state; null before the end
     reason text,                        -- why it was not acknowledged
-    ended_at {integer}                  -- when that was known, ms since the epoch
+    ended_at {integer},                 -- when that was known, ms since the epoch
+    check (state <> 'handed' or sequence is not null),
+    check (state in ('waiting', 'handed') or ended_at is not null)
 """
 _TYPES = {
     SQLITE: {
@@ -91,6 +95,11 @@ class Names:
                 raise BadValue("table", f"{part!r} has not 1 to {NAME_BYTES_MAX} bytes")
             if not part.isprintable():
                 raise BadValue("table", f"{part!r} has characters that cannot be printed")
+        for beside in BESIDE:
+            if parts[-1].endswith(f"_{beside}"):
+                raise BadValue(
+                    "table", f"{parts[-1]!r} ends with _{beside}, as what stands beside a table"
+                )
         self.name = name
         self.has_schema = len(parts) > 1
         before = f"{_quoted(parts[0])}." if self.has_schema else ""
@@ -98,7 +107,7 @@ class Names:
             "table": before + _quoted(parts[-1]),
             "relay": before + _quoted(f"{parts[-1]}_relay"),
             # An index stands in the schema of its table, and is not said to.
-            **{kind: _quoted(f"{parts[-1]}_{kind}") for kind in ("waiting", "handed", "ended")},
+            **{kind: _quoted(f"{parts[-1]}_{kind}") for kind in INDEXES},
         }
 
     def made(self, dialect: str) -> list[str]:

@@ -215,9 +215,9 @@ class OutboxTable:
             return None
         state, receivers, reason, ended_at = values_of(found)
         return Fate(
-            state,
+            _text(state),
             {} if receivers is None else msgspec.json.decode(receivers, type=dict[str, str]),
-            reason,
+            None if reason is None else _text(reason),
             None if ended_at is None else ended_at / 1000,
         )
 
@@ -273,6 +273,11 @@ class OutboxTable:
             _encode(_exact(headers)).decode() if headers else None,
             None if asked == _PLAIN else _encode(asked).decode(),
         )
+
+
+def _text(value: str | bytes) -> str:
+    """Return text of a connection that may give its bytes (`text_factory` of SQLite)."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _exact(headers: Headers) -> dict[str, str]:

@@ -116,6 +116,42 @@ def test_interrupted_in_the_midst_of_it_the_account_has_what_waits(tmp_path: Pat
     assert (tmp_path / "kept" / "log.db").exists()
 
 
+def test_a_second_time_its_numbers_go_on_where_the_log_ends(tmp_path: Path) -> None:
+    sent: list[str] = []
+    for _ in range(2):
+        words = dev("--count", "3", "--every", "0.02", "--data", "kept", "--json")
+        with running(*words, cwd=tmp_path) as program:
+            assert program.ended() == 0
+        events = events_of(program)
+        (ready,) = named(events, "ready")
+        mine = [event["message"] for event in named(events, "sent")]
+        assert mine[0] == f"dev-{ready['first']}"
+        sent += mine
+    assert len(set(sent)) == 6
+
+
+def test_the_folder_of_one_that_was_killed_is_removed_by_the_next(tmp_path: Path) -> None:
+    above = {"TMPDIR": str(tmp_path)}
+    others = tmp_path / "msgservice-dev-x"  # whoever's that is
+    others.mkdir()
+    with running(*dev("--every", "0", "--json"), cwd=tmp_path, environment=above) as lives:
+        left = Path(event_of(lives, "ready")["data"])
+        assert left.parent == tmp_path
+        with running(*dev("--every", "0", "--json"), cwd=tmp_path, environment=above) as killed:
+            folder = Path(event_of(killed, "ready")["data"])
+            assert left.is_dir()
+            killed.send(signal.SIGKILL)
+            killed.ended()
+        assert folder.is_dir()
+        with running(*dev("--every", "0", "--json"), cwd=tmp_path, environment=above) as last:
+            event_of(last, "ready")
+            assert (folder.exists(), left.is_dir(), others.is_dir()) == (False, True, True)
+            last.send(signal.SIGINT)
+            assert last.ended() == 0
+        lives.send(signal.SIGINT)
+        assert lives.ended() == 0
+
+
 def test_a_receiver_that_somebody_kills_comes_back_with_what_it_had(tmp_path: Path) -> None:
     with running(*dev("--every", "0.2", "--json"), cwd=tmp_path) as program:
         pid = event_of(program, "ready")["pid"]

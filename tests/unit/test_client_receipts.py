@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, race
+from twisted.logger import LogEvent, formatEvent
 
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.send import _settled
@@ -20,6 +21,7 @@ from msgservice.client.runs import HandedRuns
 from msgservice.core.frames import Routed
 from msgservice.errors import (
     Ambiguous,
+    BadValue,
     ClientClosed,
     LogWentBack,
     NoReceiver,
@@ -54,6 +56,38 @@ def test_8_waiting_for_one_who_is_not_in_the_audience_fails() -> None:
     (receipt,) = sent(ClientWorld())
     failed = error_of(receipt.acknowledged("r9"), NotDelivered)
     assert ("r9", "not in the audience") == (failed.receiver, failed.state)
+
+
+@pytest.mark.parametrize("name", [["billing"], ("r1", "r2"), 1, b"r1"])
+def test_who_is_waited_for_is_one_by_its_name(name: Any) -> None:
+    receipts = [*sent(ClientWorld()), now_many(ClientWorld())]
+    for receipt in receipts:
+        told = str(error_of(receipt.acknowledged(name), TypeError))
+        assert "the name of one receiver, or None for all of them" in told
+
+
+def now_many(world: ClientWorld) -> Any:
+    waiting = world.client.send_many("a", [b"1", b"2"])
+    world.settle()
+    return now(waiting)
+
+
+# --- without a file
+
+
+def test_receipts_without_a_file_are_those_of_this_process_and_that_is_said_once(
+    logged: list[LogEvent],
+) -> None:
+    world = ClientWorld()
+    assert [] == now(world.client.receipts())
+    held = sent(world)
+    assert [1] == [one.sequence for one in now(world.client.receipts())]
+    assert held
+    said = [e for e in logged if e.get("line") == "receipts-without-outbox"]
+    assert 1 == len(said)
+    assert "with outbox=FILE those of earlier processes too" in formatEvent(said[0])
+    told = str(error_of(world.client.receipts(keep=True), BadValue))
+    assert "keep needs a client with outbox=" in told
 
 
 # --- 10: states

@@ -290,7 +290,7 @@ def test_another_outbox_is_refused_and_may_take_over(world: World) -> None:
     with pytest.raises(OutboxTableTaken, match="was taken over by a relay with another outbox"):
         mine.step(step(kept=2, fates=[Fate(2, 2, "dead", None, "of before")]))
     assert ["acknowledged", "handed", "handed"] == world.all("state")
-    with pytest.raises(OutboxTableTaken, match="is relayed with another outbox file"):
+    with pytest.raises(OutboxTableTaken, match="was taken over by a relay with another outbox"):
         mine.step(step(kept=2))  # it has claimed it anew
 
 
@@ -299,7 +299,7 @@ def test_a_copy_of_the_file_is_found_out(world: World) -> None:
     world.enqueue(b"1", b"2")
     mine.step(step(rows=1))
     world.relay().step(step(kept=1))
-    with pytest.raises(OutboxTableTaken):
+    with pytest.raises(OutboxTableTaken, match="by a copy of this outbox file"):
         mine.step(step(kept=1, fates=[Fate(1, 1, "acknowledged")]))
     with pytest.raises(OutboxTableTaken, match="by a copy of this outbox file"):
         mine.step(step(kept=1))
@@ -339,6 +339,94 @@ def test_a_table_that_is_put_back_under_a_relay_is_an_older_copy(world: World) -
     assert [[b"1", b"2"]] == taken_bodies(taken)
     (told,) = taken.older
     assert "it is an older copy" in told
+
+
+def test_tables_that_are_made_anew_under_a_relay_are_its_own(world: World) -> None:
+    """By a migration, say, of which the connection of the relay sees nothing but other rows."""
+    relay = world.relay()
+    world.enqueue(b"1", b"2")
+    relay.step(step())
+    for table in ("msgservice_outbox", "msgservice_outbox_relay"):
+        world.db.execute(f"drop table {table}")
+    TABLE.create(world.db)
+    world.enqueue(b"3")
+    taken = relay.step(step(kept=2))
+    assert [[b"3"]] == taken_bodies(taken)
+    assert [("handed", 3)] == world.all("state, sequence")
+    assert taken.taken_over is None
+
+
+def test_a_table_that_is_put_back_in_place_under_a_relay_is_an_older_copy(world: World) -> None:
+    relay = world.relay()
+    relay.step(step())
+    world.enqueue(b"1", b"2")
+    with sqlite3.connect(":memory:") as copy:
+        world.db.backup(copy)
+        relay.step(step())
+        copy.backup(world.db)
+    copy.close()
+    taken = relay.step(step(kept=2))
+    assert [[b"1", b"2"]] == taken_bodies(taken)
+    (told,) = taken.older
+    assert "it is an older copy" in told
+
+
+def test_rows_that_nobody_knows_who_has_handed_over_wait_again(world: World) -> None:
+    """Their sequences are another file's: they would have the fates of other messages."""
+    other = world.relay(OTHER)
+    world.enqueue(b"1", b"2")
+    other.step(step())
+    other.close()
+    world.db.execute("delete from msgservice_outbox_relay")
+    world.db.commit()
+    taken = world.relay().step(step(kept=5))
+    assert [[b"1", b"2"]] == taken_bodies(taken)
+    assert 2 == taken.taken_over
+
+
+def test_the_row_of_a_relay_that_was_deleted_under_it_is_written_anew(world: World) -> None:
+    mine = world.relay()
+    world.enqueue(b"1", b"2")
+    mine.step(step())
+    world.db.execute("delete from msgservice_outbox_relay")
+    world.db.commit()
+    fates = [Fate(1, 1, "acknowledged")]
+    taken = mine.step(step(kept=2, fates=fates))
+    assert ([], None) == (taken.parcels, taken.taken_over)
+    assert ["acknowledged", "handed"] == world.all("state")
+
+
+def test_a_connection_that_makes_bytes_of_text_will_do(world: World) -> None:
+    def connect() -> sqlite3.Connection:
+        connection = world.connect()
+        connection.text_factory = bytes
+        return connection
+
+    world.enqueue(b"1", headers={"n": "1"}, to=["billing"])
+    relay = world.relay(connect=connect)
+    assert [[b"1"]] == taken_bodies(relay.step(step()))
+    relay.step(step(kept=1, fates=[Fate(1, 1, "dead", '{"billing":"dead"}', "no")]))
+    world.db.text_factory = bytes
+    fate = TABLE.fate(world.db, 1)
+    assert fate is not None
+    assert ("dead", {"billing": "dead"}, "no") == fate[:3]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"state": "handed"},
+        {"state": "Waiting"},
+        {"state": "", "sequence": 1},
+    ],
+)
+def test_a_row_in_a_state_that_no_relay_would_look_at_is_refused_by_the_database(
+    world: World, given: dict[str, Any]
+) -> None:
+    row = {"enqueued_at": 1, "subject": "a", "body": b"1"} | given
+    names, marks = ", ".join(row), ", ".join(f":{name}" for name in row)
+    with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+        world.db.execute(f"insert into msgservice_outbox({names}) values ({marks})", row)
 
 
 def test_a_file_that_was_replaced_is_opened_anew(world: World, tmp_path: Path) -> None:

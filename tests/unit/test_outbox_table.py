@@ -216,7 +216,10 @@ def test_a_name_of_any_characters_is_one_name(tmp_path: Path, name: str) -> None
     db.close()
 
 
-@pytest.mark.parametrize("name", ["", "a.b.c", "a\0b", "a\nb", "x" * 49, ".a", "a."])
+@pytest.mark.parametrize(
+    "name",
+    ["", "a.b.c", "a\0b", "a\nb", "x" * 49, ".a", "a.", "a_relay", "s.a_waiting", "a_ended"],
+)
 def test_a_name_that_cannot_be_is_refused(name: str) -> None:
     with pytest.raises(BadValue, match="table"):
         OutboxTable(name)

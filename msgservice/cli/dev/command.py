@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.session import NODE, SECONDS_MAX, Session, Whole, exit_code
 from msgservice.clock import wall_of
 from msgservice.disk.folder import check_not_held
-from msgservice.errors import CannotListen, MsgServiceError
+from msgservice.errors import CannotListen, LogLocked, MsgServiceError
 from msgservice.transport.registry import Transports
 
 LOOPBACK = "interface=127.0.0.1"
 LISTEN, PAGE = f"tcp:7410:{LOOPBACK}", f"tcp:7480:{LOOPBACK}"
 ANY_PORT = f"tcp:0:{LOOPBACK}"
+FOLDER = "msgservice-dev-"  # the number of the process follows
 SEEDS = 1_000_000  # from which one is drawn that nobody gives: it is to be typed again
 
 
@@ -110,6 +113,7 @@ def dev(
                     is_kept=data is not None,
                     receivers=[HERE, APART],
                     subject=SUBJECT,
+                    first=play.first,
                     seed=seed,
                 )
                 play.send_now_and_then()
@@ -147,5 +151,27 @@ def _folder(data: str | None) -> Iterator[Path]:
     if data is not None:
         yield Path(data).absolute()
         return
-    with tempfile.TemporaryDirectory(prefix="msgservice-dev-") as name:
+    _remove_left(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=f"{FOLDER}{os.getpid()}-") as name:
         yield Path(name)
+
+
+def _remove_left(above: Path) -> None:
+    """Remove the folders of those that were killed: ours, of no process, and held by none."""
+    for folder in above.glob(f"{FOLDER}*"):
+        pid = folder.name.removeprefix(FOLDER).partition("-")[0]
+        with suppress(OSError, LogLocked):
+            if pid.isdecimal() and folder.lstat().st_uid == os.geteuid() and not _runs(int(pid)):
+                check_not_held(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    """Tell whether there is such a process, whoever's."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -86,6 +86,7 @@ class Play:
         self._early_ends = self.kills = 0
         self._sending = LoopingCall(self._send)
         self._sending.clock = reactor
+        self.first = 1  # the number of the first message of its own
         self._sent = self._open = 0
         self._is_held = self._is_ready = self._is_ending = self._is_failed = False
         self._others: OrderedDict[int, int] = (
@@ -121,6 +122,9 @@ class Play:
         await self._here.when_connected()
         if not self.child.is_attached:
             await self._attached.wait()
+        # Behind all that the log has had: no two messages have one id.
+        known = await self._client.request(RECEIVERS_LIST.right, {}, timeout=ACCOUNT_SECONDS)
+        self.first = 1 + max(row["routed"] for row in known["receivers"])
         self._is_ready = True
 
     def send_now_and_then(self) -> None:
@@ -197,7 +201,7 @@ class Play:
         assert self._client is not None
         self._sent += 1
         self._open += 1
-        number = self._sent
+        number = self.first + self._sent - 1
         sending = self._client.send(SUBJECT, {"order": number}, id=f"{SENDER}-{number}")
         sending.addCallback(self._has_sent, number)
         sending.addCallback(self._is_final, number)

@@ -123,7 +123,7 @@ def _ready(fields: Fields) -> list[str]:
         ("receivers", f"{first}, in this process, in order;"),
         ("", f"{second}, in a process of its own ({fields['pid']}), in no order"),
         ("send", f"msgservice send {fields['subject']} 'one espresso'{option}"),
-        ("look", f"msgservice why dev-1{option}"),
+        ("look", f"msgservice why dev-{fields['first']}{option}"),
         ("", f"msgservice dead list {second}{option}"),
         ("chaos", chaos),
         ("stop", "Ctrl-C"),
