@@ -88,6 +88,10 @@ class Script:
         self._done: dict[
             str, OrderedDict[int, int]
         ] = {}  # receiver -> number -> acts that are done
+        # Messages of the sender's that were refused or rejected, and are not final as it knows;
+        # and those of them whose receiver was killed since: the node may not have heard it.
+        self._answered: dict[str, dict[int, None]] = {}
+        self._doubtful: dict[str, dict[int, None]] = {}
 
     def acts(self, receiver: str, number: int) -> tuple[Act, ...]:
         """Return all that is drawn for a message at a receiver."""
@@ -99,8 +103,37 @@ class Script:
         done = self._done[receiver].get(number, 0) if receiver in self._done else 0
         return acts[done] if done < len(acts) else TAKE
 
+    def given(self, receiver: str, number: int, attempts: int) -> None:
+        """A message is given to a receiver, which had so many attempts as the node knows.
+
+        Where its answer was lost with a receiver that was killed, the act is not done.
+        """
+        doubtful = self._doubtful.get(receiver, {})
+        if number in doubtful:
+            del doubtful[number]
+            done = self._done[receiver].get(number, 0)  # 0: so long ago that it is forgotten
+            acts = self.acts(receiver, number)[:done]
+            refused = sum(act.kind is Kind.REFUSE for act in acts)
+            if acts and (acts[-1].kind is Kind.REJECT or attempts < refused):
+                self._done[receiver][number] = done - 1
+
+    def killed(self, receiver: str) -> None:
+        """The process of a receiver was killed, perhaps before what it had answered left it."""
+        doubtful = self._doubtful.get(receiver, {}) | self._answered.pop(receiver, {})
+        self._doubtful[receiver] = dict.fromkeys([*doubtful][-REMEMBERED:])
+
+    def final(self, number: int) -> None:
+        """A message is final at all its receivers: what they had answered was heard."""
+        for numbers in (*self._answered.values(), *self._doubtful.values()):
+            numbers.pop(number, None)
+
     def did(self, receiver: str, number: int) -> None:
         """The act that was next is done: given the message again, it does the one behind."""
+        if number > 0 and self.next(receiver, number).kind in (Kind.REFUSE, Kind.REJECT):
+            answered = self._answered.setdefault(receiver, {})
+            answered[number] = None
+            if len(answered) > REMEMBERED:
+                del answered[next(iter(answered))]
         done = self._done.setdefault(receiver, OrderedDict())
         done[number] = done.pop(number, 0) + 1
         if len(done) > REMEMBERED:

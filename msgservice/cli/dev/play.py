@@ -223,6 +223,7 @@ class Play:
 
     def _is_final(self, receipt: Receipt, number: int) -> None:
         self._open -= 1
+        self._script.final(number)
         if self._is_ending:
             return  # it settles because the client is closed
         known = receipt.run.known_of(receipt.sequence)
@@ -265,6 +266,7 @@ class Play:
                 self._tell("back", receiver=APART, pid=child.pid)
             self._attached.fire(None)
             return
+        self._script.given(APART, self._number(said), said["attempts"])
         act = self._script.next(APART, self._number(said))
         if act.kind is Kind.DIE:
             self._script.did(APART, self._number(said))
@@ -291,6 +293,7 @@ class Play:
     def _child_ended(self, child: Child) -> None:
         if self._is_ending:
             return
+        self._script.killed(APART)
         if not child.is_attached:
             self._early_ends += 1
             if self._early_ends == LIVES_MAX:
