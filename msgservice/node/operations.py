@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Protocol
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults, succeed
 
 from msgservice.administration import (
     PAGE_ROWS,
@@ -555,6 +555,7 @@ class Operations:
         """
         found, told = await self.status(id_, after, count, senders)
         causes: list[tuple[int, Cause]] = []
+        asked: list[Deferred[list[tuple[int, Cause]]]] = []  # of next nodes, all at once
         for at in told:
             outlet = self._dispatch.outlets.get(at.number)
             reason = at.reason if sees_all else first_line(at.reason)
@@ -569,10 +570,13 @@ class Operations:
                 cause = self._causes.of(
                     outlet, link, found, at.status, at.attempts, at.reason, sees_all=sees_all
                 )
-            causes.append((at.number, cause))
             is_there = bool(found.position)  # else the next node cannot be asked for it
             if outlet is not None and outlet.is_node and at.status in TAKEN and is_there:
-                causes += [(at.number, one) for one in await self._further(at.number, found)]
+                asked.append(Deferred.fromCoroutine(self._with_further(at.number, cause, found)))
+            else:
+                asked.append(succeed([(at.number, cause)]))
+        for of_one in await gatherResults(asked, consumeErrors=True):
+            causes += of_one
         if not found.more and sees_all and found.position:
             causes += [(-1, one) for one in why.left_out(self._directory, found)]
         if not causes and not found.more and not after:
@@ -584,6 +588,12 @@ class Operations:
                 cause = why.cause_of_nobody(found.subject)
             causes.append((-1, cause))
         return found, causes
+
+    async def _with_further(
+        self, number: int, cause: Cause, found: Found
+    ) -> list[tuple[int, Cause]]:
+        """Return the cause at a next node, and those that it says itself."""
+        return [(number, one) for one in (cause, *await self._further(number, found))]
 
     async def _further(self, number: int, found: Found) -> list[Cause]:
         """Return what the next node says of a message that was passed on, if it answers."""

@@ -38,6 +38,7 @@ from msgservice.message import (
     encode_bodies,
 )
 from msgservice.node.gate import Door
+from msgservice.node.operations import NEXT_NODE_SECONDS
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import PATH_MAX, Origin, Resume
 from msgservice.testing.network import CALM, FaultyWorld
@@ -935,3 +936,34 @@ def test_what_a_node_has_lost_while_a_replay_runs_is_sent_again(runs: str) -> No
     ]
     assert {b"%02d" % number for number in range(1, COUNT + 1)} == set(again)
     assert not dialling.world.node.parts.replayer.runs(row.number)
+
+
+def test_56_next_nodes_that_say_nothing_are_waited_for_together() -> None:
+    """Each has some seconds; whoever asks does not wait for one behind the other."""
+    dialling = Dialling(HelloOptions(node="centre"))
+    world, net = dialling.world, dialling.net
+    names = ("centre", "east", "west", "south")
+    for name in names[1:]:
+        hello = Hello(VERSION, name, FAR, HelloOptions(node=name))
+
+        def make(hello: Hello = hello) -> Connection:
+            dialling.far.append(FarNode(net, hello, Resume()))
+            return dialling.far[-1].connection
+
+        transport = FaultyTransport(net)
+        transport.listen(None, f"faulty:{name}", make, net.limits)
+        receivers = world.node.parts.receivers
+        Deferred.fromCoroutine(receivers.add(name, [">"], address=f"node:faulty:{name}"))
+    dialling.settle()
+    shop = world.peer("shop", status_from=1)
+    shop.transfer(1, "orders.new", [b"one"])
+    dialling.settle()
+    assert {(name, 3) for name in names} == set(shop.statuses())
+    operations = world.node.parts.operations
+    asking = Deferred.fromCoroutine(operations.why_all(f"log:{1 << 16}"))
+    net.run(NEXT_NODE_SECONDS + 1)
+    causes = asking.result
+    assert isinstance(causes, list), "it waits for one after the other"
+    assert [(name, kind) for name in names for kind in ("acknowledged", "unsaid")] == [
+        (one.receiver or one.node, one.kind) for one in causes
+    ]
