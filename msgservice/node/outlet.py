@@ -125,6 +125,7 @@ class Outlet:
         "flight",
         "full_since",
         "is_going",
+        "is_sealed",
         "last_error",
         "notes",
         "pace",
@@ -160,6 +161,7 @@ class Outlet:
         self.pace = pace  # None: nothing limits its rate
         self.connection: Connection | None = None
         self.is_going = False  # its removal is not on disk yet
+        self.is_sealed = False  # … and was handed over: nothing that is settled now would be stored
         self.since = time.now()  # when it got or lost its connection last
         # When it was paused, and when so much waited that more was refused, or left out, last.
         self.paused_since = self.full_since = self.since
@@ -674,6 +676,8 @@ class Outlet:
         What was handed to a channel is never given up: it is left to its answer. What is stored,
         and when, `progress.all_stored` says.
         """
+        if self.is_sealed:
+            return 0  # the removal settles it
         backlog, before = self.backlog, len(self.backlog.above)
         decreed: list[Decreed] = []
         messages = backlog.open_messages

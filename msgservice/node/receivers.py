@@ -643,6 +643,7 @@ class Receivers:
         except Exception as error:
             self._stays(outlet, error)
             raise
+        outlet.is_sealed = True
         try:
             await self._commits.removal(row.number)
         except Exception:

@@ -139,6 +139,24 @@ def test_one_who_removes_while_the_removal_is_stored_gets_the_same_answer() -> N
     assert [type(one.value) for one in late if isinstance(one, Failure)] == [UnknownReceiver]
 
 
+def test_10_what_expires_while_the_removal_is_stored_is_removed_and_told_so_alone() -> None:
+    """One final state, told once: the log has what the removal says."""
+    world, log = holding_world()
+    shop, operator = world.peer("shop", status_from=1), world.peer("operator")
+    billing = world.peer("billing", receive=ORDERS)
+    shop.transfer(1, "orders.new", [b"one"], ttl=1000)
+    world.settle()
+    billing.connection.abort()  # what it had is loaded, and waits for it to come back
+    world.settle()
+    log.hold = True
+    ask(operator, "$node.receivers.remove", {"name": "billing", "confirm": 10})
+    world.settle()
+    world.settle(2)
+    log.release()
+    world.settle(2)
+    assert {("billing", Status.REMOVED): [(1, 1)]} == shop.statuses()
+
+
 def listed(peer: ScriptedPeer) -> list[tuple[str, bool, str]]:
     rows = peer.request("$node.receivers.list", {})[1]["receivers"]
     return [(row["name"], row["paused"], row["last_error"]) for row in rows]
