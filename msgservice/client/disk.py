@@ -201,16 +201,25 @@ class DiskOutbox:
         gone = self.receipts.take_gone()
         if gone:
             self.file.change_receipts([receipt_rows.delete(*one) for one in gone])
-        if self.receipts.ended and self._keeps_ms:
-            now = self.file.now()
-            if now >= self._aged_at + AGED_EVERY:
-                self._aged_at = now
-                self._delete_aged(now - self._keeps_ms)
+        aging = self.receipts.take_aging()
+        if self._keeps_receipts or not self._keeps_ms:
+            return
+        now = self.file.now()
+        if aging:
+            self.file.change_receipts(
+                [receipt_rows.note_aging(*one[:2], now, again=one[2]) for one in aging]
+            )
+        if self.receipts.ended and now >= self._aged_at + AGED_EVERY:
+            self._aged_at = now
+            self._delete_aged(now - self._keeps_ms)
 
     def _delete_aged(self, before: int) -> None:
         ended = self.receipts.ended.from_(self._aged_to + 1, AGED_RANGES)
         self._aged_to = ended[-1][1] if len(ended) == AGED_RANGES else 0
-        self.file.change_receipts([receipt_rows.delete(*one, before) for one in ended])
+        kept = self.receipts.kept
+        self.file.change_receipts(
+            [receipt_rows.delete(*part, before) for one in ended for part in kept.missing(*one)]
+        )
 
 
 def _handed_over(runs: Sequence[Run]) -> list[Run]:

@@ -119,6 +119,10 @@ class OpenReceipts:
         self._final: dict[str, RangeSet] = {}  # receiver -> sequences with a final state there
         self._touched = RangeSet()
         self._gone: list[Range] = []  # that were added to `done`, and nobody was told
+        self.kept = RangeSet()  # of those that are left: they are listed until they are forgotten
+        # Of those that have ended, what has become so, and what was listed again since that was
+        # taken.
+        self._aging: list[tuple[Range, bool]] = []
         for first, last in self.left:
             self.done.remove(first, last)
         for first, last in forgotten:
@@ -147,6 +151,7 @@ class OpenReceipts:
         for first, last in self.ended.within(1, sequence - 1):
             self._done(first, last)
         self.left.remove_below(sequence)
+        self.kept.remove_below(sequence)
 
     def listed(self, first: int, last: int, count: int) -> list[Range]:
         """Return what is to be listed of these, rising: `count` at most."""
@@ -166,12 +171,17 @@ class OpenReceipts:
         more can be heard, that is told by now. `keep`: they stay until they are forgotten.
         """
         given = [part for first, last in ranges for part in self.left.within(first, last)]
+        self._aging += [
+            (part, True) for first, last in given for part in self.ended.within(first, last)
+        ]
         if keep:
             for first, last in ranges:
                 self.left.add(first, last)
+                self.kept.add(first, last)
             return bool(given)
         for first, last in given:
             self.left.remove(first, last)
+            self.kept.remove(first, last)
             for low, high in self.lost.within(first, last):
                 self._done(low, high)
             for low, high in self.ended.within(first, last):
@@ -237,6 +247,7 @@ class OpenReceipts:
     def forget(self, first: int, last: int) -> None:
         """The program wants to know no more of these."""
         self.left.remove(first, last)
+        self.kept.remove(first, last)
         for low, high in self.open.within(first, last):
             self._done(low, high)
         for low, high in self.ended.within(first, last):
@@ -262,6 +273,16 @@ class OpenReceipts:
         whole = (self.done.range_of(first) for first, _ in gone)
         return list(dict.fromkeys([one for one in whole if one is not None]))
 
+    def take_aging(self) -> list[tuple[Range, Range, bool]]:
+        """Return what has come to its end, and is left; or was, and is listed once more (True).
+
+        With the range in which a row that is to age lies whole: as far as all of that has ended.
+        """
+        aging, self._aging = self._aging, []
+        return [
+            (part, self.ended.range_of(part[0]) or part, is_listed) for part, is_listed in aging
+        ]
+
     # --- inside
 
     def _over(self, first: int, last: int, names: Names) -> Sequence[Range]:
@@ -282,6 +303,7 @@ class OpenReceipts:
             self._clear(low, high)
             self.open.remove(low, high)
             self.ended.add(low, high)
+            self._aging.append(((low, high), False))
         for low, high in self.left.missing(first, last):
             self._done(low, high)
 

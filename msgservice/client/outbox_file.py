@@ -108,6 +108,9 @@ alter table head add column identity text not null default '';
 alter table head add column sender text not null default '';
 update head set kept = sequence;
 """
+# Of receipts that nobody asks for: those of who was away for long went as soon as they had come to
+# their end, where that counted from when they were handed over.
+_VERSION_10 = receipt_rows.AGING
 SCHEMA = Schema(
     0x6D736F62,
     (
@@ -120,6 +123,7 @@ SCHEMA = Schema(
         _VERSION_7,
         _VERSION_8,
         _VERSION_9,
+        _VERSION_10,
     ),
     sums_since=2,
 )  # "msob"
@@ -654,6 +658,7 @@ class OutboxFile:
                 oldest = receipt_rows.delete_oldest(over)
                 db.execute(oldest.sql, oldest.parameters)
                 dropped = db.changes()
+                deleted += dropped
             if receipts:
                 lowest = receipt_rows.lowest(db)
             db.execute("commit")
@@ -668,7 +673,6 @@ class OutboxFile:
             # synced was not told either.
             self._failed = self._broken(str(error))
             raise self._failed from error
-        deleted += dropped
         self._rows += rows_added - deleted
         return _Receipts(deleted, lowest, dropped)
 

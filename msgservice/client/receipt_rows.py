@@ -44,12 +44,19 @@ create table receipt(
 # What a file of before has, its receipts were not asked for by anybody: but they are open. Which
 # ids their messages have, only these say: that is looked up when the file is opened.
 UNKNOWN_IDS = "{}"
+_INTO = "into receipt(first, last, subject, ids, promise, handed_at, errors, forgotten)"
 FILL = f"""
-insert into receipt
+insert {_INTO}
 select first, first + count - 1, subject, '{UNKNOWN_IDS}', promise,
     iif(handed_at = 0, 1000 * unixepoch(), handed_at), null, null
 from run;
 """  # noqa: S608 - fixed text
+
+# When it has come to its end, or was listed after that: wall clock, ms. From then on it is kept for
+# so long; of what an earlier process left, and nobody has asked for.
+AGING = """
+alter table receipt add column aged_from integer;
+"""
 
 _COLUMNS = 8
 
@@ -69,6 +76,14 @@ update receipt set forgotten = case when json_extract(forgotten, '$[#-1][1]') = 
     else json_insert(coalesce(forgotten, '[]'), '$[#]', json(?3)) end
 {_OVERLAPPING}
 """  # noqa: S608 - fixed text
+
+# The row that holds the first of them may begin before.
+_NOTE_AGING = """
+update receipt set aged_from = ?5
+where first between
+    max(?3, coalesce((select max(first) from receipt where first <= ?1), ?1)) and ?2
+    and last <= ?4 and (?6 or aged_from is null)
+"""
 
 _errors = msgspec.json.Decoder(list[tuple[int, int, str, list[str | int]]])
 _ranges = msgspec.json.Decoder(list[tuple[int, int]])
@@ -127,14 +142,14 @@ def insert(runs: Sequence[Run], now: int) -> list[Step]:
             None,
             None,
         )
-    return [Step(*step) for step in insert_steps("into receipt", _COLUMNS, flat)]
+    return [Step(*step) for step in insert_steps(_INTO, _COLUMNS, flat)]
 
 
 def delete(first: int, last: int, before: int | None = None) -> Step:
-    """Return the step that deletes the rows within a range; `before`: those of before a time."""
+    """Return the step that deletes the rows within a range; `before`: that ended before a time."""
     return Step(
         "delete from receipt where first between ?1 and ?2 and last <= ?2"
-        " and (?3 is null or handed_at < ?3)",
+        " and (?3 is null or aged_from < ?3)",
         (first, last, before),
         deletes=True,
     )
@@ -153,6 +168,14 @@ def note(first: int, last: int, error: MsgServiceError, refusal: Refusal | None)
     """Return the step that keeps why no more will be heard of these."""
     kind, arguments = _said(error, refusal)
     return Step(_NOTE, (first, last, as_json([first, last, kind, arguments])))
+
+
+def note_aging(part: Range, within: Range, now: int, *, again: bool) -> Step:
+    """Return the step that has rows age from now on: those of `part` that lie whole in `within`.
+
+    `again`: also those that do already.
+    """
+    return Step(_NOTE_AGING, (*part, *within, now, again))
 
 
 def note_forgotten(first: int, last: int) -> Step:

@@ -47,11 +47,12 @@ def plant(point: str) -> None:
 
     if point in ("before commit", "after commit", "deleted"):
 
-        def made(file: Any, runs: Any, gone: Any, sequence: Any, log_id: Any, steps: Any) -> Any:
+        def made(file: Any, runs: Any, *others: Any) -> Any:
+            steps = others[3]  # of receipts
             is_meant = any(step.deletes for step in steps) if point == "deleted" else bool(runs)
             if is_meant and point == "before commit":
                 at_point()
-            found = write(file, runs, gone, sequence, log_id, steps)
+            found = write(file, runs, *others)
             if is_meant and point != "before commit":
                 at_point()
             return found

@@ -534,18 +534,74 @@ def test_53_no_receipts_are_kept_where_none_are_asked_for(tmp_path: Path) -> Non
     world.close()
 
 
+def later(world: DiskWorld, *, days: float) -> None:
+    """So much time passes, and something is said: what is too old is looked for then."""
+    world.clock.advance(days * 24 * 3600)
+    world.advance(70)  # it dials anew, if its node was not heard meanwhile
+    world.client.send("other", b"x")
+    world.written()
+
+
 def test_53_what_has_ended_and_nobody_asked_for_goes_after_days(tmp_path: Path) -> None:
     world = DiskWorld(tmp_path / "first")
     send(world, b"1", b"2")
     again = restarted(world, tmp_path / "second")
     again.say_acknowledged(1)
-    days = again.limits.finished_days
-    again.clock.advance(days * 24 * 3600 + 120)
-    again.advance(10)  # it dials anew, if its node was not heard meanwhile
+    later(again, days=again.limits.finished_days)
     again.node.say("r1", Status.ACKNOWLEDGED, (2, 2))
     again.settle()
     again.close()
-    assert [(2, 2)] == rows(tmp_path / "second")
+    assert [(2, 2), (3, 3)] == rows(tmp_path / "second")
+    world.close()
+
+
+def test_53_what_ended_after_days_is_kept_for_as_long_from_then_on(tmp_path: Path) -> None:
+    """Counted from when it has ended, in whichever process: its receiver was away for long."""
+    world = DiskWorld(tmp_path / "first")
+    send(world, b"1")
+    days = world.limits.finished_days
+    again = restarted(world, tmp_path / "second")
+    later(again, days=days + 1)
+    again.say_acknowledged(1)
+    later(again, days=days / 2)
+    third = restarted(again, tmp_path / "third")
+    third.clock.advance(again.clock.seconds())
+    later(third, days=0)
+    third.calls.wait(third.client.receipts(keep=True))  # from this on it is kept for as long again
+    later(third, days=0)
+    fourth = restarted(third, tmp_path / "fourth")
+    fourth.clock.advance(third.clock.seconds())
+    later(fourth, days=days * 3 / 4)
+    assert [1] == sequences(fourth)[:1]
+    for one in (fourth, third, again, world):
+        one.close()
+
+
+def test_53_what_is_listed_to_be_kept_stays_however_old_it_is(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path / "first")
+    send(world, b"1", b"2")
+    again = restarted(world, tmp_path / "second")
+    (first, _) = again.calls.wait(again.client.receipts(keep=True))
+    again.say_acknowledged(1)
+    again.say_acknowledged(2)
+    later(again, days=again.limits.finished_days + 1)
+    assert [1, 2] == sequences(again)[:2]
+    again.calls.wait(first.forget())
+    again.close()
+    assert (1, 1) not in rows(tmp_path / "second")
+    world.close()
+
+
+def test_53_who_keeps_all_receipts_keeps_those_of_before_too(tmp_path: Path) -> None:
+    """A relay writes down what became of each; it may come to that late."""
+    world = DiskWorld(tmp_path / "first")
+    send(world, b"1")
+    again = restarted(world, tmp_path / "second")
+    again.disk._keeps_receipts = True
+    again.say_acknowledged(1)
+    later(again, days=again.limits.finished_days + 1)
+    again.close()
+    assert (1, 1) in rows(tmp_path / "second")
     world.close()
 
 
