@@ -339,7 +339,9 @@ class OutletProgress:
             if taken.settled:
                 self._told_stored(taken.settled)
             if taken.decreed:
-                number = self._row.number
+                number, name = self._row.number, self._row.name
+                for one in taken.decreed:
+                    self._tracker.decreed(name, [(one.first, one.last)], one.status, one.reason)
                 self._promises.decreed(number, [(one.first, one.last) for one in taken.decreed])
         finally:
             if self._moments:

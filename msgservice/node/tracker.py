@@ -11,7 +11,7 @@ many producers are told their histories at once.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +49,7 @@ WAITING = 0  # in place of a position: of what waits until it is due
 REMOVED_PAGE = 8192  # … where nothing but the states at removed receivers is told of them
 PAGES = 16  # of all producers, that are read or wait for their turn
 SLICE = 0.01  # seconds of a turn in which pages are asked for and told
+KEYED_OVER = 1000  # positions that nobody waits for any more are kept in their list, about
 RETRY_DELAY_MIN = 1.0  # seconds until a page of the log that could not be read is read again …
 RETRY_DELAY_MAX = 60.0  # … doubling up to this
 
@@ -151,6 +152,7 @@ class Tracker:
         self._touched: dict[Watch, None] = {}
         # Position of a message -> who else handed it in, by its key, with their sequences.
         self._by_key: dict[int, dict[Watch, set[int]]] = {}
+        self._keyed: list[int] = []  # these positions, rising; some of them may be over
         # When a message is due -> who else handed it in, by its key, with their sequences.
         self._waits: dict[int, dict[Watch, set[int]]] = {}
         # First position of a batch -> who wants to know when anything of it was settled.
@@ -252,7 +254,13 @@ class Tracker:
         if not names:
             return False
         watch.by_key[piece.first] = (piece.position, names)
-        self._by_key.setdefault(piece.position, {}).setdefault(watch, set()).add(piece.first)
+        watches = self._by_key.get(piece.position)
+        if watches is None:
+            watches = self._by_key[piece.position] = {}
+            at = bisect_left(self._keyed, piece.position)
+            if self._keyed[at : at + 1] != [piece.position]:
+                self._keyed.insert(at, piece.position)
+        watches.setdefault(watch, set()).add(piece.first)
         return True
 
     def _final_by_key(self, watch: Watch, sequence: int, receiver: str) -> None:
@@ -269,15 +277,17 @@ class Tracker:
             del watches[watch]
             if not watches:
                 del self._by_key[position]
+                if len(self._keyed) > KEYED_OVER + 2 * len(self._by_key):
+                    self._keyed = sorted(self._by_key)
 
-    def _settled_by_key(self, receiver: str, position: int, one: Settled) -> None:
+    def _settled_by_key(self, position: int, state: tuple[str, Status, str]) -> None:
+        receiver = state[0]
         for watch, sequences in list(self._by_key[position].items()):
-            state = (receiver, one.status, one.reason[:REASON_KEPT_MAX])
-            ranges = watch.pending.setdefault(state, RangeSet())
             for sequence in list(sequences):
-                ranges.add(sequence, sequence)
-                self._final_by_key(watch, sequence, receiver)
-            self._touched[watch] = None
+                if receiver in watch.by_key[sequence][1]:
+                    watch.pending.setdefault(state, RangeSet()).add(sequence, sequence)
+                    self._touched[watch] = None
+                    self._final_by_key(watch, sequence, receiver)
 
     # --- what receivers settled
 
@@ -292,7 +302,8 @@ class Tracker:
         for one in settled:
             batch: Batch = one.run.source
             if by_key and batch.first in by_key:
-                self._settled_by_key(receiver, batch.first, one)
+                state = (receiver, one.status, one.reason[:REASON_KEPT_MAX])
+                self._settled_by_key(batch.first, state)
             if self._followers and batch.first in self._followers:
                 self._tell_followers(batch.first)
             if key is None or batch.incarnation != key[1] or batch.sender != key[0]:
@@ -315,8 +326,23 @@ class Tracker:
             assert ranges is not None
             ranges.add(first, last)
 
+    def decreed(self, receiver: str, ranges: Iterable[Range], status: Status, reason: str) -> None:
+        """Ranges of positions were settled without an answer, and that is stored.
+
+        Who else handed these in by their keys is told by `flush`. Who sent them is told from the
+        log, later and for all of it together (`tell_from`).
+        """
+        if not self._by_key:
+            return
+        state = (receiver, status, reason[:REASON_KEPT_MAX])
+        for first, last in ranges:
+            low, high = bisect_left(self._keyed, first), bisect_right(self._keyed, last)
+            for position in self._keyed[low:high]:
+                if position in self._by_key:
+                    self._settled_by_key(position, state)
+
     def flush(self) -> None:
-        """Send the statuses that `settled` gathered."""
+        """Send the statuses that `settled` and `decreed` gathered."""
         touched, self._touched = self._touched, {}
         for watch in touched:
             pending, watch.pending = watch.pending, {}

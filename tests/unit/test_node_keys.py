@@ -29,9 +29,12 @@ def hand_in(
     headers: dict[str, str] | None = None,
     to: tuple[str, ...] | None = None,
     delay: int | None = None,
+    ttl: int | None = None,
 ) -> None:
     messages = encode_messages([WireMessage(body, headers, None, key)])
-    peer.connection.send(Transfer(sequence, subject, msgspec.Raw(messages), to=to, delay=delay))
+    peer.connection.send(
+        Transfer(sequence, subject, msgspec.Raw(messages), ttl=ttl, to=to, delay=delay)
+    )
     peer.world.settle()
 
 
@@ -103,6 +106,37 @@ def test_45_a_receiver_that_is_removed_leaves_nothing_to_tell() -> None:
     Deferred.fromCoroutine(world.node.remove_receiver("billing"))
     world.settle(1)
     assert {("billing", Status.REMOVED): [(1, 1)]} == other.statuses()
+
+
+@pytest.mark.parametrize("how", ["undone", "purged", "expired"])
+def test_45_who_sent_a_key_again_is_told_what_is_settled_without_an_answer(how: str) -> None:
+    world, billing, shop = world_with()
+    billing.connection.abort()
+    world.settle()
+    other = world.peer("shop", incarnation="i2", status_from=1)
+    ttl = 60_000 if how == "expired" else None
+    hand_in(shop, 5, "before", ttl=ttl)
+    hand_in(shop, 6, ttl=ttl)
+    hand_in(shop, 7, "behind", ttl=ttl)
+    hand_in(other, 3)
+    hand_in(other, 9)
+    status = Status.CANCELLED
+    if how == "undone":
+        ok, _ = shop.request("$node.undo", {"key": "k", "sender": "shop"})
+        assert ok
+    elif how == "purged":
+        world.node.purge("billing")
+    else:
+        status = Status.EXPIRED
+    world.settle(120)
+    told = other.statuses()
+    ((receiver, state),) = told
+    assert ("billing", status) == (receiver, state)
+    assert {3, 9} == {n for first, last in told[receiver, state] for n in range(first, last + 1)}
+    assert (6, 6) in [
+        (max(first, 6), min(last, 6)) for first, last in shop.statuses()["billing", status]
+    ]
+    assert not world.node.parts.tracker._by_key
 
 
 @pytest.mark.parametrize(
