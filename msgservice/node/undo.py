@@ -146,11 +146,12 @@ class Undo:
                 sender=key[0],
                 said=reason,
             )
+        told: dict[str, Counter[str]] = {}
+        for number, outcomes in work.told.items():  # of one that was removed, another has its name
+            told.setdefault(self._name(number), Counter()).update(outcomes)
         return Undone(
             messages=of.count,
-            receivers={
-                self._name(number): dict(outcomes) for number, outcomes in work.told.items()
-            },
+            receivers={name: dict(outcomes) for name, outcomes in told.items()},
             next=following if following is not None and following <= end else None,
         )
 

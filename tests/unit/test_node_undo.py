@@ -259,6 +259,20 @@ def test_one_that_is_removed_meanwhile_is_told_as_removed() -> None:
     }
 
 
+def test_one_that_was_removed_and_came_again_under_its_name_has_the_account_of_both() -> None:
+    world = World()
+    world.send(b"one", b"two")
+    Deferred.fromCoroutine(world.node.parts.operations.remove("away", 2))
+    world.settle(1)
+    world.away = world.peer("away", receive=ORDERS)
+    world.away.connection.abort()
+    world.settle()
+    world.send(b"three")
+    (page,) = undo_all(world, id=f"{SENDER}/1", count=3)
+    assert page["receivers"]["away"] == {"removed": 2, "cancelled": 1}
+    assert sum(sum(of.values()) for of in page["receivers"].values()) == 6
+
+
 def test_one_whose_removal_fails_is_not_told_as_removed(
     monkeypatch: pytest.MonkeyPatch, logged_failures: list[Any]
 ) -> None:

@@ -298,6 +298,7 @@ class Check:
             # How it ends then is not for its receiver to say.
             or (sent.ttl is not None and world.now > sent.at + sent.ttl)
             or (sent.promised is not None and sent.promised.cancels)
+            or world.undos.may_be_cancelled(sent, name)
             or who in witness.answered_at
             or who in witness.rejected
             or any(at >= sent.at - REMOVAL_SECONDS for at in world.removed[name])
@@ -489,13 +490,16 @@ class Check:
         elif status is Status.REMOVED:
             if not removed:
                 self.fail("removed, and was not", f"{short!r} at {name}")
-        elif status is Status.CANCELLED and sent.promised is not None:
-            pass  # `promises` judges it
+        elif status is Status.CANCELLED and (
+            sent.promised is not None or world.undos.touches(sent)
+        ):
+            pass  # `promises` judges it, and `undoing`
         elif not (
             handled
             or removed
             # How it ended is in the log, and its program is no more.
             or (sent.promised is not None and sent.promised.cancels)
+            or world.undos.may_be_cancelled(sent, name)
             or who in witness.rejected
             or self._may_be_given_up(sent, name)
             or receiver.restored_at >= 0

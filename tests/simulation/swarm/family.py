@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,6 +56,18 @@ class Family:
         """Raise a `Violation` where a rule was broken; all is through."""
 
     # --- for those
+
+    def is_open(self, sent: Sent, at: float) -> bool:
+        """Whether a message surely waited for somebody's answer at this time."""
+        if sent.ttl is not None or sent.promised is not None or self.world.undos.touches(sent):
+            return False
+        return any(
+            name in self.world.receivers
+            and not self.world.removed[name]
+            and (name, sent.body) not in self.witness.rejected
+            and self.witness.answered_at.get((name, sent.body), inf) > at
+            for name in sent.audience
+        )
 
     def is_judged(self, sent: Sent) -> bool:
         """Whether a message is known ever since: neither log nor outbox was put back later."""

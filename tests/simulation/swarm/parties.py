@@ -256,6 +256,7 @@ class NodeParty(Party):
         self.service: Node
         self.meter = world.meter
         self.saved_at: list[float] = []
+        self.began_at: list[float] = []
         self.died_at: list[float] = []
         self.is_stored = world.plan.world.get("log") == "sqlite"
         self.disk: Any = (
@@ -280,6 +281,7 @@ class NodeParty(Party):
     def begin(self) -> None:
         """See `Party`."""
         world = self.world
+        self.began_at.append(world.now)
         self.log = self.disk.begin(self.clock)
         self.failures = []
         service = self.service = Node(

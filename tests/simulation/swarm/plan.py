@@ -469,6 +469,7 @@ def _reorder(random: Random, plan: Plan) -> Plan:
 
 POOL = "pool"  # the receiver that workers share
 KEYED = 100  # the first slot of a key that comes with other options
+UNDONE = 200  # … and of one that is used to take back what was sent with it
 THEFTS = ("guess", "skip", "name")
 
 
@@ -556,6 +557,8 @@ TIMED = (
     "leave",
     "promise",
 )
+# … and those for which it is noted what the node sends.
+WATCHED = (*TIMED, "undo", "undo_key", "why")
 
 
 @dataclass
@@ -918,6 +921,67 @@ def _receipts(drawing: Drawing) -> list[Op]:
     return ops
 
 
+def _undos(drawing: Drawing) -> list[Op]:
+    """Programs take back what they sent, while receivers are away, held up, or lost with it."""
+    random, pick = drawing.random, drawing.random.choice
+    ops: list[Op] = []
+    for _ in range(random.randint(2, 10)):
+        at, who = drawing.at(), pick(drawing.producers)
+        for _ in range(random.choice((1, 1, 2, 4))):
+            near = max(0.0, round(at - random.uniform(0.0, 0.5), 3))
+            args = (pick(SUBJECTS[:3]), pick((1, 1, 5, 20)), pick((0, 300)), None, False)
+            ops.append(Op(near, "send", who, args))
+        ops += _trouble(drawing, at)
+        if random.random() < 0.3:
+            slot = random.randint(UNDONE, UNDONE + 2)
+            near = max(0.0, round(at - pick((0.05, 0.5, 20.0)), 3))
+            ops.append(Op(near, "keyed", who, (slot, 0)))
+            ops.append(Op(at, "undo_key", who, (slot,)))
+        count = pick((1, 1, 1, 2, 10, 200))
+        for _ in range(random.choice((1, 1, 2))):
+            how, which = pick(("receipt", "receipt", "position")), random.randint(0, 7)
+            ops.append(Op(round(at, 3), "undo", who, (how, which, count)))
+            at += pick((0.0, 0.05, 1.0, 10.0))
+    return ops
+
+
+def _reasons(drawing: Drawing) -> list[Op]:
+    """Programs ask why a message is where it is, while it waits for whatever reason."""
+    random, pick = drawing.random, drawing.random.choice
+    ops: list[Op] = []
+    for _ in range(random.randint(2, 10)):
+        at, who = drawing.at(), pick(drawing.producers)
+        for _ in range(random.choice((0, 1, 2))):
+            near = max(0.0, round(at - random.uniform(0.0, 0.5), 3))
+            args = (pick(SUBJECTS[:3]), pick((1, 1, 5)), pick((0, 300)), None, False)
+            ops.append(Op(near, "send", who, args))
+        ops += _trouble(drawing, at)
+        for _ in range(random.choice((1, 2, 4))):
+            ops.append(Op(round(at, 3), "why", who, (random.randint(0, 7), random.random() < 0.4)))
+            at += pick((0.0, 0.01, 0.05, 1.0, 10.0))
+    return ops
+
+
+def _trouble(drawing: Drawing, at: float) -> list[Op]:
+    """What keeps messages from a receiver for a while, just before a moment; or nothing."""
+    random, pick = drawing.random, drawing.random.choice
+    receivers = [part.name for part in drawing.cast if part.kind not in ("producer", "pool")]
+    what = pick(("", "kill", "stop", "pause", "lose", "node"))
+    seconds = round(pick((0.5, 3.0, 10.0)) * random.uniform(0.7, 1.3), 3)
+    near = max(0.0, round(at - random.uniform(0.0, 0.3), 3))
+    if what == "node":
+        return [Op(near, "kill", "node", (round(random.uniform(0.05, 1.0), 3),))]
+    if not what or not receivers:
+        return []
+    who = pick(receivers)
+    if what == "pause":
+        return [Op(near, "pause", who), Op(round(near + seconds, 3), "unpause", who)]
+    if what == "lose":  # its answers do not arrive, and then its connection is lost
+        earlier = max(0.0, round(near - 0.6, 3))
+        return [Op(earlier, "hold", who, (0.5, "out")), Op(near, "kill", who, (seconds,))]
+    return [Op(near, what, who, (seconds,))]
+
+
 def _ask(random: Random, plan: Plan) -> Plan:
     """Producers that answer requests, and others that ask them, while all goes on as it does."""
     producers = [part.name for part in plan.cast if part.kind == "producer"]
@@ -974,6 +1038,8 @@ def draw(seed: int, *, options: bool = True) -> Plan:
     plan = _say_more(Random(f"keyed more {seed}"), plan, (_keyed_more,))
     plan = _say_more(Random(f"promises {seed}"), plan, (_promises,))
     plan = _say_more(Random(f"receipts {seed}"), plan, (_receipts,))
+    plan = _say_more(Random(f"undos {seed}"), plan, (_undos,))
+    plan = _say_more(Random(f"reasons {seed}"), plan, (_reasons,))
     kinds = {op.kind for op in plan.ops}
     if "poison" not in kinds and "intrude" not in kinds:
         plan = _say_more(Random(f"rewinds {seed}"), plan, (_rewinds,))

@@ -205,6 +205,8 @@ class Retained(Family):
                 continue
             if sent.promised is not None and sent.promised.cancels:
                 continue  # it may have been cancelled where this one had not got it yet
+            if self.world.undos.touches(sent):
+                continue
             if any(matches(one, sent.subject) for one in patterns) and position not in new:
                 check.fail(
                     "a gap behind what is retained", f"{what}; {sent.body[:40]!r} at {position}"

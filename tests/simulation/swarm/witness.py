@@ -88,6 +88,7 @@ class Witness:
         self.answered: set[tuple[str, bytes]] = set()  # (receiver, body): ACK or RESUME was said
         self.rejected: set[tuple[str, bytes]] = set()  # NACK 2 or 3 was said
         self.tries: Counter[tuple[str, bytes]] = Counter()  # NACK 1 was said
+        self.refused_by: set[tuple[str, bytes]] = set()  # any NACK was
         self.losses: Counter[str] = Counter()  # connections that a receiver lost
         self.errors: list[tuple[str, int, str]] = []  # (who was told, code, reason)
         self.finals: dict[tuple[str, str, str, int], int] = {}  # told to producers
@@ -174,6 +175,7 @@ class Witness:
             self._mark(self.answered, tap, [(0, frame[1] - 1)])
             self._mark(self.answered, tap, frame[2])
         elif frame[0] == NACK:
+            self._mark(self.refused_by, tap, [frame[1:3]])
             if frame[3] == AGAIN:
                 bodies = self._bodies(tap.who, tap.far, [frame[1:3]])
                 self.tries.update((tap.who, body) for body in bodies)

@@ -54,14 +54,16 @@ from tests.simulation.swarm.parties import (
     ReceiverParty,
     Sent,
 )
-from tests.simulation.swarm.plan import LATE, TIMED, Part, Plan, limits_of
+from tests.simulation.swarm.plan import LATE, WATCHED, Part, Plan, limits_of
 from tests.simulation.swarm.pools import PoolParty, Pools
 from tests.simulation.swarm.promises import Promises
+from tests.simulation.swarm.reasons import Reasons
 from tests.simulation.swarm.retained import Retained
 from tests.simulation.swarm.rewinds import Rewinds
 from tests.simulation.swarm.scripted import Intruder, ScriptedParty, Stray, Wolf
 from tests.simulation.swarm.surviving import Surviving
 from tests.simulation.swarm.times import Delays, Lifetimes
+from tests.simulation.swarm.undoing import Undos
 from tests.simulation.swarm.witness import Violation, Witness
 from tests.simulation.system import HandlerFault
 from tests.simulation.udp_watch import UdpWatch
@@ -148,6 +150,7 @@ class World:
             self.witness.is_barred = self.accounts.is_barred
         self.promises = Promises(self)
         self.surviving = Surviving(self)
+        self.undos = Undos(self)
         self.families: tuple[Family, ...] = (
             Keys(self),
             Lifetimes(self),
@@ -160,8 +163,10 @@ class World:
             Asking(self),
             self.promises,
             self.surviving,
+            self.undos,
+            Reasons(self),
         )
-        self.witness.watches_times = any(op.kind in TIMED for op in plan.ops)
+        self.witness.watches_times = any(op.kind in WATCHED for op in plan.ops)
         self.node = NodeParty(self, folder)
         self.producers: dict[str, ProducerParty] = {}
         self.receivers: dict[str, ReceiverParty] = {}
