@@ -284,8 +284,6 @@ async def _position(
     session: Session, reactor: Reactor, client: Client, receiver: str, of: str
 ) -> int:
     """Return the position of the letter that is named so; `UnknownDeadLetter` for none."""
-    if of.isascii() and of.isdigit() and int(of) <= INTEGER_MAX:
-        return int(of)  # the node says so itself where it has none
     after: int | None = 0
     while after is not None:
         question = {"receiver": receiver, "after": after, "of": of}

@@ -50,6 +50,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """The dead letters of a receiver that are meant: all that fit what is given of this.
 
     `of`: one, by its position, `log:POSITION`, `SENDER/HASH/SEQUENCE` or the id its sender gave.
+    A number is an id where no letter of the receiver has it as its position.
     `subject`: a pattern. `reason`: a part of it. `since`, `until`: when it became one, wall clock,
     ms. Raises `BadSubject` for a pattern that is none.
     """
@@ -70,6 +71,11 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         """The position that `of` is, if it is one."""
         text = (self.of or "").removeprefix("log:")
         return int(text) if text.isascii() and text.isdigit() and len(text) < 17 else None
+
+    @property
+    def may_be_id(self) -> bool:
+        """Whether `of` may be the id of a message, if no letter has it as its position."""
+        return not (self.of or "").startswith("log:")
 
     def takes(self, letter: DeadLetter) -> bool:
         """Return whether a letter is meant."""
@@ -141,21 +147,27 @@ class Letters:
         number = self._directory.named(receiver).number
         only = wanted.position
         if only is not None:
-            after, limit = max(after, only - 1), 1
-        looked = PAGE if only is None else 1
-        found: Sequence[DeadLetter] = await self._log.dead_letters(number, after, looked)
+            there: Sequence[DeadLetter] = await self._log.dead_letters(number, only - 1, 1)
+            there = [letter for letter in there if letter.position == only]
+            if there or not wanted.may_be_id:
+                return [one for one in there if only > after and wanted.takes(one)], None
+        found: Sequence[DeadLetter] = await self._log.dead_letters(number, after, PAGE)
         chosen = [letter for letter in found if wanted.takes(letter)]
         if len(chosen) > limit:
             chosen = chosen[: max(1, limit)]
             return chosen, chosen[-1].position
         # The page may end for the bytes that its letters have.
-        return chosen, found[-1].position if found and only is None else None
+        return chosen, found[-1].position if found else None
 
     async def show(self, receiver: str, of: str | int) -> DeadLetter:
-        """Return one dead letter (`Wanted.of`). Raises `UnknownReceiver`, `UnknownDeadLetter`."""
+        """Return one dead letter (`Wanted.of`; a number: the one at this position).
+
+        Raises `UnknownReceiver`, `UnknownDeadLetter`.
+        """
+        wanted = Wanted(of=of if isinstance(of, str) else f"log:{of}")
         after: int | None = 0
         while after is not None:
-            found, after = await self.list(receiver, after, 1, wanted=Wanted(of=str(of)))
+            found, after = await self.list(receiver, after, 1, wanted=wanted)
             if found:
                 return found[0]
         raise UnknownDeadLetter(receiver, of)

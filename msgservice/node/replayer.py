@@ -525,6 +525,7 @@ class Replayer:
         replay, row = running.replay, running.row
         if self._running.get(row.number) is not running or self._is_stopped:
             self._done(running)
+            self.look()  # another's page may be read in its place, and no group may come to say so
             return
         if running.is_called_off or running.also is not None:
             self._done(running)

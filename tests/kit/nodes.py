@@ -205,6 +205,9 @@ class LateLog:
     def history(self, *arguments: Any) -> Deferred[Any]:
         return self._ask("history", arguments)
 
+    def replay(self, *arguments: Any) -> Deferred[Any]:
+        return self._ask("replay", arguments)
+
     def _ask(self, name: str, arguments: tuple[Any, ...]) -> Deferred[Any]:
         if not self.is_late:
             answer: Deferred[Any] = getattr(self._log, name)(*arguments)

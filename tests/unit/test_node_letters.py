@@ -236,6 +236,26 @@ def test_46_letters_are_chosen_by_subject_reason_time_code_and_one() -> None:
     assert [second] == world.letters()
 
 
+def test_46_an_id_that_is_a_number_is_one_unless_a_letter_has_that_position() -> None:
+    world = World()
+    for id_ in ("1001", "1002", "1003"):
+        world.send(b"x", id_=id_)
+        world.reject()
+    first, second, third = world.letters()
+    for id_, position in (("1001", first), ("1002", second), ("1003", third)):
+        assert [position] == world.letters(of=id_)
+        assert position == world.does(world.node.dead_letters.show("billing", id_)).position
+        assert "no dead letter" in world.refused("get", position=int(id_))
+        assert [] == world.letters(of=f"log:{id_}")
+    world.send(b"x", id_=str(second))
+    world.reject()
+    assert [second] == world.letters(of=str(second))
+    assert 1 == world.act("drop", of=str(second))["count"]
+    assert 1 == world.act("requeue", of="1003")["count"]
+    assert [first, world.letters()[-1]] == world.letters()
+    assert [world.letters()[-1]] == world.letters(of=str(second))
+
+
 def test_46_what_few_fit_is_found_over_many_pages() -> None:
     world = World()
     for number in range(2 * PAGE + 10):

@@ -22,7 +22,7 @@ from msgservice.log.memory import MemoryLog
 from msgservice.message import FLAG_REPLAY, FLAG_RETAIN, decode_messages
 from msgservice.node.commits import LIVE_FOR, Commits, Lasted
 from msgservice.node.gate import Door
-from msgservice.node.replayer import LIVE_PAGE_BYTES, PAGE_BYTES, PAGE_BYTES_LEAST
+from msgservice.node.replayer import LIVE_PAGE_BYTES, PAGE_BYTES, PAGE_BYTES_LEAST, PAGES
 from msgservice.records import (
     LEFT_OUT,
     REWIND,
@@ -35,7 +35,7 @@ from msgservice.records import (
 )
 from tests.kit.dict_log import Content, DictLog
 from tests.kit.limits import Limits as SmallLimits
-from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer, state_of
+from tests.kit.nodes import FailingLog, LateLog, NodeWorld, ScriptedPeer, state_of
 from tests.kit.passes import HERE, users_of
 
 SUBJECTS = {"subjects": ["orders.>"]}
@@ -370,6 +370,29 @@ def test_47_a_removal_ends_a_replay() -> None:
     bodies = send(shop, range(31, 33))
     assert bodies == again.all
     assert not any(unaccounted(world))
+
+
+def test_47_others_go_on_when_receivers_are_removed_whose_pages_are_read() -> None:
+    clock = Clock()
+    log = LateLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(log=log, clock=clock)
+    shop = world.peer("shop")
+    first = [f"first{n}" for n in range(PAGES)]
+    for name in first:
+        taking(world, name)
+    last = taking(world, "last")
+    bodies = send(shop, range(1, 4))
+    log.is_late = True
+    for name in (*first, "last"):
+        ask(shop, "rewind", name=name)
+    for name in first:
+        removed = Deferred.fromCoroutine(world.node.remove_receiver(name))
+        world.settle()
+        assert removed.called
+    assert [] == last.copies
+    log.go_on()  # nobody stores anything any more
+    world.settle()
+    assert bodies == last.copies
 
 
 def test_47_a_group_that_failed_repeats_no_page() -> None:
