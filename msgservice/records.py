@@ -585,6 +585,8 @@ class Group(msgspec.Struct):
     """The contents of one transaction. Applied in the order of the fields."""
 
     now: int = 0  # wall clock, ms
+    # The clock of what falls due (`node.due`), ms: `ttl` and `delay` end by it. 0: the wall clock.
+    due_now: int = 0
     # Made or changed, cursor not touched in a row that exists; a new row starts at its `cursor`,
     # or, where that is -1, just before the first batch of this group.
     receivers: list[ReceiverRow] = msgspec.field(default_factory=list)

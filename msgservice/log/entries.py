@@ -53,7 +53,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 class Append(Entry, frozen=True, kw_only=True):
     """A group (`records.Group`), and what was decided about all of it."""
 
-    now: int  # wall clock, ms
+    now: int  # wall clock, ms; it never goes back, so it may be far ahead for ever
+    due_now: int  # the clock of what falls due, ms
     receivers: list[ReceiverRow]  # as they were when the group began
     own: list[Batch]  # of the node itself
     batches: list[Batch]  # what is stored of these gets its number here, once

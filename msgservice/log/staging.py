@@ -168,7 +168,7 @@ def stage_append(
         change.accept(entry.now)
     staged.cancelled = [change.cancel(wanted) for wanted in entry.cancel]
     stage_batches(staged, flat, operations)
-    stage_keys(staged, entry.now, operations)
+    stage_keys(staged, entry.due_now, operations)
     stage_retained(staged, operations)
     stage_statuses_from(staged, entry, operations)
     is_changed = change.stage(operations)
@@ -485,7 +485,7 @@ def join_copies(db: apsw.Connection, staged: Staged, entry: Append) -> list[Batc
             found = [
                 one
                 for one in queries.retained_for(db, join.patterns, join.before)
-                if one.position < below and not 0 < one.expires_at <= entry.now
+                if one.position < below and not 0 < one.expires_at <= entry.due_now
             ]
             found.sort(key=lambda one: one.position)
             copies += [one.copy(join.audience) for one in found]
@@ -509,7 +509,8 @@ def _history_from(db: apsw.Connection, staged: Staged, join: Join) -> int:
 def stage_keys(staged: Staged, now: int, operations: list[Operation]) -> None:
     """Stage the keys of new batches, and what was taken by its key: no row of a batch says that.
 
-    That of one which waits is remembered from when it is due: until then it is always known.
+    That of one which waits is remembered from when it is due: until then it is always known. `now`:
+    by the clock of what falls due.
     """
     keyed = staged.keyed
     if keyed is None:

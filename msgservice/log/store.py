@@ -241,6 +241,7 @@ class Store:
             commits=state.commits,
             age=self.grown(),
             now=max(group.now, state.stored_at),
+            due_now=group.due_now or group.now,
             receivers=self._rows_of(group.receivers) if group.receivers else [],
             own=group.own,
             batches=group.batches,

@@ -281,6 +281,7 @@ def assemble(
         routed=tracker.routed,
         fatal=fatal,
         letters_told=events.of,
+        due_now=due.now,
     )
     delayed = DelayedMessages(log=log, commits=commits, tracker=tracker, due=due, seldom=seldom)
     due.register(delayed)

@@ -147,6 +147,7 @@ class Commits:
     `after_group(batches)` is called once per group with what was stored: dispatch. Before that
     `routed(batches)` with those that had waited until they were due: nobody else tells senders.
     `letters_told`: the batches that tell of the dead letters of a progress; it never raises.
+    `due_now`: the time of what falls due (`due.Due.now`).
     """
 
     __slots__ = (
@@ -159,6 +160,7 @@ class Commits:
         "_decided",
         "_deciding",
         "_due",
+        "_due_now",
         "_ended_at",
         "_fatal",
         "_held",
@@ -201,6 +203,7 @@ class Commits:
         routed: Callable[[list[Batch]], None],
         fatal: Callable[[LogFailed], None],
         letters_told: Callable[[Progress], list[Batch]],
+        due_now: Callable[[], int],
     ) -> None:
         self.uncommitted_bytes = 0
         self._refused = 0  # runs that the log had no room for, since they were taken
@@ -210,6 +213,7 @@ class Commits:
         self._retained = retained
         self._decided = audiences.version  # when the next group began to gather
         self._time = time
+        self._due_now = due_now
         self._after_group = after_group
         self._routed = routed
         self._fatal = fatal
@@ -493,7 +497,7 @@ class Commits:
         self._moving, self._cancelling, self._deciding, self._pages = [], [], [], []
         self._running = True
         self._began = self._time.now()
-        group.now = self._time.wall()
+        group.now, group.due_now = self._time.wall(), self._due_now()
         if group.batches:
             self._batches_at = self._time.now()
         if now:

@@ -525,3 +525,15 @@ def test_45_a_key_of_what_waits_is_remembered_from_when_it_is_due(log: ContractD
     while log.wait(log.log.retain(2 * HOUR + 101_000)):
         pass
     assert isinstance(log.append(keyed(NOBODY, 3, due_at=NOW + 9 * HOUR))[0], Batch)
+
+
+def test_17_45_a_key_of_what_waits_is_known_though_a_wall_clock_was_ahead(
+    log: ContractDriver,
+) -> None:
+    log.append(make_batch(log.log.audience([1]), 1), now=NOW + 100 * HOUR)
+    (first,) = log.append(keyed(NOBODY, 2, due_at=NOW + 2 * HOUR), due_now=NOW)
+    assert isinstance(first, Batch)
+    log.wait(log.log.retain(0))
+    while log.wait(log.log.retain(2 * HOUR)):
+        pass
+    assert isinstance(log.append(keyed(NOBODY, 3, due_at=NOW + 2 * HOUR))[0], Known)

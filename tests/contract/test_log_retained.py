@@ -145,6 +145,13 @@ def test_48_what_has_expired_comes_to_nobody(log: ContractDriver) -> None:
     assert copies == {"a": NOW + 20, "b": None}
 
 
+def test_17_48_nothing_expires_by_a_wall_clock_that_was_ahead_once(log: ContractDriver) -> None:
+    log.append(kept(log, 1, "a", b"1", expires_at=NOW + 10))
+    log.append(kept(log, 2, "b", b"2"), now=NOW + 1_000_000, due_now=NOW + 1)
+    assert [one.subject for one in joined(log, 2, due_now=NOW + 9)] == ["a", "b"]
+    assert [one.subject for one in joined(log, 3, due_now=NOW + 10)] == ["b"]
+
+
 def test_48_who_is_not_there_gets_none(log: ContractDriver) -> None:
     log.append(kept(log, 1, "a", b"1"))
     log.append(removed=[1])

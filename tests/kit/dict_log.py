@@ -408,6 +408,7 @@ class DictLog:
             at = content.receivers.get(replay.receiver)
             if at is not None and not at.removed:
                 content.replays[replay.receiver] = replay
+        group.due_now = group.due_now or group.now
         group.now = max(group.now, max((b.stored_at for b in content.batches.values()), default=0))
         copied = [batch for page in group.pages for batch in page.copies]
         copied += [batch for taken in group.letters for batch in taken.copies]
@@ -443,7 +444,10 @@ class DictLog:
             moved.add(batch.delayed_id)
             self._store(batch, group.now)
             fresh.append(batch)
-        outcomes = [*own, *self._take_all(group.batches, group.now, fresh, full)]
+        outcomes = [
+            *own,
+            *self._take_all(group.batches, group.now, fresh, full, due_now=group.due_now),
+        ]
         cancelled = [self._cancel(wanted) for wanted in group.cancel]
         decided = [self._decide(verdict, group.now) for verdict in group.verdicts]
         for batch in fresh:
@@ -698,7 +702,7 @@ class DictLog:
                 for one in sorted(self.content.retained.values(), key=lambda one: one.position)
                 if any(matches(pattern, one.subject) for pattern in join.patterns)
                 and not any(matches(pattern, one.subject) for pattern in join.before)
-                and not 0 < one.expires_at <= group.now
+                and not 0 < one.expires_at <= group.due_now
                 and one.position < below
             ]
             self._name_own(copies)
@@ -901,6 +905,7 @@ class DictLog:
         full: LogFull | None,
         *,
         keyed: bool = True,
+        due_now: int = 0,
     ) -> Iterator[Outcome]:
         held: dict[tuple[Key, str], tuple[int, LimitReached]] = {}
         for batch in batches:
@@ -911,7 +916,7 @@ class DictLog:
             if outcome is None:
                 outcome = self._take(batch, now, why, fresh)
                 if keyed and batch.key is not None and outcome is batch:
-                    at = self.content.age + max(0, batch.due_at - now) * bool(batch.due_at)
+                    at = self.content.age + max(0, batch.due_at - due_now) * bool(batch.due_at)
                     of = KeyOf(batch.key.content, lane[0], batch.sequence, at)
                     self.content.keys[batch.key.digest] = of
             yield outcome

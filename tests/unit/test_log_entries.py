@@ -176,6 +176,7 @@ def test_an_entry_whose_predecessor_is_missing_is_not_applied(tmp_path: Path) ->
         number=3,
         commits=0,
         now=1,
+        due_now=1,
         receivers=[],
         own=[],
         batches=[],

@@ -55,6 +55,7 @@ class World:
             routed=never,
             fatal=self.ended.append,
             letters_told=lambda progress: [],
+            due_now=lambda: 0,
         )
 
     def _append(self, group: Group) -> Deferred[Any]:

@@ -316,6 +316,7 @@ def test_ingress_pauses_the_senders_when_too_much_is_not_committed() -> None:
 def a_commits(log: Any, clock: Clock, **more: Any) -> Commits:
     functions: dict[str, Any] = {
         "after_group": lambda batches: None,
+        "due_now": lambda: 0,
         "fatal": never,
         "letters_told": lambda progress: [],
         "routed": never,

@@ -325,6 +325,22 @@ def test_48_what_expired_while_the_node_was_down_goes_at_the_start() -> None:
     assert listed(world.peer("shop")) == ["b"]
 
 
+def test_17_48_who_joins_has_what_expires_though_the_wall_clock_was_ahead_for_a_moment() -> None:
+    world = NodeWorld()
+    right, ahead = world.node.time.wall, [0]
+    world.node.time.wall = lambda: right() + ahead[0]
+    shop = world.peer("shop")
+    shop.transfer(1, "a", [b"1"], flags=FLAG_RETAIN, ttl=60_000)
+    world.settle()
+    ahead[0] = 365 * 24 * 3600 * 1000
+    shop.transfer(2, "x", [b"2"])
+    world.settle()
+    ahead[0] = 0
+    assert got(receiver(world, "late", "a")) == [("a", b"1", True)]
+    world.settle(61)
+    assert got(receiver(world, "later", "a")) == []
+
+
 def test_48_a_newer_one_stays_when_the_one_before_expires() -> None:
     world = NodeWorld()
     shop = world.peer("shop")
