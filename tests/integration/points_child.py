@@ -3,7 +3,8 @@
     python -m tests.integration.points_child FOLDER PORT POINT KIND
 
 POINT: "before commit", "after commit", "told", which is when all who are told of the group were;
-or "never". KIND: what the group does, as of `KINDS`.
+or "never". KIND: what the group does, as of `KINDS`. Or POINT is one of the soak's for a node
+(`tests.soak.points`), and KIND at which visit of it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from msgservice.message import FLAG_RETAIN, Status
 from msgservice.node.commits import Commits
 from msgservice.node.node import Node
 from msgservice.records import Group
+from tests.soak.points import NODE, arm
 
 reactor: Any = installed_reactor
 
@@ -55,6 +57,9 @@ KINDS: dict[str, Callable[[Group], bool]] = {
 
 
 def main(folder: str, port: str, point: str, kind: str) -> None:
+    if point in NODE:
+        arm(NODE[point], int(kind))
+        point, kind = "never", "purge"
     does = KINDS[kind]
     is_meant = False
 

@@ -40,6 +40,7 @@ from msgservice.waiters import Waiters
 from tests.kit.logs import recounted
 from tests.kit.nest import Forked
 from tests.kit.ports import free_port
+from tests.soak.points import NODE
 
 ROOT = Path(__file__).parents[2]
 reactor: Any = installed_reactor
@@ -114,10 +115,8 @@ class World:
         )
         assert self.process.stdout is not None
         ready = await deferToThread(self.process.stdout.readline)
-        assert ready == b"ready\n" or kind in (
-            "decide",
-            "purge",
-        )  # which may come before: see `died`
+        may_be_before = kind in ("decide", "purge") or point in NODE  # see `died`
+        assert ready == b"ready\n" or may_be_before
         self.ended = Waiters()
         waiting = deferToThread(self.process.wait, 200)
         waiting.addCallbacks(self.ended.fire, lambda _: None)
