@@ -153,7 +153,9 @@ class Page:
     ) -> list[_Asked]:
         """Look up what is asked of receivers: cursor, audiences, and what is final above it."""
         db = self._db
-        ends = {number_of(cursor + 1) for cursor, _, _ in cursors}
+        # What counts may begin in the batch behind: there a range is cut that begins before it.
+        begins = [number_of(cursor + 1) for cursor, _, _ in cursors]
+        ends = {*begins, *(number + 1 for number in begins)}
         for _, _, final in cursors:
             ends.update([number_of(first) for first, _ in final])
             ends.update([number_of(last) for _, last in final])

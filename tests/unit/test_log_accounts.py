@@ -11,7 +11,7 @@ import pytest
 
 from msgservice.log import accounts
 from msgservice.message import Status, header_size, message_sizes
-from msgservice.records import Account, Batch, Oldest
+from msgservice.records import Account, Batch, Oldest, position_of
 from tests.kit.logs import NOW, Driver, exception, make_batch
 
 GROWTH = 2.5  # of what twice the input may cost
@@ -103,6 +103,56 @@ def test_23_accounts_of_many_receivers_in_many_sets_are_exact(
     for number in gone:
         at = log.log._store.state.receivers[number]
         assert sum(at.settled) == model.expected[number].routed
+    log.close()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_23_ranges_that_begin_and_end_in_no_message_are_counted_as_what_is_in_them(
+    seed: int,
+) -> None:
+    """As what is settled without an answer has them: of one receiver, whose rows nobody shares."""
+    rng = random.Random(seed)
+    log = opened()
+    log.receivers(1)
+    audience, others = log.log.audience([1]), log.log.audience([])
+    batches: list[Batch] = []
+    for _ in range(20):
+        whom = rng.choice([audience, audience, others])
+        bodies = [b"x"] * rng.choice([1, 1, 2, 3])
+        batches.append(make_batch(whom, batches[-1].sequence + 3 if batches else 1, bodies))
+    log.append(*batches)
+    mine = [at for one in batches if one.audience is audience for at in one_by_one(one)]
+    places = sorted({at + more for one in batches for at in one_by_one(one) for more in (0, 1)})
+    cursor = at = rng.choice(places)
+    done, rows = [place for place in mine if place <= cursor], []
+    while behind := [place for place in places if place > at]:
+        first = rng.choice([at + 1, behind[0], behind[-1]])
+        last = rng.choice([place for place in behind if place >= first] or [first])
+        at = last
+        rows.append(exception(1, first, last, Status.CANCELLED))
+        done += [place for place in mine if first <= place <= last]
+    log.progress(1, cursor, exceptions=rows, settled={Status.CANCELLED: len(done)} if done else {})
+    (found,) = log.wait(log.log.accounts())
+    assert (len(mine) - len(done), 0) == (found.queued, found.unaccounted)
+    log.close()
+
+
+def one_by_one(batch: Batch) -> range:
+    return range(batch.first, batch.last + 1)
+
+
+def test_23_a_range_that_begins_behind_the_last_message_of_the_cursors_batch_is_whole() -> None:
+    log = opened()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    log.append(*[make_batch(audience, sequence, [b"x"]) for sequence in range(1, 6)])
+    row = exception(1, position_of(1, 1), position_of(3, 65_535), Status.CANCELLED)
+    settled = {Status.ACKNOWLEDGED: 1, Status.CANCELLED: 2}
+    log.progress(1, position_of(1), exceptions=[row], settled=settled)
+    (found,) = log.wait(log.log.accounts())
+    assert (2, 0) == (found.queued, found.unaccounted)
+    log.append(removed=[1])
+    assert [1, 0, 0, 2, 2] == log.log._store.state.receivers[1].settled
     log.close()
 
 
