@@ -172,7 +172,8 @@ class Delays(Family):
         is_cancelled = statuses.get(DELAYED) is Status.CANCELLED
         if is_cancelled and is_moved:
             check.fail("told as cancelled, and delivered", what)
-        if is_cancelled and not outcomes - {"unknown"}:
+        undone = world.undos.touches(sent)  # perhaps with those sent before it
+        if is_cancelled and not outcomes - {"unknown"} and not undone:
             check.fail("cancelled, and nobody was told so", what)
         alive = sent.life == world.producers[sent.producer].lives and sent.settled is not None
         if "cancelled" in outcomes and alive and not is_cancelled:
