@@ -2,6 +2,7 @@
 
     python -m bench.latency
     python -m bench.latency --before CHECKOUT [--rounds N] [--closed N] [--seconds N]
+    python -m bench.latency --functions N [--before CHECKOUT]
 
 The floor is two 4 KiB appends with fdatasync in the node's folder plus two round trips of a bare
 Twisted TCP echo, medians, measured in the same run. *Closed*: one message in flight, durable,
@@ -9,7 +10,10 @@ from `send` until all three acknowledgements are back. *Open*: 1,000 messages a 
 comes back, from when each was due. `handler`: from `send`, or from when it was due, until a
 receiver's handler is called. CPU is that of each process for one closed message, of the receivers
 all three, and the node's for one of the open loop. System calls of the node for one closed message
-are counted where there is `strace`, in a run of its own that is part of no time.
+are counted where there is `strace`, in a run of its own that is part of no time. So are calls of
+functions, on the reactor's thread: those written in Python, and those that are built in. They do
+not depend on what else the machine does; `--functions` measures nothing else, and says on standard
+error which are called most in each process, with the calls of built-in ones that they make.
 
 `--before`: the processes of another checkout stand beside ours, and both are measured in rounds
 that take turns, so that a machine with other work troubles both alike. A ratio is ours to theirs of
@@ -108,6 +112,29 @@ class Side:
         figures = {name: found.get(name, 0) for name in CALLS} | {"all": sum(found.values())}
         return {f"{name}_calls": round(count / TRACED, 1) for name, count in figures.items()}
 
+    def functions(self, most: int = 0) -> dict[str, float]:
+        """Return the calls of functions for one closed message; of receivers, those of one.
+
+        The `most` called of each process are listed on standard error, with the calls that they
+        make of what is built in.
+        """
+        figures: dict[str, float] = {}
+        roles = {"node": self.node, "producer": self.probe, "receiver": self.receivers[0]}
+        for name, role in roles.items():
+            role.ask("profile")
+            self.probe.ask(f"closed {TRACED}")
+            calls: dict[str, list[int]] = role.ask("profiled")["calls"]
+            by_cost = sorted(calls.items(), key=lambda one: -sum(one[1]))
+            for function, (count, inner) in by_cost[:most]:
+                line = f"{name} {count / TRACED:7.2f} {inner / TRACED:7.2f} {function}"
+                print(line, file=sys.stderr)
+            for what, place in (("functions", 0), ("built_in", 1)):
+                total = sum(counts[place] for counts in calls.values())
+                figures[f"{name}_{what}"] = round(total / TRACED, 1)
+        for receiver in self.receivers:
+            receiver.ask("handled")
+        return figures
+
 
 class Trace:
     """A running count of the system calls of a process, by `strace`."""
@@ -165,6 +192,7 @@ def measure(closed: int = 1000, seconds: float = 10.0) -> dict[str, Any]:
             "sync_ms": floors[0]["sync_ms"],
             "round_trip_ms": floors[0]["round_trip_ms"],
             **side.calls(),
+            **side.functions(),
         }
 
 
@@ -189,8 +217,14 @@ def compare(before: Path, rounds: int, closed: int, seconds: float) -> dict[str,
             if ratios:
                 figures[f"{figure} ratio"] = round(statistics.median(ratios), 3)
         for name, side in sides.items():
-            figures |= {f"{name} {what}": count for what, count in side.calls().items()}
+            counted = side.calls() | side.functions()
+            figures |= {f"{name} {what}": count for what, count in counted.items()}
         return figures
+
+
+def functions(checkout: Path | None, most: int) -> dict[str, Any]:
+    with stage() as made:
+        return Side(made, checkout).functions(most)
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
@@ -199,7 +233,10 @@ def main(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--closed", type=int, default=1000, help="messages")
     parser.add_argument("--seconds", type=float, default=10.0, help="of the open loop")
+    parser.add_argument("--functions", type=int, metavar="N", help="count calls alone, list N")
     options = parser.parse_args(arguments)
+    if options.functions is not None:
+        return functions(options.before, options.functions)
     if options.before is None:
         return measure(options.closed, options.seconds)
     return compare(options.before.resolve(), options.rounds, options.closed, options.seconds)

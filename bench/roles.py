@@ -7,6 +7,7 @@ on standard input. Only the public API is used.
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from twisted.internet import reactor as installed_reactor
@@ -51,15 +53,52 @@ def rss_mib() -> float:
 
 
 class Commands(LineReceiver):
-    """Lines of standard input call `act`."""
+    """Lines of standard input call `act`.
+
+    But for two that every role knows: `profile` begins to count calls on the reactor's thread, and
+    `profiled` says of each function how often it was called since then, and how often it has called
+    what is built in.
+    """
 
     delimiter = b"\n"
 
     def __init__(self, act: Callable[[str], None]) -> None:
         self.act = act
+        self.profile = cProfile.Profile()
 
     def lineReceived(self, line: bytes) -> None:
-        self.act(line.decode())
+        if line == b"profile":
+            say(profiling=True)
+            self.profile.enable()
+        elif line == b"profiled":
+            self.profile.disable()
+            say(calls=calls_of(self.profile))
+        else:
+            self.act(line.decode())
+
+
+def calls_of(profile: cProfile.Profile) -> dict[str, list[int]]:
+    """Return of each function the calls of it, and its calls of functions that are built in."""
+    calls: dict[str, list[int]] = {}
+    for entry in profile.getstats():
+        if not isinstance(entry.code, str):
+            counts = calls.setdefault(named(entry.code), [0, 0])
+            counts[0] += entry.callcount
+            for called in entry.calls or ():
+                if isinstance(called.code, str):
+                    counts[1] += called.callcount
+    profile.clear()
+    return calls
+
+
+def named(code: CodeType) -> str:
+    """Return the module and the name of a function."""
+    parts = Path(code.co_filename).with_suffix("").parts
+    for package in ("msgservice", "twisted", "bench"):
+        if package in parts:
+            parts = parts[len(parts) - 1 - parts[::-1].index(package) :]
+            break
+    return f"{'.'.join(parts[-4:])}.{code.co_qualname}"
 
 
 def listen_to(act: Callable[[str], None]) -> None:
