@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import itertools
 import os
 import time
 from collections import deque
@@ -47,7 +48,7 @@ from msgservice.lookups import Lookups
 TICK = 0.5  # seconds between two looks whether the reactor's clock has jumped
 REACTOR = ("callLater", "seconds")  # what every reactor has, a test's clock too
 JUMP = 0.05  # seconds by which it has, more than a clock that is only being adjusted
-CANCELLED_MAX = 64  # calls that were cancelled are kept until they are so many, and half of all
+VOID_MAX = 64  # what was cancelled, or moved, is kept until it is so many, and half of all
 
 R = TypeVar("R", bound=IReactorTime)
 
@@ -313,13 +314,19 @@ class MonotonicTimers:
     ) -> None:
         self.seconds = monotonic
         self._reactor = reactor
-        self._heap: list[DelayedCall] = []
+        # When each is due, in which order it came, and the call: void where that was cancelled, or
+        # has another time by now.
+        self._heap: list[tuple[float, int, DelayedCall]] = []
+        self._count = itertools.count()
         self._soon: deque[DelayedCall] = deque()
         self._running: deque[DelayedCall] = deque()  # those of it whose turn it is
         self._active = 0  # calls, in both
-        self._cancelled = 0  # of the heap
-        self._waking: IDelayedCall | None = None  # of the reactor, for the first of the heap …
-        self._waking_at = 0.0
+        self._void = 0  # of the heap, or more
+        # Of the reactor, for the first of the heap, and for one that is due later: it stays where
+        # it is while something that is sooner comes and goes …
+        self._waking: IDelayedCall | None = None
+        self._waking_later: IDelayedCall | None = None
+        self._waking_at = self._waking_later_at = 0.0
         self._waking_soon: IDelayedCall | None = None  # … and for what is to be called at once
         self._was_waking_soon: IDelayedCall | None = None  # at the last tick
         self._is_running = False
@@ -338,8 +345,9 @@ class MonotonicTimers:
         """See `IReactorTime`."""
         if not delay >= 0:
             raise ValueError(f"a delay of {delay} s is in the past")
+        due = self.seconds() + delay
         call = DelayedCall(
-            self.seconds() + delay,
+            due,
             callable,
             args,
             kwargs,
@@ -356,41 +364,49 @@ class MonotonicTimers:
             if self._waking_soon is None:
                 self._waking_soon = self._reactor.callLater(0, self._wake_soon)
         else:
-            heappush(self._heap, call)
-            if self._heap[0] is call:
-                self._wake_at_first()
+            self._push(call)
         return call
 
     def getDelayedCalls(self) -> list[IDelayedCall]:
         """See `IReactorTime`."""
-        return [call for call in (*self._running, *self._soon, *self._heap) if call.active()]
+        calls = (*self._running, *self._soon, *(call for _, _, call in self._heap))
+        return [call for call in dict.fromkeys(calls) if call.active()]
 
     # --- from the calls
 
     def _was_cancelled(self, call: DelayedCall) -> None:
         self._active -= 1
-        self._cancelled += 1
-        if self._cancelled > CANCELLED_MAX and 2 * self._cancelled > len(self._heap):
-            self._heap = [one for one in self._heap if not one.cancelled]
-            heapify(self._heap)
-            self._cancelled = 0
-        self._rest_if_idle()
+        self._is_void()
+        if not self._active:
+            self._rest()
 
     def _is_sooner(self, call: DelayedCall) -> None:
-        heapify(self._heap)
-        self._wake_at_first()
+        self._push(call)
+        self._is_void()
+
+    def _is_void(self) -> None:
+        self._void += 1
+        if self._void > VOID_MAX and 2 * self._void > len(self._heap):
+            self._heap = [
+                entry for entry in self._heap if entry[2].active() and entry[2].time == entry[0]
+            ]
+            heapify(self._heap)
+            self._void = 0
 
     # --- from the reactor
 
     def _wake_soon(self) -> None:
         self._waking_soon = None
         self._run_soon()
-        self._rest_if_idle()
+        if not self._active:
+            self._rest()
 
     def _wake(self) -> None:
-        self._waking = None
+        self._waking, self._waking_at = self._waking_later, self._waking_later_at
+        self._waking_later = None
         self._run_due()
-        self._rest_if_idle()
+        if not self._active:
+            self._rest()
 
     def _tick(self) -> None:
         now = self.seconds()
@@ -399,16 +415,14 @@ class MonotonicTimers:
         self._ahead = ahead
         # A clock that was set forward and back since the last tick looks as if it had never been,
         # but what was asked of the reactor in between is waited for by the time that is gone.
-        is_late = self._heap and self._heap[0].time + JUMP < now
+        is_late = self._heap and self._heap[0][0] + JUMP < now
         was_waking, self._was_waking_soon = self._was_waking_soon, self._waking_soon
         if has_jumped or is_late or (was_waking is not None and was_waking is self._waking_soon):
-            for waking in (self._waking, self._waking_soon):
-                if waking is not None:
-                    waking.cancel()
-            self._waking = self._waking_soon = None
+            self._wake_no_more()
             self._run_soon()
             self._run_due()
-        self._rest_if_idle()
+        if not self._active:
+            self._rest()
 
     # --- inside
 
@@ -424,12 +438,12 @@ class MonotonicTimers:
         now = self.seconds()
         self._is_running = True
         try:
-            while self._heap and self._heap[0].time <= now:
-                call = heappop(self._heap)
-                if not call.cancelled:
+            while self._heap and self._heap[0][0] <= now:
+                due, _, call = heappop(self._heap)
+                if call.active() and call.time == due:
                     self._call(call)
-                elif self._cancelled:
-                    self._cancelled -= 1
+                elif self._void:
+                    self._void -= 1
         finally:
             self._is_running = False
             self._wake_at_first()
@@ -437,8 +451,7 @@ class MonotonicTimers:
     def _call(self, call: DelayedCall) -> None:
         if call.delayed_time > 0:
             call.activate_delay()
-            heappush(self._heap, call)
-            self._wake_at_first()
+            self._push(call)
             return
         self._active -= 1
         call.called = 1
@@ -447,27 +460,35 @@ class MonotonicTimers:
         except BaseException:  # as Twisted does: one call's fault is not the others'
             self._log.failure("a delayed call failed")
 
+    def _push(self, call: DelayedCall) -> None:
+        heappush(self._heap, (call.time, next(self._count), call))
+        if self._waking is None or call.time < self._waking_at:
+            self._wake_at_first()
+
     def _wake_at_first(self) -> None:
         """Let the reactor call when the first is due, unless it will anyway."""
         if self._is_running or not self._heap:
             return
-        first = self._heap[0].time
+        first = self._heap[0][0]
         if self._waking is not None:
             if self._waking_at <= first:
                 return
-            self._waking.cancel()
+            if self._waking_later is not None:
+                self._waking_later.cancel()
+            self._waking_later, self._waking_later_at = self._waking, self._waking_at
         self._waking_at = first
         self._waking = self._reactor.callLater(max(0.0, first - self.seconds()), self._wake)
 
-    def _rest_if_idle(self) -> None:
-        """Leave nothing behind in the reactor when there is nothing to wait for."""
-        if self._active:
-            return
+    def _rest(self) -> None:
+        """Leave nothing behind in the reactor: there is nothing to wait for."""
         self._ticks.stop()
         self._soon.clear()
         self._heap.clear()
-        self._cancelled = 0
-        for waking in (self._waking, self._waking_soon):
+        self._void = 0
+        self._wake_no_more()
+
+    def _wake_no_more(self) -> None:
+        for waking in (self._waking, self._waking_later, self._waking_soon):
             if waking is not None:
                 waking.cancel()
-        self._waking = self._waking_soon = None
+        self._waking = self._waking_later = self._waking_soon = None

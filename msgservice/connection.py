@@ -255,7 +255,7 @@ class Connection:
         assert self.channel is not None
         if self.session.failed is None:
             self.channel.send(encode_frame(frame))
-            self.session.sent(self.now())
+            self.session.sent_at = self.now()
 
     def send_all(self, frames: Sequence[Frame]) -> None:
         """Queue some frames."""
@@ -267,7 +267,7 @@ class Connection:
             send = self.channel.send
             for frame in frames:
                 send(encode_frame(frame))
-            self.session.sent(self.now())
+            self.session.sent_at = self.now()
 
     def send_now(self, frames: Sequence[Frame]) -> None:
         """Send some frames, and what is queued before them, now: not at the end of the turn.
@@ -276,10 +276,10 @@ class Connection:
         """
         if frames and self.channel is not None and self.session.failed is None:
             try:
-                encoded = [encode_frame(frame) for frame in frames]
+                encoded = [*map(encode_frame, frames)]
             except UNENCODABLE as error:
                 raise NotEncodable(str(error)) from error
-            self.session.sent(self.now())
+            self.session.sent_at = self.now()
             self.channel.send_now(encoded)
 
     def push(self) -> None:
@@ -386,7 +386,7 @@ class Connection:
     def _take_held(self) -> None:
         held, self._held = self._held, []
         if held and not self.is_gone:
-            self._take(held)
+            self._take(held, self.now())
             if not self._held:
                 self.resume_reading(ANSWERS)
 
@@ -402,7 +402,8 @@ class Connection:
 
     def frames_received(self, frames: list[bytes]) -> None:
         """See `IChannelUser`."""
-        self.session.heard(self.now())
+        now = self.now()
+        self.session.heard(now)
         if self._held:
             self._held += frames  # was on its way already when reading was stopped
             if self._arriving is not None:
@@ -410,7 +411,7 @@ class Connection:
         elif self._arrivals is not None and self.session.state in _BEFORE_OPEN:
             self._arrive(self._arrivals, frames)
         else:
-            self._take(frames)
+            self._take(frames, now)
         if self._pauses:
             self._stop_reading()  # again, after it was read from in spite of a reason
 
@@ -425,8 +426,7 @@ class Connection:
             self._logger.failure("connection to {peer} failed", failure, peer=self.peer_address)
             self.abort()
 
-    def _take(self, frames: list[bytes]) -> None:
-        now = self.now()
+    def _take(self, frames: list[bytes], now: float) -> None:
         session, owner, takes = self.session, self.owner, self._takes
         self._is_first = True
         self.is_look = UNCOMMITTED in self._pauses
@@ -452,7 +452,8 @@ class Connection:
             # Our own fault; this connection ends, the others must not notice.
             self._logger.failure("connection to {peer} failed", peer=self.peer_address)
             session.fail(ProtocolError("internal error"))
-        self._drain()
+        if session.out or session.failed is not None:
+            self._drain()
         if self._timer is None:
             self._rearm()
 

@@ -23,6 +23,9 @@ _pack = _prefix.pack
 _unpack_from = _prefix.unpack_from
 
 
+pack_prefix = _pack  # of a length that is known to be within a limit
+
+
 def encode_prefix(length: int) -> bytes:
     """Return the four bytes that go before a frame of `length` bytes.
 
@@ -45,14 +48,14 @@ class FrameSplitter:
     to raise the limit, `go_on()` looks at the refused prefix, and at what came with it, once more.
     """
 
-    __slots__ = ("_before_error", "_error", "_held", "_needed", "_refused", "completed", "limit")
+    __slots__ = ("_before_error", "_error", "_needed", "_refused", "completed", "held", "limit")
 
     def __init__(self, size_max: int) -> None:
         self.limit = size_max
         self.completed = 0
         # bytearray, not a list of chunks: a peer that sends single bytes would make us hold one
         # object for each; nor bytes, whose growth is quadratic (bench/framing.py).
-        self._held = bytearray()
+        self.held = bytearray()  # not to be changed by others
         self._needed = PREFIX_BYTES  # bytes that must be held before anything can be cut
         self._error: FrameTooLarge | None = None
         self._before_error: list[bytes] = []
@@ -61,7 +64,7 @@ class FrameSplitter:
     @property
     def partial(self) -> int:
         """Bytes held of a frame that is not whole yet, its prefix included."""
-        return len(self._held)
+        return len(self.held)
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the frames that `data` completes, in order.
@@ -71,17 +74,22 @@ class FrameSplitter:
         if self._error is not None:
             self._refused = b""
             raise FrameTooLarge(self._error.size, self._error.size_max)
-        frames: list[bytes] = []
         at = 0
-        held = self._held
+        end = len(data)
+        limit = self.limit
+        held = self.held
+        frames: list[bytes] = []
         if held:
             at = self._complete_held(data, frames)
             if at < 0:
                 return frames
+        elif end >= PREFIX_BYTES:  # a frame that comes alone, as most do where little is sent
+            (length,) = _unpack_from(data)
+            if length == end - PREFIX_BYTES and length <= limit:
+                self.completed += 1
+                return [data[PREFIX_BYTES:]]
         # What is left begins at a prefix, and most of the time nothing was held at all: cut it
         # from `data` itself, so that a small frame is copied once.
-        end = len(data)
-        limit = self.limit
         append = frames.append
         unpack_from = _unpack_from
         while (start := at + PREFIX_BYTES) <= end:
@@ -129,7 +137,7 @@ class FrameSplitter:
 
         At most one frame is added to `frames`.
         """
-        held = self._held
+        held = self.held
         at = 0
         if len(held) < PREFIX_BYTES:
             at = min(PREFIX_BYTES - len(held), len(data))
@@ -153,7 +161,7 @@ class FrameSplitter:
 
     def _fail(self, error: FrameTooLarge, frames: list[bytes], refused: bytes) -> NoReturn:
         self._refused = refused
-        self._held.clear()
+        self.held.clear()
         self._needed = PREFIX_BYTES
         self.completed += len(frames)
         self._before_error = frames

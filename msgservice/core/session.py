@@ -76,6 +76,8 @@ class State(enum.Enum):
     CLOSING = enum.auto()
     CLOSED = enum.auto()
 
+    acts: dict[type, Act]  # its row of `TABLE`: members of an enum hash slowly
+
 
 class Act(enum.Enum):
     """The action for a frame in a state."""
@@ -122,6 +124,8 @@ TABLE: Final[dict[State, dict[type, Act]]] = {
     ),
     State.CLOSED: dict.fromkeys(KINDS, Act.IGNORE),
 }
+for _state, _acts in TABLE.items():
+    _state.acts = _acts
 
 
 class Greeted:
@@ -216,9 +220,9 @@ class Session:
         self.ranges_max = self.ranges_kept = RESUME_RANGES_TOTAL_MAX
         self.has_room = True  # for answers: else one PONG waits, that of the last PING
         self._limits = limits
-        self._out: list[Frame] = []
+        self.out: list[Frame] = []  # to be sent: see `take_frames`
         self._heard_at = now
-        self._sent_at = now
+        self.sent_at = now  # set by who sends
         self._greeting_until: float | None = now + limits.hello_timeout
         self._closing_until: float | None = None
         self._heartbeat = limits.heartbeat
@@ -240,7 +244,7 @@ class Session:
         """When `receive_time` is to be called next."""
         if self.state is State.CLOSED:
             return None
-        due = [self._sent_at + self._heartbeat]
+        due = [self.sent_at + self._heartbeat]
         if not self._paused:
             due.append(self._heard_at + self._silence)
         if self._greeting_until is not None:
@@ -257,7 +261,8 @@ class Session:
 
     def heard(self, now: float) -> None:
         """Bytes were received, be it a part of a frame: the other side lives."""
-        self._heard_at = max(self._heard_at, now)
+        if now > self._heard_at:
+            self._heard_at = now
 
     def reading_paused(self) -> None:
         """Reading is paused: from now on silence says nothing of the other side."""
@@ -273,7 +278,7 @@ class Session:
 
         Raises nothing: what the other side did wrong ends in `failed`.
         """
-        act = TABLE[self.state][type(frame)]
+        act = self.state.acts[type(frame)]
         if self.bye_received and isinstance(frame, Transfer) and self.state is State.CLOSING:
             act = Act.REFUSE  # it crossed nothing: its sender had said that none would follow
         if act is Act.PASS:
@@ -297,7 +302,7 @@ class Session:
                 return self._take_resume(frame, now)
             case Ping():
                 if self.has_room:
-                    self._out.append(Pong(frame.token))
+                    self.out.append(Pong(frame.token))
                 else:
                     # It hears us all the time that it reads: one answer says as much as many.
                     self._pong = Pong(frame.token)
@@ -373,8 +378,8 @@ class Session:
             self.fail(HalfOpen(self._silence))
         elif self._closing_until is not None and now >= self._closing_until:
             self.state = State.CLOSED
-        elif now >= self._sent_at + self._heartbeat:
-            self._out.append(Ping(0))
+        elif now >= self.sent_at + self._heartbeat:
+            self.out.append(Ping(0))
 
     # --- verbs
 
@@ -384,7 +389,7 @@ class Session:
         self._logs_in = self._logs_in or not self._owes_auth
         self.state = State.AUTHENTICATING
         self._owes_auth = False
-        self._out.append(Auth(data))
+        self.out.append(Auth(data))
 
     def authenticated(self, now: float) -> None:
         """Go on with HELLO: the login is over, and has taken no time from what follows."""
@@ -409,7 +414,7 @@ class Session:
         self._hello_sent = True
         if self.state is State.GREETED:
             self.state = State.RESUMING
-        self._out.append(hello)
+        self.out.append(hello)
 
     def resume(self, resume: Resume) -> None:
         """Send RESUME, what was taken of the other side's incarnation, after both HELLOs."""
@@ -418,14 +423,14 @@ class Session:
         for at in starts:
             part = ranges[at : at + RESUME_RANGES_SAID]
             more = at != starts[-1]
-            self._out.append(ResumeFrame(resume.floor, part, resume.last, more))
+            self.out.append(ResumeFrame(resume.floor, part, resume.last, more))
 
     def bye(self, now: float, code: int = BYE_CLOSING, reason: str = "") -> None:
         """Send no more transfers; the connection ends when what is in flight is answered."""
         if self.bye_sent or self.state is State.CLOSED:
             return
         self.bye_sent = True
-        self._out.append(Bye(code, reason))
+        self.out.append(Bye(code, reason))
         self._begin_closing(now)
 
     def _begin_closing(self, now: float) -> None:
@@ -440,7 +445,7 @@ class Session:
             return
         self.state = State.CLOSED
         self.failed = error
-        self._out.append(ErrorFrame(error.wire_code, str(error)[:1000]))
+        self.out.append(ErrorFrame(error.wire_code, str(error)[:1000]))
 
     def lost(self) -> None:
         """The connection has gone."""
@@ -451,13 +456,9 @@ class Session:
     def take_frames(self) -> list[Frame]:
         """Return the frames to send now."""
         if self._pong is not None and self.has_room:
-            self._out.append(self._pong)
+            self.out.append(self._pong)
             self._pong = None
-        if not self._out:
-            return self._out
-        frames, self._out = self._out, []
+        if not self.out:
+            return self.out
+        frames, self.out = self.out, []
         return frames
-
-    def sent(self, now: float) -> None:
-        """Frames were sent: the time to the next heartbeat is counted from now."""
-        self._sent_at = now

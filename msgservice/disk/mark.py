@@ -136,7 +136,9 @@ class MarkWriter:
         self._submitted = threading.Condition(lock)
         self._synced = threading.Condition(lock)
         self._stopping = threading.Event()
-        self._next: Mark | None = None
+        self._newest: Mark | None = None
+        self._taken: Mark | None = None  # the one that is being written, or was
+        self._is_waiting = False  # the thread, for one that is newer
         self._written: Mark | None = None
         self._full: OSError | None = None  # no room for the newest: it is tried again
         self.error: OSError | None = None
@@ -149,9 +151,11 @@ class MarkWriter:
 
     def submit(self, mark: Mark) -> None:
         """Have this mark written, unless a newer one comes first."""
-        with self._submitted:
-            self._next = mark
-            self._submitted.notify()
+        # The thread says that it waits, and then looks once more: it is woken, or has seen this.
+        self._newest = mark
+        if self._is_waiting:
+            with self._submitted:
+                self._submitted.notify()
 
     def wait(self, mark: Mark) -> None:
         """Return when `mark` or a newer one is synced; raises the `OSError` that prevents it.
@@ -173,12 +177,11 @@ class MarkWriter:
             if error is not None:
                 raise error
 
-    def _put_back(self, mark: Mark, error: OSError) -> bool:
+    def _put_back(self, error: OSError) -> bool:
         """Wait before a mark that had no room is tried again; False when all is to end."""
         with self._synced:
             self._full = error
-            if self._next is None:
-                self._next = mark
+            self._taken = None
             self._synced.notify_all()
         return not self._stopping.wait(FULL_WAIT)
 
@@ -193,16 +196,19 @@ class MarkWriter:
     def _run(self) -> None:
         while True:
             with self._submitted:
-                while self._next is None and not self._stopping.is_set():
+                self._is_waiting = True
+                while self._newest is self._taken and not self._stopping.is_set():
                     self._submitted.wait()
-                mark, self._next = self._next, None
-                if mark is None:
+                self._is_waiting = False
+                mark = self._newest
+                if mark is None or mark is self._taken:
                     return
+                self._taken = mark
             try:
                 self._file.write(mark)
             except OSError as error:
                 if error.errno in FULL_ERRNOS:
-                    if self._put_back(mark, error):
+                    if self._put_back(error):
                         continue
                     return
                 with self._synced:

@@ -163,6 +163,8 @@ class Commits:
         "_due_now",
         "_ended_at",
         "_fatal",
+        "_gather_at",
+        "_gathering",
         "_held",
         "_held_lanes",
         "_idle",
@@ -242,6 +244,9 @@ class Commits:
         self._held_lanes: set[Lane] = set()  # of what is due
         self._stopped = False
         self._due: IDelayedCall | None = None
+        self._gather_at: float | None = None  # when progress has waited for that of others
+        # It is left alone where the group starts before: to set it anew for each would cost more.
+        self._gathering: IDelayedCall | None = None
         self._idle: Waiters[None] = Waiters()
 
     @property
@@ -283,7 +288,7 @@ class Commits:
             self._awaited[outlet] = None
         elif outlet in self._awaited:
             del self._awaited[outlet]
-            if not self._awaited and self._due is not None:
+            if not self._awaited and self._gather_at is not None:
                 self.kick_soon()
 
     def receiver(
@@ -432,10 +437,23 @@ class Commits:
         """Start a group when this turn is over, so that more can join it."""
         if self._running or self._held:
             return
-        if self._due is None:
-            self._due = self._time.clock.callLater(delay, self._kick_due)
-        elif not delay:
-            self._due.reset(0.0)
+        if not delay:
+            if self._due is None:
+                self._due = self._time.clock.callLater(0, self._kick_due)
+        elif self._gather_at is None:
+            self._gather_at = self._time.now() + delay
+            if self._gathering is None:
+                self._gathering = self._time.clock.callLater(delay, self._gathered)
+
+    def _gathered(self) -> None:
+        self._gathering, at = None, self._gather_at
+        if at is None or self._running or self._held:
+            return
+        left = at - self._time.now()
+        if left > 0:
+            self._gathering = self._time.clock.callLater(left, self._gathered)
+        else:
+            self._start_or_hold(now=True)
 
     def _kick_due(self) -> None:
         self._due = None
@@ -449,6 +467,7 @@ class Commits:
         `now`: nobody is still to be told of the one before, nor waits for this to return, so that
         the log may write it before it does.
         """
+        self._gather_at = None
         if self._due is not None:
             self._due.cancel()
             self._due = None
@@ -734,6 +753,7 @@ class Commits:
         self._stopped = True
         taken, self._taken = self._taken, []
         self._give_up(taken, LogUnavailable("the node stops"))
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
+        for timer in (self._due, self._gathering):
+            if timer is not None:
+                timer.cancel()
+        self._due = self._gathering = self._gather_at = None

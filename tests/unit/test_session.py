@@ -427,7 +427,7 @@ def test_an_open_session_has_no_more_deadline_for_its_opening() -> None:
 
 def test_a_ping_is_sent_when_nothing_was_sent_for_a_heartbeat() -> None:
     session = session_in(State.OPEN)
-    session.sent(5.0)
+    session.sent_at = 5.0
     assert 25.0 == session.next_deadline()
     session.receive_time(24.9)
     assert [] == session.take_frames()
@@ -438,7 +438,7 @@ def test_a_ping_is_sent_when_nothing_was_sent_for_a_heartbeat() -> None:
 def test_silence_of_two_and_a_half_heartbeats_is_half_open() -> None:
     session = session_in(State.OPEN)
     session.heard(10.0)
-    session.sent(59.0)
+    session.sent_at = 59.0
     assert 60.0 == session.next_deadline()
     session.receive_time(59.9)
     assert session.failed is None
@@ -454,7 +454,7 @@ def test_the_other_sides_heartbeat_decides_how_long_its_silence_may_last(
     session = begun()
     session.receive(Hello(1, "shop", "i1", HelloOptions(heartbeat=told_ms)), 0.0)
     session.receive(ResumeFrame(1, []), 0.0)
-    session.sent(silence - 0.01)
+    session.sent_at = silence - 0.01
     session.receive_time(silence - 0.01)
     assert session.failed is None
     session.receive_time(silence)
@@ -471,7 +471,7 @@ def test_bye_is_said_once_and_the_session_closes_when_its_time_is_over() -> None
     assert [Bye(0, "stopping")] == session.take_frames()
     assert not session.is_open
     session.heard(30.0)
-    session.sent(30.0)
+    session.sent_at = 30.0
     assert 31.0 == session.next_deadline()
     session.receive_time(31.0)
     assert session.state is State.CLOSED
@@ -496,7 +496,7 @@ def test_a_bye_before_the_session_is_open_still_ends_in_time(state: State) -> No
     session = session_in(state)
     session.bye(0.0)
     session.heard(29.0)
-    session.sent(29.0)
+    session.sent_at = 29.0
     session.receive_time(29.0)
     assert session.failed is None
     session.receive_time(30.0)

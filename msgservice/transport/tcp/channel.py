@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
@@ -52,7 +52,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from msgservice.clock import monotonic_of
-from msgservice.core.framing import PREFIX_BYTES, FrameSplitter, encode_prefix
+from msgservice.core.framing import PREFIX_BYTES, FrameSplitter, pack_prefix
 from msgservice.credentials import NOBODY
 from msgservice.errors import DeadlinePassed, FrameTooLarge, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
@@ -67,7 +67,7 @@ from msgservice.transport.tcp.sockets import (
     reason_of,
     tune,
     unwritten,
-    write_now,
+    writer_of,
 )
 
 # Handed to the transport at once. Its own mark is 64 KiB, so it asks for more as soon as the
@@ -133,7 +133,8 @@ class FrameProtocol(Int32StringReceiver):
         is_dialled: bool = False,
     ) -> None:
         self.MAX_LENGTH = limits.frame_bytes
-        self._splitter = FrameSplitter(limits.frame_bytes)
+        # Until it is known who the peer is, `length_limit` is less.
+        self._splitter = FrameSplitter(min(limits.frame_bytes, limits.unauthenticated_bytes))
         self.state = ChannelState.OPENING
         self.heard_at = 0.0
         self._reactor = reactor
@@ -156,6 +157,7 @@ class FrameProtocol(Int32StringReceiver):
         self._full = False
         self._drained_count = 0
         self._told_writable = True
+        self._write: Callable[[Iterable[bytes]], None]  # of the transport, once there is one
         self._progress = Progress(limits, "frame")
         self._watching: IDelayedCall | None = None
         self._deadline: IDelayedCall | None = None  # of the handshake, then of closing
@@ -206,7 +208,7 @@ class FrameProtocol(Int32StringReceiver):
             if size > size_max:
                 raise FrameTooLarge(size, size_max)
             if is_open:
-                self._queue += (encode_prefix(size), frame)
+                self._queue += (pack_prefix(size), frame)
                 self._queued += size + PREFIX_BYTES
 
     def identified(self) -> None:
@@ -217,6 +219,7 @@ class FrameProtocol(Int32StringReceiver):
         """See `IChannel`."""
         if not self._known:
             self._known = True
+            self._splitter.limit = self.length_limit
             self._owner.channel_established(self)
 
     def pause(self) -> None:
@@ -257,6 +260,7 @@ class FrameProtocol(Int32StringReceiver):
         self._is_tls = tls = isinstance(self.transport, TLSMemoryBIOProtocol)
         address = self.transport.getPeer()
         self.peer_address = describe(address, "tls" if tls else "tcp")
+        self._write = writer_of(self.transport)
         tune(self.transport, self._limits)
         if tls:
             self._deadline = self._reactor.callLater(self._limits.hello_timeout, self._too_slow)
@@ -284,14 +288,15 @@ class FrameProtocol(Int32StringReceiver):
                 if self._known:
                     read_ahead(self.transport, len(data))
             splitter = self._splitter
-            splitter.limit = self.length_limit
             try:
                 frames = splitter.feed(data)
             except FrameTooLarge as error:
                 self._too_large(error)
             else:
-                self._received(frames)
-            if self._watching is None and splitter.partial:
+                if frames:
+                    assert self._user is not None
+                    self._call(self._user.frames_received, frames)
+            if splitter.held and self._watching is None:
                 self._watch()
 
     def _received(self, frames: list[bytes]) -> None:
@@ -391,7 +396,12 @@ class FrameProtocol(Int32StringReceiver):
         self._in_turn = True
         try:
             while self._queue and not self._full:
-                self._write_piece()
+                if self._queued > PIECE_BYTES or self._offset:
+                    self._write_piece()
+                    continue
+                pieces, self._queue = self._queue, deque()
+                self._queued = 0
+                self._write(pieces)
             writable = self._queued <= (0 if not self._told_writable else QUEUE_BYTES)
         finally:
             self._in_turn = False
@@ -406,12 +416,6 @@ class FrameProtocol(Int32StringReceiver):
             self._finish()
 
     def _write_piece(self) -> None:
-        if self._queued <= PIECE_BYTES and not self._offset:
-            piece = self._queue
-            self._queue = deque()
-            self._queued = 0
-            write_now(self.transport, piece)
-            return
         room = PIECE_BYTES
         cut: list[bytes] = []
         while self._queue and room:
@@ -427,7 +431,7 @@ class FrameProtocol(Int32StringReceiver):
                 self._queue.popleft()
             room -= rest
             self._queued -= rest
-        write_now(self.transport, cut)
+        self._write(cut)
 
     def _finish(self) -> None:
         """Close, now that everything is with the transport. The deadline still runs."""

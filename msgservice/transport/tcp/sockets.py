@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from twisted.internet.tcp import Connection as TCPConnection
@@ -69,15 +70,21 @@ def write_now(transport: Any, pieces: Iterable[bytes]) -> None:
     trip). Where something waits already, or it is no plain socket, it is the only way. TLS waits
     for one round more before, to gather what is written: here it is gathered already.
     """
+    writer_of(transport)(pieces)
+
+
+def writer_of(transport: Any) -> Callable[[Iterable[bytes]], None]:
+    """Return `write_now` for this transport."""
     if isinstance(transport, TLSMemoryBIOProtocol):
-        _write_encrypted(transport, b"".join(pieces))
-    elif _is_clear(transport):
-        _write_plain(transport, b"".join(pieces))
-    else:
-        transport.writeSequence(pieces)
+        return partial(_write_encrypted, transport)
+    if isinstance(transport, TCPConnection):
+        return partial(_write_plain, transport)
+    write: Callable[[Iterable[bytes]], None] = transport.writeSequence
+    return write
 
 
-def _write_encrypted(transport: TLSMemoryBIOProtocol, data: bytes) -> None:
+def _write_encrypted(transport: TLSMemoryBIOProtocol, pieces: Iterable[bytes]) -> None:
+    data = b"".join(pieces)
     if takes(transport):
         records, data = encrypted(transport, data)
         _write_below(transport.transport, records)
@@ -92,8 +99,8 @@ def _write_below(below: Any, records: bytes) -> None:
     if read_size is not None:
         below.bufferSize = TCPConnection.bufferSize
     try:
-        if _is_clear(below):
-            _write_plain(below, records)
+        if isinstance(below, TCPConnection):
+            _write_plain(below, (records,))
         else:
             below.write(records)
     finally:
@@ -101,20 +108,20 @@ def _write_below(below: Any, records: bytes) -> None:
             below.bufferSize = read_size
 
 
-def _write_plain(transport: TCPConnection, data: bytes) -> None:
-    sent = transport.writeSomeData(data)
-    if sent == len(data):
-        return
-    # Part of it, or nothing, or an error: the ordinary way meets the same and reports it.
-    transport.write(data[sent:] if isinstance(sent, int) else data)
-
-
-def _is_clear(transport: Any) -> bool:
-    """Whether a plain socket is open and nothing waits to be written to it before this."""
-    return (
-        isinstance(transport, TCPConnection)
-        and bool(transport.connected)
+def _write_plain(transport: TCPConnection, pieces: Iterable[bytes]) -> None:
+    data = b"".join(pieces)
+    # A plain socket that is open, and nothing waits to be written to it before this.
+    if (
+        transport.connected
         and not transport.disconnecting
         and not transport.dataBuffer
-        and not getattr(transport, "_tempDataBuffer", True)
-    )
+        and not transport._tempDataBuffer  # noqa: SLF001  # no getter
+    ):
+        try:
+            sent = transport.socket.send(data)
+        except OSError:  # full, or broken: the ordinary way meets the same and reports it
+            sent = 0
+        if sent == len(data):
+            return
+        data = data[sent:]
+    transport.write(data)

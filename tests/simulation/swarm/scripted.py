@@ -449,7 +449,7 @@ class Wolf(RawParty):
             def greeted(self, connection: Connection, hello: Hello) -> None:
                 if wolf.inverts_resume:
                     wolf.inverts_resume = False
-                    connection.session._out.append(ResumeFrame(1, [(2**40, 1)]))
+                    connection.session.out.append(ResumeFrame(1, [(2**40, 1)]))
                 else:
                     connection.resume(Resume())
 
