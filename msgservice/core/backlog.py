@@ -78,7 +78,6 @@ class Backlog:
 
     __slots__ = (
         "_deadlines",
-        "_failed_tries",
         "_gives_up_sent",
         "_grounded",
         "_held",
@@ -86,9 +85,7 @@ class Backlog:
         "_letters_room",
         "_open",
         "_resumed",
-        "_retries",
         "_retry_delay",
-        "_settled",
         "_stuck",
         "_tallies",
         "_tried",
@@ -97,6 +94,7 @@ class Backlog:
         "behind_bytes_max",
         "behind_max",
         "committed",
+        "failed",
         "in_flight",
         "landed_to",
         "limit",
@@ -107,6 +105,8 @@ class Backlog:
         "pieces",
         "ready",
         "ready_queue",
+        "retries",
+        "settled",
         "stored_before",
         "waiting",
     )
@@ -143,14 +143,16 @@ class Backlog:
         self.ready, self.in_flight, self.waiting, self.behind = (Tally() for _ in range(FINAL))
         self._tallies = (self.ready, self.in_flight, self.waiting, self.behind)
         self._retry_delay = retry_delay
-        self._settled: list[Settled] = []
-        self._failed_tries: list[Run] = []
+        # Not to be changed: see `take_settled` and `take_failed`.
+        self.settled: list[Settled] = []
+        self.failed: list[Run] = []
         self._resumed = RangeSet()  # taken by the other side, not loaded yet
         self._tried: Tried | None = None  # None: nothing that is to be loaded was tried before
         self._open = OpenRuns()
         self.ready_queue = ReadyQueue(self._open)  # but for what has a queue of its lane
         self._stuck = StuckLanes(self._open, self.ready, self.behind)
-        self._retries: list[tuple[float, int]] = []  # due, first; void where that does not wait
+        # Due, first; void where that does not wait. Not to be changed: see `next_retry`.
+        self.retries: list[tuple[float, int]] = []
         # When it expires, first; void where no run with that time begins there. Of runs with a ttl.
         self._deadlines: list[tuple[int, int]] = []
         self._held: list[int] = []  # first of those that wait for a side that takes larger ones
@@ -167,7 +169,13 @@ class Backlog:
     @property
     def open_runs(self) -> int:
         """The number of runs that are loaded and not final."""
-        return len(self._open)
+        return len(self._open.by_first)
+
+    def held(self, overhead: int) -> int:
+        """The bytes of these runs, with so much for each besides its messages."""
+        ready, flying, waiting, behind = self._tallies
+        size = ready.size + flying.size + waiting.size + behind.size
+        return size + overhead * (ready.runs + flying.runs + waiting.runs + behind.runs)
 
     @property
     def open_messages(self) -> int:
@@ -179,6 +187,11 @@ class Backlog:
     def open_bytes(self) -> int:
         """The bytes of the runs that are loaded and not final."""
         return self.ready.size + self.in_flight.size + self.waiting.size + self.behind.size
+
+    @property
+    def open_by_first(self) -> Mapping[int, Run]:
+        """The open runs by first sequence; the same one for all of a flight, not to be changed."""
+        return self._open.by_first
 
     def open_between(self, first: int, last: int) -> list[Run]:
         """The open runs that overlap `first` to `last`, rising; not to be changed."""
@@ -195,7 +208,7 @@ class Backlog:
     @property
     def idle(self) -> bool:
         """Whether all that is loaded is settled."""
-        return not self._open
+        return not self._open.by_first
 
     @property
     def has_room(self) -> bool:
@@ -208,7 +221,7 @@ class Backlog:
         if (
             behind.runs + waiting.runs < self.behind_max
             and behind.size + waiting.size < self.behind_bytes_max
-            and len(above) < self.behind_max
+            and len(above.firsts) < self.behind_max
         ):
             return True
         last = above.last
@@ -218,7 +231,7 @@ class Backlog:
     def waiting_runs(self) -> list[Run]:
         """The runs that wait for their next attempt, each once; `due` says when."""
         found: dict[int, Run] = {}
-        for due, first in self._retries:
+        for due, first in self.retries:
             run = self._open.by_first.get(first)
             if run is not None and run.state == WAITING and run.due == due:
                 found[first] = run
@@ -227,7 +240,7 @@ class Backlog:
     @property
     def first_waiting(self) -> Run | None:
         """One of `waiting_runs`, without a look at them all; or None."""
-        for due, first in self._retries:
+        for due, first in self.retries:
             run = self._open.by_first.get(first)
             if run is not None and run.state == WAITING and run.due == due:
                 return run
@@ -244,16 +257,16 @@ class Backlog:
     @property
     def has_settled(self) -> bool:
         """Whether a message became final since the last `take_settled`."""
-        return bool(self._settled)
+        return bool(self.settled)
 
     @property
     def has_failed(self) -> bool:
         """Whether an attempt has failed since the last `take_failed`."""
-        return bool(self._failed_tries)
+        return bool(self.failed)
 
     def next_retry(self) -> Run | None:
         """The waiting run that is due first, or None."""
-        retries, by_first = self._retries, self._open.by_first
+        retries, by_first = self.retries, self._open.by_first
         while retries:
             due, first = retries[0]
             run = by_first.get(first)
@@ -328,10 +341,11 @@ class Backlog:
 
     def offer(self, run: Run) -> None:
         """Load the next run, in rising order, without what is settled already."""
-        first, last = run.first, run.last
+        first = run.first
+        last = first + run.count - 1
         assert first > self.loaded_to, (first, self.loaded_to)
         above = self.above
-        if above and above.overlaps(first, last):
+        if above.firsts and above.overlaps(first, last):
             for low, high in list(above.missing(first, last)):
                 # Not further: of what is behind it some may be final, and is forgotten where a
                 # RESUME settles this part and nothing else is open yet.
@@ -374,24 +388,33 @@ class Backlog:
         for tally in self._tallies:
             tally.runs = tally.messages = tally.size = 0
         self._stuck.unload()
-        self._retries = []
+        self.retries = []
         self._deadlines = []
         self._held = []
 
     def _load(self, run: Run) -> None:
-        first, last = run.first, run.last
-        for piece in (run,) if self._tried is None else self._cut_tried(run, self._tried):
-            # Each is placed before the next is open: a lane that gets stuck takes what is there.
-            self.pieces += 1
-            self._open.add(piece)
-            if piece.expires_at is not None:
-                self._note_deadlines((piece,))
-            self._place(piece)
+        if self._tried is None:
+            self._load_piece(run)
+        else:
+            for piece in self._cut_tried(run, self._tried):
+                # Placed before the next is open: a lane that gets stuck takes what is there.
+                self._load_piece(piece)
         resumed = self._resumed
-        if resumed:
+        if resumed.firsts:
+            first, last = run.first, self.loaded_to
             self.acknowledge(resumed.within(first, last))
             if not resumed.overlaps(last + 1, INTEGER_MAX):
                 self._resumed = RangeSet()
+
+    def _load_piece(self, run: Run) -> None:
+        self.pieces += 1
+        self._open.add(run)
+        if run.expires_at is not None:
+            self._note_deadlines((run,))
+        if run.attempts or self._stuck.by_lane:
+            self._place(run)
+        else:
+            self._make_ready(run)
 
     def _cut_tried(self, run: Run, tried: Tried) -> list[Run]:
         """Cut out the messages that were tried before, and tell them so."""
@@ -517,7 +540,7 @@ class Backlog:
         if rest is not None:
             if rest.state != BEHIND:
                 self._wait(rest, now + self._pause(delay, rest.attempts))
-            self._failed_tries.append(rest)
+            self.failed.append(rest)
 
     def _pause(self, asked: float, times: int) -> float:
         return again_delay(asked, times) if asked else self._retry_delay(times)
@@ -603,7 +626,11 @@ class Backlog:
 
     def _make_ready(self, run: Run) -> None:
         """Let a run that is in no state yet be sent."""
-        self._enter(run, READY)
+        run.state = READY  # as `_enter`
+        tally = self.ready
+        tally.runs += 1
+        tally.messages += run.count
+        tally.size += run.size
         self.ready_queue.push(run)
         if self._stuck.fronts is not None:
             self._stuck.note(run)
@@ -643,9 +670,9 @@ class Backlog:
     def put_off(self, run: Run, due: float) -> None:
         """A run that waits for its next attempt waits until then."""
         run.due = due
-        heapq.heappush(self._retries, (due, run.first))
-        if len(self._retries) > STALE_MAX + 2 * self.waiting.runs:
-            self._retries[:] = sorted({(one.due, one.first) for one in self.waiting_runs})
+        heapq.heappush(self.retries, (due, run.first))
+        if len(self.retries) > STALE_MAX + 2 * self.waiting.runs:
+            self.retries[:] = sorted({(one.due, one.first) for one in self.waiting_runs})
 
     def _land(self, run: Run) -> None:
         """The run, which waits, is ready again, where it was in its lane."""
@@ -688,15 +715,15 @@ class Backlog:
             limit.clear(run)
         self._leave(run)
         run.state = FINAL
-        lowest = self._open.lowest()
-        self._open.discard(run)
-        last = run.first + run.count - 1
-        self._settled.append(Settled(run, run.first, last, status, refusal))
-        if lowest is not run:
+        was_lowest = self._open.discard(run)
+        first = run.first
+        last = first + run.count - 1
+        self.settled.append(Settled(run, first, last, status, refusal))
+        if not was_lowest:
             # From `after` on: the sequences between belong to other audiences (SEMANTICS 1), and
             # with them the ranges of neighbours merge.
             self.above.add(run.after + 1, last)
-        elif self.above:
+        elif self.above.firsts:
             self._trim_above()
         if not was_behind and self._stuck.fronts is not None:
             self._stuck.settled(run)
@@ -809,7 +836,7 @@ class Backlog:
         for one in letters:
             head = self._stuck.letters_stored(one.run.lane, one.last - one.first + 1)
             if head is not None and head.state == WAITING and head.due < math.inf:
-                heapq.heappush(self._retries, (head.due, head.first))
+                heapq.heappush(self.retries, (head.due, head.first))
 
     def _trim_above(self) -> None:
         self.above.remove_below(self.cursor + 1)
@@ -826,7 +853,7 @@ class Backlog:
         if rest.expires_at is not None:
             self._note_deadlines((rest,))
         if rest.attempts:  # those of all of it were noted where it begins: no longer for this
-            self._failed_tries.append(rest)
+            self.failed.append(rest)
         self._place_rest(run, rest)
         return rest
 
@@ -872,7 +899,7 @@ class Backlog:
             self.pieces += len(pieces)
             cut += [(run, piece) for piece in pieces]
             if run.attempts:
-                self._failed_tries += pieces
+                self.failed += pieces
             self._shrunk(run, count - run.count, size - run.size)
         self._open.add_all([piece for _, piece in cut])
         if self._deadlines:
@@ -884,7 +911,7 @@ class Backlog:
 
     def take_settled(self) -> list[Settled]:
         """Return the messages that were settled since the last call, in the order they were."""
-        settled, self._settled = self._settled, []
+        settled, self.settled = self.settled, []
         return settled
 
     def take_failed(self) -> list[Run]:
@@ -892,5 +919,5 @@ class Backlog:
 
         And what was cut off from such a run since: its attempts have to be noted anew.
         """
-        failed, self._failed_tries = self._failed_tries, []
+        failed, self.failed = self.failed, []
         return failed

@@ -70,14 +70,15 @@ class Flight:
         "_larger_is_dead",
         "_limit",
         "_nacks",
+        "_open",
         "_ready",
-        "_rest",
         "_sent",
         "_sent_at",
         "_sent_suspect",
         "_tells_facts",
         "batch_max",
         "has_more",
+        "rest",
         "window_bytes",
         "window_messages",
     )
@@ -103,11 +104,13 @@ class Flight:
         self._larger: Run | None = None  # the last one that was larger than the other side takes
         # The last `take_transfers` ended at a bound of its call, or made room.
         self.has_more = False
-        self._rest: Rest | None = None
+        # Of the answer that was not heard to its end (`go_on`); None: every one was.
+        self.rest: Rest | None = None
         self._larger_is_dead = larger_is_dead
         self._due = due
         self._tells_facts = tells_facts
         self._backlog = backlog
+        self._open = backlog.open_by_first
         self._limit = backlog.limit
         self._ready, self._in_flight = backlog.ready, self._begin()
         self._sent = RangeSet()
@@ -147,11 +150,12 @@ class Flight:
     @property
     def is_answered(self) -> bool:
         """Whether every answer so far was heard to its end (`go_on`)."""
-        return self._rest is None
+        return self.rest is None
 
     def next_deadline(self) -> float | None:
         """When a retry is due, or None: also while it has no room, which only an answer makes."""
-        run = self._backlog.next_retry()
+        backlog = self._backlog
+        run = backlog.next_retry() if backlog.retries else None
         return None if run is None or not self._room(run) else run.due
 
     # --- what the other side answers
@@ -163,15 +167,15 @@ class Flight:
         Raises `NeverSent` if some of it was not sent on this connection; nothing is changed then.
         """
         self._check_sent(ranges)
-        backlog = self._backlog
-        before = backlog.open_runs
+        backlog, open_ = self._backlog, self._open
+        before = len(open_)
         if before > runs_max or len(ranges) > runs_max:
-            self._rest = Rest(deque(ranges), None, 0.0)
+            self.rest = Rest(deque(ranges), None, 0.0)
             return self.go_on(0.0, runs_max)
         backlog.acknowledge(ranges)
         if self._limit.most is not None:
             self._limit.grow(self.window_messages)
-        return before - backlog.open_runs
+        return before - len(open_)
 
     def receive_nack(
         self,
@@ -190,7 +194,7 @@ class Flight:
             raise NeverSent(first, last)
         if refusal.action in (Action.RETRY, Action.LATER):
             self._nacks += 1
-        self._rest = Rest(deque([(first, last)]), refusal, delay)
+        self.rest = Rest(deque([(first, last)]), refusal, delay)
         return self.go_on(now, runs_max)
 
     def _check_sent(self, ranges: Sequence[Range]) -> None:
@@ -201,7 +205,7 @@ class Flight:
 
     def go_on(self, now: float, runs_max: int = INTEGER_MAX) -> int:
         """Go on with the answer that was not heard to its end; return the runs that this took."""
-        rest, backlog, left = self._rest, self._backlog, runs_max
+        rest, backlog, left = self.rest, self._backlog, runs_max
         assert rest is not None
         ranges: list[Range] = []
         while left > 0 and rest.ranges:
@@ -213,7 +217,7 @@ class Flight:
             left -= count
             ranges.append((first, last))
         if not rest.ranges:
-            self._rest = None
+            self.rest = None
         if rest.refusal is None:
             backlog.acknowledge(ranges)
         else:
@@ -272,10 +276,11 @@ class Flight:
         backlog = self._backlog
         transfers: list[Transfer] = []
         self.has_more = False
-        if self._rest is not None:
+        if self.rest is not None:
             return transfers
         left = runs_max
-        while (run := backlog.next_retry()) is not None and run.due <= now:
+        retries = backlog.retries
+        while retries and (run := backlog.next_retry()) is not None and run.due <= now:
             if not left:
                 self.has_more = True
                 return transfers
@@ -295,7 +300,8 @@ class Flight:
         first_ready = backlog.first_ready if stuck else backlog.ready_queue.first
         has_stepped = False  # runs wait beside the window now: behind their lanes' heads, too large
         stop_at = in_flight.size + bytes_max
-        while (run := first_ready()) is not None:
+        ready = self._ready
+        while ready.runs and (run := first_ready()) is not None:
             if in_flight.size >= stop_at or not left:
                 self.has_more = True
                 break
@@ -331,7 +337,7 @@ class Flight:
         it can name in a RESUME.
         """
         above = self._backlog.above
-        if len(above) < self._backlog.behind_max:
+        if len(above.firsts) < self._backlog.behind_max:
             return False
         return above.last is not None and run.first > above.last
 
@@ -389,7 +395,7 @@ class Flight:
             self._limit.sent(run, now)
         after = run.after
         self._sent.add(after + 1, first + run.count - 1)
-        messages = run.messages
+        messages = run.messages if run.encoded is None else run.encoded
         options = run.options
         ttl, delay = options.ttl, options.delay
         if run.expires_at is not None and self._due is not None:

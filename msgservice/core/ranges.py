@@ -10,33 +10,39 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
 Range = tuple[int, int]
+_NONE: tuple[Range, ...] = ()
 
 
 class RangeSet:
-    """A mutable set of integers; iterating gives its ranges as `(first, last)`, rising."""
+    """A mutable set of integers; iterating gives its ranges as `(first, last)`, rising.
 
-    __slots__ = ("_firsts", "_lasts")
+    `firsts` and `lasts` are for who only wants to know whether there is any: others do not change
+    them.
+    """
 
-    def __init__(self, ranges: Iterable[Range] = ()) -> None:
-        self._firsts: list[int] = []
-        self._lasts: list[int] = []
-        for first, last in sorted(ranges):  # each is added at the end
-            self.add(first, last)
+    __slots__ = ("firsts", "lasts")
+
+    def __init__(self, ranges: Iterable[Range] = _NONE) -> None:
+        self.firsts: list[int] = []
+        self.lasts: list[int] = []
+        if ranges is not _NONE:
+            for first, last in sorted(ranges):  # each is added at the end
+                self.add(first, last)
 
     def __iter__(self) -> Iterator[Range]:
-        return iter(list(zip(self._firsts, self._lasts, strict=True)))
+        return iter(list(zip(self.firsts, self.lasts, strict=True)))
 
     def __len__(self) -> int:
         """The number of ranges, not of integers."""
-        return len(self._firsts)
+        return len(self.firsts)
 
     def __bool__(self) -> bool:
-        return bool(self._firsts)
+        return bool(self.firsts)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RangeSet):
             return NotImplemented
-        return self._firsts == other._firsts and self._lasts == other._lasts
+        return self.firsts == other.firsts and self.lasts == other.lasts
 
     __hash__ = None  # type: ignore[assignment]  # mutable, so it has no hash
 
@@ -44,49 +50,49 @@ class RangeSet:
         return f"RangeSet({list(self)})"
 
     def __contains__(self, number: int) -> bool:
-        at = bisect_right(self._firsts, number) - 1
-        return at >= 0 and number <= self._lasts[at]
+        at = bisect_right(self.firsts, number) - 1
+        return at >= 0 and number <= self.lasts[at]
 
     @property
     def count(self) -> int:
         """The number of integers."""
-        return sum(self._lasts) - sum(self._firsts) + len(self._firsts)
+        return sum(self.lasts) - sum(self.firsts) + len(self.firsts)
 
     @property
     def first(self) -> int | None:
         """The lowest integer, or None."""
-        return self._firsts[0] if self._firsts else None
+        return self.firsts[0] if self.firsts else None
 
     @property
     def last(self) -> int | None:
         """The highest integer, or None."""
-        return self._lasts[-1] if self._lasts else None
+        return self.lasts[-1] if self.lasts else None
 
     def begun_below(self, number: int) -> int:
         """Return how many ranges begin below `number`."""
-        return bisect_left(self._firsts, number)
+        return bisect_left(self.firsts, number)
 
     def lowest(self, count: int) -> list[Range]:
         """Return the lowest `count` ranges, rising, or as many as there are."""
-        return list(zip(self._firsts[:count], self._lasts[:count], strict=True))
+        return list(zip(self.firsts[:count], self.lasts[:count], strict=True))
 
     def from_(self, number: int, count: int) -> list[Range]:
         """Return the next `count` ranges that reach `number` or lie above it, rising."""
-        at = bisect_left(self._lasts, number)
-        return list(zip(self._firsts[at : at + count], self._lasts[at : at + count], strict=True))
+        at = bisect_left(self.lasts, number)
+        return list(zip(self.firsts[at : at + count], self.lasts[at : at + count], strict=True))
 
     def copy(self) -> RangeSet:
         """Return an independent copy."""
         new = RangeSet()
-        new._firsts = self._firsts.copy()
-        new._lasts = self._lasts.copy()
+        new.firsts = self.firsts.copy()
+        new.lasts = self.lasts.copy()
         return new
 
     def add(self, first: int, last: int) -> None:
         """Add all from `first` to `last`; nothing if `last` is below `first`."""
         if last < first:
             return
-        firsts, lasts = self._firsts, self._lasts
+        firsts, lasts = self.firsts, self.lasts
         if not firsts or first > lasts[-1] + 1:
             firsts.append(first)
             lasts.append(last)
@@ -107,7 +113,7 @@ class RangeSet:
         """Remove all from `first` to `last` that are there."""
         if last < first:
             return
-        firsts, lasts = self._firsts, self._lasts
+        firsts, lasts = self.firsts, self.lasts
         low = bisect_left(lasts, first)
         high = bisect_right(firsts, last)
         if low >= high:
@@ -125,30 +131,33 @@ class RangeSet:
 
     def remove_below(self, number: int) -> None:
         """Remove all that are lower than `number`."""
-        if self._firsts and self._firsts[0] < number:
-            self.remove(self._firsts[0], number - 1)
+        if self.firsts and self.firsts[0] < number:
+            self.remove(self.firsts[0], number - 1)
 
     def covers(self, first: int, last: int) -> bool:
         """Whether all from `first` to `last` are there."""
-        at = bisect_right(self._firsts, first) - 1
-        return at >= 0 and last <= self._lasts[at]
+        firsts = self.firsts
+        if firsts and first >= firsts[-1]:
+            return last <= self.lasts[-1]
+        at = bisect_right(self.firsts, first) - 1
+        return at >= 0 and last <= self.lasts[at]
 
     def range_of(self, number: int) -> Range | None:
         """Return the whole range that holds `number`, or None."""
-        at = bisect_right(self._firsts, number) - 1
-        if at >= 0 and number <= self._lasts[at]:
-            return self._firsts[at], self._lasts[at]
+        at = bisect_right(self.firsts, number) - 1
+        if at >= 0 and number <= self.lasts[at]:
+            return self.firsts[at], self.lasts[at]
         return None
 
     def overlaps(self, first: int, last: int) -> bool:
         """Whether any from `first` to `last` is there."""
-        at = bisect_left(self._lasts, first)
-        return at < len(self._firsts) and self._firsts[at] <= last
+        at = bisect_left(self.lasts, first)
+        return at < len(self.firsts) and self.firsts[at] <= last
 
     def within(self, first: int, last: int) -> list[Range]:
         """Return the parts of `first` to `last` that are there, rising."""
         parts = []
-        firsts, lasts = self._firsts, self._lasts
+        firsts, lasts = self.firsts, self.lasts
         at = bisect_left(lasts, first)
         while at < len(firsts) and firsts[at] <= last:
             parts.append((max(first, firsts[at]), min(last, lasts[at])))

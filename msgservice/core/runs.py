@@ -138,11 +138,11 @@ class OpenRuns:
     What has gone leaves its place in the list when it is come upon: each is passed over once.
     """
 
-    __slots__ = ("_firsts", "_head", "by_first")
+    __slots__ = ("_head", "by_first", "firsts")
 
     def __init__(self) -> None:
         self.by_first: dict[int, Run] = {}
-        self._firsts: list[int] = []  # may hold firsts that have gone
+        self.firsts: list[int] = []  # rising; may hold firsts that have gone
         self._head = 0
 
     @classmethod
@@ -150,7 +150,7 @@ class OpenRuns:
         """Return these runs, which rise."""
         made = cls()
         made.by_first = {run.first: run for run in runs}
-        made._firsts = list(made.by_first)
+        made.firsts = list(made.by_first)
         return made
 
     def __len__(self) -> int:
@@ -158,11 +158,11 @@ class OpenRuns:
 
     def __iter__(self) -> Iterator[Run]:
         by_first = self.by_first
-        return iter([by_first[n] for n in self._firsts[self._head :] if n in by_first])
+        return iter([by_first[n] for n in self.firsts[self._head :] if n in by_first])
 
     def add(self, run: Run) -> None:
         """Add a run; its first sequence is not there yet."""
-        first, firsts = run.first, self._firsts
+        first, firsts = run.first, self.firsts
         if not firsts or first > firsts[-1]:
             firsts.append(first)
         else:
@@ -175,7 +175,7 @@ class OpenRuns:
         """Add runs, which rise; many of them in one pass over the list."""
         if not runs:
             return
-        firsts, head = self._firsts, self._head
+        firsts, head = self.firsts, self._head
         low, high = runs[0].first, runs[-1].first
         at = bisect_left(firsts, low, head)
         stop = bisect_left(firsts, high, at)
@@ -190,33 +190,40 @@ class OpenRuns:
                 self.add(run)
         else:
             by_first.update((run.first, run) for run in runs)
-            self._firsts = sorted(by_first)
+            self.firsts = sorted(by_first)
             self._head = 0
 
-    def discard(self, run: Run) -> None:
-        """Take a run out."""
-        del self.by_first[run.first]
-        firsts, head = self._firsts, self._head
-        while head < len(firsts) and firsts[head] not in self.by_first:
+    def discard(self, run: Run) -> bool:
+        """Take a run out; return whether it was the lowest."""
+        first, firsts, head, by_first = run.first, self.firsts, self._head, self.by_first
+        del by_first[first]
+        was_lowest = firsts[head] == first
+        if not by_first:
+            firsts.clear()
+            self._head = 0
+            return was_lowest
+        size = len(firsts)
+        while head < size and firsts[head] not in by_first:
             head += 1
         self._head = head
-        if len(firsts) > FLIGHT_COMPACT + 2 * len(self.by_first):
-            self._firsts = [n for n in firsts[head:] if n in self.by_first]
+        if size > FLIGHT_COMPACT + 2 * len(by_first):
+            self.firsts = [n for n in firsts[head:] if n in by_first]
             self._head = 0
+        return was_lowest
 
     def clear(self) -> None:
         """Take all runs out."""
         self.by_first.clear()
-        self._firsts = []
+        self.firsts = []
         self._head = 0
 
     def lowest(self) -> Run | None:
         """The run with the lowest sequence, or None."""
-        return self.by_first[self._firsts[self._head]] if self.by_first else None
+        return self.by_first[self.firsts[self._head]] if self.by_first else None
 
     def take_above(self, first: int, state: int) -> list[Run]:
         """Take out the runs above `first`, up to the first one that is in another state."""
-        firsts, by_first = self._firsts, self.by_first
+        firsts, by_first = self.firsts, self.by_first
         low = at = bisect_right(firsts, first, self._head)
         taken: list[Run] = []
         while at < len(firsts):
@@ -232,19 +239,19 @@ class OpenRuns:
 
     def entries(self, first: int, last: int) -> int:
         """The number of runs that overlap `first` to `last`, with ones that have gone there."""
-        firsts, head = self._firsts, self._head
+        firsts, head = self.firsts, self._head
         begin = max(bisect_right(firsts, first, head) - 1, head)
         return bisect_right(firsts, last, begin) - begin
 
     def reach(self, first: int, runs: int) -> int:
         """The sequence up to which `first` and what is above it lie in `runs` such entries."""
-        firsts, head = self._firsts, self._head
+        firsts, head = self.firsts, self._head
         at = max(bisect_right(firsts, first, head) - 1, head) + runs
         return firsts[at] - 1 if at < len(firsts) else INTEGER_MAX
 
     def between(self, first: int, last: int) -> list[Run]:
         """Open runs that overlap `first` to `last`, rising."""
-        firsts, by_first, head = self._firsts, self.by_first, self._head
+        firsts, by_first, head = self.firsts, self.by_first, self._head
         exact = by_first.get(first)
         if exact is not None and first + exact.count > last:
             return [exact]
@@ -269,21 +276,21 @@ class ReadyQueue:
     Its entries are sequences, and void where the run there is not ready: nobody takes one out.
     """
 
-    __slots__ = ("_back", "_open", "_rising")
+    __slots__ = ("_back", "_open", "rising")
 
     def __init__(self, open_runs: OpenRuns) -> None:
         self._open = open_runs
-        self._rising: deque[int] = deque()
+        self.rising: deque[int] = deque()
         self._back: list[int] = []  # a heap: what came back, lower than what is rising
 
     def __iter__(self) -> Iterator[Run]:
         by_first = self._open.by_first
-        found = [by_first[n] for n in sorted({*self._back, *self._rising}) if n in by_first]
+        found = [by_first[n] for n in sorted({*self._back, *self.rising}) if n in by_first]
         return iter([run for run in found if run.state == READY])
 
     def push(self, run: Run) -> None:
         """A run is ready now."""
-        rising, back = self._rising, self._back
+        rising, back = self.rising, self._back
         if not rising or run.first > rising[-1]:
             rising.append(run.first)
             return
@@ -305,12 +312,12 @@ class ReadyQueue:
 
     def clear(self) -> None:
         """No run is ready any more."""
-        self._rising.clear()
+        self.rising.clear()
         self._back = []
 
     def first(self) -> Run | None:
         """The ready run with the lowest sequence, or None."""
-        by_first, rising, back = self._open.by_first, self._rising, self._back
+        by_first, rising, back = self._open.by_first, self.rising, self._back
         while rising or back:
             is_back = bool(back) and (not rising or back[0] <= rising[0])
             run = by_first.get(back[0] if is_back else rising[0])

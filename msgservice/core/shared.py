@@ -153,7 +153,7 @@ class SharedFlight(Flight):
         mine = self._carried_of([(first, last)])
         if not mine:
             return 0
-        self._rest = Rest(deque(mine), refusal, delay)
+        self.rest = Rest(deque(mine), refusal, delay)
         return self.go_on(now, runs_max)
 
     def _check_sent(self, ranges: Sequence[Range]) -> None:

@@ -41,5 +41,8 @@ class Share:
         loaded = self._all
         total = loaded.total = loaded.total + held - self._held
         self._held = held
+        left = loaded.limit - total
+        if left < loaded.least:
+            left = loaded.least
         # Each byte more is also one less that is left: half of what lies between makes both equal.
-        return (max(loaded.limit - total, loaded.least) - held) // 2
+        return (left - held) // 2

@@ -43,7 +43,7 @@ from msgservice.node.outlet_progress import Decreed, Letters, OutletProgress, Pr
 from msgservice.node.pace import Pace
 from msgservice.node.stored_bytes import QueuedBytes, StoredBytes
 from msgservice.node.stretches import Stretch
-from msgservice.node.supply import TURN_RUNS, State, Supply, UpTo
+from msgservice.node.supply import FOLLOWS, TURN_RUNS, State, Supply, UpTo
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.receiver_options import STRICT, ReceiverOptions
@@ -106,10 +106,12 @@ class Outlet:
         "_going_on",
         "_has_more",
         "_heard",
+        "_is_awaited",
         "_is_hearing",
         "_knows_from",
         "_last_nack",
         "_limits",
+        "_open",
         "_retry_delay",
         "_tail_number",
         "_time",
@@ -183,6 +185,7 @@ class Outlet:
         self._has_more = False  # to load or to send, when others had their turn: the timer's
         self._going_on: IDelayedCall | None = None  # with a RESUME, or an answer, of a turn before
         self._answered = 0  # runs that the answers of this turn were about
+        self._is_awaited = False  # the commits know that answers are due
         self._acked_to = 0  # the highest position acknowledged since the start
         self._was_seated = False  # since the start
         self._is_hearing = False  # what a RESUME names is loaded, without a connection
@@ -190,6 +193,7 @@ class Outlet:
         self._knows_from = time.now() + limits.link_delay_max + limits.hello_timeout
         self._tail_number = tail.next_number  # when it was made: at the start, of most
         self.backlog = self._make_backlog(exceptions)
+        self._open = self.backlog.open_by_first
         self.progress = OutletProgress(
             self,
             self.backlog,
@@ -281,7 +285,8 @@ class Outlet:
     @property
     def _all_answered(self) -> bool:
         """Whether the receiver follows, and nothing is to be sent or unanswered."""
-        return self.supply.is_used_up and self.backlog.idle
+        supply = self.supply
+        return supply.state is FOLLOWS and not supply.fed and not self._open
 
     @property
     def trouble(self) -> str:
@@ -593,7 +598,7 @@ class Outlet:
     def takes(self) -> bool:
         """Whether an answer is heard now, and what comes behind it; else in a later turn."""
         flight = self.flight
-        return flight is None or (flight.is_answered and self._answered < TURN_ANSWERS)
+        return flight is None or (flight.rest is None and self._answered < TURN_ANSWERS)
 
     def received(self, frame: Frame) -> None:
         """An ACK or a NACK; `turn_ended` follows. Raises `NeverSent`."""
@@ -602,11 +607,12 @@ class Outlet:
 
     def _hear_answer(self, flight: Flight, frame: Frame, answered: int) -> int:
         """Return how many runs an answer is about, as far as it is heard in this turn."""
-        room = max(1, TURN_ANSWERS - answered)
-        if isinstance(frame, Ack):
-            heard = flight.receive_acks(frame.ranges, room)
-            if frame.ranges:  # they rise
-                self._acked_to = max(self._acked_to, frame.ranges[-1][1])
+        room = TURN_ANSWERS - answered if answered < TURN_ANSWERS else 1
+        if type(frame) is Ack:
+            ranges = frame.ranges
+            heard = flight.receive_acks(ranges, room)
+            if ranges and ranges[-1][1] > self._acked_to:  # they rise
+                self._acked_to = ranges[-1][1]
             return heard
         assert isinstance(frame, Nack)
         reason = self._last_nack = first_line(frame.reason)
@@ -634,7 +640,7 @@ class Outlet:
         self.progress.gather()
         self._expect_answers()
         flight = self.flight
-        if flight is not None and not flight.is_answered:
+        if flight is not None and flight.rest is not None:
             if self._going_on is None:
                 self._going_on = self._time.clock.callLater(0, self._answer_on)
         elif self._all_answered:
@@ -658,7 +664,10 @@ class Outlet:
 
     def _expect_answers(self) -> None:
         """Tell the commits whether answers are due: they may share a group with others."""
-        self._commits.expect(self.progress, self.backlog.in_flight.messages > 0)
+        awaits = self.backlog.in_flight.messages > 0
+        if awaits is not self._is_awaited:
+            self._is_awaited = awaits
+            self._commits.expect(self.progress, awaits)
 
     # --- what is settled without an answer
 
@@ -755,7 +764,8 @@ class Outlet:
             return
         backlog = self.backlog
         supply = self.supply
-        has_more = supply.fill()
+        is_fed = supply.state is FOLLOWS and not supply.fed  # all that is stored is loaded
+        has_more = not is_fed and supply.fill()
         transfers = (
             flight.take_transfers(self._time.now(), None, TURN_BYTES, TURN_RUNS)
             if self.pace is None
@@ -765,17 +775,18 @@ class Outlet:
             connection.send_now(transfers)
             self._expect_answers()
         has_more = has_more or len(transfers) >= TURN_RUNS
-        if transfers and not has_more and not flight.has_more:
+        if transfers and not is_fed and not has_more and not flight.has_more:
             has_more = supply.fill()
         if has_more or flight.has_more:
             self._pump_in(0.0)  # others have their turn
         self._has_more = has_more  # of bytes, as much again may leave for an answer
-        if backlog.has_settled:
+        if backlog.settled:
             self.progress.gather()  # loading settles what the receiver's RESUME has taken
         supply.look()
-        if self._waits_for_room:
+        if supply.is_short and self._waits_for_room:
             self._pump_in(SHORT_AGAIN)
-        self._rearm(flight)
+        if backlog.retries or self.pace is not None:
+            self._rearm(flight)
 
     def _take_paced(self, flight: Flight, pace: Pace) -> list[Transfer]:
         ready = self.backlog.ready

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import msgspec
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
@@ -134,9 +135,10 @@ class OutletProgress:
     def gather(self) -> None:
         """Take what the backlog has settled, and which attempts failed: the next group has it."""
         backlog = self._backlog
-        if backlog.has_settled or backlog.has_failed:
+        if backlog.settled or backlog.failed:
             self._new += backlog.take_settled()
-            self._failed += backlog.take_failed()
+            if backlog.failed:
+                self._failed += backlog.take_failed()
             self._commits.progress(self)
 
     def decreed(self, ranges: Sequence[Decreed]) -> None:
@@ -183,7 +185,9 @@ class OutletProgress:
         cursor = self._backlog.cursor
         if self._new:
             cursor = min(cursor, min([one.first for one in self._new]) - 1)
-        failed, self._failed = self._failed[:RUNS_MAX], self._failed[RUNS_MAX:]
+        failed: list[Run] = []
+        if self._failed:
+            failed, self._failed = self._failed[:RUNS_MAX], self._failed[RUNS_MAX:]
         counts: dict[int, int] = {}
         size, parts = 0, []
         rows: list[ExceptionRow] = []
@@ -222,8 +226,10 @@ class OutletProgress:
             rows.append(
                 ExceptionRow(number, range_.first, range_.last, range_.status, 0, 0, reason)
             )
-        if acked:
+        if acked.firsts:
             acked.remove_below(cursor + 1)
+        if failed or above:
+            rows = [*self._failed_rows(failed, cursor), *self._acked_rows(above), *rows]
         taken = _Taken(settled, failed, decreed, self._inbox_changed, cursor, size, parts)
         inbox = self._row.inbox if self._inbox_changed else None
         self._inbox_changed = False
@@ -233,7 +239,7 @@ class OutletProgress:
         return Progress(
             receiver=number,
             cursor=cursor,
-            exceptions=[*self._failed_rows(failed, cursor), *self._acked_rows(above), *rows],
+            exceptions=rows,
             settled=counts,
             settled_bytes=size,
             dead=dead,
@@ -273,8 +279,6 @@ class OutletProgress:
 
     def _failed_rows(self, failed: list[Run], cursor: int) -> list[ExceptionRow]:
         """Attempts and times of messages that wait for another try survive a restart."""
-        if not failed:
-            return []
         now, wall = self._time.now(), self._time.wall()
         rows = {}
         for run in failed:
@@ -332,7 +336,8 @@ class OutletProgress:
     def progress_stored(self) -> None:
         """See `Progressing`."""
         taken = self._storing.popleft()
-        self._backlog.committed = max(self._backlog.committed, taken.cursor)
+        if taken.cursor > self._backlog.committed:
+            self._backlog.committed = taken.cursor
         if self._new or self._failed or self._decreed:
             self._commits.progress(self)
         try:
@@ -414,7 +419,7 @@ class OutletProgress:
         self._outlet.fault(failure)
 
 
-class _Taken(NamedTuple):
+class _Taken(msgspec.Struct, gc=False):
     """The progress of one receiver in the group under way, and the cursor after it.
 
     `size`: the bytes that it settles, and `parts`: of which parts of batches, with what each is of

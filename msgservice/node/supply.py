@@ -135,7 +135,6 @@ class Supply:
         "_came",
         "_failed",
         "_fault",
-        "_fed",
         "_fed_bytes",
         "_flight",
         "_log",
@@ -143,6 +142,7 @@ class Supply:
         "_page_bytes",
         "_share",
         "_tail",
+        "fed",
         "is_short",
         "passes_on",
         "state",
@@ -170,7 +170,7 @@ class Supply:
         self._log = log
         self._came, self._failed, self._fault = came, failed, fault
         self._flight: Room | None = None  # of the connection, while there is one
-        self._fed: deque[Batch] = deque()  # stored, and not loaded: the next window is full
+        self.fed: deque[Batch] = deque()  # stored, and not loaded: the next window is full
         self._fed_bytes = 0
         self._page: deque[Batch] = deque()  # what is not loaded yet of a page that came
         self._page_bytes = 0  # of that, or as many as the page on its way may have
@@ -183,7 +183,7 @@ class Supply:
     @property
     def is_used_up(self) -> bool:
         """Whether the receiver follows, and all that it was fed is loaded."""
-        return self.state is FOLLOWS and not self._fed
+        return self.state is FOLLOWS and not self.fed
 
     # --- the connection
 
@@ -204,7 +204,7 @@ class Supply:
         self.state = NEXT[self.state, event]
 
     def _drop_fed(self) -> None:
-        self._fed.clear()
+        self.fed.clear()
         self._fed_bytes = 0
 
     # --- what is loaded
@@ -214,8 +214,7 @@ class Supply:
 
         Who follows lags then: what is stored stays in the tail, and in the log after that.
         """
-        backlog = self._backlog
-        held = backlog.open_bytes + RUN_OVERHEAD * backlog.open_runs
+        held = self._backlog.held(RUN_OVERHEAD)
         room = self._share.look(held + self._fed_bytes + self._page_bytes)
         self.is_short = room <= 0
         if room <= 0 and self.state is FOLLOWS:
@@ -234,7 +233,7 @@ class Supply:
 
     def feed(self, batch: Batch) -> None:
         """A batch for this receiver was just stored. Only while it follows."""
-        flight, fed = self._flight, self._fed
+        flight, fed = self._flight, self.fed
         assert flight is not None
         if not fed and flight.wants:
             self.load(batch)
@@ -255,7 +254,7 @@ class Supply:
         """
         state = self.state
         if state is FOLLOWS:
-            return bool(self._fed) and self._load_from(self._fed)
+            return bool(self.fed) and self._load_from(self.fed)
         return state is State.LAGS and self._load_pages()
 
     def _load_from(self, fed: deque[Batch]) -> bool:
@@ -319,8 +318,8 @@ class Supply:
     def load(self, batch: Batch) -> None:
         """Load a batch, or what of it lies above what is loaded."""
         backlog = self._backlog
-        first, last, loaded_to = batch.first, batch.last, backlog.loaded_to
-        if last <= loaded_to:
+        first, loaded_to = batch.first, backlog.loaded_to
+        if first + batch.count - 1 <= loaded_to:
             return
         options, origin = batch.options, batch.origin
         if self.passes_on:

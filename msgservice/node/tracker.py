@@ -294,28 +294,31 @@ class Tracker:
     def settled(self, receiver: str, settled: list[Settled]) -> None:
         """Messages were settled, and that is stored; `flush` sends their statuses."""
         watches = self._watches
-        touched, by_key = self._touched, self._by_key
+        touched, by_key, followers = self._touched, self._by_key, self._followers
         key: tuple[str, str] | None = None
         ranges: RangeSet | None = None
         last_status: Status | None = None
         watch: Watch | None = None
         for one in settled:
             batch: Batch = one.run.source
-            if by_key and batch.first in by_key:
+            begin = batch.first
+            if by_key and begin in by_key:
                 state = (receiver, one.status, one.reason[:REASON_KEPT_MAX])
-                self._settled_by_key(batch.first, state)
-            if self._followers and batch.first in self._followers:
-                self._tell_followers(batch.first)
+                self._settled_by_key(begin, state)
+            if followers and begin in followers:
+                self._tell_followers(begin)
             if key is None or batch.incarnation != key[1] or batch.sender != key[0]:
                 key = (batch.sender, batch.incarnation)
                 watch = watches.get(key)
                 last_status = None
             if watch is None:
                 continue
-            offset = batch.sequence - batch.first
-            first, last = max(one.first + offset, watch.status_from), one.last + offset
-            if last < first:
-                continue  # of before what it asks for
+            offset = batch.sequence - begin
+            first, last = one.first + offset, one.last + offset
+            if first < watch.status_from:
+                first = watch.status_from
+                if last < first:
+                    continue  # of before what it asks for
             if one.status is not last_status or one.refusal is not None:
                 last_status = one.status
                 state = (receiver, one.status, one.reason[:REASON_KEPT_MAX])

@@ -810,7 +810,7 @@ def test_outlet_progress_is_stored_when_every_group_with_it_is() -> None:
     one = settled(position_of(1))
     waiting = [[one], []]
     backlog = double(
-        has_settled=True, take_settled=lambda: waiting.pop(0), take_failed=list,
+        settled=[None], failed=[], take_settled=lambda: waiting.pop(0), take_failed=list,
         cursor=one.last, committed=0,
     )  # fmt: skip
     commits, tracker = double(), double()
@@ -835,7 +835,7 @@ def test_outlet_progress_is_stored_when_every_group_with_it_is() -> None:
 def test_outlet_progress_is_stored_to_a_moment_although_more_was_settled_since() -> None:
     came = [[settled(position_of(number))] for number in (1, 2, 3)]
     backlog = double(
-        has_settled=True, take_settled=lambda: came.pop(0), take_failed=list,
+        settled=[None], failed=[], take_settled=lambda: came.pop(0), take_failed=list,
         cursor=position_of(3), committed=0,
     )  # fmt: skip
     progress = an_outlet_progress(backlog=backlog)
@@ -870,7 +870,7 @@ def test_outlet_progress_is_stored_to_a_moment_although_more_was_settled_since()
 def test_outlet_progress_says_that_a_dead_letter_waits_for_the_log() -> None:
     dead = settled(position_of(1), Status.DEAD, "no")
     backlog = double(
-        has_settled=True, take_settled=lambda: [dead], take_failed=list,
+        settled=[None], failed=[], take_settled=lambda: [dead], take_failed=list,
         cursor=dead.last, committed=0,
     )  # fmt: skip
     progress = an_outlet_progress(backlog=backlog)

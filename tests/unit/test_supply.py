@@ -138,11 +138,11 @@ class Scene:
         assert is_there is (state in (State.LAGS, State.FOLLOWS, State.READS, State.LATE))
         assert bool(self.asked) is (state in (State.READS, State.LEFT, State.LATE))
         if state is State.FOLLOWS:
-            last = self.supply._fed[-1] if self.supply._fed else None
+            last = self.supply.fed[-1] if self.supply.fed else None
             fed_to = self.backlog.loaded_to if last is None else last.last
             assert position_of(self.tail.next_number) - 1 <= max(fed_to, fed_to | 0xFFFF)
         if not is_there:
-            assert not self.supply._fed
+            assert not self.supply.fed
 
     def finish(self) -> None:
         """The receiver comes and answers all: each batch was sent, and settled in order."""

@@ -666,7 +666,7 @@ class Check:
                 "waiting": backlog.waiting.runs,
                 "waiting bytes": backlog.waiting.size,
                 "lanes": len(backlog._stuck.by_lane),
-                "fed": len(outlet.supply._fed),
+                "fed": len(outlet.supply.fed),
                 "fed bytes": outlet.supply._fed_bytes,
                 "held of loaded_bytes": outlet.supply._share._held,
                 "notes": len(outlet.notes),
