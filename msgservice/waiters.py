@@ -18,50 +18,53 @@ T = TypeVar("T")
 
 
 class Waiters(Generic[T]):
-    """The Deferreds of those who wait for an event, in the order in which they came."""
+    """The Deferreds of those who wait for an event, in the order in which they came: `waiting`.
 
-    __slots__ = ("_waiting",)
+    That is for who only wants to know whether anybody does: others do not change it.
+    """
+
+    __slots__ = ("waiting",)
 
     def __init__(self) -> None:
-        self._waiting: dict[Deferred[T], None] = {}
+        self.waiting: dict[Deferred[T], None] = {}
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def wait(self) -> Deferred[T]:
         """Return a Deferred of the event. Cancelling it ends this wait and no other."""
         waiter: Deferred[T] = Deferred(self._leave)
-        self._waiting[waiter] = None
+        self.waiting[waiter] = None
         return waiter
 
     def _leave(self, waiter: Deferred[T]) -> None:
-        self._waiting.pop(waiter, None)
+        self.waiting.pop(waiter, None)
 
     def fire(self, value: T) -> None:
         """Tell all who wait that the event has come, with this value."""
-        waiting, self._waiting = self._waiting, {}
-        for waiter in waiting:
+        told, self.waiting = self.waiting, {}
+        for waiter in told:
             if not waiter.called:  # cancelled by one that was told before
                 waiter.callback(value)
 
     def fail(self, error: BaseException | Failure) -> None:
         """Tell all who wait that the event will not come, and why."""
         reason = error.value if isinstance(error, Failure) else error
-        waiting, self._waiting = self._waiting, {}
-        for waiter in waiting:
+        told, self.waiting = self.waiting, {}
+        for waiter in told:
             if not waiter.called:
                 waiter.errback(Failure(reason))  # of its own each: a callback may change it
 
     def take(self) -> Waiters[T]:
         """Return those who wait now, to be told by themselves; here nobody waits then."""
         taken: Waiters[T] = Waiters()
-        taken._waiting, self._waiting = self._waiting, {}
+        taken.waiting, self.waiting = self.waiting, {}
         return taken
 
     def put_back(self, taken: Waiters[T]) -> None:
         """Let those who were taken wait here again, before all who came since."""
-        self._waiting = {**taken._waiting, **self._waiting}
-        taken._waiting = {}
+        self.waiting = {**taken.waiting, **self.waiting}
+        taken.waiting = {}
 
 
 class Failed:

@@ -465,10 +465,17 @@ class Backlog:
         """These ranges, which rise, are acknowledged. A run that many of them cut is read once."""
         if len(ranges) > 1:
             self._cut_at(ranges)
-        by_first, settle = self._open.by_first, self.settle
+        open_ = self._open
+        by_first, settle = open_.by_first, self.settle
         for first, last in ranges:
             run = by_first.get(first)
-            if run is not None and first + run.count - 1 == last:
+            if run is None:
+                run = open_.lowest()
+                if run is not None and run.first < first:
+                    run = None
+            # A run from its beginning on, or all that is open below its end: what lies before the
+            # lowest one is for others, and the other side's ranges have it as well.
+            if run is not None and run.first + run.count - 1 == last:
                 settle(run, Status.ACKNOWLEDGED)
             else:
                 self._settle_between(first, last, Status.ACKNOWLEDGED)

@@ -174,28 +174,23 @@ class Marks:
         return Resume(self.floor, tuple(self.taken), self.last)
 
 
-class SenderState:
+class SenderState(msgspec.Struct, eq=False):
     """The marks of one incarnation: taken is all below `floor`, and `ranges` above it."""
 
-    __slots__ = ("floor", "id", "key", "last", "ranges", "seen_at", "status_from")
-
-    def __init__(self, number: int, key: Key, seen_at: int) -> None:
-        self.id = number
-        self.key = key
-        self.floor = 1
-        self.ranges: RangeSet | None = None  # None: nothing above the floor
-        self.last: tuple[int, int, int] | None = None
-        self.status_from = 1
-        self.seen_at = seen_at  # age of the log, ms, when it was last heard of
+    id: int
+    key: Key
+    seen_at: int  # age of the log, ms, when it was last heard of
+    floor: int = 1
+    ranges: RangeSet | None = None  # None: nothing above the floor
+    last: tuple[int, int, int] | None = None
+    status_from: int = 1
 
     def copy(self) -> SenderState:
         """Return a copy whose change leaves this one alone."""
-        new = SenderState(self.id, self.key, self.seen_at)
-        new.floor = self.floor
-        new.ranges = self.ranges.copy() if self.ranges is not None else None
-        new.last = self.last
-        new.status_from = self.status_from
-        return new
+        ranges = None if self.ranges is None else self.ranges.copy()
+        return SenderState(
+            self.id, self.key, self.seen_at, self.floor, ranges, self.last, self.status_from
+        )
 
     def missing(self, first: int, last: int) -> list[tuple[int, int]]:
         """Return the parts of `first` to `last` that were not taken."""

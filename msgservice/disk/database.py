@@ -71,6 +71,8 @@ def insert_steps(into: str, columns: int, flat: list[Any]) -> list[tuple[str, li
     values, one after the other.
     """
     count, at = len(flat) // columns, 0
+    if count == 1:
+        return [(insert_sql(into, columns, 1), flat)]
     steps = []
     while left := count - at:
         some = next((size for size in INSERT_ROWS if size <= left), left)

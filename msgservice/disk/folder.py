@@ -200,6 +200,7 @@ class Reserve:
     def __init__(self, folder: Path, size: int, files: Files = OS) -> None:
         self._files = files
         self._folder = folder
+        self._folder_path = str(folder)
         self._path = folder / RESERVE_NAME
         self._size = size
         self.whole = False
@@ -214,7 +215,7 @@ class Reserve:
 
     def free(self) -> int:
         """Return the bytes free on the filesystem for this process."""
-        found = self._files.statvfs(self._folder)
+        found = self._files.statvfs(self._folder_path)  # for each group: a path is made a string
         return found.f_bavail * found.f_frsize
 
     def make(self) -> bool:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
+
+import msgspec
 
 from msgservice.disk.database import FULL_ERRNOS, open_private, sync_folder
 from msgservice.disk.files import OS, Files, write_whole
@@ -31,8 +32,7 @@ _PLACES = (0, 4096)
 MARKS_SIZE = 8192  # sums of pages follow (`disk.pages`)
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(msgspec.Struct, frozen=True, gc=False):
     """The newest commit that is known to be synced."""
 
     log_id: str

@@ -65,7 +65,9 @@ def read_transaction(db: apsw.Connection) -> Iterator[apsw.Connection]:
 
 def size_of(group: Group) -> int:
     """Return the bytes of the batches that a group stores."""
-    coming = sum([batch.size for batch in group.batches])
+    coming = 0
+    for batch in group.batches:
+        coming += batch.size
     if group.own:
         coming += sum(batch.size for batch in group.own)
     for page in group.pages:
@@ -155,7 +157,7 @@ class StoreLog:
         ):
             return None
         try:
-            return self._run_now(lambda: self._store_group(group, size))
+            return self._run_now(lambda: self._store_with_room(group))
         finally:
             now = self._now()
             self._inline.took(now - begin, now)
@@ -169,8 +171,12 @@ class StoreLog:
         store, retention = self._store, self._retention
         if store.is_short_for(size):
             store.guard(lambda: retention.give_way(size))
-        appended = store.append(group)
-        retention.senders.hear(group, appended)
+        return self._store_with_room(group)
+
+    def _store_with_room(self, group: Group) -> Appended:
+        appended = self._store.append(group)
+        if len(appended.stored) < len(group.batches) + len(group.own):
+            self._retention.senders.hear(group)
         return appended
 
     def _appended(self, result: T) -> T:

@@ -95,7 +95,8 @@ def is_small(group: Group) -> bool:
         return False
     rows = 0
     for progress in group.progress:
-        rows += len(progress.exceptions)
+        if progress.exceptions:
+            rows += len(progress.exceptions)
         if progress.dead:
             return False
     return rows <= INLINE_ROWS

@@ -15,7 +15,7 @@ from msgservice.limits import SENDER_KNOWN_SECONDS
 from msgservice.log.entries import Forget, ForgetSenders
 from msgservice.log.resumed import Resumed
 from msgservice.log.store import Store
-from msgservice.records import Appended, Group
+from msgservice.records import Group
 
 DAY = 24 * 3600 * 1000
 LOOK_AGAIN = 60 * 1000  # ms between two looks for what may be forgotten before its time, at most
@@ -59,13 +59,12 @@ class Senders:
                 self._left.discard(state.senders[key].id)
                 heard[key] = age
 
-    def hear(self, group: Group, appended: Appended) -> None:
-        """Senders of what was not stored were here all the same."""
-        if len(appended.stored) < len(group.batches) + len(group.own):
-            for batch in group.batches:
-                key = (batch.sender, batch.incarnation)
-                if key in self._store.state.senders:
-                    self._heard[key] = self._store.age
+    def hear(self, group: Group) -> None:
+        """Not all of a group was stored: its senders were here all the same."""
+        for batch in group.batches:
+            key = (batch.sender, batch.incarnation)
+            if key in self._store.state.senders:
+                self._heard[key] = self._store.age
 
     def rest(self, here: Collection[Key]) -> None:
         """Have those that are away sleep, where more of them are awake than are to be remembered.

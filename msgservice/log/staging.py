@@ -119,7 +119,8 @@ def stage_append(
 
     Behind those of `own` are those of the copies of pages and letters.
     """
-    stage_receivers(staged, entry, operations)
+    if entry.receivers:
+        stage_receivers(staged, entry, operations)
     flat: list[object] = []
     pages: list[PageOutcome] = []
     copied: list[Outcome] = []
@@ -158,19 +159,31 @@ def stage_append(
             full = own[-1].error  # nothing of the group finds room behind it
         flat += _take(staged, entry, due, None, stored, due=True)[1]
     # Behind all that is no sender's: no copy uses a key, whatever it was made of.
-    digests = [batch.key.digest for batch in entry.batches if batch.key is not None]
-    if digests:
-        staged.keyed = Keyed(queries.keys_of(db, staged.state, digests))
-    outcomes, written = _take(staged, entry, entry.batches, full, stored, sum(b.size for b in due))
-    flat += written
-    outcomes[:0] = [*own, *copied]
+    outcomes: list[Outcome] = []
+    if entry.batches:
+        digests = []
+        for batch in entry.batches:
+            if batch.key is not None:
+                digests.append(batch.key.digest)  # noqa: PERF401 - speed, where there is none
+        if digests:
+            staged.keyed = Keyed(queries.keys_of(db, staged.state, digests))
+        freed = sum([batch.size for batch in due]) if due else 0
+        outcomes, written = _take(staged, entry, entry.batches, full, stored, freed)
+        flat += written
+    if own or copied:
+        outcomes[:0] = [*own, *copied]
     if staged.delayed:
         change.accept(entry.now)
-    staged.cancelled = [change.cancel(wanted) for wanted in entry.cancel]
-    stage_batches(staged, flat, operations)
-    stage_keys(staged, entry.due_now, operations)
-    stage_retained(staged, operations)
-    stage_statuses_from(staged, entry, operations)
+    if entry.cancel:
+        staged.cancelled = [change.cancel(wanted) for wanted in entry.cancel]
+    if flat or staged.settled or staged.new_senders or staged.new_audiences:
+        stage_batches(staged, flat, operations)
+    if staged.keyed is not None:
+        stage_keys(staged, staged.keyed, entry.due_now, operations)
+    if staged.retained:
+        stage_retained(staged, operations)
+    if entry.statuses_from:
+        stage_statuses_from(staged, entry, operations)
     is_changed = change.stage(operations)
     if entry.verdicts:
         staged.decided = stage_verdicts(db, staged, entry.verdicts, entry.now, operations)
@@ -180,8 +193,12 @@ def stage_append(
         marks = saved_marks([staged.senders[key] for key in keys])
         operations.append((_SAVE_SENDERS, (as_json(marks),)))
     stage_progress(staged, entry, operations, is_changed)
-    stage_removals(db, staged, entry, operations)
-    staged.written = sum(batch.size + 320 for batch in staged.fresh) + 4096 * 6
+    if entry.removed:
+        stage_removals(db, staged, entry, operations)
+    written_bytes = 4096 * 6
+    for batch in staged.fresh:
+        written_bytes += batch.size + 320
+    staged.written = written_bytes
     return outcomes, pages, letters
 
 
@@ -443,22 +460,23 @@ def stage_batches(staged: Staged, flat: list[object], operations: list[Operation
                 ids += (name, batch.first + index)
         if batch.promise is not None:
             promised.append(batch)
-    operations += insert_steps("into sender", 9, senders)
+    if senders:
+        operations += insert_steps("into sender", 9, senders)
     if staged.settled:
         # Of what was taken, the rows of batches tell after a crash; of this, nothing does.
         settled = [(number, sender.floor) for number, sender in staged.settled.items()]
         operations.append((_SETTLE_SENDERS, (as_json(settled),)))
-    operations += insert_steps("into audience", 6, audiences)
+    if audiences:
+        operations += insert_steps("into audience", 6, audiences)
     operations += insert_steps("into batch", COLUMNS, flat)
-    operations += insert_steps("or ignore into message_id", 2, ids)
+    if ids:
+        operations += insert_steps("or ignore into message_id", 2, ids)
     if promised:
         stage_promises(staged, promised, operations)
 
 
 def stage_retained(staged: Staged, operations: list[Operation]) -> None:
     """Stage the last messages of subjects that are to be retained; one without a body clears."""
-    if not staged.retained:
-        return
     flat: list[Any] = []
     cleared: list[str] = []
     for subject, batch in staged.retained.items():
@@ -506,15 +524,12 @@ def _history_from(db: apsw.Connection, staged: Staged, join: Join) -> int:
     return below
 
 
-def stage_keys(staged: Staged, now: int, operations: list[Operation]) -> None:
+def stage_keys(staged: Staged, keyed: Keyed, now: int, operations: list[Operation]) -> None:
     """Stage the keys of new batches, and what was taken by its key: no row of a batch says that.
 
     That of one which waits is remembered from when it is due: until then it is always known. `now`:
     by the clock of what falls due.
     """
-    keyed = staged.keyed
-    if keyed is None:
-        return
     ids: list[Any] = []
     waiting: list[Any] = []
     flat: list[Any] = []
@@ -569,16 +584,18 @@ def stage_progress(
     dead: list[Any] = []
     for step in group.progress:
         at = staged.receiver(step.receiver)
-        if at is None or at.removed:
+        if at is None or at.removed_at is not None:
             continue  # what it settles was counted when it was removed, in an earlier group
         moved[step.receiver] = at
-        at.cursor = max(at.cursor, step.cursor)
+        if step.cursor > at.cursor:
+            at.cursor = step.cursor
         for status, count in step.settled.items():
             at.settle(status, count)
         at.bytes += step.settled_bytes
         if step.inbox is not None:
             at.inbox = step.inbox
-        added.setdefault(step.receiver, []).extend(step.exceptions)
+        if step.exceptions:
+            added.setdefault(step.receiver, []).extend(step.exceptions)
         for row in step.exceptions:
             replaced.append((step.receiver, row.first, row.last))
             if row.status in OPEN:
@@ -613,10 +630,11 @@ def stage_progress(
             flat += (receiver, row.first, row.last, status, row.attempts, row.next_at, row.reason)
     if replaced:
         operations.append((_DELETE_REPLACED, (as_json(replaced),)))
-    operations += insert_steps("or replace into exception", 7, flat)
+        operations += insert_steps("or replace into exception", 7, flat)
     if passed:
         operations.append((_DELETE_PASSED, (as_json(passed),)))
-    operations += insert_steps("or replace into dead", 13, dead)
+    if dead:
+        operations += insert_steps("or replace into dead", 13, dead)
     # The count of such groups sits in a row of the same table: one step less per group.
     staged.commits += 1
     states = [ReceiverProgress(COMMITS_ROW, staged.commits), *moved.values()]
@@ -667,8 +685,17 @@ def progress_operations(states: list[ReceiverProgress]) -> list[Operation]:
     """Return the operations that write these states."""
     flat: list[Any] = []
     for at in states:
-        flat += (at.number, at.cursor, at.removed, *at.settled, at.bytes, at.collected, at.inbox)
-        flat.append(at.removed_at)
+        removed_at = at.removed_at
+        flat += (
+            at.number,
+            at.cursor,
+            removed_at is not None,
+            *at.settled,
+            at.bytes,
+            at.collected,
+            at.inbox,
+            removed_at,
+        )
     return [*insert_steps("or replace into progress", 12, flat)]
 
 

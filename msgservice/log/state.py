@@ -27,6 +27,7 @@ from msgservice.records import Audience, Batch, KeyUse, ReceiverRow, Replay
 BUCKETS = 256  # of the hashes of senders that are asleep
 
 SETTLED = (Status.ACKNOWLEDGED, Status.EXPIRED, Status.DEAD, Status.CANCELLED, Status.REMOVED)
+_PLACES = {int(status): place for place, status in enumerate(SETTLED)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,60 +41,49 @@ class Waiting:
     next_due: int | None = None  # wall clock, ms
 
 
-class Totals:
+class Totals(msgspec.Struct, eq=False):
     """The totals of one audience so far."""
 
-    __slots__ = ("audience", "bytes", "dropped", "last", "messages")
-
-    def __init__(
-        self, audience: Audience, messages: int = 0, size: int = 0, last: int = 0, dropped: int = 0
-    ) -> None:
-        self.audience = audience
-        self.messages = messages
-        self.bytes = size
-        self.last = last  # number of its last batch
-        self.dropped = dropped  # none of its batches up to here has a frame
+    audience: Audience
+    messages: int = 0
+    bytes: int = 0
+    last: int = 0  # number of its last batch
+    dropped: int = 0  # none of its batches up to here has a frame
 
     def copy(self) -> Totals:
         """Return a copy whose change leaves this one alone."""
         return Totals(self.audience, self.messages, self.bytes, self.last, self.dropped)
 
 
-class ReceiverProgress:
+def _none_settled() -> list[int]:
+    return [0] * len(SETTLED)
+
+
+class ReceiverProgress(msgspec.Struct, eq=False):
     """The progress of one receiver: its cursor, and what it has settled."""
 
-    __slots__ = (
-        "bytes",
-        "collected",
-        "cursor",
-        "inbox",
-        "number",
-        "open_to",
-        "removed_at",
-        "settled",
-    )
-
-    def __init__(self, number: int, cursor: int) -> None:
-        self.number = number
-        self.cursor = cursor
-        self.removed_at: int | None = None  # age of the log, where it was
-        self.settled = [0] * len(SETTLED)
-        self.bytes = 0
-        self.collected = 0
-        self.inbox: str | None = None
-        # The last position of the stored exceptions: once the cursor has passed it, their rows go.
-        self.open_to = 0
+    number: int
+    cursor: int
+    removed_at: int | None = None  # age of the log, where it was
+    settled: list[int] = msgspec.field(default_factory=_none_settled)
+    bytes: int = 0
+    collected: int = 0
+    inbox: str | None = None
+    # The last position of the stored exceptions: once the cursor has passed it, their rows go.
+    open_to: int = 0
 
     def copy(self) -> ReceiverProgress:
         """Return a copy whose change leaves this one alone."""
-        new = ReceiverProgress(self.number, self.cursor)
-        new.removed_at = self.removed_at
-        new.settled = self.settled.copy()
-        new.bytes = self.bytes
-        new.collected = self.collected
-        new.inbox = self.inbox
-        new.open_to = self.open_to
-        return new
+        return ReceiverProgress(
+            self.number,
+            self.cursor,
+            self.removed_at,
+            self.settled.copy(),
+            self.bytes,
+            self.collected,
+            self.inbox,
+            self.open_to,
+        )
 
     @property
     def removed(self) -> bool:
@@ -102,7 +92,7 @@ class ReceiverProgress:
 
     def settle(self, status: int, messages: int) -> None:
         """Count messages that reached a final state."""
-        self.settled[SETTLED.index(Status(status))] += messages
+        self.settled[_PLACES[status]] += messages
 
     @property
     def settled_by_status(self) -> dict[int, int]:
@@ -246,11 +236,15 @@ class State:
             self.senders_by_id[sender.id] = sender
         for key in staged.woken:
             self.asleep.remove(key)
-        self.dirty_senders.update(staged.senders)
-        self.totals.update(staged.totals)
-        self.dirty_totals.update(staged.totals)
-        self.receivers.update(staged.receivers)
-        self.rows.update(staged.rows)
+        if staged.senders:
+            self.dirty_senders.update(staged.senders)
+        if staged.totals:
+            self.totals.update(staged.totals)
+            self.dirty_totals.update(staged.totals)
+        if staged.receivers:
+            self.receivers.update(staged.receivers)
+        if staged.rows:
+            self.rows.update(staged.rows)
         if staged.replays:
             replays = self.replays | staged.replays
             self.replays = {number: one for number, one in replays.items() if one is not None}

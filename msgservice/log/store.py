@@ -97,7 +97,7 @@ class Store:
         self._strict = mark == "strict"
         self._vfs = vfs
         self._files = files
-        self._faults = faults or (lambda point: None)
+        self._faults = faults  # None: none are made
         # How old the log is by now, and what comes next at which age: `state` has what the last
         # entry said of that.
         self.age = 0
@@ -220,7 +220,7 @@ class Store:
         """Whether batches of so many bytes have room only if something goes."""
         state = self.state
         return size > 0 and (
-            self.is_disk_full
+            self._full is not None
             or state.taken + size > self.limits.max_bytes
             or state.batches_kept >= self.limits.kept_batches
         )
@@ -236,6 +236,7 @@ class Store:
         """Return the entry that a group becomes: all that is to be known of the world for it."""
         state, limits = self.state, self.limits
         self._wall, self._wall_age = group.now, self.age
+        free = limits.max_bytes - state.taken + state.used
         return Append(
             number=state.next_number,
             commits=state.commits,
@@ -250,7 +251,7 @@ class Store:
             removed=group.removed,
             full=self._full_for(group),
             # Dead letters take room as batches do (DELIVERY 46).
-            used_max=limits.max_bytes - state.taken + state.used,
+            used_max=free,
             ranges_max=limits.sender_ranges,
             joins=group.joins,
             keys_max=limits.idempotency_keys,
@@ -260,7 +261,7 @@ class Store:
             cancel=group.cancel,
             verdicts=group.verdicts,
             pages_full=self._full if group.pages else None,
-            pages_used_max=limits.max_bytes - state.taken + state.used + REPLAY_BYTES,
+            pages_used_max=free + REPLAY_BYTES,
             letters=group.letters,
         )
 
@@ -408,7 +409,8 @@ class Store:
         except BaseException:
             forget_numbers(staged)
             raise
-        self._faults("after commit")
+        if self._faults is not None:
+            self._faults("after commit")
         self._written += staged.written
         self._write_mark()
         if type(entry) is Append and (entry.own or pages or letters):
@@ -443,7 +445,8 @@ class Store:
     def _write(self, staged: Staged, operations: list[Operation]) -> None:
         """Commit what an entry staged, or raise and leave all as it was."""
         try:
-            self._faults("before commit")
+            if self._faults is not None:
+                self._faults("before commit")
             self.transact(operations)
         except (apsw.IOError, apsw.BusyError, apsw.CantOpenError) as error:
             if not self._recover(staged, error):
@@ -473,7 +476,8 @@ class Store:
         if not operations:
             return
         if len(operations) == 1:
-            db.execute(*operations[0])
+            ((sql, parameters),) = operations
+            db.execute(sql, parameters)
             return
         db.execute("begin immediate")
         try:
@@ -608,7 +612,8 @@ class Store:
         """Fold the WAL into the file and sync that."""
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
         try:
-            self._faults("before checkpoint")
+            if self._faults is not None:
+                self._faults("before checkpoint")
             self._note_pages()
             pages, _folded = self.db.wal_checkpoint(mode=mode)
             self._written = 0

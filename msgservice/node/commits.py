@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import msgspec
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -127,12 +128,12 @@ class Lasted(NamedTuple):
     told: float
 
 
-class _UnderWay(NamedTuple):
+class _UnderWay(msgspec.Struct):
     """A group that the log writes, with all who are told what became of it."""
 
     group: Group
     sources: list[Source]  # of its batches
-    waiters: Waiters[None]  # for its changes of the directory
+    waiters: Waiters[None] | None  # for its changes of the directory
     taken: list[Deferred[PageOutcome]]  # of its dead letters that go
     moving: list[Deferred[list[Batch]]]  # of what is due
     cancelling: list[Deferred[tuple[Range, ...]]]  # of each that is cancelled
@@ -280,7 +281,10 @@ class Commits:
         it waits for them a little, since a group each would be a sync each.
         """
         self._progressing[outlet] = None
-        self.kick_soon(GATHER if self._awaited else 0.0)
+        if not self._awaited:
+            self.kick_soon()
+        elif self._gather_at is None:
+            self.kick_soon(GATHER)
 
     def expect(self, outlet: Progressing, answers: bool) -> None:
         """Expect progress soon: whether something is in flight to this receiver."""
@@ -476,9 +480,7 @@ class Commits:
             group.statuses_from = list(self._statuses_from.values())
             self._statuses_from = {}
         if self._stopped or not (self._progressing or group):
-            if not self._running:
-                self._retained.all_stored()
-            self._idle.fire(None)
+            self._start_none()
             return
         version = self._audiences.version
         if version != self._decided:
@@ -488,8 +490,7 @@ class Commits:
             self._audiences.decide_again(group.batches)
         if group.due:
             group.due = self._audiences.decide_due(group.due, self._held_lanes)
-        progressing = list(self._progressing)
-        self._progressing.clear()
+        progressing, self._progressing = [*self._progressing], {}
         letters = GROUP_LETTERS
         for outlet in progressing:
             progress = outlet.take_progress(letters)
@@ -500,7 +501,7 @@ class Commits:
                 group.own += self._letters_told(progress)
         for batch in group.own:
             batch.audience.waiting += 1
-        waiters = self._waiters.take()
+        waiters = self._waiters.take() if self._waiters.waiting else None
         under_way = _UnderWay(
             group,
             self._sources,
@@ -518,7 +519,7 @@ class Commits:
         self._began = self._time.now()
         group.now, group.due_now = self._time.wall(), self._due_now()
         if group.batches:
-            self._batches_at = self._time.now()
+            self._batches_at = self._began
         if now:
             result: Appended | Failure | None
             try:
@@ -529,6 +530,13 @@ class Commits:
                 self._ended(result, under_way, in_this_turn=True)
                 return
         self._log.append(group).addBoth(self._ended, under_way)
+
+    def _start_none(self) -> None:
+        """There is no next group, or none is wanted: who waits for that is told."""
+        if not self._running:
+            self._retained.all_stored()
+        if self._idle.waiting:
+            self._idle.fire(None)
 
     def _ended(
         self, result: Appended | Failure, under_way: _UnderWay, *, in_this_turn: bool = False
@@ -571,12 +579,15 @@ class Commits:
             self.kick_soon(GATHER if self._awaited else 0.0)
         elif self._kept_back and not self._stopped:
             self._quiet.fire(None)
+        elif self._statuses_from:
+            self._start()
         else:
-            self._start()  # there is none: who waits for that is told
+            self._start_none()
 
     def _stored(self, appended: Appended, under_way: _UnderWay) -> None:
-        group, sources, waiters, taken, moving, cancelling, deciding, progressing, pages = under_way
-        self._let_go(group)
+        group, sources, pages = under_way.group, under_way.sources, under_way.pages
+        if group.own or group.letters:
+            self._let_go(group)
         if group.due:
             # What the log had no room for waits on, and what is due behind it in its lane: that may
             # be in the next group.
@@ -584,16 +595,21 @@ class Commits:
         # The next group starts before this one is told about: the disk does not wait for us.
         # But where a batch was refused, what waits behind it in its lane must be withdrawn first:
         # whoever is told before may ask for something more, and that starts nothing (`_held`).
-        outcomes = appended.outcomes
-        refused = any([type(outcome) is RefusedBatch for outcome in outcomes])  # noqa: C419 - speed
+        outcomes, refused = appended.outcomes, False
+        for outcome in outcomes:
+            if type(outcome) is RefusedBatch:
+                refused = True
+                break
         # Nor where a page has one: what follows it may be for who is no member yet.
         if not refused and not pages and self._next and not self._kept_back:
             self._start()
         for join in group.joins:
             join.audience.waiting -= 1
         self._retained.stored(appended.retained)
-        waiters.fire(None)
-        self._pages_stored(group, pages, appended)
+        if under_way.waiters is not None:
+            under_way.waiters.fire(None)
+        if pages:
+            self._pages_stored(group, pages, appended)
         batches = group.batches
         size = 0
         for batch, source, outcome in zip(batches, sources, outcomes, strict=True):
@@ -606,29 +622,32 @@ class Commits:
                 source.stored(batch, outcome)
             except Exception:
                 source.fault(Failure())
-        self.uncommitted_bytes -= size + BATCH_OVERHEAD * len(batches)
+        if batches:
+            self.uncommitted_bytes -= size + BATCH_OVERHEAD * len(batches)
         if refused:
             self._withdraw()
-        for outlet in progressing:
+        for outlet in under_way.progressing:
             try:
                 outlet.progress_stored()
             except Exception:
                 outlet.fault(Failure())
-        moved = [batch for batch in group.due if batch.number]
-        for batch in group.due:
-            batch.audience.waiting -= 1
-        if moved:
-            self._routed(moved)
+        moved: list[Batch] = []
+        if group.due:
+            moved = [batch for batch in group.due if batch.number]
+            for batch in group.due:
+                batch.audience.waiting -= 1
+            if moved:
+                self._routed(moved)
         self._after_group(appended.stored)
-        for waiter, became in zip(taken, appended.letters, strict=True):
+        for waiter, became in zip(under_way.taken, appended.letters, strict=True):
             waiter.callback(became)
-        for waiting in moving:
+        for waiting in under_way.moving:
             waiting.callback(moved)
-        for wanted, ranges in zip(cancelling, appended.cancelled, strict=True):
+        for wanted, ranges in zip(under_way.cancelling, appended.cancelled, strict=True):
             wanted.callback(ranges)
-        for decided, ranges in zip(deciding, appended.decided, strict=True):
+        for decided, ranges in zip(under_way.deciding, appended.decided, strict=True):
             decided.callback(ranges)
-        for source in dict.fromkeys(sources):
+        for source in dict.fromkeys(sources) if len(sources) > 1 else sources:
             try:
                 source.flush()
             except Exception:
@@ -637,18 +656,17 @@ class Commits:
     def _pages_stored(
         self, group: Group, waiters: list[Deferred[PageOutcome]], appended: Appended
     ) -> None:
-        if waiters:
-            for page, waiter, outcome in zip(group.pages, waiters, appended.pages, strict=True):
-                for batch in page.copies:
-                    batch.audience.waiting -= 1
-                waiter.callback(outcome)
+        for page, waiter, outcome in zip(group.pages, waiters, appended.pages, strict=True):
+            for batch in page.copies:
+                batch.audience.waiting -= 1
+            waiter.callback(outcome)
 
     def _failed(self, failure: Failure, under_way: _UnderWay) -> None:
-        group, sources, waiters, taken, moving, cancelling, deciding, progressing, pages = under_way
+        group, sources, moving = under_way.group, under_way.sources, under_way.moving
         self._let_go(group)
         failure.trap(LogUnavailable, LogFailed)
         error = failure.value
-        for outlet in progressing:
+        for outlet in under_way.progressing:
             outlet.progress_failed()
             self._progressing[outlet] = None
         if not isinstance(error, LogUnavailable):
@@ -656,7 +674,7 @@ class Commits:
             self._stopped = True
             self._idle.fire(None)
             self._fatal(error)
-            self._give_up(taken, error)
+            self._give_up(under_way.taken, error)
             return
         self._logger.error(
             "a group was not stored: {error}", line="commit-failed", error=str(error)
@@ -688,19 +706,20 @@ class Commits:
         self._next.removed = group.removed + self._next.removed
         self._next.replays = group.replays + self._next.replays
         self._next.pages = group.pages + self._next.pages
-        self._pages = pages + self._pages
+        self._pages = under_way.pages + self._pages
         for wanted in group.statuses_from:
             self._status_from(wanted)
-        self._waiters.put_back(waiters)
+        if under_way.waiters is not None:
+            self._waiters.put_back(under_way.waiters)
         self._after_group([])
-        self._give_up(taken, error)
+        self._give_up(under_way.taken, error)
         if group.due:
             # What was due behind it would overtake it.
             moving, self._moving = moving + self._moving, []
             self._next.due = []
         for unheard in moving:
             unheard.errback(Failure(error))
-        for unsaid in (*cancelling, *deciding):
+        for unsaid in (*under_way.cancelling, *under_way.deciding):
             unsaid.errback(Failure(error))
         # Whoever asks for a group meanwhile waits as well: a disk that fails is left alone.
         self._due = self._time.clock.callLater(RETRY_DELAY, self._kick_due)

@@ -86,10 +86,12 @@ class Expiry:
 
     def stored(self, batches: Sequence[Batch]) -> None:
         """Batches were stored: of those that expire, it is known when the first does."""
-        times = [batch.expires_at for batch in batches if batch.expires_at is not None]
-        if not times:
+        first: int | None = None
+        for batch in batches:
+            if batch.expires_at is not None and (first is None or batch.expires_at < first):
+                first = batch.expires_at
+        if first is None:
             return
-        first = min(times)
         self._came = first if self._came is None else min(self._came, first)
         self._passed = min(self._passed, (first, 0))
         if self._next is None or first < self._next:

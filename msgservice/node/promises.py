@@ -288,8 +288,15 @@ class Promises:
 
     def stored(self, batches: Sequence[Batch]) -> None:
         """Batches were stored: those with a promise are followed, before they are sent."""
-        earliest = self._next()
+        promised = None
         for batch in batches:
+            if batch.promise is not None:
+                promised = batches
+                break
+        if promised is None:  # as of most groups
+            return
+        earliest = self._next()
+        for batch in promised:
             promise = batch.promise
             if promise is None:
                 continue
@@ -408,11 +415,13 @@ class Promises:
 
     def flush(self) -> None:
         """A group was told of: what it decides is in the next."""
-        touched, self._touched = self._touched, {}
-        for one in touched:
-            if one.is_known:
-                self._judge(one)
-        self._store()
+        if self._touched:
+            touched, self._touched = self._touched, {}
+            for one in touched:
+                if one.is_known:
+                    self._judge(one)
+        if self._deciding:
+            self._store()
 
     def _judge(self, one: _Open) -> None:
         for first, last, status in one.found():
