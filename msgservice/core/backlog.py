@@ -87,7 +87,6 @@ class Backlog:
         "_resumed",
         "_retry_delay",
         "_stuck",
-        "_tallies",
         "_tried",
         "above",
         "behind",
@@ -108,6 +107,7 @@ class Backlog:
         "retries",
         "settled",
         "stored_before",
+        "tallies",
         "waiting",
     )
 
@@ -141,7 +141,7 @@ class Backlog:
         self.limit = FlightLimit(outlives_max if max_losses else None)
         self.above = RangeSet()  # settled, above the cursor; not to be changed
         self.ready, self.in_flight, self.waiting, self.behind = (Tally() for _ in range(FINAL))
-        self._tallies = (self.ready, self.in_flight, self.waiting, self.behind)
+        self.tallies = (self.ready, self.in_flight, self.waiting, self.behind)
         self._retry_delay = retry_delay
         # Not to be changed: see `take_settled` and `take_failed`.
         self.settled: list[Settled] = []
@@ -170,12 +170,6 @@ class Backlog:
     def open_runs(self) -> int:
         """The number of runs that are loaded and not final."""
         return len(self._open.by_first)
-
-    def held(self, overhead: int) -> int:
-        """The bytes of these runs, with so much for each besides its messages."""
-        ready, flying, waiting, behind = self._tallies
-        size = ready.size + flying.size + waiting.size + behind.size
-        return size + overhead * (ready.runs + flying.runs + waiting.runs + behind.runs)
 
     @property
     def open_messages(self) -> int:
@@ -385,7 +379,7 @@ class Backlog:
         self.loaded_to = self.cursor
         self._open.clear()
         self.ready_queue.clear()
-        for tally in self._tallies:
+        for tally in self.tallies:
             tally.runs = tally.messages = tally.size = 0
         self._stuck.unload()
         self.retries = []
@@ -563,7 +557,7 @@ class Backlog:
             if stuck.fronts is not None:
                 stuck.note(run)
         else:
-            tally = self._tallies[run.state]
+            tally = self.tallies[run.state]
             tally.runs -= 1
             tally.messages -= count
             tally.size -= size
@@ -617,7 +611,7 @@ class Backlog:
 
     def _enter(self, run: Run, state: int) -> None:
         run.state = state
-        tally = self._tallies[state]
+        tally = self.tallies[state]
         tally.runs += 1
         tally.messages += run.count
         tally.size += run.size
@@ -626,7 +620,7 @@ class Backlog:
         if run.state == BEHIND:
             self._stuck.take_out(run)
             return
-        tally = self._tallies[run.state]
+        tally = self.tallies[run.state]
         tally.runs -= 1
         tally.messages -= run.count
         tally.size -= run.size
@@ -869,7 +863,7 @@ class Backlog:
         if run.state == BEHIND:
             self._stuck.count(run.lane, 0, -messages, -size)
         else:
-            self._tallies[run.state].count(0, -messages, -size)
+            self.tallies[run.state].count(0, -messages, -size)
 
     def _place_rest(self, run: Run, rest: Run) -> None:
         """Give what was cut off from the end of a run its state."""

@@ -320,25 +320,30 @@ _DELIVERY_HEAD = 0x90 + 1 + len(Delivery.__struct_fields__)
 
 def decode_frame(data: bytes | memoryview) -> Frame:
     """Return the frame; `UnknownKind` or `MalformedFrame` where it is none."""
+    size = len(data)
     try:
-        if len(data) > 1 and data[0] == _DELIVERY_HEAD and data[1] == 2:
-            frame: Frame = _decode_delivery(data)
-        elif len(data) > 1 and data[0] == _PROMISED_HEAD and data[1] == 2:
+        if size < 2 or data[1] != 2:  # the tag
+            frame: Frame = _decode(data)
+        elif data[0] == _DELIVERY_HEAD:
+            frame = _decode_delivery(data)
+        elif data[0] == _PROMISED_HEAD:
             frame = _decode_promised(data)
         else:
             frame = _decode(data)
     except UNDECODABLE as error:
         raise _diagnosis(data, error) from None
-    if isinstance(frame, Transfer):
+    kind = type(frame)
+    if kind is Transfer or kind is Delivery or kind is Promised:
+        assert isinstance(frame, Transfer)
         if data[0] > _TRANSFER_HEAD and type(frame) is Transfer:
             frame = msgspec.structs.replace(frame, flags=frame.flags | FLAG_UNKNOWN_ELEMENT)
-        if len(data) - len(memoryview(frame.messages)) > REST_HELD_MAX:
+        if size - len(memoryview(frame.messages)) > REST_HELD_MAX:
             frame = msgspec.structs.replace(frame, messages=frame.messages.copy())
-    check = _RELATIONS.get(type(frame))
+    check = _RELATIONS.get(kind)
     if check is not None:
         wrong = check(frame)
         if wrong is not None:
-            raise MalformedFrame(f"{type(frame).__name__}: {wrong}")
+            raise MalformedFrame(f"{kind.__name__}: {wrong}")
     return frame
 
 

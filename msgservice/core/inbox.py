@@ -236,7 +236,7 @@ class Answers:
     def take_frames(self) -> list[Ack | Nack]:
         """The answers since the last call, one ACK for all that was taken."""
         frames: list[Ack | Nack] = []
-        if self._acked:
+        if self._acked.firsts:
             ranges = list(self._acked)
             self._acked = RangeSet()
             while len(ranges) > ACK_RANGES_MAX:

@@ -30,7 +30,7 @@ class RangeSet:
                 self.add(first, last)
 
     def __iter__(self) -> Iterator[Range]:
-        return iter(list(zip(self.firsts, self.lasts, strict=True)))
+        return iter([*zip(self.firsts, self.lasts, strict=True)])
 
     def __len__(self) -> int:
         """The number of ranges, not of integers."""

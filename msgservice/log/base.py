@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import apsw
@@ -153,11 +154,11 @@ class StoreLog:
             not self._inline.takes(group, size, begin)
             or not self._may_write_now
             or store.is_disk_full
-            or store.is_short_for(size)
+            or (size and store.is_short_for(size))
         ):
             return None
         try:
-            return self._run_now(lambda: self._store_with_room(group))
+            return self._run_now(partial(self._store_with_room, group))
         finally:
             now = self._now()
             self._inline.took(now - begin, now)
@@ -175,6 +176,8 @@ class StoreLog:
 
     def _store_with_room(self, group: Group) -> Appended:
         appended = self._store.append(group)
+        if not (group.batches or group.own):
+            return appended
         if len(appended.stored) < len(group.batches) + len(group.own):
             self._retention.senders.hear(group)
         return appended

@@ -449,16 +449,11 @@ class Change:
     def __init__(self, db: apsw.Connection, staged: Staged) -> None:
         self._db = db
         self._staged = staged
-        self._gone: dict[int, tuple[int, int]] = {}  # id -> bytes, CRC of what leaves
+        self.leaving: dict[int, tuple[int, int]] = {}  # id -> bytes, CRC of what leaves
         self._new: dict[int, tuple[Row, bytes | memoryview | msgspec.Raw]] = {}
         self._finished: list[Any] = []
         self._named: list[Any] = []  # the ids of what was cancelled
         self._cancelled: list[tuple[int, int, int, str]] = []  # sender, first, last, why
-
-    @property
-    def leaving(self) -> Collection[int]:
-        """The ids of the rows that leave."""
-        return self._gone
 
     def move(self, batches: Sequence[Batch]) -> list[Batch]:
         """Return those of these that still wait, as they were read: they become batches.
@@ -468,7 +463,7 @@ class Change:
         """
         wanted = as_json([batch.delayed_id for batch in batches])
         found = {row[0]: row for row in _decode_leaving(one(self._db, _LEAVING, (wanted,)))}
-        gone = self._gone
+        gone = self.leaving
         taken: list[Batch] = []
         for batch in batches:
             if batch.delayed_id in gone:
@@ -519,7 +514,7 @@ class Change:
                 " and sequence + count > ?",
                 (known.id, wanted.last, wanted.first),
             )
-            if values[0] not in self._gone and values[0] not in self._new
+            if values[0] not in self.leaving and values[0] not in self._new
         ]
         found += [
             (row, frame)
@@ -551,7 +546,7 @@ class Change:
         if row.id in self._new:
             del self._new[row.id]
         else:
-            self._gone[row.id] = (row.size, row.row_crc)
+            self.leaving[row.id] = (row.size, row.row_crc)
         if first == row.sequence and last == row.last:
             return
         if frame is None:
@@ -580,33 +575,34 @@ class Change:
             self._new[piece.id] = (piece.sealed(), messages)
 
     def stage(self, operations: list[Operation]) -> bool:
-        """Stage it; return whether anything changes but what leaves for the log."""
+        """Stage what leaves or comes; return whether anything changes but what leaves for the log.
+
+        To be called where there is some.
+        """
         staged = self._staged
-        if not (self._gone or staged.delayed):
-            return False
         before = staged.state.waiting
-        gone = as_json(list(self._gone))
+        gone = as_json(list(self.leaving))
         flat: list[Any] = []
         named: list[Any] = []
         for row, frame in self._new.values():
             flat += (*row, frame)
             for index, name in row.named_ids:
                 named += (name, row.id, index)
-        head = _decode_heads(one(self._db, _FIRST, (len(self._gone) + 1,)))
-        times = [due_at for number, due_at in head if number not in self._gone][:1]
+        head = _decode_heads(one(self._db, _FIRST, (len(self.leaving) + 1,)))
+        times = [due_at for number, due_at in head if number not in self.leaving][:1]
         times += [row.due_at for row, _ in self._new.values()]
         staged.waiting = replace(
             staged.waiting,
-            count=before.count - len(self._gone) + len(self._new),
+            count=before.count - len(self.leaving) + len(self._new),
             size=before.size
-            - sum(size for size, _ in self._gone.values())
+            - sum(size for size, _ in self.leaving.values())
             + sum(row.size for row, _ in self._new.values()),
             crcs=before.crcs
-            - sum(crc for _, crc in self._gone.values())
+            - sum(crc for _, crc in self.leaving.values())
             + sum(row.row_crc for row, _ in self._new.values()),
             next_due=min(times, default=None),
         )
-        if self._gone:
+        if self.leaving:
             operations += [
                 ("delete from delayed where id in (select value from json_each(?))", (gone,)),
                 (

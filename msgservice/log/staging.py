@@ -184,7 +184,7 @@ def stage_append(
         stage_retained(staged, operations)
     if entry.statuses_from:
         stage_statuses_from(staged, entry, operations)
-    is_changed = change.stage(operations)
+    is_changed = bool(change.leaving or staged.delayed) and change.stage(operations)
     if entry.verdicts:
         staged.decided = stage_verdicts(db, staged, entry.verdicts, entry.now, operations)
         is_changed = is_changed or any(staged.decided)

@@ -465,7 +465,11 @@ class Store:
         Raises `apsw.FullError` where there is no room, whatever the system calls that.
         """
         try:
-            self._transact(operations)
+            if len(operations) > 1:
+                self._transact(operations)
+            else:
+                for sql, parameters in operations:
+                    self.db.execute(sql, parameters)
         except (apsw.IOError, apsw.CantOpenError) as error:
             if is_full(self.db, error):
                 raise apsw.FullError(f"no room: {error}") from error
@@ -473,12 +477,6 @@ class Store:
 
     def _transact(self, operations: list[Operation]) -> None:
         db = self.db
-        if not operations:
-            return
-        if len(operations) == 1:
-            ((sql, parameters),) = operations
-            db.execute(sql, parameters)
-            return
         db.execute("begin immediate")
         try:
             for sql, parameters in operations:

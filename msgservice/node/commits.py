@@ -548,7 +548,7 @@ class Commits:
             if isinstance(result, Failure):
                 self._failed(result, under_way)
             else:
-                self._stored(result, under_way)
+                self._stored(result, under_way, may_start=not in_this_turn)
                 self._held = self._due is not None  # the next group has failed meanwhile
                 if in_this_turn and not self._held:
                     self._go_on_soon()
@@ -584,7 +584,7 @@ class Commits:
         else:
             self._start_none()
 
-    def _stored(self, appended: Appended, under_way: _UnderWay) -> None:
+    def _stored(self, appended: Appended, under_way: _UnderWay, *, may_start: bool) -> None:
         group, sources, pages = under_way.group, under_way.sources, under_way.pages
         if group.own or group.letters:
             self._let_go(group)
@@ -601,7 +601,7 @@ class Commits:
                 refused = True
                 break
         # Nor where a page has one: what follows it may be for who is no member yet.
-        if not refused and not pages and self._next and not self._kept_back:
+        if may_start and not refused and not pages and self._next and not self._kept_back:
             self._start()
         for join in group.joins:
             join.audience.waiting -= 1

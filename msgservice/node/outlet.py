@@ -602,8 +602,9 @@ class Outlet:
 
     def received(self, frame: Frame) -> None:
         """An ACK or a NACK; `turn_ended` follows. Raises `NeverSent`."""
-        assert self.flight is not None
-        self._answered += self._hear_answer(self.flight, frame, self._answered)
+        flight, answered = self.flight, self._answered
+        assert flight is not None
+        self._answered = answered + self._hear_answer(flight, frame, answered)
 
     def _hear_answer(self, flight: Flight, frame: Frame, answered: int) -> int:
         """Return how many runs an answer is about, as far as it is heard in this turn."""
@@ -638,7 +639,8 @@ class Outlet:
         """The answers of one read were all taken, or as many as one turn takes."""
         self._answered = 0
         self.progress.gather()
-        self._expect_answers()
+        if self._is_awaited:
+            self._expect_answers()
         flight = self.flight
         if flight is not None and flight.rest is not None:
             if self._going_on is None:
@@ -773,7 +775,8 @@ class Outlet:
         )
         if transfers:
             connection.send_now(transfers)
-            self._expect_answers()
+            if not self._is_awaited:
+                self._expect_answers()
         has_more = has_more or len(transfers) >= TURN_RUNS
         if transfers and not is_fed and not has_more and not flight.has_more:
             has_more = supply.fill()

@@ -390,7 +390,8 @@ class Peer:
         self._store()
         if self._seat is not None:
             self._seat.turn_ended()
-        self._close_if_done()
+        if self.stage not in STAYING:
+            self._close_if_done()
 
     def _store(self) -> None:
         if self._sent_any:

@@ -102,16 +102,12 @@ class StatusFrames:
             case States(receiver, status, ranges, reason):
                 if not self._whole_reasons:
                     reason = first_line(reason)
-                return [
-                    StatusFrame(
-                        self._incarnation,
-                        receiver,
-                        int(status),
-                        list(ranges[at : at + STATUS_RANGES_MAX]),
-                        reason,
-                    )
-                    for at in range(0, len(ranges), STATUS_RANGES_MAX)
-                ]
+                frames: list[Frame] = []
+                incarnation, state = self._incarnation, int(status)
+                for at in range(0, len(ranges), STATUS_RANGES_MAX):
+                    some = [*ranges[at : at + STATUS_RANGES_MAX]]
+                    frames.append(StatusFrame(incarnation, receiver, state, some, reason))
+                return frames
 
     def _names(self, audience: Audience) -> list[Frame]:
         if audience.number in self.named:

@@ -214,8 +214,10 @@ class Supply:
 
         Who follows lags then: what is stored stays in the tail, and in the log after that.
         """
-        held = self._backlog.held(RUN_OVERHEAD)
-        room = self._share.look(held + self._fed_bytes + self._page_bytes)
+        held = self._fed_bytes + self._page_bytes
+        for tally in self._backlog.tallies:
+            held += tally.size + RUN_OVERHEAD * tally.runs
+        room = self._share.look(held)
         self.is_short = room <= 0
         if room <= 0 and self.state is FOLLOWS:
             self._be_overfed()

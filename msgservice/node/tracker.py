@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -58,8 +58,7 @@ _RESERVED = {NOT_YET: DELAYED, PROMISED: PROMISE}  # names of what is no receive
 Pending = dict[tuple[str, Status, str], RangeSet]  # (receiver, state, reason) -> sequences
 
 
-@dataclass(frozen=True, slots=True)
-class States:
+class States(msgspec.Struct, frozen=True, gc=False):
     """The state of a sender's sequences in `ranges` at one receiver."""
 
     receiver: str
@@ -655,4 +654,4 @@ def _gone_pieces(page: History) -> Iterator[GonePiece]:
 
 def _states(states: Pending) -> Iterator[States]:
     for (receiver, status, reason), ranges in states.items():
-        yield States(receiver, status, tuple(ranges), reason)
+        yield States(receiver, status, tuple(zip(ranges.firsts, ranges.lasts, strict=True)), reason)

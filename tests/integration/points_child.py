@@ -94,8 +94,8 @@ def main(folder: str, port: str, point: str, kind: str) -> None:
 
     stored = Commits._stored
 
-    def telling(commits: Commits, appended: Any, under_way: Any) -> None:
-        stored(commits, appended, under_way)
+    def telling(commits: Commits, appended: Any, under_way: Any, **how: Any) -> None:
+        stored(commits, appended, under_way, **how)
         if point == "told" and does(under_way.group):
             die()
 
