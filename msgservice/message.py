@@ -112,6 +112,10 @@ class Status(enum.IntEnum):
         return self >= Status.ACKNOWLEDGED
 
 
+# What `Status(number)` says, which is slower.
+STATUSES = {int(status): status for status in Status}
+
+
 class Action(enum.IntEnum):
     """The action that a NACK asks of the sender (PROTOCOL: NACK)."""
 

@@ -116,7 +116,7 @@ class Flow:
     def hand_over(self, *, only_whole: bool = False) -> None:
         """Hand over what is gathered; `only_whole`: of that, the runs that cannot grow."""
         gathering = self.gathering
-        if gathering:
+        if gathering.open or gathering.whole:
             runs = gathering.take(only_cut=only_whole)
             if runs:
                 if self._disk is not None:
@@ -132,7 +132,8 @@ class Flow:
 
     def go_on(self) -> None:
         """The node has answered, or can be reached again: there may be room for more."""
-        if self.gathering:
+        gathering = self.gathering
+        if gathering.open or gathering.whole:
             self.hand_over(only_whole=self._is_busy())
 
     def stop(self) -> None:

@@ -160,7 +160,7 @@ class Gathering:
         self.open: dict[str, Gather] = {}  # by subject
         self._default = options_of(FLAG_REQUIRE if require else 0)
         self._limits = limits
-        self._cut: list[Run] = []
+        self.whole: list[Run] = []  # that grow no more
         self._subjects: set[str] = set()  # well-formed ones
         # Of the node that was reached last: until there was one, all that this side knows.
         self._features: Collection[str] = features.ALL
@@ -171,7 +171,7 @@ class Gathering:
     # --- getters
 
     def __bool__(self) -> bool:
-        return bool(self._cut or self.open)
+        return bool(self.whole or self.open)
 
     def limit_of(self, options: RunOptions = PLAIN) -> int:
         """Bytes of a run's messages; a long `to` takes its room from them."""
@@ -250,7 +250,7 @@ class Gathering:
     def cut(self, gather: Gather) -> None:
         """The run is closed: it grows no more."""
         del self.open[gather.subject]
-        self._cut.append(gather.run())
+        self.whole.append(gather.run())
 
     def alone(self, subject: str, options: RunOptions) -> Gather:
         """Return a run for one message that shares none: what grew for its subject is cut."""
@@ -264,11 +264,11 @@ class Gathering:
         before = self.open.get(run.subject)
         if before is not None:
             self.cut(before)
-        self._cut.append(run)
+        self.whole.append(run)
 
     def take(self, *, only_cut: bool = False) -> list[Run]:
         """Return the runs, those of each subject in order."""
-        runs, self._cut = self._cut, []
+        runs, self.whole = self.whole, []
         if not only_cut:
             runs += [gather.run() for gather in self.open.values()]
             self.open.clear()

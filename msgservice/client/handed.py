@@ -619,12 +619,12 @@ class HandedRun:
         if self._unanswered == 0 and self.on_answered is not None:
             self._tell_answered()
         if self._watchers:
-            done = [
-                (key, deferred, outcome)
-                for key in self._concerned(self._watchers, news)
-                for deferred, watcher in self._watchers[key].items()
-                if (outcome := self._outcome(watcher, is_news=True)) is not None
-            ]
+            done: list[tuple[int, Deferred[Any], object]] = []
+            for key in self._concerned(self._watchers, news):
+                for deferred, watcher in self._watchers[key].items():
+                    outcome = self._outcome(watcher, is_news=True)
+                    if outcome is not None:
+                        done.append((key, deferred, outcome))
             for key, deferred, _ in done:
                 self._drop(key, deferred)
             for _, deferred, outcome in done:
@@ -635,11 +635,19 @@ class HandedRun:
 
     def _concerned(self, keys: Collection[int], news: list[Range] | None) -> list[int]:
         """The keys of watchers to look at: no more than messages have news, and those of many."""
-        if news is None or sum(last - first for first, last in news) >= len(keys):
+        if news is None:
+            return list(keys)
+        span = 0
+        for first, last in news:
+            span += last - first
+        if span >= len(keys):
             return list(keys)
         found = [0] if 0 in keys else []
         for first, last in news:
-            found += [key for key in range(first, last + 1) if key in keys]
+            if first != last:
+                found += [key for key in range(first, last + 1) if key in keys]
+            elif first in keys:
+                found.append(first)
         return list(dict.fromkeys(found)) if len(news) > 1 else found
 
     # --- waiting
@@ -693,8 +701,13 @@ class HandedRun:
             return self._promise_outcome(first, last)
         others = self._others if wait is Wait.ACKNOWLEDGED else None
         done = True
+        settled = self._settled
         for piece in self._pieces:
-            low, high = max(first, piece.first), min(last, piece.last)
+            low, high = first, last
+            if low < piece.first:
+                low = piece.first
+            if high > piece.last:
+                high = piece.last
             if low > high:
                 continue
             names = piece.audience.names
@@ -710,7 +723,10 @@ class HandedRun:
                 if others and (other := self._other(low, high, receiver)) is not None:
                     return NotDelivered(receiver, other[0].name.lower(), other[1] or None)
                 if self._unknown is None:
-                    done = done and self._is_final(receiver, low, high)
+                    if receiver not in settled:
+                        done = False
+                    elif settled[receiver] is not None:
+                        done = done and self._is_final(receiver, low, high)
                     continue
                 if wait is Wait.ACKNOWLEDGED and self._is_lost_sight_of(receiver, low, high):
                     return _unknown_error()

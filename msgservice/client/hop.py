@@ -70,7 +70,14 @@ from msgservice.errors import (
     refused,
 )
 from msgservice.limits import MAX_BATCH_MIN, Limits
-from msgservice.message import Action, Status, count_of, cut_messages, join_messages
+from msgservice.message import (
+    STATUSES,
+    Action,
+    Status,
+    count_of,
+    cut_messages,
+    join_messages,
+)
 from msgservice.records import DELAYED, PROMISE, Resume
 
 if TYPE_CHECKING:
@@ -422,7 +429,8 @@ class NodeHop:
                 connection.send_now(transfers)
             except NotEncodable:
                 self._send_each(connection, flight, transfers)
-            self._apply_settled()  # what turned out to be too large for the node, or no frame
+            if backlog.settled or backlog.failed:
+                self._apply_settled()  # what turned out to be too large for the node, or no frame
             if disk is not None and disk.file.has_more and not self._is_reading and flight.wants:
                 self._read(disk)
             self._has_sent_enough = flight.has_more
@@ -483,7 +491,9 @@ class NodeHop:
 
     def _rearm(self) -> None:
         flight = self.flight
-        due = None if self._is_stopped or flight is None else flight.next_deadline()
+        due = None
+        if flight is not None and self.backlog.retries and not self._is_stopped:
+            due = flight.next_deadline()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -621,7 +631,7 @@ class NodeHop:
                 if frame.receiver not in self._receivers.known and frame.receiver not in RESERVED:
                     self._receivers.look(frame.receiver)
                 if frame.incarnation == self.incarnation:
-                    status = Status(frame.state)
+                    status = STATUSES[frame.state]
                     self.runs.receive_status(frame.receiver, status, frame.ranges, frame.reason)
             case AudienceFrame():
                 check_names([name for name in frame.receivers if name != DELAYED])
@@ -656,11 +666,14 @@ class NodeHop:
     def turn_ended(self, connection: Connection) -> None:
         """See `connection.Owner`."""
         if connection is self.connection and self.flight is not None:
-            self._apply_settled()
+            backlog = self.backlog
+            if backlog.settled or backlog.failed:
+                self._apply_settled()
             self.runs.tell_news()
             self._user.answers_applied()
-            self._flush_receipts()
-            if not self.backlog.idle or self._has_more:
+            if self._disk is not None:
+                self._flush_receipts()
+            if backlog.open_runs > backlog.in_flight.runs or self._has_more:
                 self.pump()
 
     def writable(self, connection: Connection) -> None:

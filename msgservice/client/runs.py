@@ -54,6 +54,9 @@ class HandedRuns:
 
     def between(self, first: int, last: int) -> list[HandedRun]:
         """The runs kept that overlap `first` to `last`, rising."""
+        exact = self._get(first)
+        if exact is not None and first + exact.count > last:  # as of most that is told
+            return [exact]
         firsts = self._firsts
         low = max(bisect_right(firsts, first) - 1, 0)
         high = bisect_right(firsts, last, low)
