@@ -29,7 +29,11 @@ INLINE_ROWS = 256  # exceptions of theirs
 QUICK = 0.02
 RECENT = 100
 STALLED = 0.1  # one alone shows that the disk is not quick
-PAUSE_MIN, PAUSE_MAX = 1.0, 60.0  # seconds, doubling while it is slow again soon
+# The seconds for which all goes to the thread then: so many times as long as the slow one took. So
+# a disk that stays slow costs the reactor's thread a fiftieth of its time, and one commit that was
+# slow because others kept the processors busy costs a second or two of the quick way, no more.
+PAUSE_FACTOR = 50
+PAUSE_MIN, PAUSE_MAX = 1.0, 60.0
 # The seconds that a disk may stand still on the reactor's thread before a peer that hears nothing
 # meanwhile takes this side for gone: with heartbeats that leave less no commit is written there.
 MARGIN = 5.0
@@ -46,7 +50,7 @@ def inline_commits(said: str) -> InlineCommits:
 class Inline:
     """The rule of one log. Times are seconds of one monotonic clock."""
 
-    __slots__ = ("_count", "_how", "_pause", "_slow_at", "_until")
+    __slots__ = ("_count", "_how", "_slow_at", "_until")
 
     def __init__(self, how: InlineCommits, limits: Limits) -> None:
         if how == "auto" and limits.heartbeat * (limits.silence - 1) < MARGIN:
@@ -54,7 +58,6 @@ class Inline:
         self._how = how
         self._count = 0  # commits that were written so
         self._slow_at = -RECENT  # which of them was slow last
-        self._pause = PAUSE_MIN
         self._until = -math.inf  # when the last pause ends
 
     def takes(self, group: Group, size: int, now: float) -> bool:
@@ -71,9 +74,7 @@ class Inline:
         again = self._count - self._slow_at < RECENT
         self._slow_at = self._count
         if again or seconds > STALLED:
-            soon = now - self._until < PAUSE_MAX
-            self._pause = min(2 * self._pause, PAUSE_MAX) if soon else PAUSE_MIN
-            self._until = now + self._pause
+            self._until = now + min(max(PAUSE_FACTOR * seconds, PAUSE_MIN), PAUSE_MAX)
 
 
 def is_small(group: Group) -> bool:
