@@ -107,6 +107,7 @@ class Backlog:
         "retries",
         "settled",
         "stored_before",
+        "stuck_lanes",
         "tallies",
         "waiting",
     )
@@ -151,6 +152,9 @@ class Backlog:
         self._open = OpenRuns()
         self.ready_queue = ReadyQueue(self._open)  # but for what has a queue of its lane
         self._stuck = StuckLanes(self._open, self.ready, self.behind)
+        # The lanes that are blocked, or were and have a queue: in the usual case none. The same one
+        # for all of a flight, not to be changed.
+        self.stuck_lanes: Mapping[Hashable, StuckLane] = self._stuck.by_lane
         # Due, first; void where that does not wait. Not to be changed: see `next_retry`.
         self.retries: list[tuple[float, int]] = []
         # When it expires, first; void where no run with that time begins there. Of runs with a ttl.
@@ -163,8 +167,8 @@ class Backlog:
     @property
     def cursor(self) -> int:
         """The sequence up to which everything is final."""
-        lowest = self._open.lowest()
-        return self.loaded_to if lowest is None else lowest.first - 1
+        open_ = self._open
+        return open_.firsts[open_.head] - 1 if open_.by_first else self.loaded_to
 
     @property
     def open_runs(self) -> int:
@@ -285,14 +289,6 @@ class Backlog:
         first = stuck.first()
         return first if run is None or (first is not None and first.first < run.first) else run
 
-    @property
-    def stuck_lanes(self) -> Mapping[Hashable, StuckLane]:
-        """The lanes that are blocked, or were and have a queue; the same one for all of a flight.
-
-        In the usual case none.
-        """
-        return self._stuck.by_lane
-
     def steps_behind(self, run: Run) -> bool:
         """Whether the first ready run is of a blocked lane; it waits in that lane's queue then."""
         stuck = self._stuck
@@ -347,6 +343,9 @@ class Backlog:
                 self._load(cut_run(run, low, high))
             self.loaded_to = last
             self._trim_above()
+        elif self._tried is None and not self._resumed.firsts:  # as most
+            self.loaded_to = last
+            self._load_piece(run)
         else:
             self.loaded_to = last
             self._load(run)

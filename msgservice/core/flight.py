@@ -300,7 +300,7 @@ class Flight:
         first_ready = backlog.first_ready if stuck else backlog.ready_queue.first
         has_stepped = False  # runs wait beside the window now: behind their lanes' heads, too large
         stop_at = in_flight.size + bytes_max
-        ready = self._ready
+        ready, above, behind_max = self._ready, backlog.above.firsts, backlog.behind_max
         while ready.runs and (run := first_ready()) is not None:
             if in_flight.size >= stop_at or not left:
                 self.has_more = True
@@ -312,12 +312,13 @@ class Flight:
             if run.expires_at is not None and self._is_over(run):
                 has_stepped = True
                 continue
-            if self._is_one_too_many(run):
+            if len(above) >= behind_max and self._is_one_too_many(run):
                 break
             if (run.size > self.batch_max or run.options.to is not None) and self._is_larger(run):
                 has_stepped = True
                 continue
-            if not self._may_leave(run, allow):
+            is_cut = self._room(run) < run.count or allow is not None
+            if is_cut and not self._may_leave(run, allow):
                 break
             self._send(run, transfers, now)
         if has_stepped:
@@ -336,10 +337,8 @@ class Flight:
         Else what was loaded before goes on to be sent, and the other side takes more ranges than
         it can name in a RESUME.
         """
-        above = self._backlog.above
-        if len(above.firsts) < self._backlog.behind_max:
-            return False
-        return above.last is not None and run.first > above.last
+        last = self._backlog.above.last
+        return last is not None and run.first > last
 
     def _is_over(self, run: Run) -> bool:
         """Whether a run's time is over: then it is settled, and not sent."""

@@ -138,12 +138,12 @@ class OpenRuns:
     What has gone leaves its place in the list when it is come upon: each is passed over once.
     """
 
-    __slots__ = ("_head", "by_first", "firsts")
+    __slots__ = ("by_first", "firsts", "head")
 
     def __init__(self) -> None:
         self.by_first: dict[int, Run] = {}
         self.firsts: list[int] = []  # rising; may hold firsts that have gone
-        self._head = 0
+        self.head = 0  # the place of the lowest
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> OpenRuns:
@@ -158,7 +158,7 @@ class OpenRuns:
 
     def __iter__(self) -> Iterator[Run]:
         by_first = self.by_first
-        return iter([by_first[n] for n in self.firsts[self._head :] if n in by_first])
+        return iter([by_first[n] for n in self.firsts[self.head :] if n in by_first])
 
     def add(self, run: Run) -> None:
         """Add a run; its first sequence is not there yet."""
@@ -166,7 +166,7 @@ class OpenRuns:
         if not firsts or first > firsts[-1]:
             firsts.append(first)
         else:
-            at = bisect_left(firsts, first, self._head)
+            at = bisect_left(firsts, first, self.head)
             if at >= len(firsts) or firsts[at] != first:
                 firsts.insert(at, first)
         self.by_first[first] = run
@@ -175,7 +175,7 @@ class OpenRuns:
         """Add runs, which rise; many of them in one pass over the list."""
         if not runs:
             return
-        firsts, head = self.firsts, self._head
+        firsts, head = self.firsts, self.head
         low, high = runs[0].first, runs[-1].first
         at = bisect_left(firsts, low, head)
         stop = bisect_left(firsts, high, at)
@@ -191,40 +191,40 @@ class OpenRuns:
         else:
             by_first.update((run.first, run) for run in runs)
             self.firsts = sorted(by_first)
-            self._head = 0
+            self.head = 0
 
     def discard(self, run: Run) -> bool:
         """Take a run out; return whether it was the lowest."""
-        first, firsts, head, by_first = run.first, self.firsts, self._head, self.by_first
+        first, firsts, head, by_first = run.first, self.firsts, self.head, self.by_first
         del by_first[first]
         was_lowest = firsts[head] == first
         if not by_first:
             firsts.clear()
-            self._head = 0
+            self.head = 0
             return was_lowest
         size = len(firsts)
         while head < size and firsts[head] not in by_first:
             head += 1
-        self._head = head
+        self.head = head
         if size > FLIGHT_COMPACT + 2 * len(by_first):
             self.firsts = [n for n in firsts[head:] if n in by_first]
-            self._head = 0
+            self.head = 0
         return was_lowest
 
     def clear(self) -> None:
         """Take all runs out."""
         self.by_first.clear()
         self.firsts = []
-        self._head = 0
+        self.head = 0
 
     def lowest(self) -> Run | None:
         """The run with the lowest sequence, or None."""
-        return self.by_first[self.firsts[self._head]] if self.by_first else None
+        return self.by_first[self.firsts[self.head]] if self.by_first else None
 
     def take_above(self, first: int, state: int) -> list[Run]:
         """Take out the runs above `first`, up to the first one that is in another state."""
         firsts, by_first = self.firsts, self.by_first
-        low = at = bisect_right(firsts, first, self._head)
+        low = at = bisect_right(firsts, first, self.head)
         taken: list[Run] = []
         while at < len(firsts):
             run = by_first.get(firsts[at])
@@ -239,19 +239,19 @@ class OpenRuns:
 
     def entries(self, first: int, last: int) -> int:
         """The number of runs that overlap `first` to `last`, with ones that have gone there."""
-        firsts, head = self.firsts, self._head
+        firsts, head = self.firsts, self.head
         begin = max(bisect_right(firsts, first, head) - 1, head)
         return bisect_right(firsts, last, begin) - begin
 
     def reach(self, first: int, runs: int) -> int:
         """The sequence up to which `first` and what is above it lie in `runs` such entries."""
-        firsts, head = self.firsts, self._head
+        firsts, head = self.firsts, self.head
         at = max(bisect_right(firsts, first, head) - 1, head) + runs
         return firsts[at] - 1 if at < len(firsts) else INTEGER_MAX
 
     def between(self, first: int, last: int) -> list[Run]:
         """Open runs that overlap `first` to `last`, rising."""
-        firsts, by_first, head = self.firsts, self.by_first, self._head
+        firsts, by_first, head = self.firsts, self.by_first, self.head
         exact = by_first.get(first)
         if exact is not None and first + exact.count > last:
             return [exact]

@@ -29,7 +29,7 @@ from msgservice.log.entries import Age, Append
 from msgservice.log.promises import stage_promises, stage_verdicts
 from msgservice.log.replaying import position_at
 from msgservice.log.schema import INTO_FINISHED
-from msgservice.log.state import Keyed, KeyRow, ReceiverProgress, Staged, State
+from msgservice.log.state import PLACES, Keyed, KeyRow, ReceiverProgress, Staged, State
 from msgservice.message import (
     Status,
 )
@@ -589,8 +589,9 @@ def stage_progress(
         moved[step.receiver] = at
         if step.cursor > at.cursor:
             at.cursor = step.cursor
+        settled = at.settled
         for status, count in step.settled.items():
-            at.settle(status, count)
+            settled[PLACES[status]] += count
         at.bytes += step.settled_bytes
         if step.inbox is not None:
             at.inbox = step.inbox

@@ -27,7 +27,7 @@ from msgservice.records import Audience, Batch, KeyUse, ReceiverRow, Replay
 BUCKETS = 256  # of the hashes of senders that are asleep
 
 SETTLED = (Status.ACKNOWLEDGED, Status.EXPIRED, Status.DEAD, Status.CANCELLED, Status.REMOVED)
-_PLACES = {int(status): place for place, status in enumerate(SETTLED)}
+PLACES = {int(status): place for place, status in enumerate(SETTLED)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class ReceiverProgress(msgspec.Struct, eq=False):
 
     def settle(self, status: int, messages: int) -> None:
         """Count messages that reached a final state."""
-        self.settled[_PLACES[status]] += messages
+        self.settled[PLACES[status]] += messages
 
     @property
     def settled_by_status(self) -> dict[int, int]:

@@ -165,11 +165,12 @@ def assemble(
 
     def after_group(batches: list[Batch]) -> None:
         tracker.flush()
-        promises.stored(batches)
-        dispatch.stored(batches)
+        if batches:
+            promises.stored(batches)
+            dispatch.stored(batches)
+            expiry.stored(batches)
         promises.flush()
         replayer.look()
-        expiry.stored(batches)
         delayed.stored()
         expired_retained.stored()
         if commits.uncommitted_bytes <= limits.uncommitted_bytes // 2:

@@ -645,8 +645,10 @@ class Outlet:
         if flight is not None and flight.rest is not None:
             if self._going_on is None:
                 self._going_on = self._time.clock.callLater(0, self._answer_on)
-        elif self._all_answered:
-            self.supply.look()
+            return
+        supply = self.supply
+        if supply.state is FOLLOWS and not supply.fed and not self._open:  # all is answered
+            supply.look()
         else:
             self.pump()
 

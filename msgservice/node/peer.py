@@ -387,7 +387,8 @@ class Peer:
 
     def turn_ended(self, connection: Connection) -> None:
         """Store what came, send what may be sent."""
-        self._store()
+        if self._sent_any:
+            self._store()
         if self._seat is not None:
             self._seat.turn_ended()
         if self.stage not in STAYING:

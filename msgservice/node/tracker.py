@@ -320,7 +320,8 @@ class Tracker:
                     continue  # of before what it asks for
             if one.status is not last_status or one.refusal is not None:
                 last_status = one.status
-                state = (receiver, one.status, one.reason[:REASON_KEPT_MAX])
+                reason = "" if one.refusal is None else one.reason[:REASON_KEPT_MAX]
+                state = (receiver, one.status, reason)
                 ranges = watch.pending.get(state)
                 if ranges is None:
                     ranges = watch.pending[state] = RangeSet()
