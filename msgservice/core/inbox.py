@@ -119,9 +119,9 @@ class Answers:
             raise MalformedFrame(f"after {after} is not below sequence {first}")
         received = self.received
         received.add(first if after is None else after + 1, last)
-        if len(received) > 1:  # what the sender calls settled wants no answer any more
+        if len(received.firsts) > 1:  # what the sender calls settled wants no answer any more
             received.remove_below(transfer.floor)
-            if len(received) > self._received_max:
+            if len(received.firsts) > self._received_max:
                 raise MalformedFrame(f"more than {self._received_max} holes above the floor")
         if self._discarded:
             self._pass(first, last, lane)
@@ -253,7 +253,7 @@ class Answers:
     @property
     def owes(self) -> bool:
         """Whether there is something to send."""
-        return bool(self._acked or self._refusals)
+        return bool(self._acked.firsts or self._refusals)
 
 
 @dataclass(slots=True)
@@ -350,7 +350,7 @@ class Inbox:
                 answers.take_over(low, high)
         if self._rejected:
             parts = self._repeat_rejections(parts, lane)
-        if self._taking and self._taking.overlaps(first, last):
+        if self._taking.firsts and self._taking.overlaps(first, last):
             parts = [new for low, high in parts for new in self._taking.missing(low, high)]
         if not parts:
             return None

@@ -34,16 +34,18 @@ def raised_floor(floor: int, taken: RangeSet, settled: int) -> int:
     floor passes no hole, but the oldest of more than `HOLES_MAX`.
     """
     passed = taken.range_of(floor)
-    many = taken.begun_below(settled) - HOLES_MAX
-    if many > 0:
-        passed = taken.lowest(many)[-1]
+    if len(taken.firsts) > HOLES_MAX:
+        many = taken.begun_below(settled) - HOLES_MAX
+        if many > 0:
+            passed = taken.lowest(many)[-1]
     return floor if passed is None else max(floor, min(passed[1] + 1, settled))
 
 
 def keep_newest(taken: RangeSet, most: int, slack: int = 0) -> None:
     """Forget the oldest ranges beyond `most`, once there are `slack` more: they may come again."""
-    if len(taken) > most + slack:
-        taken.remove_below(taken.lowest(len(taken) - most)[-1][1] + 1)
+    count = len(taken.firsts)
+    if count > most + slack:
+        taken.remove_below(taken.lowest(count - most)[-1][1] + 1)
 
 
 Messages = bytes | memoryview | msgspec.Raw

@@ -118,6 +118,9 @@ class RangeSet:
         high = bisect_right(firsts, last)
         if low >= high:
             return
+        if low + 1 == high and firsts[low] >= first and lasts[low] <= last:
+            del firsts[low], lasts[low]
+            return
         new_firsts: list[int] = []
         new_lasts: list[int] = []
         if firsts[low] < first:
@@ -131,8 +134,12 @@ class RangeSet:
 
     def remove_below(self, number: int) -> None:
         """Remove all that are lower than `number`."""
-        if self.firsts and self.firsts[0] < number:
-            self.remove(self.firsts[0], number - 1)
+        firsts = self.firsts
+        if firsts and firsts[0] < number:
+            if number <= self.lasts[0]:  # of the lowest range alone
+                firsts[0] = number
+            else:
+                self.remove(firsts[0], number - 1)
 
     def covers(self, first: int, last: int) -> bool:
         """Whether all from `first` to `last` are there."""
@@ -166,6 +173,9 @@ class RangeSet:
 
     def missing(self, first: int, last: int) -> list[Range]:
         """Return the parts of `first` to `last` that are not there, rising."""
+        lasts = self.lasts
+        if first <= last and (not lasts or first > lasts[-1]):
+            return [(first, last)]
         parts = []
         for low, high in self.within(first, last):
             if first < low:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet import error
+from twisted.internet.base import DelayedCall
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.internet.protocol import ClientFactory, DatagramProtocol
@@ -186,6 +189,62 @@ def test_calls_that_were_cancelled_are_not_kept() -> None:
     assert len(reactor.timers._heap) < 200
     reactor.pass_seconds(2)
     assert [1.0] == pytest.approx(made, abs=0.06)
+
+
+QUARTERS = st.integers(0, 40).map(lambda n: n / 4)  # seconds, exact in any sum
+ASKED = st.one_of(
+    st.tuples(st.just("call"), QUARTERS, st.just(0)),
+    st.tuples(st.just("reset"), QUARTERS, st.integers(0, 9)),
+    st.tuples(st.just("delay"), QUARTERS, st.integers(0, 9)),
+    st.tuples(st.just("cancel"), QUARTERS, st.integers(0, 9)),
+    st.tuples(st.just("pass"), QUARTERS, st.just(0)),
+)
+
+
+@given(st.lists(ASKED, max_size=60))
+def test_whatever_is_asked_of_them_they_call_as_a_clock_does(
+    asked: list[tuple[str, float, int]],
+) -> None:
+    reactor, clock = Reactor(), Clock()
+    made, wanted = list[int](), list[int]()
+    calls: list[tuple[Any, Any]] = []
+    for what, seconds, number in [*asked, ("pass", 1000.0, 0)]:
+        if what == "call":
+            at = len(calls)
+            ours = reactor.timers.callLater(seconds, made.append, at)
+            calls.append((ours, clock.callLater(seconds, wanted.append, at)))
+        elif what == "pass":
+            reactor.monotonic += seconds
+            reactor.advance(seconds)
+            clock.advance(seconds)
+            assert sorted(wanted) == sorted(made)
+        elif calls:
+            for call in calls[number % len(calls)]:
+                if call.active():
+                    getattr(call, what)(*(() if what == "cancel" else (seconds,)))
+        waiting = [ours for ours, _ in calls if ours.active()]
+        assert len(waiting) == len(reactor.timers.getDelayedCalls()) == len(clock.calls)
+    assert [] == reactor.getDelayedCalls()
+
+
+def test_to_hasten_a_call_looks_at_few_of_those_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    reactor, made = Reactor(), list[float]()
+    for n in range(5000):
+        later(reactor, 100.0 + n, [])
+    compared = 0
+    less = DelayedCall.__lt__
+
+    def counted(one: DelayedCall, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return less(one, other)
+
+    monkeypatch.setattr(DelayedCall, "__lt__", counted)
+    for _ in range(100):
+        later(reactor, 1.0, made).reset(0.5)
+    assert compared <= 100 * 20
+    reactor.pass_seconds(1)
+    assert 100 == len(made)
 
 
 def test_a_delay_that_has_passed_already_is_an_error_of_the_caller() -> None:
