@@ -882,14 +882,17 @@ _ALL = [
         name="what-was-sent-before-counts",
         at=f"{FLIGHT}.__init__",
         old="self._sent = RangeSet()",
-        new="self._sent = backlog.__dict__.setdefault('sent', RangeSet())",
+        new="self._sent = Flight.end.__dict__.setdefault(backlog, RangeSet())",
         catcher=_by("outbox", "an answer about what was not sent is believed"),
     ),
     Mutant(
         name="nacks-of-before-count",
         at=f"{FLIGHT}.receive_nack",
         old="self._nacks += 1",
-        new="self._nacks = self._backlog.nacks = getattr(self._backlog, 'nacks', 0) + 1",
+        new=(
+            "known = Flight.end.__dict__;"
+            " self._nacks = known[self._backlog] = known.get(self._backlog, 0) + 1"
+        ),
         catcher=_by("outbox", "more nacks than were sent"),
     ),
     Mutant(
