@@ -234,7 +234,7 @@ def test_to_hasten_a_call_looks_at_few_of_those_that_wait(monkeypatch: pytest.Mo
     compared = 0
     less = DelayedCall.__lt__
 
-    def counted(one: DelayedCall, other: object) -> bool:
+    def counted(one: DelayedCall, other: DelayedCall) -> bool:
         nonlocal compared
         compared += 1
         return less(one, other)
