@@ -288,18 +288,14 @@ class Promises:
 
     def stored(self, batches: Sequence[Batch]) -> None:
         """Batches were stored: those with a promise are followed, before they are sent."""
-        promised = None
+        earliest: int | None = None
+        has_some = False
         for batch in batches:
-            if batch.promise is not None:
-                promised = batches
-                break
-        if promised is None:  # as of most groups
-            return
-        earliest = self._next()
-        for batch in promised:
             promise = batch.promise
             if promise is None:
                 continue
+            if not has_some:
+                has_some, earliest = True, self._next()
             members = batch.audience.members
             self._add(
                 _Open(
@@ -316,7 +312,7 @@ class Promises:
                 ),
                 batch.count,
             )
-        if self._next() != earliest:
+        if has_some and self._next() != earliest:
             self._due.look()
 
     def _add(self, one: _Open, messages: int) -> None:
