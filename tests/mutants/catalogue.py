@@ -997,7 +997,7 @@ _ALL = [
     Mutant(
         name="given-twice-to-the-handler",
         at=f"{INBOX}.receive_transfer",
-        old="if self._taking and self._taking.overlaps(first, last):",
+        old="if self._taking.firsts and self._taking.overlaps(first, last):",
         new="if False:",
         catcher=_by("inbox", "handled twice", "what the handler has is not what is noted"),
     ),
@@ -2359,7 +2359,7 @@ _ALL = [
     Mutant(
         name="a-shared-inbox-keeps-all",
         at="msgservice.core.marks:keep_newest",
-        old="if len(taken) > most + slack:",
+        old="if count > most + slack:",
         new="if False:",
         catcher=_test("tests/unit/test_node_shared.py", "keeps_its_newest_ranges"),
     ),
