@@ -1474,7 +1474,7 @@ _ALL = [
     Mutant(
         name="whoever-comes-second-with-a-key-hears-nothing-later",
         at="msgservice.node.tracker:Tracker.settled",
-        old="self._settled_by_key(receiver, begin, one)",
+        old="self._settled_by_key(begin, state)",
         new="pass",
         catcher=_test("tests/unit/test_node_keys.py -k told_to_each", "told_to_each"),
     ),
