@@ -246,6 +246,35 @@ def test_what_waits_for_the_endpoint_expires_there_when_its_time_is_over(
         assert msgservice.receiver("hook")["queued"] == 0
 
 
+def test_what_waits_for_the_endpoint_is_in_flight_for_an_undo_and_purged_when_it_is_paused(
+    tmp_path: Path, site: Site
+) -> None:
+    with node_of(tmp_path, ALLOWED) as (_, msgservice):
+        address = f"http://127.0.0.1:{site.port}/"
+        assert msgservice("receivers", "add", "hook", "orders.>", "--address", address).code == 0
+        site.answers.put((503, {"retry-after": "3600"}, b"not now"))
+        assert msgservice("send", "orders.new", "called", "--id", "o-1").code == 0
+        assert site.call().body == b"called"
+        while "not now" not in msgservice("why", "o-1").out:
+            pass
+        assert msgservice("send", "orders.new", "never called", "--id", "o-2").code == 0
+        for id_ in ("o-1", "o-2"):
+            while msgservice.data("why", id_)["causes"][0]["kind"] == "in_line":
+                pass  # it is handed over in a moment
+            told = msgservice.data("undo", id_)
+            assert told["receivers"] == {"hook": {"in_flight": 1}}
+        assert msgservice("receivers", "pause", "hook").code == 0
+        while msgservice.receiver("hook")["connected"]:
+            pass
+        assert msgservice("purge", "hook", "--yes").code == 0
+        for id_ in ("o-1", "o-2"):
+            assert msgservice.data("undo", id_)["receivers"] == {"hook": {"cancelled_before": 1}}
+            status = msgservice.data("status", id_)["receivers"]["hook"]
+            wanted = ("cancelled", "purged (outcome unknown)")
+            assert wanted == (status["status"], status["reason"])
+        assert site.calls.empty()
+
+
 def test_a_message_that_is_wrong_becomes_a_dead_letter_with_what_was_answered(
     tmp_path: Path, site: Site
 ) -> None:
