@@ -11,7 +11,7 @@ What the file is, and how it is written, lives in `client.outbox_file`; which re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, succeed
@@ -29,6 +29,10 @@ from msgservice.core.refusal import Refusal
 from msgservice.core.runs import Run
 from msgservice.errors import MsgServiceError
 
+# So much may have been said of receipts, in so many ms, before it is looked at which rows may go:
+# those of many messages are one range, and go in one step. After a kill they are told once more.
+SAID_WAITING = 64
+LOOKED_EVERY = 1000
 AGED_EVERY = 60_000  # ms between two looks for receipts that nobody has asked for in days …
 AGED_RANGES = 4096  # … at so many ranges of them: there may be very many
 
@@ -59,7 +63,7 @@ class DiskOutbox:
             forgotten=snapshot.receipts.forgotten,
         )
         self._keeps_ms = 0  # for which receipts are kept that have ended; 0: for ever
-        self._aged_at = 0
+        self._aged_at = self._looked_at = 0
         self._aged_to = 0  # the last sequence that was looked at for that
         self._has_warned = False  # that the oldest receipts go
         self.incarnation = snapshot.incarnation
@@ -94,13 +98,13 @@ class DiskOutbox:
     def _written(self, result: Failure | None, runs: Sequence[Run]) -> Failure | None:
         self.writing -= 1
         receipts, is_kept = self.receipts, not isinstance(result, Failure)
-        for run in runs:
+        for first, last, promised in _ranges_of(runs):
             if is_kept and self.file.receipts_max:
-                receipts.add(run.first, run.last, promised=run.options.promise is not None)
+                receipts.add(first, last, promised=promised)
                 if self._keeps_receipts:
-                    receipts.give_out([(run.first, run.last)], keep=True)
+                    receipts.give_out([(first, last)], keep=True)
             else:
-                receipts.skip(run.first, run.last)
+                receipts.skip(first, last)
         if is_kept:
             self.sequence = self.kept = runs[-1].last
             self._drop_oldest()
@@ -196,6 +200,17 @@ class DiskOutbox:
             self.file.change_receipts([receipt_rows.note_forgotten(first, last)])
             self.flush()
 
+    def flush_soon(self) -> None:
+        """Have those rows deleted once there are many, or for long, or room for few more."""
+        file, said = self.file, self.receipts.said
+        if not (said or self.receipts.ended):
+            return
+        now = file.now()
+        is_long = now >= self._looked_at + LOOKED_EVERY or now < self._looked_at
+        if said >= SAID_WAITING or is_long or 2 * file.receipts >= file.receipts_max:
+            self._looked_at = now
+            self.flush()
+
     def flush(self) -> None:
         """Have the rows of receipts deleted that came to their end; whoever waits was told."""
         gone = self.receipts.take_gone()
@@ -220,6 +235,22 @@ class DiskOutbox:
         self.file.change_receipts(
             [receipt_rows.delete(*part, before) for one in ended for part in kept.missing(*one)]
         )
+
+
+def _ranges_of(runs: Sequence[Run]) -> Iterator[tuple[int, int, bool]]:
+    """Yield the sequences of runs, those in a row together, and whether they have a promise."""
+    first = last = 0
+    promised = False
+    for run in runs:
+        has_promise = run.options.promise is not None
+        if first and run.first == last + 1 and has_promise is promised:
+            last = run.last
+            continue
+        if first:
+            yield first, last, promised
+        first, last, promised = run.first, run.last, has_promise
+    if first:
+        yield first, last, promised
 
 
 def _handed_over(runs: Sequence[Run]) -> list[Run]:

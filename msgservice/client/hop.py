@@ -305,6 +305,7 @@ class NodeHop:
         """
         if self._disk is None:
             return succeed(Listed(self.runs.receipts(after, limit), None))
+        self._disk.flush()  # what has ended is not listed
         reading = self._disk.file.receipts_page(after, limit)
         return reading.addCallback(self._give_out, self._disk, after, limit, keep=keep)
 
@@ -313,6 +314,7 @@ class NodeHop:
     ) -> Listed | Deferred[Listed]:
         if not all(disk.has_read(row) for row in rows):
             return self.receipts(after, limit, keep=keep)  # more was noted of them meanwhile
+        disk.flush()
         found: list[Receipt] = []
         again: list[Range] = []
         for row in rows:
@@ -722,7 +724,7 @@ class NodeHop:
     def _flush_receipts(self) -> None:
         """Whoever waits was told: what has come to its end need not be kept any more."""
         if self._disk is not None:
-            self._disk.flush()
+            self._disk.flush_soon()
 
     def _apply_settled(self) -> None:
         """Tell which messages were settled; fires Deferreds, so all else is done before."""
@@ -732,20 +734,25 @@ class NodeHop:
         if not settled:
             return
         errors: list[MsgServiceError | None] = []
+        taken: list[Range] = []  # those of runs in a row together
         for one in settled:
             if one.status is Status.ACKNOWLEDGED:
                 self._acked.add(one.first, one.last)
                 errors.append(None)
+                if taken and taken[-1][1] == one.first - 1:
+                    taken[-1] = (taken[-1][0], one.last)
+                else:
+                    taken.append((one.first, one.last))
             else:
                 errors.append(self._error_of(one))
                 if one.status is Status.EXPIRED:  # else the node would have to say so
                     self._acked.never_sent(one.first, one.last)
         if self._disk is not None:
             # Before it is settled in the file: from then on nobody would ask the node again.
+            for first, last in taken:
+                self._disk.answered(first, last)
             for one, error in zip(settled, errors, strict=True):
-                if error is None:
-                    self._disk.answered(one.first, one.last)
-                else:
+                if error is not None:
                     self._disk.refused(one.first, one.last, error, one.refusal)
         self._acked.close_holes(self.backlog.committed, self.sequence)
         self._user.settled(settled)

@@ -117,7 +117,10 @@ class OpenReceipts:
         self._audiences = Audiences()
         self._stale = 0  # how often one may have come to be there in vain
         self._final: dict[str, RangeSet] = {}  # receiver -> sequences with a final state there
+        # What ROUTED said last: of runs in a row mostly the same, so it is written down together.
+        self._routed: tuple[int, int, Names, bool, bool] | None = None
         self._touched = RangeSet()
+        self.said = 0  # how often something was said of some, since it was looked at
         self._gone: list[Range] = []  # that were added to `done`, and nobody was told
         self.kept = RangeSet()  # of those that are left: they are listed until they are forgotten
         # Of those that have ended, what has become so, and what was listed again since that was
@@ -170,6 +173,7 @@ class OpenReceipts:
         Of those all is to be told anew: it may have been told before anybody asked. And where no
         more can be heard, that is told by now. `keep`: they stay until they are forgotten.
         """
+        self._note_routed()
         given = [part for first, last in ranges for part in self.left.within(first, last)]
         self._aging += [
             (part, True) for first, last in given for part in self.ended.within(first, last)
@@ -210,9 +214,24 @@ class OpenReceipts:
         """The node has acknowledged these."""
         self._unanswered.remove(first, last)
         self._touched.add(first, last)
+        self.said += 1
 
     def routed(self, first: int, last: int, names: Names, *, is_known: bool, is_due: bool) -> None:
         """ROUTED came. `is_known`: the node has the messages; `is_due`: they wait no more."""
+        self.said += 1
+        before = self._routed
+        if before is not None:
+            begin, end, *facts = before
+            if end == first - 1 and facts == [names, is_known, is_due]:
+                self._routed = (begin, last, names, is_known, is_due)
+                return
+            self._note_routed()
+        self._routed = (first, last, names, is_known, is_due)
+
+    def _note_routed(self) -> None:
+        if self._routed is None:
+            return
+        (first, last, names, is_known, is_due), self._routed = self._routed, None
         for low, high in self.open.within(first, last):
             if not is_known and not names and is_due:
                 # It knows no more than that it took them: whoever they were for, nothing comes.
@@ -230,11 +249,13 @@ class OpenReceipts:
             for low, high in parts:
                 final.add(low, high)
                 self._touched.add(low, high)
+            self.said += 1
 
     def decided(self, first: int, last: int) -> None:
         """STATUS came from `$promise`: the promises of these are decided."""
         self._promised.remove(first, last)
         self._touched.add(first, last)
+        self.said += 1
 
     def end(self, first: int, last: int) -> None:
         """No more will be heard of these: they were not taken, or the node has lost them."""
@@ -255,7 +276,9 @@ class OpenReceipts:
 
     def take_gone(self) -> list[Range]:
         """Look at what has changed; return ranges that hold all rows which may go by now."""
+        self._note_routed()
         touched, self._touched = self._touched, RangeSet()
+        self.said = 0
         for first, last in touched:
             for low, high in self.open.within(first, last):
                 for a, b, names in [*self._audiences.within(low, high)]:

@@ -53,6 +53,7 @@ STEPS_WAITING = 256
 FIRSTS_KEPT = 1024  # numbers of runs that have gone, before the list is made anew
 SETTLED_BYTES = 1024 * 1024
 CHECKPOINT_BYTES = 8 * 1024 * 1024
+_UPDATE_HEAD = "update head set sequence = max(sequence, ?), turn = ?, kept = coalesce(?, kept)"
 _MARKED = "outbox"  # what the mark is for; the incarnation may change
 
 _TABLES = """
@@ -601,9 +602,8 @@ class OutboxFile:
                 ("delete from run where first in (select value from json_each(?))", (text,))
             )
         turn = self._file.pages.turn
-        steps.append(("update head set sequence = max(sequence, ?), turn = ?", (sequence, turn)))
-        if runs:
-            steps.append(("update head set kept = ?", (runs[-1].last,)))
+        kept = runs[-1].last if runs else None
+        steps.append((_UPDATE_HEAD, (sequence, turn, kept)))
         if log_id is not None:
             steps.append(("update head set log_id = ?", (log_id,)))
         found = self._commit(steps, receipts, rows_added)
@@ -659,7 +659,7 @@ class OutboxFile:
                 db.execute(oldest.sql, oldest.parameters)
                 dropped = db.changes()
                 deleted += dropped
-            if receipts:
+            if deleted or (receipts and self.receipts_from is None):
                 lowest = receipt_rows.lowest(db)
             db.execute("commit")
         except (apsw.Error, OSError, LogDamaged) as error:

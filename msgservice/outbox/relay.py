@@ -439,6 +439,7 @@ class Relay:
         """
         disk = self._disk
         assert disk is not None
+        disk.flush()
         ranges = disk.receipts.ended.from_(self._ended_to + 1, ENDED_RANGES)
         self._ended_to = ranges[-1][1] if len(ranges) == ENDED_RANGES else 0
         budget = ENDED_RECEIPTS

@@ -23,6 +23,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
 from msgservice import connect
+from msgservice.client import disk
 from msgservice.client.disk import DiskOutbox
 from msgservice.client.outbox_file import OutboxFile
 
@@ -85,6 +86,7 @@ def plant(point: str) -> None:
 
 async def main(reactor: Any, address: str, outbox: str, subject: str, point: str, n: str) -> None:
     plant(point)
+    disk.SAID_WAITING = 1  # each row goes by itself, so that there is a second one
     client = await connect(reactor, address, name="survivor", outbox=outbox)
     await client.when_connected()
     for number in range(1, int(n) + 1):

@@ -15,6 +15,7 @@ from twisted.logger import LogEvent
 
 from msgservice.administration import RETELL
 from msgservice.client import receipt_rows
+from msgservice.client.disk import LOOKED_EVERY, SAID_WAITING
 from msgservice.client.promise import Promise
 from msgservice.client.receipt import Change, Receipt
 from msgservice.client.receipt_rows import note
@@ -132,12 +133,14 @@ def test_53_what_was_listed_and_not_told_is_listed_again_after_a_crash(tmp_path:
 def test_53_a_client_wants_the_states_from_its_lowest_open_receipt_on(tmp_path: Path) -> None:
     world = DiskWorld(tmp_path / "first")
     send(world, b"1", b"2", b"3")
+    world.clock.advance(LOOKED_EVERY / 1000)
     world.say_acknowledged(1)
     send(world, b"4")  # with whose row that of the first goes
     world.settle()
     again = restarted(world, tmp_path / "second")
     assert 2 == again.node.hellos[-1].options.status_from
     receipts = listed(again)
+    again.clock.advance(LOOKED_EVERY / 1000)
     again.say_acknowledged(2, 4)
     assert all(one.settled().called for one in receipts)
     send(again, b"5")
@@ -145,6 +148,64 @@ def test_53_a_client_wants_the_states_from_its_lowest_open_receipt_on(tmp_path: 
     again.advance(1)
     assert 5 == again.node.hellos[-1].options.status_from
     again.close()
+    world.close()
+
+
+def deletions(world: DiskWorld, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What the file is told to delete from now on."""
+    file = world.client._hop._disk.file  # type: ignore[union-attr] # it has one
+    change = file.change_receipts
+    found: list[tuple[int, int]] = []
+
+    def noted(steps: Any) -> None:
+        steps = list(steps)
+        found.extend(step.parameters[:2] for step in steps if step.deletes)
+        change(steps)
+
+    monkeypatch.setattr(file, "change_receipts", noted)
+    return found
+
+
+def test_53_rows_of_many_messages_that_ended_go_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = DiskWorld(tmp_path / "first")
+    send(world, b"1")
+    found = deletions(world, monkeypatch)
+    for sequence in range(2, SAID_WAITING):  # of each it is said that it is taken, and the end
+        send(world, b"x")
+        world.say_acknowledged(sequence)
+    assert 2 <= len(found) <= 4
+    assert {2} == {first for first, _ in found}
+    assert [last for _, last in found] == sorted(last for _, last in found)
+    world.close()
+    assert [(1, 1)] == rows(tmp_path / "first")
+
+
+def test_53_what_has_ended_is_not_listed_though_its_row_has_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = DiskWorld(tmp_path / "first")
+    send(world, b"1", b"2")
+    world.clock.advance(LOOKED_EVERY / 1000)
+    world.say_acknowledged(1)
+    found = deletions(world, monkeypatch)
+    send(world, b"3")
+    world.say_acknowledged(3)
+    assert [] == found
+    assert [2] == sequences(world)
+    assert [(3, 3)] == found
+    world.close()
+
+
+def test_53_where_there_is_room_for_few_rows_they_go_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = DiskWorld(tmp_path / "first", receipts_max=4)
+    send(world, b"1", b"2")
+    found = deletions(world, monkeypatch)
+    world.say_acknowledged(2)
+    assert [(2, 2)] == found
     world.close()
 
 

@@ -205,3 +205,28 @@ def test_53_what_ends_among_very_many_moves_no_entry_of_them(
         receipts.final("r0", at, at)
     receipts.take_gone()
     assert 1 == len(receipts._audiences)  # those that ended are not held for ever either
+
+
+def test_53_what_is_said_of_runs_in_a_row_is_one_range_and_of_others_another() -> None:
+    receipts = OpenReceipts()
+    receipts.add(1, 100, promised=False)
+    for sequence in range(1, 41):
+        receipts.routed(sequence, sequence, ("billing",), is_known=True, is_due=True)
+    receipts.routed(41, 60, NAMES, is_known=True, is_due=True)
+    receipts.routed(62, 70, NAMES, is_known=True, is_due=True)
+    receipts.answered(1, 100)
+    receipts.final("billing", 1, 100)
+    assert [(1, 40)] == receipts.take_gone()
+    assert 3 == len(receipts._audiences)
+    assert [(41, 100)] == [*receipts.open]
+
+
+def test_53_what_was_said_before_they_were_given_out_is_waited_for_anew() -> None:
+    receipts = OpenReceipts(10, [(1, 10)])
+    receipts.answered(1, 10)
+    receipts.routed(1, 10, ("billing",), is_known=True, is_due=True)
+    assert receipts.give_out([(1, 10)])
+    receipts.final("billing", 1, 10)
+    assert [] == receipts.take_gone()
+    receipts.routed(1, 10, ("billing",), is_known=True, is_due=True)
+    assert [(1, 10)] == receipts.take_gone()
