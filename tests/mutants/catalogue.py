@@ -4248,7 +4248,7 @@ _ALL = [
         name="what-is-no-message-is-passed-on",
         at=f"{RESPONDERS}.answered",
         old="message = decode_message(raw)",
-        new="message = WireMessage(bytes(raw))",
+        new='message = decode_message(bytes.fromhex("91c400"))',
         catcher=_asked("what_is_no_message_ends_who_said_it_and_nobody_else"),
     ),
     Mutant(
