@@ -13,6 +13,7 @@ from typing import Any
 import apsw
 import msgspec
 
+from msgservice.core.ranges import RangeSet
 from msgservice.disk.database import as_json, insert_steps, rows
 from msgservice.log import queries
 from msgservice.log.state import Staged, State
@@ -42,6 +43,15 @@ _DELETE = """
 delete from promise where (sender, first) in (
     select a.value ->> 0, a.value ->> 1 from json_each(?) as a)
 """
+# The usual verdict is about whole runs that follow each other, in their thousands: of those that
+# were promised alike one row is read, and all go together.
+_ALIKE = (
+    "select need, until, cancels, min(first), max(last), sum(last - first + 1) from promise"
+    " where sender = ?1 and first between"
+    " coalesce((select max(first) from promise where sender = ?1 and first <= ?2), ?2) and ?3"
+    " and last >= ?2 group by need, until, cancels order by 4"
+)
+_DELETE_ALL = "delete from promise where sender = ? and first between ? and ?"
 
 
 def stage_promises(staged: Staged, promised: list[Batch], operations: list[Operation]) -> None:
@@ -73,6 +83,8 @@ def stage_verdicts(
     left: dict[tuple[int, int], Row] = {}
     finished: list[Any] = []
     decided: list[tuple[tuple[int, int], ...]] = []
+    seen: dict[int, RangeSet] = {}  # sender -> what verdicts before this were about …
+    whole: dict[int, RangeSet] = {}  # … and of that, what they were about in whole runs
     for verdict in verdicts:
         key = (verdict.sender, verdict.incarnation)
         known = staged.senders.get(key) or staged.state.sender(key)
@@ -80,10 +92,23 @@ def stage_verdicts(
             decided.append(())
             continue
         first, last = verdict.first, verdict.last
+        state = (int(verdict.status), verdict.reason, staged.age)
+        before, all_of = (each.setdefault(known.id, RangeSet()) for each in (seen, whole))
+        alike = None if before.overlaps(first, last) else _alike(db, known.id, first, last)
+        before.add(first, last)
+        if alike is not None:
+            for need, until, cancels, low, high in alike:
+                promised = as_json((need, until, bool(cancels), now))
+                finished += (known.id, PROMISED, low, high, *state, promised)
+            if alike:
+                all_of.add(first, last)
+                operations.append((_DELETE_ALL, (known.id, first, last)))
+            decided.append(tuple(RangeSet(row[3:] for row in alike)))
+            continue
         found: list[Row] = [
             row
             for row in rows(db, _OVERLAPPING, (known.id, last, first))
-            if (row[0], row[1]) not in gone
+            if (row[0], row[1]) not in gone and not all_of.covers(row[1], row[2])
         ]
         found += [
             row
@@ -111,7 +136,6 @@ def stage_verdicts(
                 written[-1] = (written[-1][0], high, promised)
             else:
                 written.append((low, high, promised))
-        state = (int(verdict.status), verdict.reason, staged.age)
         for low, high, promised in written:
             finished += (known.id, PROMISED, low, high, *state, promised)
         decided.append(tuple(ranges))
@@ -121,6 +145,21 @@ def stage_verdicts(
     operations += insert_steps("or replace into promise", 7, flat)
     operations += insert_steps("or replace into finished", 8, finished)
     return decided
+
+
+def _alike(
+    db: apsw.Connection, sender: int, first: int, last: int
+) -> list[tuple[int, int, int, int, int]] | None:
+    """Return what is open of these: need, until, cancels, first, last of what is alike, rising.
+
+    None where it is not in whole runs that follow each other.
+    """
+    found: list[tuple[int, int, int, int, int]] = []
+    for *terms, low, high, count in rows(db, _ALIKE, (sender, first, last)):
+        if low < first or high > last or count != high - low + 1:
+            return None
+        found.append((*terms, low, high))
+    return found
 
 
 def promise_of(db: apsw.Connection, sender: int, sequence: int) -> PromiseFound | None:

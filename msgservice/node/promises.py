@@ -148,6 +148,14 @@ class _Open:
             self._lose(receiver, first, last)
         self.has_news(first, last)
 
+    def settle_all(self, receiver: int, *, is_acked: bool) -> None:
+        """All of the batch is final at a receiver, and that is stored: the usual case."""
+        if self.acked or self.lost:
+            self.settle(receiver, self.first, self.last, is_acked=is_acked)
+        elif receiver not in self.all_acked and receiver not in self.all_lost:
+            (self.all_acked if is_acked else self.all_lost).add(receiver)
+            self.all_is_news = True
+
     def has_news(self, first: int, last: int) -> None:
         """Something is known of these that `found` is to look at."""
         if self.news is None:
@@ -164,8 +172,13 @@ class _Open:
         """Return what can be decided of what has news, rising."""
         if not self.acked and not self.lost:  # the usual case: what is settled is so as a whole
             self.news, self.all_is_news = None, False
-            status = self._status(self.first, self.last)
-            return [] if status is None else [(*each, status) for each in self.left]
+            if len(self.all_acked) >= self.need:
+                whole = Status.ACKNOWLEDGED
+            elif len(self.members) - len(self.all_lost) < self.need:
+                whole = Status.DEAD
+            else:
+                return []
+            return [(first, last, whole) for first, last in self.left]
         news: Iterable[Range] = self.news or ()
         if self.all_is_news:
             news = ((self.first, self.last),)
@@ -354,21 +367,21 @@ class Promises:
 
     def settled(self, receiver: int, settled: Sequence[Settled]) -> None:
         """Messages were settled at a receiver, and that is stored."""
-        open_ = self._open
+        open_, touched = self._open, self._touched
         if not open_:
             return
         for one in settled:
             batch: Batch = one.run.source
             found = open_.get(batch.number)
-            if found is not None:
+            if found is None:
+                continue
+            touched[found] = None
+            is_acked = one.status is Status.ACKNOWLEDGED
+            if one.last - one.first + 1 == batch.count:
+                found.settle_all(receiver, is_acked=is_acked)
+            else:
                 behind = batch.sequence - batch.first
-                found.settle(
-                    receiver,
-                    one.first + behind,
-                    one.last + behind,
-                    is_acked=one.status is Status.ACKNOWLEDGED,
-                )
-                self._touched[found] = None
+                found.settle(receiver, one.first + behind, one.last + behind, is_acked=is_acked)
 
     def decreed(self, receiver: int, ranges: Sequence[Range]) -> None:
         """Ranges of positions were settled at a receiver without an answer, and that is stored."""
@@ -489,9 +502,10 @@ class Promises:
     def _close(self, one: _Open) -> None:
         if one.left:
             return
-        self._leave(one)
         if self._open.get(one.number) is one:
             self._remove(one)
+        else:
+            self._leave(one)
 
     # --- due.Source
 

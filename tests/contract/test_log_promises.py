@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from msgservice.core.ranges import RangeSet
 from msgservice.limits import Limits as AnyLimits
 from msgservice.log.copying import copy_log
 from msgservice.message import Status
@@ -123,6 +125,45 @@ def test_55_one_verdict_is_about_many_runs_and_what_is_between_them(open_log: Op
     assert [(1, position_of(1), 1), (8, position_of(4, 2), 1)] == opened(log)
     at = {n for one in states(log) for n in range(one.first, one.last + 1)}
     assert {2, 3, 4, 6, 7} == at
+    assert [] == log.wait(log.log.audit())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_55_each_message_is_decided_once_whatever_verdicts_come_together(
+    open_log: Open, seed: int
+) -> None:
+    rng = random.Random(seed)
+    log = open_log()
+    needs: dict[int, int] = {}  # of what is open
+    at, given = {}, 0
+    for number in range(1, 13):  # now and then one without a promise, each in a group of its own
+        count, need = rng.choice([1, 1, 2, 4]), rng.choice([1, 1, 2])
+        batch = promised(log, given + 1, count, need)
+        if rng.random() < 0.2:
+            batch.promise = None
+        log.append(batch)
+        for index in range(count):
+            given += 1
+            at[given] = position_of(number, index)
+            if batch.promise is not None:
+                needs[given] = need
+    kept: dict[int, Status] = {}
+    while needs:
+        verdicts = []
+        for _ in range(rng.randint(1, 4)):
+            first = rng.randint(1, given)
+            last = min(given, first + rng.choice([0, 1, 3, 10, 30]))
+            status = rng.choice([Status.ACKNOWLEDGED, Status.EXPIRED, Status.DEAD])
+            verdicts.append(verdict(first, last, status))
+        expected = []
+        for one in verdicts:
+            decided = [n for n in range(one.first, one.last + 1) if needs.pop(n, 0)]
+            kept.update(dict.fromkeys(decided, one.status))
+            expected.append(tuple(RangeSet((n, n) for n in decided)))
+        assert expected == log.appended(verdicts=verdicts).decided
+        assert [(n, at[n], need) for n, need in sorted(needs.items())] == opened(log)
+    told = {n: one.status for one in states(log) for n in range(one.first, one.last + 1)}
+    assert kept == told
     assert [] == log.wait(log.log.audit())
 
 
