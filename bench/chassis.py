@@ -29,12 +29,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from bench.processes import cpu_s
+
 WRITE = b"x" * 65536
 # A read of 64 KiB is a fresh block each time. Where it lies at the end of the heap, glibc gives it
 # back to the kernel and faults it in again for every read, five times as slow; whether it lies
 # there is a matter of luck, for any of the servers. So none of them gives memory back.
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_TOP_PAD_": str(1 << 24)}
-TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 ROOT = Path(__file__).resolve().parents[1]
 # Pauses of idle generators grow to their longest within 2.1 s.
@@ -119,8 +120,7 @@ class Server:
         self.port = int(self.process.stdout.readline())
 
     def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        return cpu_s(self.process.pid)
 
     def rss(self) -> int:
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * PAGE

@@ -242,7 +242,8 @@ def promise(options: argparse.Namespace) -> dict[str, Any]:
     ways: list[tuple[str, tuple[str, ...], int]] = [
         ("send", (), options.count),
         ("send_many", ("--many",), 2 * options.count),
-        ("subjects", ("--subjects", "1000"), options.count // 5),  # each message is a run
+        # Each message is a run: no more are under way than there are subjects, so none grows.
+        ("subjects", ("--subjects", "1000", "--window", "1000"), options.count // 5),
     ]
     for way, words, count in ways:
         plays = {"plain": (ROOT, ()), "promise": (ROOT, ("--promise", "3600"))}

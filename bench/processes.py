@@ -20,6 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LINE_TIMEOUT = 600.0
 
 
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has had, seconds, in hundredths."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Role:
     """A process of `bench.roles`, or of another module that has roles.
 
@@ -71,6 +77,10 @@ class Role:
         """Tell it something and return its answer."""
         self.say(text)
         return self.line()
+
+    def cpu_s(self) -> float:
+        """The processor time of all its threads so far, seconds."""
+        return cpu_s(self.process.pid)
 
     def stop(self) -> None:
         """End it, and wait."""
