@@ -201,9 +201,15 @@ class DiskOutbox:
             self.flush()
 
     def flush_soon(self) -> None:
-        """Have those rows deleted once there are many, or for long, or room for few more."""
+        """Have those rows deleted once there are many, or for long, or room for few more.
+
+        At once where an earlier process left some: the time counts from then that these are kept.
+        """
         file, said = self.file, self.receipts.said
-        if not (said or self.receipts.ended):
+        if self.receipts.left and not self._keeps_receipts:
+            self.flush()
+            return
+        if not said:
             return
         now = file.now()
         is_long = now >= self._looked_at + LOOKED_EVERY or now < self._looked_at
