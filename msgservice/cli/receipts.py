@@ -10,7 +10,7 @@ import click
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults
 
 from msgservice.administration import WHOAMI
-from msgservice.cli.output import counted, cut, out
+from msgservice.cli.output import counted, cut, moment, out
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import (
     SAY_AFTER,
@@ -25,6 +25,7 @@ from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
 from msgservice.clock import Reactor
 from msgservice.core.reasons import shown
+from msgservice.message import Status
 from msgservice.records import PROMISE
 
 ALL, FINAL = "all", "final"
@@ -152,7 +153,10 @@ def _row(receipt: Receipt) -> dict[str, Any]:
     }
     verdict = receipt.run.verdict_of(receipt.sequence)
     if verdict is not None:
-        row["promise"] = {"status": verdict[0].name.lower(), "reason": reasons.get(PROMISE, "")}
+        outcome = "kept" if verdict[0] is Status.ACKNOWLEDGED else "broken"
+        row["promise"] = {"outcome": outcome, "reason": reasons.get(PROMISE, "")}
+    if receipt.due is not None:
+        row["due"] = round(receipt.due * 1000)
     if known.error is not None:
         row["error"] = {"error": type(known.error).__name__, "message": str(known.error)}
     return row
@@ -164,10 +168,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
         for receiver, state in sorted(row["receivers"].items())
     ]
     if "promise" in row:
-        kept = "kept" if row["promise"]["status"] == "acknowledged" else "broken"
-        became.append(f"its promise was {kept}{_because(row['promise']['reason'])}")
+        promise = row["promise"]
+        became.append(f"its promise was {promise['outcome']}{_because(promise['reason'])}")
     if row["error"] is not None:
         became.append(shown(row["error"]["message"]))
+    elif "due" in row:
+        became.append(f"waits until it is due, at {moment(row['due'])}")
     elif not row["receivers"]:
         became.append("for nobody" if row["final"] else "not known yet")
     position = "-" if row["position"] is None else f"log:{row['position']}"

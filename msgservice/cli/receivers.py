@@ -31,6 +31,7 @@ from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import Refused
 from msgservice.limits import INTEGER_MAX
 from msgservice.receiver_options import ADDED, OPTIONS, Option
+from msgservice.records import LEFT_OUT
 from msgservice.threads import in_daemon_thread
 from msgservice.transport.addresses import checked_way_to, parse_address
 from msgservice.webhooks.options import HOOK_SECONDS_MAX
@@ -363,7 +364,8 @@ def _replaying(row: dict[str, Any]) -> list[str]:
     replay, left_out, said = row.get("replay"), row.get("left_out"), []
     if replay and not replay["over"]:
         waits = f" (waits: {replay['waits']})" if replay["waits"] else ""
-        said.append(f"{replay['kind']} at {replay['next']}, {replay['copied']:,} copied{waits}")
+        kind = "what it was left out of" if replay["kind"] == LEFT_OUT else replay["kind"]
+        said.append(f"{kind} at {replay['next']}, {replay['copied']:,} copied{waits}")
     if left_out:
         more = "" if left_out["counted"] else " or more"
         said.append(f"left out of {left_out['messages']:,}{more}")

@@ -141,6 +141,8 @@ def send(
     promise = promise_of(session, need, within, otherwise)
     if promise is not None and wait:
         raise click.UsageError("--within waits by itself: not with --wait, which has no end")
+    if retain and retain_only:
+        raise click.UsageError("give one of --retain and --retain-only")
     checked = partial(
         session.check,
         check_message,
@@ -199,7 +201,7 @@ async def _send_one(
             sent = client.send(subject, content, **options)
             if outbox is not None:
                 receipt = await sent
-                await _taken(session, reactor, client, outbox, receipt.accepted)
+                await _taken(session, reactor, client, outbox, receipt.accepted, name)
             else:
                 receipt = await session.in_time(reactor, sent, lambda: session.unanswered(client))
         except CancelledError:
@@ -225,17 +227,25 @@ async def _send_one(
         told["due"] = round(receipt.due * 1000)
     if receipt.taken_as is not None:
         told["taken_as"] = receipt.taken_as
-    session.show(told, lambda: _told(told))
+    is_kept_only = options.get("retain") == "only"
+    session.show(told, lambda: _told(told, is_kept_only=is_kept_only))
     for receiver, status in statuses.items():
         if wait and status is not Status.ACKNOWLEDGED:
-            raise NotDelivered(receiver, status.name.lower(), None)
+            known = receipt.run.known_of(receipt.sequence).changes
+            reasons = {change.receiver: change.reason for change in known}
+            raise NotDelivered(receiver, status.name.lower(), reasons.get(receiver) or None)
     if outcome is not None and not outcome.kept:
         acknowledged = sum(status is Status.ACKNOWLEDGED for status in statuses.values())
         raise PromiseBroken(outcome.reason, acknowledged, told["promise"]["need"])
 
 
 async def _taken(
-    session: Session, reactor: Reactor, client: Client, outbox: Path, taken: Deferred[Any]
+    session: Session,
+    reactor: Reactor,
+    client: Client,
+    outbox: Path,
+    taken: Deferred[Any],
+    name: str | None,
 ) -> None:
     """Wait until the node has taken what is in the outbox; raises `Kept` where it does not."""
     try:
@@ -244,7 +254,10 @@ async def _taken(
     except NoAnswer as error:
         refusal = client.why().refusal
         why = error if refusal is None else NoAnswer(session.node, session.timeout, None, refusal)
-        raise Kept(why, outbox) from None
+        raise Kept(why, outbox, name) from None
+    finally:
+        taken.addErrback(lambda _: None)  # without a node nobody has waited for it
+        taken.cancel()
 
 
 async def _promised(session: Session, reactor: IReactorTime, receipt: Receipt) -> PromiseOutcome:
@@ -309,7 +322,7 @@ def _refusal(client: Client) -> str:
     return f": the node takes nothing for now: {refusal}" if refusal else ""
 
 
-def _told(told: dict[str, Any]) -> Group:
+def _told(told: dict[str, Any], *, is_kept_only: bool) -> Group:
     table = plain_table()
     for receiver, status in sorted(told["receivers"].items()):
         table.add_row(receiver, status)
@@ -323,6 +336,8 @@ def _told(told: dict[str, Any]) -> Group:
         promise = told["promise"]
         why = f": {promise['reason']}" if promise["reason"] else ""
         stored += f"; its promise was {promise['outcome']}{why}"
+    if is_kept_only:
+        return Group(f"{stored}, for who is made later; delivered to nobody now")
     return Group(stored, table if told["receivers"] else "nobody receives it")
 
 
@@ -343,7 +358,8 @@ async def _send_lines(
             try:
                 await _send_runs(reactor, client, subject, source, options, progress)
                 if outbox is not None:
-                    await _taken(session, reactor, client, outbox, _all_taken(reactor, client))
+                    taken = _all_taken(reactor, client)
+                    await _taken(session, reactor, client, outbox, taken, name)
             except CancelledError:
                 reason = Interrupted(_refusal(client).removeprefix(": ") or None)
             except MsgServiceError as error:

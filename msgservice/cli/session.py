@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -125,12 +126,18 @@ class PromiseBroken(MsgServiceError):
 
 
 class Kept(Ambiguous):
-    """The node has not taken what is in the outbox's file `path`; `reason`: why."""
+    """The node has not taken what is in the outbox's file `path`; `reason`: why.
 
-    def __init__(self, reason: MsgServiceError, path: Path) -> None:
+    `name`: of its sender, where the command was told that.
+    """
+
+    def __init__(self, reason: MsgServiceError, path: Path, name: str | None = None) -> None:
+        words = ["msgservice", "receipts", "--outbox", str(path)]
+        if name is not None:
+            words += ["--name", name]
         super().__init__(
             f"{reason}; what it has not taken is kept in {path}, and is sent when that is opened"
-            f" again: msgservice receipts --outbox {path}"
+            f" again: {shlex.join(words)}"
         )
         self.reason = reason
 
@@ -462,7 +469,10 @@ class Session:
     def complain(self, error: MsgServiceError) -> None:
         """Say on standard error why the command ends."""
         if self.as_json:
-            told = {"error": kind_of(reason_of(error)).__name__, "message": str(error)}
+            why = reason_of(error)
+            told: dict[str, Any] = {"error": kind_of(why).__name__, "message": str(error)}
+            if kind_of(why) is RequestFailed and isinstance(why, RequestFailed) and why.code:
+                told["code"] = why.code  # one of its own, which has no name here
             click.echo(msgspec.json.encode(told), err=True)
             return
         advice = f" ({HOW_ADDED})" if _is_unknown_receiver(reason_of(error)) else ""

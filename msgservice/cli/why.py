@@ -74,7 +74,8 @@ def _message(session: Session, identity: str) -> None:
                     subject = f", {shown(page['subject'])}" if page["subject"] else ""
                     out(f"{page['sender']}, {where}{subject}")
                     if page.get("promise"):
-                        out(f"Its promise is {promise_line(page['promise'])}")
+                        verb = "is" if page["promise"]["outcome"] == "open" else "was"
+                        out(f"Its promise {verb} {promise_line(page['promise'])}")
                 for one in page["causes"]:
                     out("\n".join(_cause(one)))
         if session.as_json:

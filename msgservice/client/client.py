@@ -41,7 +41,7 @@ from msgservice.client.gathering import BARE_OVERHEAD, Gathering, check_alone
 from msgservice.client.handed import joined
 from msgservice.client.hop import Listed, NodeHop
 from msgservice.client.promise import Promise
-from msgservice.client.receipt import AnyReceipt, Receipt, Receipts
+from msgservice.client.receipt import AnyReceipt, AnyReceipts, Receipt, Receipts
 from msgservice.client.requests import Requests
 from msgservice.client.responding import Handler, Responder
 from msgservice.client.shutdown import Shutdown
@@ -552,6 +552,8 @@ class Client:
                 said = f"no message of this client, {self.name!r}: the receipt is another's"
                 raise UnknownMessage(f"{self.name}/?/{message.sequence}", said)
             return self._identity(message.sequence)
+        if isinstance(message, AnyReceipts):
+            raise TypeError("message is one receipt of these: receipts[0], say")
         return exact(message, "message")
 
     def _identity(self, sequence: int) -> str:
@@ -678,9 +680,11 @@ class Client:
 
         Each responder has a connection of its own, which dials again when it is lost. Raises
         `BadSubject` (of subjects that begin with `$` too), `BadValue`, `ClientClosed`, and
-        `TypeError` for a handler whose body would never run.
+        `TypeError` for a handler that is none, or whose body would never run.
         """
         self._shutdown.check_open()
+        if not callable(handler):
+            raise TypeError(f"handler must be callable, not {handler!r}")
         subjects = [subject] if isinstance(subject, str) else list(subject)
         patterns = [check_pattern(exact(each, "subject")) for each in subjects]
         for pattern in patterns:

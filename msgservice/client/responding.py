@@ -403,7 +403,9 @@ class Responder:
         connection = call.connection
         size = len(raw) + ANSWER_BYTES
         if size > self._batch_max:
-            self._fail(connection, call.number, MessageTooLarge(size, self._batch_max))
+            self._fail(
+                connection, call.number, MessageTooLarge(size, self._batch_max, "the answer")
+            )
         elif connection is self._connection:
             self._owed.append((call.number, True, raw))
 

@@ -316,6 +316,8 @@ async def errors(way: Way, address: str) -> None:
     await say_error(lambda: client.cancel("no such message"))
     await say_error(lambda: client.explain("no such message"))
     await say_error(lambda: client.undo())
+    many = await client.send_many("orders.new", [])
+    await say_error(lambda: client.undo(many))
     await client.close()
     await say_error(lambda: client.send("orders.new", b"x"))
     await say_error(client.when_connected)

@@ -529,7 +529,7 @@ def test_55_a_promise_that_is_kept_ends_with_who_acknowledged(msgservice: Comman
     status = msgservice("status", f"log:{sent['position']}").out
     assert "promise   kept at " in status
     assert "1 receiver until " in status
-    assert "Its promise is kept at " in msgservice("why", f"log:{sent['position']}").out
+    assert "Its promise was kept at " in msgservice("why", f"log:{sent['position']}").out
     assert "1 kept, 0 broken" in msgservice("info").out
     for name in ("hotel", "flight"):
         msgservice("receivers", "remove", name, "--yes")

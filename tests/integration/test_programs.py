@@ -49,6 +49,7 @@ TOLD = {
         "UnknownMessage 11 no message 'no such message' in the log (an id is the sender's own,"
         " or SENDER/HASH/SEQUENCE, or log:POSITION)",
         "TypeError - undo takes a message or a key, one of both",
+        "TypeError - message is one receipt of these: receipts[0], say",
         "ClientClosed 0 the client was closed",
         "ClientClosed 0 the client was closed",
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Callable
@@ -163,6 +164,15 @@ def test_53_send_and_receipts_on_the_command_line(tmp_path: Path) -> None:
     kept = command("send", "a", "1", "--id", "one", "--outbox", "o.db", "--timeout", "0.5")
     assert (3, "") == (kept.code, kept.out)
     assert "kept in o.db" in kept.err
+    assert kept.err.endswith(": msgservice receipts --outbox o.db\n")
+    assert 1 == kept.err.count("\n"), kept.err
+    named = ("--outbox", "n.db", "--name", "shop", "--timeout", "0.5")
+    by_name = command("send", "a", "1", *named)
+    assert by_name.err.endswith(": msgservice receipts --outbox n.db --name shop\n")
+    lines = command(
+        "send", "a", "--outbox", "n.db", "--name", "shop", "--timeout", "0.5", stdin=b"x\n"
+    )
+    assert 1 == lines.err.count("\n"), lines.err
     told = command("receipts", "--outbox", "o.db", "--timeout", "0.5")
     assert (3, ["1", "a", "one", "-", "not", "known", "yet"]) == (
         told.code,
@@ -193,6 +203,11 @@ def test_53_send_and_receipts_on_the_command_line(tmp_path: Path) -> None:
         assert "1 receipt forgotten" in forgotten.out
         (left,) = command.data("receipts", "--outbox", "o.db")["receipts"]
         assert (6, "6") == (left["sequence"], left["id"])
+        words = ("send", "a", "7", "--id", "7", "--delay", "1h", "--outbox", "o.db", "--json")
+        due = json.loads(command(*words).out)["due"]
+        later = command.data("receipts", "--outbox", "o.db")["receipts"][-1]
+        assert ("7", due, None) == (later["id"], later["due"], later["position"])
+        assert "waits until it is due, at " in command("receipts", "--outbox", "o.db").out
 
 
 def test_53_what_is_no_outbox_ends_with_a_sentence(tmp_path: Path) -> None:

@@ -115,10 +115,13 @@ def test_48_a_command_retains_and_another_ends_it_also_over_a_kill(tmp_path: Pat
         was = msgservice.receiver("late")["routed"]
         only = msgservice.data("send", "prices.c", "three", "--retain-only")
         assert only["receivers"] == {}
+        said = msgservice("send", "prices.c", "three", "--retain-only").out
+        assert said.endswith(", for who is made later; delivered to nobody now\n")
         assert msgservice.receiver("late")["routed"] == was
         assert msgservice("retained", "show", "prices.c", "--body").out == "three"
         assert msgservice("send", "prices.c", "x", "--retain-only", "--to", "late").code != 0
         assert msgservice("send", "prices.c", "--retain-only", stdin=b"one\n").code == 2
+        assert msgservice("send", "prices.c", "x", "--retain-only", "--retain").code == 2
         assert msgservice("send", "prices.c", "", "--retain").code == 0
         late = Daemon(
             "msgservice",

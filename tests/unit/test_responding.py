@@ -398,6 +398,8 @@ def test_57_a_handler_that_would_never_run_is_refused() -> None:
 
     with pytest.raises(TypeError, match="generator"):
         world.prices.respond("a", generator)
+    with pytest.raises(TypeError, match="handler must be callable, not 'price'"):
+        world.prices.respond("a", "price")  # type: ignore[arg-type]  # the mistake
     world.close()
 
 
