@@ -8,6 +8,7 @@ incarnation, all settled (SEMANTICS 5). Sans-IO; `client.hop` acts on it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from msgservice.core.ranges import Range, RangeSet
 from msgservice.limits import RESUME_RANGES_TOTAL_MAX, SENDER_KNOWN_SECONDS
@@ -19,20 +20,43 @@ RANGES_MANY = 1000
 RANGES_MAX = RESUME_RANGES_TOTAL_MAX
 
 
+class Untaken(NamedTuple):
+    """Sequences that are settled, and that the node has not taken.
+
+    `was_sent`: it has refused them; else their time was over before any of it was sent.
+    """
+
+    first: int
+    last: int
+    was_sent: bool
+
+
 class Acked:
     """The sequences that a node has acknowledged to this producer.
 
     `sequence`: the last that an earlier process gave; `open_ranges`: of its sequences, those that
-    are not answered yet; `log_id`: of the node that it gave them to, or "".
+    are not answered yet; `untaken`: as it had them; `log_id`: of the node that it gave them to, or
+    "".
     """
 
-    def __init__(self, sequence: int, open_ranges: Iterable[Range], log_id: str = "") -> None:
+    def __init__(
+        self,
+        sequence: int,
+        open_ranges: Iterable[Range],
+        log_id: str = "",
+        untaken: Iterable[Untaken] = (),
+    ) -> None:
         self.log_id = log_id  # of the node that acknowledged; "" where that is not known
         self._left_at: float | None = None  # when it was last connected; None: in another process
         self._ranges = RangeSet([(1, sequence)])
         for first, last in open_ranges:
             self._ranges.remove(first, last)
-        self._unsent = RangeSet()  # the newest that were settled here before any of it was sent
+        # Above all that the node has taken: what was settled here before any of it was sent, and
+        # what the node has refused.
+        self._unsent, self._refused = RangeSet(), RangeSet()
+        for first, last, was_sent in untaken:
+            self._ranges.remove(first, last)
+            (self._refused if was_sent else self._unsent).add(first, last)
         # All the rest was answered, but some of it may have been refused: nobody knows any more.
         self._is_guess = sequence > 0
         # Who has taken anything above the first of these has been told that all up to the second
@@ -42,13 +66,26 @@ class Acked:
     def add(self, first: int, last: int) -> None:
         """The node took these over."""
         self._ranges.add(first, last)
+        # Its newest run is one of these, or behind them.
+        for below in (self._unsent, self._refused):
+            if below and below.lowest(1)[0][0] < first:
+                below.remove_below(first)
 
-    def never_sent(self, first: int, last: int) -> None:
-        """These were settled here, and never sent: their time was over."""
-        self._unsent.add(first, last)
-        if len(self._unsent) > RANGES_MANY:
-            lowest = self._unsent.lowest(RANGES_MANY // 2)
-            self._unsent.remove_below(lowest[-1][1] + 1)
+    def not_taken(self, first: int, last: int, *, was_sent: bool) -> None:
+        """These were settled, and the node has not taken them: see `Untaken`."""
+        ranges = self._refused if was_sent else self._unsent
+        ranges.add(first, last)
+        if len(ranges) > RANGES_MANY:
+            lowest = ranges.lowest(RANGES_MANY // 2)
+            ranges.remove_below(lowest[-1][1] + 1)
+
+    @property
+    def untaken(self) -> list[Untaken]:
+        """The newest that the node has not taken, as another process is to know them."""
+        return [
+            *(Untaken(first, last, False) for first, last in self._unsent),
+            *(Untaken(first, last, True) for first, last in self._refused),
+        ]
 
     def is_contradicted(self, resume: Resume) -> bool:
         """Whether the newest run that a node has is one that was never sent: by another then.
@@ -96,8 +133,7 @@ class Acked:
 
     def begin_anew(self) -> None:
         """Another incarnation: the node has acknowledged nothing to it."""
-        self._ranges = RangeSet()
-        self._unsent = RangeSet()
+        self._ranges, self._unsent, self._refused = RangeSet(), RangeSet(), RangeSet()
         self._is_guess = False
         self._said = None
 

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.client import receipt_rows
+from msgservice.client.acked import Untaken
 from msgservice.client.handed import HandedRun
 from msgservice.client.open_receipts import OpenReceipts
 from msgservice.client.outbox_file import OutboxFile, OutboxSnapshot
@@ -68,6 +69,7 @@ class DiskOutbox:
         self._has_warned = False  # that the oldest receipts go
         self.incarnation = snapshot.incarnation
         self.log_id = snapshot.log_id  # of the node that it was given to, as far as is known
+        self.untaken = list(snapshot.untaken)  # by it, as far as is known
         self.given = snapshot.sequence  # the last sequence that was ever given
         self.sequence = snapshot.sequence  # the last that is on disk
         self.writing = 0  # appends whose sync has not ended
@@ -136,6 +138,12 @@ class DiskOutbox:
         if log_id != self.log_id:
             self.log_id = log_id
             self.file.note_log(log_id)
+
+    def note_untaken(self, untaken: list[Untaken]) -> None:
+        """Keep which of the newest the node has not taken, before these are settled in the file."""
+        if untaken != self.untaken:
+            self.untaken = untaken
+            self.file.note_untaken(untaken)
 
     # --- receipts
 

@@ -237,7 +237,9 @@ class NodeHop:
         self._retelling: IDelayedCall | None = None
         self._hello_due: Connection | None = None  # it waits for that
         self._acked = (
-            Acked(sequence, ()) if disk is None else Acked(sequence, disk.left_ranges, disk.log_id)
+            Acked(sequence, ())
+            if disk is None
+            else Acked(sequence, disk.left_ranges, disk.log_id, disk.untaken)
         )
         self._left_to = sequence  # up to here it is what an earlier process left
         self._is_reading = False  # the next page of that
@@ -745,9 +747,10 @@ class NodeHop:
                     taken.append((one.first, one.last))
             else:
                 errors.append(self._error_of(one))
-                if one.status is Status.EXPIRED:  # else the node would have to say so
-                    self._acked.never_sent(one.first, one.last)
+                was_sent = one.status is not Status.EXPIRED  # of what was, the node would say so
+                self._acked.not_taken(one.first, one.last, was_sent=was_sent)
         if self._disk is not None:
+            self._disk.note_untaken(self._acked.untaken)
             # Before it is settled in the file: from then on nobody would ask the node again.
             for first, last in taken:
                 self._disk.answered(first, last)
@@ -829,6 +832,7 @@ class NodeHop:
         self.last_error = str(error)
         self._acked.begin_anew()
         if self._disk is not None:
+            self._disk.note_untaken(self._acked.untaken)
             # Before it is renewed on disk: under the next incarnation nothing is heard of these.
             self._disk.lose(1, self.sequence, error)
         if not self._is_renewing:

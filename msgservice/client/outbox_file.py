@@ -28,6 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.client import receipt_rows
+from msgservice.client.acked import Untaken
 from msgservice.client.outbox_left import LeftRuns, row_size
 from msgservice.client.receipt import OPEN_RECEIPTS
 from msgservice.core.ranges import RangeSet
@@ -112,6 +113,11 @@ update head set kept = sequence;
 # Of receipts that nobody asks for: those of who was away for long went as soon as they had come to
 # their end, where that counted from when they were handed over.
 _VERSION_10 = receipt_rows.AGING
+# Of the newest sequences, which the node has not taken: it has them from another outbox then, if
+# from any, and has not forgotten them.
+_VERSION_11 = """
+alter table head add column untaken text not null default '[]';     -- JSON, see `client.acked`
+"""
 SCHEMA = Schema(
     0x6D736F62,
     (
@@ -125,9 +131,12 @@ SCHEMA = Schema(
         _VERSION_8,
         _VERSION_9,
         _VERSION_10,
+        _VERSION_11,
     ),
     sums_since=2,
 )  # "msob"
+
+_decode_untaken = msgspec.json.Decoder(list[Untaken]).decode
 
 
 class _Receipts(NamedTuple):
@@ -155,6 +164,7 @@ class OutboxSnapshot:
     messages_bytes: int
     receipts: receipt_rows.Found
     log_id: str = ""  # as `note_log` was last told
+    untaken: tuple[Untaken, ...] = ()  # as `note_untaken` was
     kept: int = 0  # the last sequence of a run that was ever written
     identity: str = ""  # of the file, for as long as there is one
 
@@ -212,6 +222,7 @@ class OutboxFile:
         self._gone: list[int] = []  # firsts of settled runs whose rows are still there
         self._gone_bytes = 0
         self._log_id: str | None = None  # noted, and not yet on disk
+        self._untaken: str | None = None  # noted as JSON, and not yet on disk
         self._committing: Deferred[Any] | None = None
         self._written = 0
 
@@ -241,13 +252,13 @@ class OutboxFile:
         self._file.migrate(db, SCHEMA)
         head = one(
             db,
-            "select incarnation, sequence, renewals, log_id, turn, kept, identity, sender"
+            "select incarnation, sequence, renewals, log_id, turn, kept, identity, sender, untaken"
             " from head",
         )
         if head is None:
-            head = (self._entropy(16).hex(), 0, 0, "", 0, 0, "", "")
-            db.execute("insert into head values (1, ?, ?, ?, ?, ?, ?, ?, ?)", head)
-        incarnation, sequence, self._renewals, log_id, turn, kept, identity, sender = head
+            head = (self._entropy(16).hex(), 0, 0, "", 0, 0, "", "", "[]")
+            db.execute("insert into head values (1, ?, ?, ?, ?, ?, ?, ?, ?, ?)", head)
+        incarnation, sequence, self._renewals, log_id, turn, kept, identity, sender, said = head
         if not identity:
             identity = self._entropy(16).hex()
             db.execute("update head set identity = ?", (identity,))
@@ -261,6 +272,10 @@ class OutboxFile:
         self._file.pages.begin(db)
         self._file.pages.check_turn(turn)
         self._file.pages.look_at_all()
+        try:
+            untaken = _decode_untaken(said)
+        except msgspec.MsgspecError as error:
+            raise LogDamaged("what the node has not taken was changed", 1, sequence) from error
         found = receipt_rows.look_at(db)
         self._rows = found.count
         left = self._left = LeftRuns(db)
@@ -277,6 +292,7 @@ class OutboxFile:
             messages_bytes=left.messages_bytes,
             receipts=found,
             log_id=log_id,
+            untaken=tuple(untaken),
             kept=kept,
             identity=identity,
         )
@@ -295,7 +311,8 @@ class OutboxFile:
             await self._idle()
         gone, self._gone = self._gone, []
         steps, self._steps = self._steps, []
-        await self._file.end(lambda: self._close_file(gone, steps))
+        heads = self._take_heads()
+        await self._file.end(lambda: self._close_file(gone, heads, steps))
 
     def _idle(self) -> Deferred[None]:
         """Return a Deferred that fires when the commit that runs now is done."""
@@ -306,10 +323,10 @@ class OutboxFile:
         self._committing.addCallback(lambda _: waiter.callback(None))
         return waiter
 
-    def _close_file(self, gone: list[int], steps: list[receipt_rows.Step]) -> None:
+    def _close_file(self, gone: list[int], heads: _Heads, steps: list[receipt_rows.Step]) -> None:
         with self._file.closing():
             if self._failed is None:
-                self._write([], gone, self.sequence, self._log_id, steps)
+                self._write([], gone, self.sequence, heads, steps)
                 self._file.fold(apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
     # --- reading what was there at the start ------------------------------------------------------
@@ -446,6 +463,13 @@ class OutboxFile:
         self._log_id = log_id
         self._start()
 
+    def note_untaken(self, untaken: Sequence[Untaken]) -> None:
+        """Keep which of the newest sequences the node has not taken; see `client.acked`.
+
+        To be called before these are settled: it is written with that.
+        """
+        self._untaken = as_json(untaken)
+
     def renew(self) -> Deferred[str]:
         """Take a new incarnation (SEMANTICS 4, 6); fires with it when it is synced.
 
@@ -514,14 +538,14 @@ class OutboxFile:
             return
         group, self._waiting = self._waiting, []
         gone, self._gone, self._gone_bytes = self._gone, [], 0
-        log_id, self._log_id = self._log_id, None
+        heads = self._take_heads()
         steps, self._steps = self._steps, []
         runs = [run for some, _ in group for run in some]
         sequence, settled_to = self.sequence, self._lowest()
         added = receipt_rows.insert(runs, self.now()) if self.receipts_max and runs else []
         rows_added = len(runs) if added else 0
         committing = self._committing = self._file.submit(
-            lambda: self._write(runs, gone, sequence, log_id, [*steps, *added], rows_added)
+            lambda: self._write(runs, gone, sequence, heads, [*steps, *added], rows_added)
         )
 
         def done(result: _Receipts | Failure) -> None:
@@ -531,7 +555,8 @@ class OutboxFile:
                 self._remove(runs)
                 self._steps[:0] = steps
                 self._gone += gone
-                self._log_id = log_id if self._log_id is None else self._log_id
+                self._log_id = heads.log_id if self._log_id is None else self._log_id
+                self._untaken = heads.untaken if self._untaken is None else self._untaken
             else:
                 self.settled_to = settled_to
                 self._note(rows_added, result)
@@ -561,6 +586,12 @@ class OutboxFile:
 
         committing.addBoth(done).addErrback(fault)
 
+    def _take_heads(self) -> _Heads:
+        """Return what is to be changed in the head; it waits no more."""
+        heads = _Heads(self._log_id, self._untaken)
+        self._log_id = self._untaken = None
+        return heads
+
     def _note(self, added: int, receipts: _Receipts) -> None:
         """Rows of receipts were written, and others deleted."""
         self.receipts += added - receipts.deleted
@@ -572,11 +603,11 @@ class OutboxFile:
         runs: Sequence[Run],
         gone: list[int],
         sequence: int,
-        log_id: str | None,
+        heads: _Heads,
         receipts: Sequence[receipt_rows.Step],
         rows_added: int = 0,
     ) -> _Receipts:
-        """Commit runs, settlements, the id of the log and receipts; on the worker's thread.
+        """Commit runs, settlements, what was noted and receipts; on the worker's thread.
 
         `rows_added`: of receipts, by these changes.
         """
@@ -604,8 +635,9 @@ class OutboxFile:
         turn = self._file.pages.turn
         kept = runs[-1].last if runs else None
         steps.append((_UPDATE_HEAD, (sequence, turn, kept)))
-        if log_id is not None:
-            steps.append(("update head set log_id = ?", (log_id,)))
+        for name, value in heads._asdict().items():
+            if value is not None:
+                steps.append((f"update head set {name} = ?", (value,)))  # noqa: S608 - our names
         found = self._commit(steps, receipts, rows_added)
         self._written += sum(map(row_size, runs)) + 4096 * 4
         if self._written >= CHECKPOINT_BYTES:
@@ -681,6 +713,13 @@ class OutboxFile:
             f"the outbox {self.path} cannot be written: {reason}; it takes nothing until it is"
             " opened again: close the client, then connect with this outbox anew"
         )
+
+
+class _Heads(NamedTuple):
+    """The columns of `head` that a commit changes; None: it stays as it is."""
+
+    log_id: str | None
+    untaken: str | None
 
 
 class _Open:

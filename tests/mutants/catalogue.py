@@ -108,6 +108,27 @@ OPEN_RECEIPTS = "msgservice.client.open_receipts:OpenReceipts"
 _ALL = [
     # --- found by the swarm in what falls due, in keys and letters
     Mutant(
+        name="what-no-node-has-taken-is-not-kept-for-the-next-process",
+        at="msgservice.client.disk:DiskOutbox.note_untaken",
+        old="self.file.note_untaken(untaken)",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_client_disk.py::"
+            "test_6_an_older_copy_whose_newest_expired_unsent_is_noticed_after_a_restart_too",
+            "test_6_an_older_copy_whose_newest_expired_unsent_is_noticed_after_a_restart_too",
+        ),
+    ),
+    Mutant(
+        name="what-was-refused-is-missed-after-a-restart",
+        at="msgservice.client.acked:Acked.__init__",
+        old="self._ranges.remove(first, last)\n        (self._refused",
+        new="(self._refused",
+        catcher=_test(
+            "tests/unit/test_client_acked.py",
+            "test_6_after_a_restart_what_was_not_taken_is_neither_missed_nor_the_nodes",
+        ),
+    ),
+    Mutant(
         name="an-older-outbox-is-taken-for-the-one-that-the-node-knows",
         at="msgservice.client.hop:NodeHop._compare",
         old="or self._acked.is_contradicted(resume)",
@@ -377,6 +398,21 @@ _ALL = [
         old="made += copies_of(batch, ranges, size_max, expires=replay.kind != REWIND)",
         new="made[:0] = copies_of(batch, ranges, size_max, expires=replay.kind != REWIND)",
         catcher=_swarm("rewind", "rewound out of order"),
+    ),
+    Mutant(
+        name="a-rewind-copies-each-message-twice",
+        at="msgservice.log.replaying:copies",
+        old="made += copies_of(batch, ranges, size_max, expires=replay.kind != REWIND)",
+        new="for _ in range(2):\n"
+        "            made += copies_of(batch, ranges, size_max, expires=replay.kind != REWIND)",
+        catcher=_swarm("rewind", "rewound too often"),
+    ),
+    Mutant(
+        name="a-rewind-copies-what-was-for-others",
+        at="msgservice.log.replaying:_of_sets",
+        old="if total.last >= low and is_member(total.audience.members, receiver)",
+        new="if total.last >= low",
+        catcher=_swarm("rewind", "rewound, and never had"),
     ),
     Mutant(
         name="who-was-here-just-now-is-removed",

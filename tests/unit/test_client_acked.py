@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgservice.client.acked import RANGES_MANY, RANGES_MAX, Acked, highest_of
+from msgservice.client.acked import RANGES_MANY, RANGES_MAX, Acked, Untaken, highest_of
 from msgservice.records import Resume
 
 
@@ -93,7 +93,7 @@ def test_the_highest_that_a_node_has_seen() -> None:
 
 def test_6_the_newest_run_of_a_node_is_none_that_was_never_sent() -> None:
     acked = Acked(0, ())
-    acked.never_sent(3, 4)
+    acked.not_taken(3, 4, was_sent=False)
     for last, is_so in (
         (None, False),
         ((1, 2, 7), False),
@@ -109,7 +109,36 @@ def test_6_the_newest_run_of_a_node_is_none_that_was_never_sent() -> None:
 def test_of_what_was_never_sent_the_newest_is_compared() -> None:
     acked = Acked(0, ())
     for sequence in range(1, 4 * RANGES_MANY, 2):
-        acked.never_sent(sequence, sequence)
+        acked.not_taken(sequence, sequence, was_sent=False)
     assert len(acked._unsent) <= RANGES_MANY
     newest = 4 * RANGES_MANY - 1
     assert acked.is_contradicted(Resume(last=(newest, newest, 7)))
+
+
+def test_6_after_a_restart_what_was_not_taken_is_neither_missed_nor_the_nodes() -> None:
+    """The newest are 5, which was refused, and 6 and 7, whose time was over."""
+    before = Acked(0, ())
+    before.add(1, 4)
+    before.not_taken(5, 5, was_sent=True)
+    before.not_taken(6, 7, was_sent=False)
+    assert [Untaken(6, 7, False), Untaken(5, 5, True)] == before.untaken
+    for resume, is_so in (
+        (Resume(5, (), (3, 4, 7)), False),
+        (Resume(6, (), (5, 5, 7)), False),  # what it refused it may have had before
+        (Resume(8, (), (6, 7, 7)), True),
+    ):
+        acked = Acked(7, (), "", before.untaken)
+        assert acked.is_contradicted(resume) is is_so
+        assert [] == acked.take_forgotten(resume)
+    assert [(1, 4)] == Acked(7, (), "", before.untaken).take_forgotten(Resume())
+
+
+def test_6_what_was_not_taken_is_of_no_use_below_what_is() -> None:
+    acked = Acked(0, ())
+    acked.not_taken(1, 1, was_sent=True)
+    acked.not_taken(2, 2, was_sent=False)
+    acked.not_taken(6, 6, was_sent=False)
+    acked.add(4, 4)
+    assert [Untaken(6, 6, False)] == acked.untaken
+    acked.add(7, 7)
+    assert [] == acked.untaken

@@ -17,10 +17,12 @@ from msgservice.client.client import Client
 from msgservice.client.connect import _with_disk
 from msgservice.client.disk import DiskOutbox, open_outbox
 from msgservice.client.receipt import OPEN_RECEIPTS
+from msgservice.core.features import OF_NODES
 from msgservice.core.frames import BYE_CLOSING, Transfer
 from msgservice.core.runs import producer_run
 from msgservice.errors import (
     ClientClosed,
+    Expired,
     LogFailed,
     LogLocked,
     LogUnavailable,
@@ -665,6 +667,73 @@ def test_6_what_was_refused_before_a_restart_is_not_taken_for_forgotten(
     again = restarted(world, tmp_path.with_name("second"))
     assert [] == errors_logged(logged)
     again.close()
+
+
+@pytest.mark.parametrize("how", ["refused", "expired"])
+def test_6_the_newest_that_no_node_has_taken_is_not_taken_for_forgotten_after_a_restart(
+    tmp_path: Path, logged: list[LogEvent], how: str
+) -> None:
+    world = DiskWorld(tmp_path, start=False)
+    world.node.features = list(OF_NODES)
+    world.start()
+    world.client.send("a", b"taken")
+    world.written()
+    last = newest_untaken(world, how, "a")
+    world.close()
+    logged.clear()
+    again = DiskWorld(tmp_path, start=False)
+    again.node.goes_on(world.node)
+    again.node.stored = world.node.stored
+    again.start()
+    assert again.client.sequence == last
+    assert [] == errors_logged(logged)
+    # What it has taken it may not lose.
+    again.close()
+    third = DiskWorld(tmp_path, start=False)
+    third.node.forget()
+    third.start()
+    assert ["'node' has forgotten sequences 1 to 1, which it had acknowledged"] == errors_logged(
+        logged
+    )
+    third.close()
+
+
+def newest_untaken(world: DiskWorld, how: str, subject: str) -> int:
+    """Hand over what the node refuses, or what expires before it is there; return its sequence."""
+    if how == "refused":
+        world.node.refusal = lambda t: (Action.REFUSED, 0, "no")
+    else:
+        world.node.is_up = False
+        world.node.connections[-1].abort()
+        world.settle()
+    sent = world.client.send(subject, b"untaken", ttl=5.0)
+    world.written()
+    world.advance(6.0)
+    error_of(now(sent).accepted, Refused if how == "refused" else Expired)
+    return now(sent).sequence
+
+
+def test_6_an_older_copy_whose_newest_expired_unsent_is_noticed_after_a_restart_too(
+    tmp_path: Path,
+) -> None:
+    """Else what was handed over before that would be taken for what the node has: a loss."""
+    first = DiskWorld(tmp_path / "first")
+    older = first.crash(tmp_path / "older")
+    send_in_runs(first, "old", [1, 1])
+    restored = DiskWorld(older, start=False)
+    send_in_runs(restored, "new", [1])
+    sent = restored.client.send("a", b"over", ttl=5.0)
+    restored.written()
+    restored.advance(6.0)
+    error_of(now(sent).accepted, Expired)
+    restored.close()
+    again = DiskWorld(older, start=False)
+    again.node.goes_on(first.node)
+    again.client.start()
+    emptied(again)
+    assert again.node.bodies() == [b"new 0"]
+    for world in (first, again):
+        world.close()
 
 
 def test_close_writes_what_was_handed_over(tmp_path: Path) -> None:

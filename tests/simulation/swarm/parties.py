@@ -523,9 +523,10 @@ class ProducerParty(Party):
 
     def _refused(self, failure: Failure, sent: Sent) -> None:
         assert isinstance(failure.value, Exception)
-        sent.error = failure.value
-        self.world.surviving.over(sent)
         closing = self.is_leaving and failure.check(ClientClosed)
+        if not (closing and self.is_stored and sent.kept_at is not None):
+            sent.error = failure.value  # else the next process hands it to the node
+        self.world.surviving.over(sent)
         if not closing:
             self.world.refused(sent, failure.value)
 

@@ -153,6 +153,8 @@ class Retained(Family):
         known = {position: one for one in put if (position := self._position(one)) is not None}
         if any(self._position(one) is None for one in put):
             return  # of some it is not known whether they were stored, or when
+        if any(self.world.producers[one.producer].restored_at >= one.at for one in put):
+            return  # an outbox that was put back may have handed some over again, behind others
         if joined_at is None:
             # It may have joined at any moment since: all of it must have been there before.
             came_at, _ = self.joined[name]
