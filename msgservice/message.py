@@ -177,8 +177,13 @@ _decode_message = msgspec.msgpack.Decoder(WireMessage).decode
 _decode_parts = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
-def encode_messages(messages: list[WireMessage] | list[BareMessage] | list[msgspec.Raw]) -> bytes:
-    """Return the msgpack array of a run."""
+def encode_messages(
+    messages: list[WireMessage]
+    | list[BareMessage]
+    | list[msgspec.Raw]
+    | list[tuple[bytes, dict[str, str], str | None]],
+) -> bytes:
+    """Return the msgpack array of a run; a tuple is a message without a key."""
     return _encode(messages)
 
 

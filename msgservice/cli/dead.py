@@ -17,7 +17,7 @@ from msgservice.cli.pages import JsonOfPages, TableOfPages, whole_message
 from msgservice.cli.session import Session, is_utf8, node_options
 from msgservice.client.client import Client
 from msgservice.clock import Reactor
-from msgservice.core.reasons import shown
+from msgservice.core.reasons import first_line, shown
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import MsgServiceError, UnknownDeadLetter, refusal_codes
 from msgservice.limits import INTEGER_MAX
@@ -310,7 +310,7 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
         one["subject"],
         str(one["attempts"]),
         moment(one["at"])[:SECONDS],
-        cut(shown(one["reason"])),
+        cut(first_line(one["reason"])),  # `show` has the rest
     )
 
 

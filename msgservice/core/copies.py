@@ -42,11 +42,16 @@ def copies_of(
     messages = decode_messages(batch.messages)
     origin = batch.origin or Origin(batch.sender, batch.sequence, hash_of(batch.incarnation))
     for first, last in ranges:
-        told = [
-            _told(message, position_of(batch.number, index), size_max)
-            for index, message in enumerate(messages[first : last + 1], first)
-        ]
-        for copy in _runs(batch, origin, first, told, size_max):
+        some = messages[first : last + 1]
+        position = position_of(batch.number, first)
+        encoded = _all_told(some, position)
+        copies: Iterable[Batch]
+        if len(encoded) <= size_max:  # so none of them is too large
+            copies = (_copy(batch, origin, first, len(some), encoded),)
+        else:
+            told = [_told(message, at, size_max) for at, message in enumerate(some, position)]
+            copies = _runs(batch, origin, first, told, size_max)
+        for copy in copies:
             if expires:
                 copy.expires_at = batch.expires_at
             yield copy
@@ -77,6 +82,22 @@ def replayed_of(message: WireMessage) -> int | None:
     return int(said) if is_one else None
 
 
+def _all_told(messages: Sequence[WireMessage], position: int) -> bytes:
+    """Return a run of the copies of messages that follow each other from a position on."""
+    return encode_messages(
+        [
+            (
+                message.body,
+                {REPLAY_OF: f"log:{at}"}
+                if message.headers is None
+                else message.headers | {REPLAY_OF: f"log:{at}"},
+                message.id,
+            )
+            for at, message in enumerate(messages, position)
+        ]
+    )
+
+
 def _told(message: WireMessage, position: int, size_max: int) -> WireMessage:
     of = f"log:{position}"
     headers = {REPLAY_OF: of} if message.headers is None else {**message.headers, REPLAY_OF: of}
@@ -102,11 +123,17 @@ def _runs(
         yield from _runs(of, origin, first, told[:half], size_max)
         yield from _runs(of, origin, first + half, told[half:], size_max)
         return
-    yield Batch(
+    yield _copy(of, origin, first, len(told), encoded, flags)
+
+
+def _copy(
+    of: Batch | DeadLetter, origin: Origin, first: int, count: int, encoded: bytes, flags: int = 0
+) -> Batch:
+    return Batch(
         sender="",
         incarnation="",
         sequence=0,
-        count=len(told),
+        count=count,
         subject=of.subject,
         audience=NOBODY,
         messages=encoded,

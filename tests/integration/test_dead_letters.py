@@ -13,7 +13,7 @@ from twisted.internet import reactor
 from msgservice import Receiver, Reject
 
 def handle(message):
-    raise Reject(f"no customer {message.headers['customer']}")
+    raise Reject(f"no customer {message.headers['customer']}" + message.headers.get("more", ""))
 
 receiver = Receiver(reactor, name=sys.argv[2], handler=handle)
 receiver.attach(sys.argv[1], subjects=[sys.argv[2]])
@@ -73,6 +73,25 @@ def test_46_dead_letters_are_listed_shown_whole_and_go_with_their_receiver(
     assert "messages wait" not in asked.err
     removed = msgservice("receivers", "remove", "letters", "--yes").out
     assert removed == "removed letters; 0 messages not delivered, 3 dead letters gone\n"
+
+
+def test_46_the_list_has_of_each_reason_a_line_and_what_is_shown_has_all(
+    msgservice: Command,
+) -> None:
+    """Of a handler that fails there is a traceback."""
+    assert msgservice("receivers", "add", "lines", "lines").code == 0
+    file = msgservice.folder / "rejecting.py"
+    file.write_text(REJECTING)
+    words = ("send", "lines", "x", "--id", "l-1", "--header", "customer=1", "--wait")
+    with running("python", str(file), msgservice.node, "lines", cwd=msgservice.folder):
+        assert msgservice(*words, "--header", "more=\n  File 1\n  File 2").code == 1
+    headings, line = msgservice("dead", "list", "lines").out.splitlines()
+    assert line[headings.index("reason") :].rstrip() == "no customer 1"
+    shown = msgservice("dead", "show", "lines", "l-1").out
+    assert "File 1" in shown
+    assert "File 2" in shown
+    (one,) = msgservice.data("dead", "list", "lines")["dead"]
+    assert one["reason"] == "no customer 1\n  File 1\n  File 2"
 
 
 def test_what_is_no_dead_letter_is_told_so(msgservice: Command) -> None:
