@@ -402,8 +402,10 @@ class Retained(msgspec.Struct, frozen=True, gc=False):
 class Join(msgspec.Struct):
     """A receiver that gets the retained messages of its subjects first, as copies.
 
-    `audience`: it alone. `before`: patterns of which it had the messages already. `below`: only
-    what is at a position below this one; the rest it gets as the history that it begins with.
+    `audience`: it alone. `before`: patterns of which it had the messages already. `below`: what is
+    at a position below this one; the rest it gets as the history that it begins with, but for what
+    the log does not have any more. `asked`: of one that is made with a history, the position and
+    the time, ms (0: any), from which on it wants it: it gets what of that the log has no more.
     """
 
     receiver: int
@@ -411,6 +413,7 @@ class Join(msgspec.Struct):
     patterns: tuple[str, ...]
     before: tuple[str, ...] = ()
     below: int = INTEGER_MAX
+    asked: tuple[int, int] | None = None
 
 
 class Progress(msgspec.Struct, kw_only=True):

@@ -22,7 +22,7 @@ from msgservice.core.subjects import SubjectMatcher
 from msgservice.disk.damage import told_as_damage
 from msgservice.disk.database import CRC_MASK, as_json, one, rows
 from msgservice.errors import LogDamaged
-from msgservice.limits import INTEGER_MAX
+from msgservice.limits import BATCH_INDEX_BITS, INTEGER_MAX
 from msgservice.log.dedupe import FRAME_FLAGS, NAMED, mark_of, named_of
 from msgservice.log.repeats import TakenRun
 from msgservice.log.state import KeyRow, State
@@ -456,6 +456,11 @@ _RETAINED = """
 select subject, position, stored_at, origin, message, expires_at from retained
 where subject in (select value from json_each(?))
 """
+# Many in one row: every step of a statement may have to wait for a busy reactor.
+_KEPT = """
+select json_group_array(a.value) from json_each(?1) as a cross join batch as b
+where b.number = a.value >> ?2 and b.frame is not null
+"""
 _RETAINED_PAGE = """
 select subject, position, stored_at, origin, message, expires_at from retained
 where subject > ? order by subject limit ?
@@ -491,6 +496,13 @@ def retained_for(
     if not names:
         return []
     return [_retained_from(row) for row in rows(db, _RETAINED, (as_json(names),))]
+
+
+def kept_of(db: apsw.Connection, positions: Sequence[int]) -> set[int]:
+    """Return those of these positions whose messages the log still has."""
+    if not positions:
+        return set()
+    return set(_decode_members(one(db, _KEPT, (as_json([*positions]), BATCH_INDEX_BITS))))
 
 
 def _retained_from(row: tuple[Any, ...]) -> Retained:

@@ -499,12 +499,21 @@ def join_copies(db: apsw.Connection, staged: Staged, entry: Append) -> list[Batc
     for join in entry.joins:
         at = staged.receiver(join.receiver)
         if at is not None and not at.removed:
-            below = _history_from(db, staged, join)
             found = [
                 one
                 for one in queries.retained_for(db, join.patterns, join.before)
-                if one.position < below and not 0 < one.expires_at <= entry.due_now
+                if not 0 < one.expires_at <= entry.due_now
             ]
+            if join.asked is None:
+                below = _history_from(db, staged, join)
+            else:
+                position, since = join.asked
+                below = 0
+                found = [
+                    one for one in found if one.position >= position and one.stored_at >= since
+                ]
+            kept = queries.kept_of(db, [one.position for one in found if one.position >= below])
+            found = [one for one in found if one.position not in kept]
             found.sort(key=lambda one: one.position)
             copies += [one.copy(join.audience) for one in found]
     return copies

@@ -237,7 +237,8 @@ class Receivers:
 
         No `patterns`, or no `order`: as they are. `start`: from where one that is new has messages
         (SEMANTICS 9). `retained`: whether it is to have what is retained of its subjects first, or
-        of those that it has from now on (DELIVERY 48); with a `start` the history has it. Who is
+        of those that it has from now on (DELIVERY 48); with a `start`, what of it is no more in the
+        log: the history has the rest. Who is
         turned away has changed nothing: everything that refuses comes before what it does.
         """
         row = self._directory.get(name)
@@ -254,9 +255,11 @@ class Receivers:
                     row, retained=self._wanted(row, row.patterns) if retained else None
                 )
             position, since = first
-            return self._add(
-                row, Replay(row.number, START, position, position, INTEGER_MAX, since=since)
-            )
+            replay = Replay(row.number, START, position, position, INTEGER_MAX, since=since)
+            asked = (start if isinstance(start, int) else 0, since)
+            # What its history has counts for no limit, and which that is only the log knows.
+            wanted = self._wanted(row, row.patterns, check=False) if retained else None
+            return self._add(row, replay, retained=wanted, asked=asked)
         outlet = self._dispatch.outlets[row.number]
         check_shared(row, shared=shared)
         self._connections.hold_check(outlet)
@@ -359,26 +362,31 @@ class Receivers:
         return tuple(counting)
 
     def _join(
-        self, row: ReceiverRow, wanted: tuple[str, ...] | None, before: Sequence[str] = ()
+        self,
+        row: ReceiverRow,
+        wanted: tuple[str, ...] | None,
+        before: Sequence[str] = (),
+        asked: tuple[int, int] | None = None,
     ) -> Join | None:
         """Return who joins; raises `LimitReached` where there is no place for that."""
         if wanted is None:
             return None
         below = self._replayer.history_from(row)
-        return Join(row.number, self._directory.alone(row), wanted, tuple(before), below)
+        return Join(row.number, self._directory.alone(row), wanted, tuple(before), below, asked)
 
     def _add(
         self,
         row: ReceiverRow,
         replay: Replay | None = None,
         retained: tuple[str, ...] | None = None,
+        asked: tuple[int, int] | None = None,
     ) -> Outlet:
         row.created_at = self._time.wall()
         row.cursor = position_of(self._tail.next_number) - 1
         outlet = self._make_outlet(row, ())
         self._dispatch.add(outlet)
         try:
-            join = self._join(row, retained)
+            join = self._join(row, retained, asked=asked)
             place = None if replay is None else self._directory.audience_alone(row)
         except LimitReached:
             self._dispatch.remove(outlet)
@@ -387,7 +395,7 @@ class Receivers:
         if replay is None:
             self._store(row, join=join)
         else:
-            self._replayer.begin(row, replay, lambda: self._store(row, replay), place=place)
+            self._replayer.begin(row, replay, lambda: self._store(row, replay, join), place=place)
         self._logger.info(
             "receiver {name} added: {row}",
             line="receiver-added",

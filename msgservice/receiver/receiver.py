@@ -250,7 +250,8 @@ class Receiver(Service):
         `subjects`: patterns; None: those that the node's configuration has for this name.
         `start`: "new", "first", a position or a time (aware datetime), from which on a receiver
         that the node does not know yet gets messages. `retained`: whether such a one has what is
-        retained of its subjects first, `message.retained`; with a `start` the history has it.
+        retained of its subjects first, `message.retained`; with a `start`, what of it has left the
+        log.
         `user` with `password`, or `token`: the login at that node, as with `connect`. Raises
         `BadAddress`, `BadSubject`, `BadValue`.
         """

@@ -252,6 +252,39 @@ def test_48_who_starts_at_a_time_has_what_was_retained_before(log: ContractDrive
     assert [batch.subject for batch in log.appended(joins=[wanted]).stored] == ["a"]
 
 
+def let_go_of(log: ContractDriver, *batches: Any) -> None:
+    """Receiver 1 has had these, and the log has nothing of them any more."""
+    for batch in batches:
+        log.append(progress=[Progress(receiver=1, cursor=batch.last, settled={3: 1})])
+    log.wait(log.log.retain(0))
+    while log.wait(log.log.retain(3_600_000)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("asked", "has"),
+    [((0, 0), ["a", "b"]), ((position_of(2), 0), ["b"]), ((0, NOW + 5), ["b"]), (None, ["a", "b"])],
+)
+def test_48_who_starts_with_history_has_what_of_it_has_left_the_log(
+    log: ContractDriver, asked: tuple[int, int] | None, has: list[str]
+) -> None:
+    """Or gets more subjects before it has all of that."""
+    log.append(first := kept(log, 1, "a", b"1"))
+    log.append(second := kept(log, 2, "b", b"2"), now=NOW + 5)
+    let_go_of(log, first, second)
+    log.append(kept(log, 3, "c", b"3"))
+    kept_from = log.log.kept_from()
+    assert position_of(2) < kept_from <= position_of(3)
+    start = Replay(2, START, kept_from, kept_from, INTEGER_MAX)
+    wanted = join(log, 2, ">")
+    wanted.asked = asked
+    group = log.appended(receivers=[row(2)], replays=[start], joins=[wanted])
+    assert [batch.subject for batch in group.stored] == has
+    asked_for = msgspec.structs.replace(start, end=position_of(log.snapshot.next_number + 9))
+    history = log.wait(log.log.replay(asked_for, [">"], 1 << 20, 1 << 20)).copies
+    assert [one.subject for one in history] == ["c"]
+
+
 def test_13_a_copy_that_its_receiver_has_acknowledged_is_rewound(log: ContractDriver) -> None:
     log.append(kept(log, 1, "a", b"1"))
     (copy,) = joined(log, 2)

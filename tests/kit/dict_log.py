@@ -697,13 +697,18 @@ class DictLog:
                     if batch.stored_at < replay.since
                 ]
                 below = max(below, position_of(max(earlier, default=0) + 1) if replay.since else 0)
+            first, since = join.asked or (0, 0)
+            if join.asked is not None:
+                below = 0
             copies = [
                 one.copy(join.audience)
                 for one in sorted(self.content.retained.values(), key=lambda one: one.position)
                 if any(matches(pattern, one.subject) for pattern in join.patterns)
                 and not any(matches(pattern, one.subject) for pattern in join.before)
                 and not 0 < one.expires_at <= group.due_now
-                and one.position < below
+                and (one.position < below or one.position >> 16 not in self.content.batches)
+                and one.position >= first
+                and one.stored_at >= since
             ]
             self._name_own(copies)
             for batch in copies:

@@ -3369,12 +3369,23 @@ _ALL = [
     Mutant(
         name="retained-and-history-too",
         at="msgservice.log.staging:join_copies",
-        old="one.position < below and ",
-        new="",
+        old="one.position not in kept",
+        new="True",
         catcher=_test(
             "tests/contract/test_log_retained.py::"
             "test_48_who_starts_and_gets_more_subjects_has_the_rest_as_history",
             "test_48_who_starts_and_gets_more_subjects",
+        ),
+    ),
+    Mutant(
+        name="history-that-has-left-the-log-is-not-retained",
+        at="msgservice.log.staging:join_copies",
+        old="one.position not in kept",
+        new="one.position < below",
+        catcher=_test(
+            "tests/contract/test_log_retained.py::"
+            "test_48_who_starts_with_history_has_what_of_it_has_left_the_log",
+            "test_48_who_starts_with_history",
         ),
     ),
     Mutant(

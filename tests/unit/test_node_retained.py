@@ -149,6 +149,30 @@ def test_48_who_wants_none_has_none_and_who_is_made_by_an_operator_has() -> None
     assert got(world.peer("made", receive={})) == [("a", b"1", True)]
 
 
+def test_48_who_starts_with_history_has_first_what_has_left_the_log() -> None:
+    limits = Limits(keep_seconds=0, keep_bytes=0, retained_at_join=1)
+    world = NodeWorld(limits)
+    shop = world.peer("shop")
+    early = receiver(world, "early", ">")
+    for sequence, subject in ((1, "a"), (2, "b"), (3, "c")):
+        keep(shop, sequence, subject, b"%d" % sequence)
+        if sequence < 3:
+            for transfer in early.take(Transfer):
+                early.ack(transfer)
+    world.settle(120)
+    gone = [("a", b"1", True), ("b", b"2", True)]
+    third, fourth = ("c", b"3", False), ("d", b"4", False)
+    for name, start in (("first", "first"), ("position", 0)):
+        late = receiver(world, name, ">", start=start)
+        assert got(late) == [*gone, third], name
+    none = receiver(world, "none", ">", start="first", retained=False)
+    assert got(none) == [third]
+    later = receiver(world, "later", ">", start=world.log.kept_from())
+    assert got(later) == [third]
+    keep(shop, 4, "d", b"4")
+    assert got(none) == got(later) == [fourth]
+
+
 def test_48_more_subjects_bring_what_is_retained_of_these() -> None:
     world = NodeWorld()
     shop = world.peer("shop")
