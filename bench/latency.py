@@ -52,9 +52,11 @@ def percentile(taken: list[float], share: float) -> float:
 class Side:
     """A node, three receivers and a producer, of one checkout."""
 
-    def __init__(self, made: Stage, checkout: Path | None = None) -> None:
+    def __init__(
+        self, made: Stage, checkout: Path | None = None, env: dict[str, str] | None = None
+    ) -> None:
         self.folder = made.folder
-        self.node, address = made.node(checkout=checkout)
+        self.node, address = made.node(checkout=checkout, env=env)
         self.receivers = [
             made.start("receiver", checkout=checkout, address=address, name=f"r{i}", stamped=True)
             for i in range(RECEIVERS)
@@ -224,9 +226,10 @@ def compare(before: Path, rounds: int, closed: int, seconds: float) -> dict[str,
 
 
 def functions(checkout: Path | None, most: int) -> dict[str, Any]:
-    os.environ.setdefault("MSGSERVICE_INLINE_COMMITS", "on")  # where is not to hang on the disk
+    # Which thread writes is not to hang on the disk.
+    env = {"MSGSERVICE_INLINE_COMMITS": os.environ.get("MSGSERVICE_INLINE_COMMITS", "on")}
     with stage() as made:
-        return Side(made, checkout).functions(most)
+        return Side(made, checkout, env).functions(most)
 
 
 def main(arguments: list[str]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Role:
     """A process of `bench.roles`, or of another module that has roles.
 
     `checkout`: where the product is, if not here; what is measured with is ours all the same.
+    `env`: what its environment has besides.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Role:
         role: str,
         module: str = "bench.roles",
         checkout: Path | None = None,
+        env: dict[str, str] | None = None,
         **options: Any,
     ) -> None:
         command = [sys.executable, "-m", module, role]
@@ -55,7 +57,7 @@ class Role:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(checkout or ROOT)},
+            env=os.environ | {"PYTHONPATH": str(checkout or ROOT)} | (env or {}),
         )
 
     def line(self) -> dict[str, Any]:
