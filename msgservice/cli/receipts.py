@@ -47,8 +47,8 @@ def receipts(
 ) -> None:
     """Show the open receipts of an outbox, and send what it has not sent.
 
-    They stay, whatever became of their messages, until they are told to --forget. The NAME is the
-    one that it was sent with.
+    They stay, whatever became of their messages, until they are told to --forget, or nobody has
+    listed them for a week. The NAME is the one that it was sent with.
     """
     session.run(lambda reactor: _work(session, reactor, outbox, name, wait, frozenset(forget)))
 
