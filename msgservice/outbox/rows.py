@@ -409,6 +409,12 @@ class RelayRows:
             self._execute(cursor, _ASSIGN_ALL, *map(list, zip(*assigned, strict=True)))
         elif assigned:
             self._execute_many(cursor, _ASSIGN, assigned)
+        # A trigger or a policy may have kept a row: it would wait, and be handed over, for ever.
+        if 0 <= cursor.rowcount < len(assigned):
+            raise PermissionError(
+                f"{len(assigned) - cursor.rowcount} of {len(assigned)} rows could not be marked as"
+                " handed over: a trigger or a policy of the table keeps them as they are"
+            )
 
     def _go_on(self, cursor: Any, step: Step, last: int) -> None:
         """Note the last sequence, if nobody else has had the table since."""

@@ -192,10 +192,15 @@ class NodeConnection:
             return succeed(None)
         left = self._left = Deferred()
         here = self._reception
-        self._left_late = here.reactor.callLater(here.limits.close_timeout, self._has_left)
+        self._left_late = here.reactor.callLater(here.limits.close_timeout, self._is_late)
         for reason in (WINDOW, STOPPING):
             connection.resume_reading(reason)
         return left
+
+    def _is_late(self) -> None:
+        """The node says nothing: to close in peace would be to wait for it once more."""
+        self.connection.abort()
+        self._has_left()
 
     def _has_left(self) -> None:
         late, self._left_late = self._left_late, None

@@ -396,6 +396,23 @@ def test_the_row_of_a_relay_that_was_deleted_under_it_is_written_anew(world: Wor
     assert ["acknowledged", "handed"] == world.all("state")
 
 
+def test_a_row_that_cannot_be_marked_is_not_handed_over(world: World) -> None:
+    """It would wait as before, and be handed over with every look."""
+    world.enqueue(b"1", b"2")
+    world.db.execute(
+        "create trigger kept before update on msgservice_outbox when old.id = 2"
+        " begin select raise(ignore); end"
+    )
+    world.db.commit()
+    relay = world.relay()
+    with pytest.raises(PermissionError, match="1 of 2 rows could not be marked as handed over"):
+        relay.step(step())
+    assert ["waiting", "waiting"] == world.all("state")
+    world.db.execute("drop trigger kept")
+    world.db.commit()
+    assert [[b"1", b"2"]] == taken_bodies(relay.step(step()))
+
+
 def test_a_connection_that_makes_bytes_of_text_will_do(world: World) -> None:
     def connect() -> sqlite3.Connection:
         connection = world.connect()

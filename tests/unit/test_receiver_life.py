@@ -328,6 +328,7 @@ def test_a_node_that_says_no_goodbye_is_waited_for_so_long_as_a_limit_says() -> 
     assert stopped == []
     world.run(0.1)
     assert stopped == [None]
+    assert world.node.losses == ["aborted"]  # nor does its end wait for the node once more
     world.run(60)
     assert world.diallers[0].dialled == 1
 
