@@ -596,7 +596,6 @@ class Client:
             self._logger.warn(
                 "{name}: receipts() of a client without outbox= lists those alone that this process"
                 " holds: with outbox=FILE those of earlier processes too",
-                line="receipts-without-outbox",
                 name=self.name,
             )
 
