@@ -102,6 +102,20 @@ where id in (select value from json_each(?))
 """
 NOT_THERE = (0, 0, 0, 0)
 
+# Of what leaves: each row is there as it was read where the first three say the same as what was
+# read, for a row only ever goes, or gets shorter.
+_LEAVING_SUMS = """
+select count(*), coalesce(sum(count), 0), coalesce(sum(size), 0), coalesce(sum(row_crc), 0)
+from delayed where id in (select value from json_each(?))
+"""
+
+# Up to a row, itself among them, how many there are; and when the next one is due.
+_BEHIND = """
+select (select count(*) from delayed where due_at <= ?1 and (due_at < ?1 or id <= ?2)),
+    (select due_at from delayed where due_at >= ?1 and (due_at > ?1 or id > ?2)
+        order by due_at, id limit 1)
+"""
+
 _FIRST = """
 select json_group_array(json_array(id, due_at))
 from (select id, due_at from delayed order by due_at, id limit ?)
@@ -449,7 +463,11 @@ class Change:
     def __init__(self, db: apsw.Connection, staged: Staged) -> None:
         self._db = db
         self._staged = staged
-        self.leaving: dict[int, tuple[int, int]] = {}  # id -> bytes, CRC of what leaves
+        self.leaving: set[int] = set()  # the ids of what leaves
+        self._leaving_size = self._leaving_crcs = 0  # its bytes, and the sum of its CRCs
+        self._leaving_ids = False  # whether messages of it may have an id
+        # Where all that leaves was due, the last of it: when it was, and its id.
+        self._due_to: tuple[int, int] | None = None
         self._new: dict[int, tuple[Row, bytes | memoryview | msgspec.Raw]] = {}
         self._finished: list[Any] = []
         self._named: list[Any] = []  # the ids of what was cancelled
@@ -461,19 +479,37 @@ class Change:
         None is moved twice. Of one a part was cancelled since: what is left of it goes before what
         is behind it, when it has been read anew.
         """
-        wanted = as_json([batch.delayed_id for batch in batches])
+        ids = [batch.delayed_id for batch in batches]
+        leaving, wanted = set(ids), as_json(ids)
+        there, messages, size, crcs = rows(self._db, _LEAVING_SUMS, (wanted,))[0]
+        self._leaving_ids = any([batch.ids for batch in batches])  # noqa: C419 - speed
+        if (
+            not self.leaving
+            and there == len(leaving) == len(batches)
+            and messages == sum([batch.count for batch in batches])
+            and size == sum([batch.size for batch in batches])
+        ):
+            self.leaving |= leaving
+            self._leaving_size, self._leaving_crcs = size, crcs
+            self._due_to = max([(batch.due_at, batch.delayed_id) for batch in batches])
+            return list(batches)
         found = {row[0]: row for row in _decode_leaving(one(self._db, _LEAVING, (wanted,)))}
-        gone = self.leaving
         taken: list[Batch] = []
         for batch in batches:
-            if batch.delayed_id in gone:
+            if batch.delayed_id in self.leaving:
                 continue
             number, count, size, crc = found.get(batch.delayed_id, NOT_THERE)
             if count != batch.count:  # what is left of one cut at its front is another row
                 break
-            gone[number] = (size, crc)
+            self._leave(number, size, crc)
             taken.append(batch)
         return taken
+
+    def _leave(self, number: int, size: int, crc: int) -> None:
+        self.leaving.add(number)
+        self._leaving_size += size
+        self._leaving_crcs += crc
+        self._due_to = None
 
     def accept(self, now: int) -> None:
         """Make the rows of what the group accepts that is due later."""
@@ -546,7 +582,8 @@ class Change:
         if row.id in self._new:
             del self._new[row.id]
         else:
-            self.leaving[row.id] = (row.size, row.row_crc)
+            self._leave(row.id, row.size, row.row_crc)
+            self._leaving_ids = True
         if first == row.sequence and last == row.last:
             return
         if frame is None:
@@ -574,6 +611,18 @@ class Change:
             )
             self._new[piece.id] = (piece.sealed(), messages)
 
+    def _next_due(self) -> int | None:
+        """Return when the first is due of the rows that stay, or None."""
+        if not self.leaving:
+            return self._staged.state.waiting.next_due
+        if self._due_to is not None:
+            following: int | None
+            count, following = rows(self._db, _BEHIND, self._due_to)[0]
+            if count == len(self.leaving):  # nothing before it stays
+                return following
+        head = _decode_heads(one(self._db, _FIRST, (len(self.leaving) + 1,)))
+        return next((due_at for number, due_at in head if number not in self.leaving), None)
+
     def stage(self, operations: list[Operation]) -> bool:
         """Stage what leaves or comes; return whether anything changes but what leaves for the log.
 
@@ -588,28 +637,24 @@ class Change:
             flat += (*row, frame)
             for index, name in row.named_ids:
                 named += (name, row.id, index)
-        head = _decode_heads(one(self._db, _FIRST, (len(self.leaving) + 1,)))
-        times = [due_at for number, due_at in head if number not in self.leaving][:1]
-        times += [row.due_at for row, _ in self._new.values()]
+        times = [row.due_at for row, _ in self._new.values()]
+        following = self._next_due()
+        if following is not None:
+            times.append(following)
         staged.waiting = replace(
             staged.waiting,
             count=before.count - len(self.leaving) + len(self._new),
-            size=before.size
-            - sum(size for size, _ in self.leaving.values())
-            + sum(row.size for row, _ in self._new.values()),
+            size=before.size - self._leaving_size + sum(row.size for row, _ in self._new.values()),
             crcs=before.crcs
-            - sum(crc for _, crc in self.leaving.values())
+            - self._leaving_crcs
             + sum(row.row_crc for row, _ in self._new.values()),
             next_due=min(times, default=None),
         )
         if self.leaving:
-            operations += [
-                ("delete from delayed where id in (select value from json_each(?))", (gone,)),
-                (
-                    "delete from delayed_id where delayed in (select value from json_each(?))",
-                    (gone,),
-                ),
-            ]
+            leave = "in (select value from json_each(?))"
+            operations.append((f"delete from delayed where id {leave}", (gone,)))  # noqa: S608
+            if self._leaving_ids:
+                operations.append((f"delete from delayed_id where delayed {leave}", (gone,)))  # noqa: S608
         operations += insert_steps(f"into delayed ({COLUMNS}, frame)", 17, flat)
         operations += insert_steps("or ignore into delayed_id", 3, named)
         operations += insert_steps(f"or replace {INTO_FINISHED}", 7, self._finished)

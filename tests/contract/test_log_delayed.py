@@ -169,6 +169,46 @@ def test_what_is_due_is_moved_once_however_often_it_is_handed_in(open_log: Open)
     assert [1] == [batch.number for batch in log.read([log.log.audience([1])])]
 
 
+def test_what_stays_before_what_is_moved_is_due_first(open_log: Open) -> None:
+    """One that found no place for its receivers, say."""
+    log = open_log()
+    log.receivers(1)
+    ids = ((0, "second"),)
+    log.append(delayed(1), delayed(2, due_at=LATER + 1, ids=ids), delayed(3, due_at=LATER + 9))
+    held, second = due(log, LATER + 1)
+    second.audience = log.log.audience([1])
+    assert [1] == numbers(log.appended(due=[second]).stored)
+    for again in (False, True):
+        if again:
+            log.reopen()
+        assert LATER == log.log.next_due()
+        assert log.wait(log.log.find_delayed("second")) is None
+        assert [] == log.wait(log.log.audit())
+    held.audience = log.log.audience([1])
+    assert [2] == numbers(log.appended(due=[held]).stored)
+    assert LATER + 9 == log.log.next_due()
+
+
+def test_what_is_cancelled_beside_what_is_moved_leaves_nothing(open_log: Open) -> None:
+    log = open_log()
+    log.receivers(1)
+    log.append(delayed(1), delayed(2), delayed(3, b"3", b"4"), delayed(5, due_at=LATER + 9))
+    batches = due(log)[:2]
+    for batch in batches:
+        batch.audience = log.log.audience([1])
+    appended = log.appended(
+        due=batches, cancel=[Cancel("shop", "i1", 2, 3), Cancel("shop", "i1", 5, 5)]
+    )
+    assert ([1, 2], [((3, 3),), ((5, 5),)]) == (numbers(appended.stored), appended.cancelled)
+    assert LATER == log.log.next_due(), "of the third a half waits"
+    assert [4] == [batch.sequence for batch in move(log)]
+    for again in (False, True):
+        if again:
+            log.reopen()
+        assert log.log.next_due() is None
+        assert [] == log.wait(log.log.audit())
+
+
 def test_what_comes_again_in_the_group_in_which_it_moves_is_known(open_log: Open) -> None:
     log = open_log()
     log.receivers(1)

@@ -516,7 +516,7 @@ _ALL = [
     Mutant(
         name="what-is-cancelled-goes-all-the-same",
         at="msgservice.log.delayed:Change._cut",
-        old="self.leaving[row.id] = (row.size, row.row_crc)",
+        old="self._leave(row.id, row.size, row.row_crc)",
         new="pass",
         catcher=_swarm("call_back", "delivered though it was cancelled"),
     ),
@@ -3548,11 +3548,21 @@ _ALL = [
     Mutant(
         name="what-waits-is-moved-twice",
         at="msgservice.log.delayed:Change.move",
-        old="gone[number] = (size, crc)",
+        old="self.leaving |= leaving",
         new="pass",
         catcher=_test(
             "tests/contract/test_log_delayed.py::test_43_what_is_due_goes_to_the_end_in_the_order_of_due_and_then_of_acceptance",
             "test_43_what_is_due_goes_to_the_end_in_t",
+        ),
+    ),
+    Mutant(
+        name="what-stays-before-a-page-is-not-waited-for",
+        at="msgservice.log.delayed:Change._next_due",
+        old="if count == len(self.leaving):",
+        new="if True:",
+        catcher=_test(
+            "tests/contract/test_log_delayed.py::test_what_stays_before_what_is_moved_is_due_first",
+            "test_what_stays_before_what_is_moved_is_due_first",
         ),
     ),
     Mutant(
