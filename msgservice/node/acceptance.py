@@ -341,7 +341,7 @@ class Acceptance:
                     held.add(batch.lane)
                     continue  # which is said where it was handed in
                 if flags & FLAG_RETAIN:
-                    self._retained.coming(batch.subject)
+                    self._retained.coming(batch.subject, batch.size)
             batch.audience.waiting += 1
             decided.append(batch)
         return decided

@@ -210,7 +210,7 @@ class Intake:
         flags = batch.options.flags
         # One with a delay is on its way from when it is due on (`Acceptance.decide_due`).
         if flags & FLAG_RETAIN and not (batch.due_at or isinstance(batch.refusal, Forbidden)):
-            self._retained.coming(batch.subject)
+            self._retained.coming(batch.subject, batch.size)
         commits.batch(batch, source)
         if commits.uncommitted_bytes <= self._limits.uncommitted_bytes:
             return True

@@ -43,7 +43,9 @@ class RetainedIndex:
         self._bytes = 0
         self._expires: dict[str, int] = {}  # of those that do
         self._times: list[tuple[int, str]] = []  # a heap of the same, and of what was so once
-        self._coming: dict[str, int] = {}  # subject -> the groups that had ended when it was put
+        # Subject -> the groups that had ended when it was put, and its bytes.
+        self._coming: dict[str, tuple[int, int]] = {}
+        self._more = 0  # bytes that these take beyond what is retained of their subjects
         self._groups = 0
 
     def load(self, kept: Iterable[Kept]) -> None:
@@ -63,12 +65,20 @@ class RetainedIndex:
                 bytes_limit=limits.retained_bytes,
             )
 
+    def _more_of(self, subject: str) -> int:
+        """Return the bytes that what is on its way takes beyond what is retained of its subject."""
+        coming = self._coming.get(subject)
+        return 0 if coming is None else max(0, coming[1] - self._sizes.get(subject, 0))
+
     def _keep(self, subject: str, size: int, expires_at: int) -> None:
+        self._more -= self._more_of(subject)
         self._bytes += size - self._sizes.pop(subject, 0)
         self._expires.pop(subject, None)
+        if size:
+            self._sizes[subject] = size
+        self._more += self._more_of(subject)
         if not size:
             return
-        self._sizes[subject] = size
         if expires_at:
             self._expires[subject] = expires_at
             heappush(self._times, (expires_at, subject))
@@ -93,13 +103,16 @@ class RetainedIndex:
             if others >= limits.retained:
                 raise LimitReached("retained", limits.retained)
         # The limit may have been higher: what makes it less is taken.
-        if self._bytes - (known or 0) + size > limits.retained_bytes and size > (known or 0):
+        others = self._bytes + self._more - (known or 0) - self._more_of(subject)
+        if others + size > limits.retained_bytes and size > (known or 0):
             raise LimitReached("retained_bytes", limits.retained_bytes)
 
-    def coming(self, subject: str) -> None:
-        """A message that is to be retained is on its way to the log."""
+    def coming(self, subject: str, size: int) -> None:
+        """A message that is to be retained, of so many bytes, is on its way to the log."""
+        self._more -= self._more_of(subject)
         self._coming.pop(subject, None)  # it goes to the end: they leave in the order they came in
-        self._coming[subject] = self._groups
+        self._coming[subject] = (self._groups, size)
+        self._more += self._more_of(subject)
 
     def stored(self, kept: Sequence[Kept]) -> None:
         """A group has ended, and the log says what is retained since."""
@@ -108,13 +121,15 @@ class RetainedIndex:
             self._keep(*one)
         while self._coming:
             subject = next(iter(self._coming))
-            if self._coming[subject] > self._groups - GROUPS:
+            if self._coming[subject][0] > self._groups - GROUPS:
                 break
+            self._more -= self._more_of(subject)
             del self._coming[subject]
 
     def all_stored(self) -> None:
         """Nothing is on its way: no group is under way, and none is to be."""
         self._coming.clear()
+        self._more = 0
 
     def cleared(self, subjects: Iterable[str]) -> None:
         """These are retained no longer."""

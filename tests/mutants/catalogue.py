@@ -3445,7 +3445,7 @@ _ALL = [
     Mutant(
         name="what-is-due-is-retained-in-silence",
         at="msgservice.node.acceptance:Acceptance.decide_due",
-        old="self._retained.coming(batch.subject)",
+        old="self._retained.coming(batch.subject, batch.size)",
         new="pass",
         catcher=_test(
             "tests/unit/test_node_retained.py::"

@@ -237,6 +237,26 @@ def test_48_on_a_node_that_does_nothing_else_no_subject_counts_twice(before: byt
     assert (nack.first, nack.action, nack.about) == (4, Action.LATER, "retained")
 
 
+def test_48_what_is_on_its_way_takes_room_as_what_is_retained_does() -> None:
+    world = NodeWorld(Limits(retained_bytes=20_000))
+    shop = world.peer("shop")
+    body = b"x" * 8000
+    for sequence, subject in ((1, "a"), (2, "b"), (3, "c"), (4, "a")):  # in one group
+        shop.transfer(sequence, subject, [body], flags=FLAG_RETAIN)
+    world.settle()
+    assert [(nack.first, nack.about) for nack in shop.take(Nack)] == [(3, "retained_bytes")]
+    assert listed(shop) == ["a", "b"]
+    for sequence in range(5, 9):  # what takes the place of another takes its room
+        shop.transfer(sequence, "b", [body], flags=FLAG_RETAIN)
+    world.settle()
+    assert shop.take(Nack) == []
+    keep(shop, 9, "a", b"")
+    shop.transfer(3, "c", [body], flags=FLAG_RETAIN, nacks=1)
+    world.settle()
+    assert shop.take(Nack) == []
+    assert listed(shop) == ["b", "c"]
+
+
 def test_48_who_may_send_nothing_keeps_nobody_from_retaining() -> None:
     users = users_of(User(name="shop", rules=Rules(send=["a"])), User(name="other", rules=Rules()))
     world = NodeWorld(Limits(retained=2), users=users)
@@ -278,15 +298,15 @@ def test_48_a_copy_that_the_configuration_brings_waits_once_for_its_receiver() -
 def test_the_index_knows_what_is_on_its_way_until_two_groups_have_ended() -> None:
     index = RetainedIndex(Limits(retained=2))
     assert not index.is_for([">"], check=True)
-    index.coming("a")
+    index.coming("a", 10)
     index.stored(())
     assert index.is_for(["a"], check=True)
     assert not index.is_for(["a", "b"], ["a"], check=True)
     index.stored([("a", 7, 0)])
     index.stored([("a", 0, 0)])
     assert not index.is_for([">"], check=True)
-    index.coming("x")
-    index.coming("y")
+    index.coming("x", 10)
+    index.coming("y", 10)
     with pytest.raises(LimitReached, match="retained"):
         index.check_room("z", 1)
     index.check_room("x", 1)
