@@ -236,7 +236,8 @@ class SharedOtherwise(ProtocolError):
 
     def __init__(self, name: str, *, shared: bool) -> None:
         how = "is shared, and this connection" if shared else "is not shared, and this connection"
-        super().__init__(f"receiver {name!r} {how} {'does not say' if shared else 'says'} shared")
+        says = "does not say" if shared else "says"
+        super().__init__(f"receiver {name!r} {how} {says} shared (`shared=True`, or --shared)")
         self.name, self.shared = name, shared
 
 
