@@ -4337,6 +4337,25 @@ _ALL = [
         catcher=_asked("answers_that_are_not_read_go_beyond_no_window"),
     ),
     Mutant(
+        name="calls-wait-until-all-answers-are-looked-at",
+        at="msgservice.client.requests:Requests._flush_early",
+        old="self._connection.push()",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_client_requests.py -k half_of_the_calls", "test_half_of_the_calls"
+        ),
+    ),
+    Mutant(
+        name="a-call-fails-with-those-of-its-frame-before-its-time",
+        at="msgservice.client.requests:Requests._expire",
+        old="if group.until > now and group.left:",
+        new="if False:",
+        catcher=_test(
+            "tests/unit/test_client_requests.py -k their_own_time",
+            "test_calls_that_share_a_frame_fail_when_their_own_time_is_over",
+        ),
+    ),
+    Mutant(
         name="asked-again-on-the-next-connection",
         at="msgservice.client.requests:Requests.lost",
         old="self._connection = None",
@@ -4404,6 +4423,36 @@ _ALL = [
         catcher=_test(
             "tests/contract/test_log_promises.py -k decided_once",
             "test_55_a_promise_is_open_until_it_is_decided_and_decided_once",
+        ),
+    ),
+    Mutant(
+        name="a-verdict-about-a-part-is-about-the-run",
+        at="msgservice.log.promises:_alike",
+        old="low < first or high > last or",
+        new="",
+        catcher=_test(
+            "tests/contract/test_log_promises.py -k whatever_verdicts",
+            "test_55_each_message_is_decided_once_whatever_verdicts_come_together",
+        ),
+    ),
+    Mutant(
+        name="what-lies-between-promised-runs-is-decided-too",
+        at="msgservice.log.promises:_alike",
+        old="or count != high - low + 1",
+        new="",
+        catcher=_test(
+            "tests/contract/test_log_promises.py -k whatever_verdicts",
+            "test_55_each_message_is_decided_once_whatever_verdicts_come_together",
+        ),
+    ),
+    Mutant(
+        name="what-was-decided-with-it-is-decided-again",
+        at="msgservice.log.promises:stage_verdicts",
+        old="before.overlaps(first, last)",
+        new="False",
+        catcher=_test(
+            "tests/contract/test_log_promises.py -k whatever_verdicts",
+            "test_55_each_message_is_decided_once_whatever_verdicts_come_together",
         ),
     ),
     Mutant(
