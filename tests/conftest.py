@@ -17,6 +17,7 @@ from types import FrameType
 
 import pytest
 import pytest_twisted
+from hypothesis import HealthCheck, settings
 from twisted.internet.defer import Deferred
 from twisted.logger import (
     ILogObserver,
@@ -29,6 +30,10 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tests.kit.limits import for_operators
+
+# How long an example takes tells of the machine and who else is at work there, not of the code.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def pytest_configure() -> None:

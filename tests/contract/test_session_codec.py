@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from zope.interface.verify import verifyObject
 
@@ -193,7 +193,6 @@ def test_what_has_no_number_has_none_at_its_beginning(codec: ISessionCodec) -> N
 
 
 @given(st.binary(max_size=80), st.integers(0, 80), st.binary(max_size=4))
-@settings(deadline=None)
 def test_of_any_bytes_a_number_is_one_or_there_is_none(
     tail: bytes, at: int, between: bytes
 ) -> None:

@@ -117,7 +117,7 @@ SETTINGS = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(setting=SETTINGS, scene=st.integers(0, len(SCENES) - 1), acts=st.binary(max_size=120))
 # A responder closed a session that nothing had come in yet, and made it again, with another key, of
 # an H that was repeated: each took what the other said for forged, for ever.
@@ -144,7 +144,7 @@ def test_a_session_that_ended_before_its_initiator_heard_of_it_makes_room_for_an
     stage.finish()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(junk=st.binary(max_size=300), segment=st.integers(0, 80), keyed=st.booleans())
 def test_arbitrary_bytes_from_a_stranger_make_no_state(
     junk: bytes, segment: int, keyed: bool

@@ -231,4 +231,4 @@ class TwoEndpoints(RuleBasedStateMachine):
 
 
 TestTwoEndpoints = TwoEndpoints.TestCase
-TestTwoEndpoints.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestTwoEndpoints.settings = settings(max_examples=100, stateful_step_count=40)

@@ -230,7 +230,7 @@ class Guess:
 # --- a node that asks for a login
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(shown=st.sampled_from(list(SHOWN)), said=st.lists(st.sampled_from(FRAMES), max_size=8))
 def test_who_has_not_logged_in_reaches_nothing(shown: str, said: Sequence[Frame]) -> None:
     world = guarded()
@@ -252,7 +252,7 @@ def guarded() -> Guarded:
     return Guarded()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     shown=st.sampled_from(["loopback", "tls"]),
     guess=st.sampled_from([("wrong", 2), (PASSWORD, 1)]),
@@ -362,7 +362,7 @@ def test_a_gate_that_denies_all_leaves_nothing_to_faces_of_the_process(
 # --- a user that may nothing
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(said=st.lists(st.sampled_from(FRAMES), max_size=10))
 @example(said=[Transfer(1, "orders.new", ONE)])  # also where none of those drawn begins with it
 def test_a_user_without_rules_changes_nothing_whatever_it_says(said: Sequence[Frame]) -> None:

@@ -190,7 +190,7 @@ class World:
         assert [] == self.handled
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(says=st.lists(st.sampled_from(STEPS), max_size=6))
 @example([asks(4096), STEPS[17]])
 def test_nothing_is_said_to_a_node_that_has_not_proved_itself(says: Sequence[Says]) -> None:
@@ -202,7 +202,7 @@ def test_nothing_is_said_to_a_node_that_has_not_proved_itself(says: Sequence[Say
     world.check()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     iterations=st.one_of(
         st.sampled_from(NUMBERS), st.integers(-5, 4095), st.integers(1_000_001, 10**12)

@@ -45,7 +45,7 @@ def test_1_taken_is_the_union_of_all_that_was_taken(runs: list[tuple[int, int]])
     assert (sender.ranges or RangeSet()) == above
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(RUNS, st.integers(0, 30))
 def test_4_each_sequence_is_stored_once_whatever_the_cuts(
     runs: list[tuple[int, int]], split: int
@@ -208,7 +208,7 @@ def test_4_single_messages_of_a_large_run_cost_one_look_at_it_for_a_group(
     log.close()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(RUNS, RUNS, st.sets(st.integers(1, 72), max_size=2), st.booleans())
 def test_4_other_content_is_noticed_whatever_the_cuts(
     runs: list[tuple[int, int]], again: list[tuple[int, int]], changed: set[int], together: bool

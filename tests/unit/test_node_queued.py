@@ -39,7 +39,7 @@ def header(count: int) -> int:
     return 1 if count < 16 else 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=steps, order=st.sampled_from(["strict", "none"]))
 def test_18_what_waits_for_a_receiver_is_counted_to_the_byte(steps: list[Step], order: str) -> None:
     clock = Clock()

@@ -177,7 +177,7 @@ class CountedOutbox(RuleBasedStateMachine):
         assert sum(len(lane.behind) for lane in blocked) == backlog.behind.runs
 
 
-CountedOutbox.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+CountedOutbox.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestCountedOutbox = CountedOutbox.TestCase
 
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from msgservice.faces.sessions.content import safe
@@ -291,7 +291,6 @@ def test_a_registered_class_whose_maker_fails_tells_only_its_name() -> None:
     assert "deg: KeyError" in refused(codec, codec.message(codec.prepare(Deg(1)), "s", 1))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # timings are no fault
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_item_of_the_safe_codec_or_bad(body: bytes) -> None:
     codec = SafeCodec()

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from msgservice.faces.sessions.envelope import (
@@ -253,7 +253,6 @@ _values = st.recursive(_leaves, lambda inner: st.lists(inner, max_size=3), max_l
 _names = ["port", "host", "id", "acks", "previous", "nonce", "session", "seq", "time", "upto"]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # timings are no fault
 @given(
     st.sampled_from(["hello", "welcome", "joined", "heartbeat", "ack", "shutdown"]),
     st.dictionaries(st.sampled_from([*_names, "failed", "number", "reason"]), _values, max_size=4),
@@ -268,7 +267,6 @@ def test_any_fields_are_a_control_message_or_bad_control(kind: str, fields: dict
             assert control_of(fields_of(found)) == found
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # timings are no fault
 @given(st.text())
 def test_any_text_is_a_control_message_or_none(text: str) -> None:
     assert control_of("{" + text) is None

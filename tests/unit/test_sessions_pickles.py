@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from msgservice.faces.sessions.content import restricted
@@ -752,14 +752,12 @@ def takes_or_refuses(payload: bytes) -> None:
         loads(payload, _CLASSES)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # timings are no fault
 @given(st.binary(max_size=300))
 def test_any_bytes_give_a_value_or_bad_payload(payload: bytes) -> None:
     takes_or_refuses(payload)
     takes_or_refuses(payload + b".")
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # timings are no fault
 @given(st.lists(st.sampled_from([*_OPCODES, b"\x00", b"\x01", b"\n", b"1\n", b"N", b"("])))
 def test_any_opcodes_give_a_value_or_bad_payload(opcodes: list[bytes]) -> None:
     takes_or_refuses(b"".join(opcodes) + b".")
