@@ -402,7 +402,9 @@ class MonotonicTimers:
             self._rest()
 
     def _wake(self) -> None:
-        self._waking, self._waking_at = self._waking_later, self._waking_later_at
+        # Where the reactor's clock was set forward, the one that was asked for before comes first.
+        if self._waking is None or not self._waking.active():
+            self._waking, self._waking_at = self._waking_later, self._waking_later_at
         self._waking_later = None
         self._run_due()
         if not self._active:

@@ -141,6 +141,22 @@ def test_17_a_clock_that_goes_forward_hastens_nothing() -> None:
     assert [10.0] == pytest.approx(made, abs=0.06)
 
 
+@pytest.mark.parametrize("jump", [20.0, HOUR])
+def test_17_of_two_calls_of_the_reactor_the_later_comes_first_where_its_clock_goes_forward(
+    jump: float,
+) -> None:
+    """It was asked for before the jump, and the one that is due sooner after it."""
+    reactor, came = Reactor(), list[float]()
+    later(reactor, 10.0, came)
+    reactor.jump(jump)
+    later(reactor, 5.0, came)
+    reactor.pass_seconds(4.0)
+    assert came == []
+    reactor.pass_seconds(8.0)
+    assert came == pytest.approx([5.0, 10.0], abs=TICK)
+    assert reactor.getDelayedCalls() == []
+
+
 def test_a_call_that_one_call_asks_for_is_not_made_inside_it() -> None:
     reactor, made = Reactor(), list[str]()
 
