@@ -149,7 +149,8 @@ class Rewinds(Family):
         """Whether all that a receiver acknowledged is in the log, and its own until the end."""
         world, limits = self.world, self.world.limits
         kept = limits.keep_seconds >= 3600 and limits.keep_bytes > 10**6 < limits.max_bytes
-        kept = kept and limits.kept_batches > 10**6
+        # History gives way to rows that are kept, and to sets of receivers without a place.
+        kept = kept and limits.kept_batches > 10**6 and limits.audiences >= 100
         return kept and not (
             world.removed[name]
             or name in world.blocked

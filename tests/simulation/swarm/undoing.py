@@ -227,7 +227,6 @@ class Undos(Family):
         self, check: Check, undo: Undoing, told: UndoTold, covered: list[Sent]
     ) -> None:
         """One outcome for each message at each of its audience, or until it is due, at one."""
-        last = undo.first + undo.count - 1
         sequences = {one.receipt.sequence for one in covered if one.receipt is not None}
         known = [sent for sent in covered if self._is_known(sent, undo)]
         total = sum(sum(outcomes.values()) for outcomes in told.receivers.values())
@@ -237,7 +236,8 @@ class Undos(Family):
         is_whole = all(sent.receipt is not None for sent in covered) and not any(
             sent.delay is not None or sent.key is not None for sent in covered
         )
-        is_whole = is_whole and (undo.count == 1 or max(sequences, default=0) <= last)
+        # Of what clears a subject there is no `Sent`.
+        is_whole = is_whole and len(sequences) == told.messages
         most = sum(len(sent.audience) for sent in covered)
         untold = [sent for sent in covered if sent.accepted_at is None]
         if is_whole and not untold and total > most:
