@@ -17,6 +17,8 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from msgservice import administration as asked
+from msgservice.records import position_of
+from tests.simulation.swarm.checkers import count_of
 from tests.simulation.swarm.family import Family
 from tests.simulation.swarm.letters import REPLAY
 
@@ -30,11 +32,16 @@ STORED_WITHIN = 10.0  # seconds from an answer until it is on disk, where the di
 
 @dataclass
 class Rewind:
-    """A rewind of a receiver, from a position on, and how it went."""
+    """A rewind of a receiver, from a position on, and how it went.
+
+    `oldest`: the position that the log began with. History gives way to rows that are kept, and to
+    sets of receivers without a place.
+    """
 
     who: str
     at: float
     first: int
+    oldest: int
     done_at: float = math.inf  # it is on disk
     is_refused: bool = False  # another one runs, say
 
@@ -52,7 +59,8 @@ class Rewinds(Family):
             return
         came = sorted(self._came(who))
         first = came[int(len(came) * (1 - share))] if share < 1 and came else 0
-        rewind = Rewind(who, self.world.now, first)
+        oldest = position_of(count_of(self.world, "select coalesce(min(number), 0) from batch"))
+        rewind = Rewind(who, self.world.now, first, oldest)
         self.rewinds.append(rewind)
         rewound = self.world.node.service.parts.operations.rewind(asked.Rewind(who, first=first))
 
@@ -149,8 +157,6 @@ class Rewinds(Family):
         """Whether all that a receiver acknowledged is in the log, and its own until the end."""
         world, limits = self.world, self.world.limits
         kept = limits.keep_seconds >= 3600 and limits.keep_bytes > 10**6 < limits.max_bytes
-        # History gives way to rows that are kept, and to sets of receivers without a place.
-        kept = kept and limits.kept_batches > 10**6 and limits.audiences >= 100
         return kept and not (
             world.removed[name]
             or name in world.blocked
@@ -169,7 +175,7 @@ class Rewinds(Family):
         for position, body in came.items():
             who: Any = (rewind.who, body)
             if (
-                position >= rewind.first
+                position >= max(rewind.first, rewind.oldest)
                 and rewind.done_at < math.inf
                 and heard.get(who, math.inf) < before - 1.0
                 and who not in self.witness.rejected
