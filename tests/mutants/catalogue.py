@@ -203,8 +203,8 @@ _ALL = [
     Mutant(
         name="a-row-that-was-not-handed-over-counts-as-such",
         at="msgservice.outbox.rows:RelayRows._claim",
-        old="self._execute(cursor, _NOT_HANDED, kept)",
-        new="pass",
+        old="self._execute(cursor, _NOT_HANDED, kept)\n    assigned =",
+        new="pass\n    assigned =",
         catcher=_test(
             f"{OUTBOX_ROWS}::test_what_the_file_has_not_kept_waits_again_and_what_it_has_does_not",
             "waits_again_and_what_it_has_does_not",
@@ -3358,7 +3358,7 @@ _ALL = [
     Mutant(
         name="a-newer-retained-message-expires-with-the-one-before",
         at="msgservice.node.retained:RetainedIndex._keep",
-        old="self._expires.pop(subject, None)\n    if not size:\n",
+        old="self._expires.pop(subject, None)\n",
         new="if not size:\n        self._expires.pop(subject, None)\n",
         catcher=_test(
             "tests/unit/test_node_retained.py::"
