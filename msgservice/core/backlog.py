@@ -107,7 +107,6 @@ class Backlog:
         "retries",
         "settled",
         "stored_before",
-        "stuck_lanes",
         "tallies",
         "waiting",
     )
@@ -152,9 +151,6 @@ class Backlog:
         self._open = OpenRuns()
         self.ready_queue = ReadyQueue(self._open)  # but for what has a queue of its lane
         self._stuck = StuckLanes(self._open, self.ready, self.behind)
-        # The lanes that are blocked, or were and have a queue: in the usual case none. The same one
-        # for all of a flight, not to be changed.
-        self.stuck_lanes: Mapping[Hashable, StuckLane] = self._stuck.by_lane
         # Due, first; void where that does not wait. Not to be changed: see `next_retry`.
         self.retries: list[tuple[float, int]] = []
         # When it expires, first; void where no run with that time begins there. Of runs with a ttl.
@@ -288,6 +284,14 @@ class Backlog:
             return run
         first = stuck.first()
         return first if run is None or (first is not None and first.first < run.first) else run
+
+    @property
+    def stuck_lanes(self) -> Mapping[Hashable, StuckLane]:
+        """The lanes that are blocked, or were and have a queue; the same one for all of a flight.
+
+        In the usual case none.
+        """
+        return self._stuck.by_lane
 
     def steps_behind(self, run: Run) -> bool:
         """Whether the first ready run is of a blocked lane; it waits in that lane's queue then."""
