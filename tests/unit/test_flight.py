@@ -262,3 +262,19 @@ def test_51_who_was_settled_while_nothing_was_loaded_is_no_suspect_any_more() ->
     backlog.skip_to(1)
     fly(backlog)
     assert not backlog.limit.suspects
+
+
+def test_22_a_lane_goes_on_behind_a_dead_letter_also_after_its_backlog_was_unloaded() -> None:
+    backlog = Backlog(ordered=True, cursor=0, retry_delay=lambda attempts: 1.0, keeps_letters=True)
+    backlog.unload()
+    flight = fly(backlog)
+    backlog.offer(run(1))
+    flight.take_transfers(0.0)
+    flight.receive_nack(1, 1, Refusal(Action.DEAD, "no"), 0, 0.0)
+    letters = backlog.take_settled()
+    backlog.offer(run(2))
+    assert [] == flight.take_transfers(1.0)
+    backlog.letters_stored(letters)
+    assert [2] == [transfer.sequence for transfer in flight.take_transfers(1.0)]
+    flight.receive_acks([(2, 2)])
+    assert 2 == backlog.cursor
