@@ -157,6 +157,18 @@ def test_17_of_two_calls_of_the_reactor_the_later_comes_first_where_its_clock_go
     assert reactor.getDelayedCalls() == []
 
 
+@pytest.mark.parametrize("jump", [-HOUR, HOUR])
+def test_17_what_is_asked_for_between_a_jump_and_its_tick_is_in_time(jump: float) -> None:
+    reactor, made = Reactor(), list[float]()
+    later(reactor, 100.0, made)
+    reactor.jump(jump)
+    later(reactor, 1.0, made)
+    reactor.pass_seconds(2)
+    assert [1.0] == pytest.approx(made, abs=TICK + 0.06)
+    reactor.pass_seconds(100)
+    assert [1.0, 100.0] == pytest.approx(made, abs=TICK + 0.06)
+
+
 def test_a_call_that_one_call_asks_for_is_not_made_inside_it() -> None:
     reactor, made = Reactor(), list[str]()
 
