@@ -17,6 +17,9 @@ class Refusal(msgspec.Struct, gc=False, frozen=True):
     about: str = ""  # … and whom or what it names
 
 
+_ACTIONS = {action.value: action for action in Action}  # an enum's own call is six lines of Python
+
+
 def refusal_in(nack: Nack) -> Refusal:
     """Return the refusal that a NACK carries."""
-    return Refusal(Action(nack.action), nack.reason, nack.code, nack.about or "")
+    return Refusal(_ACTIONS[nack.action], nack.reason, nack.code, nack.about or "")
