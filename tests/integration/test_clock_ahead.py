@@ -8,9 +8,10 @@ The node's process has another clock (`clock_child`); programs, commands and fil
 from __future__ import annotations
 
 import signal
+import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,15 @@ class World:
             "kept": self.send("a.kept", "kept", "--ttl", "2h", "--retain-only"),
         }
         assert self.got("here", 2) == ["history", "lives"]
+        while not self.is_clock_noted():  # by what is written once the log has grown older
+            assert msgs("receivers", "pause", "here").code == 0
+            assert msgs("receivers", "resume", "here").code == 0
         return told
+
+    def is_clock_noted(self) -> bool:
+        """Whether the log says what the wall clock was: not in the first seconds of its life."""
+        with closing(sqlite3.connect(self.folder / "node" / "log.db")) as db:
+            return db.execute("select 1 from meta where key = 'wall'").fetchone() is not None
 
     def is_known(self, told: dict[str, Any]) -> None:
         """The keys are: who says them again has said nothing new."""

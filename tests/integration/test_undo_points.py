@@ -206,7 +206,7 @@ def test_a_receiver_that_dies_keeps_promises_once_and_what_was_undone_stays_so(
 
 # A log of a few messages is not checkpointed.
 REACHED = [point for point in NODE if "checkpoint" not in point]
-SENT_MAX = 300
+SENT_MAX = 5000
 
 
 @pytest_twisted.async_yield_fixture
