@@ -154,9 +154,17 @@ class _Nest:
         said = json.dumps(what).encode()
         with self._lock:
             head = len(said).to_bytes(_LENGTH, "big")
-            socket.send_fds(self._ours, [head], files) if files else self._ours.sendall(head)
-            self._ours.sendall(said)
-            return int.from_bytes(_read(self._ours, _LENGTH), "big", signed=True)
+            try:
+                socket.send_fds(self._ours, [head], files) if files else self._ours.sendall(head)
+                self._ours.sendall(said)
+                return int.from_bytes(_read(self._ours, _LENGTH), "big", signed=True)
+            except BaseException:
+                # A timeout of the test came in between: each later answer would be another's.
+                self._ours.close()
+                self._process.wait()  # which ends by that
+                if _nests.get(os.getpid()) is self:
+                    del _nests[os.getpid()]
+                raise
 
 
 _nests: dict[int, _Nest] = {}  # by process: a test that forks has a nest of its own
