@@ -42,6 +42,7 @@ STAMP = struct.Struct("<d")  # when a message was sent, by the monotonic clock
 def say(**fields: Any) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     fields["cpu_s"] = round(used.ru_utime + used.ru_stime, 3)
+    os.set_blocking(1, True)  # `StandardIO` has it otherwise, and a long line would be cut
     print(json.dumps(fields), flush=True)
 
 
