@@ -515,6 +515,27 @@ def test_39_a_page_that_comes_when_the_node_has_stopped_is_no_failure() -> None:
     assert fails(plan) is None
 
 
+def test_47_what_clears_a_subject_behind_a_rewind_is_no_part_of_it() -> None:
+    """Each that clears has the same body: an answer to one says nothing of another."""
+    plan = Plan(
+        seed=310013,
+        limits={},
+        weather={},
+        cast=(
+            Part(kind="producer", name="shop", options={}),
+            Part(kind="producer", name="web", options={}),
+            Part(kind="receiver", name="library", options={"patterns": ("a.*", "b.>")}),
+        ),
+        ops=(
+            Op(at=8.507, kind="keep", who="web", args=("b.1", "clear")),
+            Op(at=40.07, kind="rewind", who="library", args=(0.3,)),
+            Op(at=40.331, kind="keep", who="shop", args=("a.2", "clear")),
+        ),
+        world={},
+    )
+    assert fails(plan) is None
+
+
 # Seeds that found something, of which a test of its own stands where its kind lives: a letter that
 # was sent again as often as it came, what waits for a receiver counted twice, what was left of a
 # run that was cut behind what followed it, what had expired told before it was stored, and what has

@@ -167,7 +167,7 @@ class Rewinds(Family):
     def _check_whole(
         self, check: Check, rewind: Rewind, came: dict[int, bytes], counted: Counter[int]
     ) -> None:
-        heard: dict[tuple[str, bytes], float] = self.witness.answered_at
+        heard: dict[tuple[str, int], float] = self.witness.position_answered_at
         before = rewind.at
         for at in self.world.node.died_at:
             if at <= rewind.at:  # what it had not stored by then it hears again
@@ -177,7 +177,7 @@ class Rewinds(Family):
             if (
                 position >= max(rewind.first, rewind.oldest)
                 and rewind.done_at < math.inf
-                and heard.get(who, math.inf) < before - 1.0
+                and heard.get((rewind.who, position), math.inf) < before - 1.0
                 and who not in self.witness.rejected
                 and not self.witness.tries[who]
                 and not counted[position]

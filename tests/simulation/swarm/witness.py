@@ -94,7 +94,10 @@ class Witness:
         self.finals: dict[tuple[str, str, str, int], int] = {}  # told to producers
         self.told_later: Callable[[str], None] = lambda reason: None  # a producer is to wait
         self.is_barred: Callable[[str], bool] = lambda name: False  # nobody may be logged in as it
+        # When an answer first reached the node: by receiver and body, and by receiver and position,
+        # for what clears a subject has the same body as any other that does.
         self.answered_at: dict[tuple[str, bytes], float] = {}
+        self.position_answered_at: dict[tuple[str, int], float] = {}
         self.resumed_at: dict[str, list[float]] = {}  # a receiver's RESUMEs reached the node
         # of what was handed to the node, by producer and its incarnation
         self.handed: dict[tuple[str, str], Delivered] = {}
@@ -230,8 +233,12 @@ class Witness:
         if frame[0] == NACK and frame[3] not in (DEAD, REFUSED):
             return
         now = self._seconds()
-        for body in self._bodies(tap.peer, tap.far, ranges):
-            self.answered_at.setdefault((tap.peer, body), now)
+        delivered = self.delivered.get((tap.peer, tap.far), Delivered())
+        for first, last in ranges:
+            for sequence in delivered.sequences(first, last):
+                self.position_answered_at.setdefault((tap.peer, sequence), now)
+            for body in delivered.between(first, last):
+                self.answered_at.setdefault((tap.peer, body), now)
 
     # --- of producers
 
