@@ -536,6 +536,44 @@ def test_47_what_clears_a_subject_behind_a_rewind_is_no_part_of_it() -> None:
     assert fails(plan) is None
 
 
+def test_46_what_becomes_a_letter_while_letters_are_sent_again_is_sent_again_too() -> None:
+    """It is one of another receiver as well, and there it is dropped later."""
+    plan = Plan(
+        seed=310118,
+        limits={},
+        weather={},
+        cast=(
+            Part(kind="producer", name="shop", options={}),
+            Part(kind="producer", name="web", options={"outbox": True}),
+            Part(
+                kind="receiver",
+                name="library",
+                options={"patterns": ("a.*", "b.>"), "order": "none", "inbox": True, "fails": 0.4},
+            ),
+            Part(
+                kind="receiver", name="picky", options={"patterns": ("a.*", "b.>"), "inbox": True}
+            ),
+            Part(
+                kind="scripted",
+                name="scripted",
+                options={"patterns": (">",), "order": "none", "nacks": 0.4, "actions": (2, 3)},
+            ),
+        ),
+        ops=(
+            Op(at=10.873, kind="keyed_keep", who="shop", args=(100, 0)),
+            Op(at=11.641, kind="keep", who="shop", args=("a.2", "clear")),
+            Op(at=12.469, kind="requeue", who="library", args=(None,)),
+            Op(at=27.882, kind="requeue", who="picky", args=(None,)),
+            Op(at=48.169, kind="stray", who="requests", args=(100, 12)),
+            Op(at=57.758, kind="requeue", who="library", args=(None,)),
+            Op(at=61.363, kind="send", who="web", args=("a.2", 2, 300, None, False)),
+            Op(at=84.523, kind="drop", who="scripted", args=()),
+        ),
+        world={"late_reads": 1.0},
+    )
+    assert fails(plan) is None
+
+
 # Seeds that found something, of which a test of its own stands where its kind lives: a letter that
 # was sent again as often as it came, what waits for a receiver counted twice, what was left of a
 # run that was cut behind what followed it, what had expired told before it was stored, and what has

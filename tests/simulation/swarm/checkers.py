@@ -302,10 +302,10 @@ class Check:
             or who in witness.answered_at
             or who in witness.rejected
             or any(at >= sent.at - REMOVAL_SECONDS for at in world.removed[name])
-            or self._may_be_given_up(sent, name)
+            or self.may_be_given_up(sent, name)
         )
 
-    def _may_be_given_up(self, sent: Sent, name: str) -> bool:
+    def may_be_given_up(self, sent: Sent, name: str) -> bool:
         """Whether a message may be dead, since its attempts failed or a process died of it."""
         world, witness = self.world, self.witness
         losses = witness.losses[name]
@@ -481,7 +481,7 @@ class Check:
             if not handled and receiver.restored_at < 0:
                 self.fail("acknowledged, not handled", f"{short!r} at {name}")
         elif status is Status.DEAD:
-            if who not in witness.rejected and not self._may_be_given_up(sent, name):
+            if who not in witness.rejected and not self.may_be_given_up(sent, name):
                 tried = witness.tries[who] + witness.losses[name]
                 self.fail("dead without a reason", f"{short!r} at {name}: {tried} attempts")
         elif status is Status.EXPIRED:
@@ -501,7 +501,7 @@ class Check:
             or (sent.promised is not None and sent.promised.cancels)
             or world.undos.may_be_cancelled(sent, name)
             or who in witness.rejected
-            or self._may_be_given_up(sent, name)
+            or self.may_be_given_up(sent, name)
             or receiver.restored_at >= 0
             or name in world.blocked
             or sent.ttl is not None  # how it ended is in the log, and its program is no more

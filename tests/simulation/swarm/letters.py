@@ -33,7 +33,10 @@ _decode = msgspec.msgpack.Decoder().decode
 
 @dataclass
 class Act:
-    """An act of the operator's on all letters of a receiver, and the letters that there were."""
+    """An act of the operator's on all letters of a receiver, and the letters that there were.
+
+    It is also on what becomes a letter before it has looked, which may be seconds later.
+    """
 
     what: str  # drop, requeue
     who: str
@@ -198,5 +201,22 @@ class Letters(Family):
                 if not flags & REPLAY or not of.startswith("log:"):
                     continue
                 position = int(of.removeprefix("log:"))
-                if position in act.letters and (name, position) not in sent:
+                if (
+                    position in act.letters
+                    and (name, position) not in sent
+                    and not any(
+                        one.target == name
+                        and one.who != act.who
+                        and self._may_have_met(check, one, body)
+                        for one in again
+                    )
+                ):
                     check.fail("dropped, and sent again", f"{body[:40]!r} to {name}: {act}")
+
+    def _may_have_met(self, check: Check, act: Act, body: bytes) -> bool:
+        """Whether a message may have become a letter of the receiver's while an act ran."""
+        end = min([act.done_at, *(at for at in self.world.node.died_at if at >= act.at)])
+        if (act.who, body) in self.witness.rejected:
+            return self.witness.answered_at.get((act.who, body), math.inf) <= end
+        sent = self.world.sent.get(body)  # when it was given up is not known
+        return sent is not None and sent.at <= end and check.may_be_given_up(sent, act.who)
