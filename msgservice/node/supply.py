@@ -180,11 +180,6 @@ class Supply:
         """Whether a page of the log is on its way, and what it brings waits for it."""
         return self.state is State.READS or self.state is State.LATE
 
-    @property
-    def is_used_up(self) -> bool:
-        """Whether the receiver follows, and all that it was fed is loaded."""
-        return self.state is FOLLOWS and not self.fed
-
     # --- the connection
 
     def attach(self, flight: Room) -> None:

@@ -148,7 +148,7 @@ class Scene:
         """The receiver comes and answers all: each batch was sent, and settled in order."""
         self.attach()
         for _ in self.batches:
-            if self.supply.is_used_up and self.backlog.idle:
+            if self.supply.state is State.FOLLOWS and not self.supply.fed and self.backlog.idle:
                 break
             self.page()
             self.answer()
