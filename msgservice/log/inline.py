@@ -62,9 +62,9 @@ class Inline:
 
     def takes(self, group: Group, size: int, now: float) -> bool:
         """Whether a group, whose batches have so many bytes, is written on the reactor's thread."""
-        if self._how != "auto":
-            return self._how == "on"
-        return now >= self._until and size <= INLINE_BYTES and is_small(group)
+        if self._how == "off" or size > INLINE_BYTES or not is_small(group):
+            return False
+        return self._how == "on" or now >= self._until
 
     def took(self, seconds: float, now: float) -> None:
         """Note how long a group took that was written so, until now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import apsw
 import msgspec
@@ -46,7 +46,10 @@ class TurnClock(Clock):
 
 
 class MeteredLog(MemoryLog):
-    """A log whose jobs are a thread's: what they cost is counted for themselves."""
+    """A log whose jobs are a thread's: what they cost is counted for themselves.
+
+    So is what SQLite does for a group that is written in the turn that asks.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -73,9 +76,18 @@ class MeteredLog(MemoryLog):
         self._reactor.callLater(self._delay, run)
         return waiter
 
+    def _run_now(self, job: Callable[[], T]) -> T:
+        return super()._run_now(lambda: self._stepped(job))
+
     def _metered(self, job: Callable[[], T]) -> T:
         meter = self.meter
         if meter is None:
+            return job()
+        with meter.turn("a job of the log"):
+            return self._stepped(job)
+
+    def _stepped(self, job: Callable[[], T]) -> T:
+        if self.meter is None:
             return job()
         db: apsw.Connection = self._store.db
         self.steps = 0
@@ -86,8 +98,7 @@ class MeteredLog(MemoryLog):
 
         db.set_progress_handler(progress, PROGRESS_STEPS)
         try:
-            with meter.turn("a job of the log"):
-                return job()
+            return job()
         finally:
             db.set_progress_handler(None)
             self.steps_worst = max(self.steps_worst, self.steps)
@@ -95,14 +106,19 @@ class MeteredLog(MemoryLog):
 
 
 class NodeStage(NodeWorld):
-    """A node; `meter` counts its reactor's turns, `log_meter` those of its writer."""
+    """A node; `meter` counts its reactor's turns, `log_meter` those of its writer.
+
+    `inline`: whether groups may be written in the turn that asks; None: as the switch says.
+    """
 
     clock: TurnClock
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(
+        self, limits: Limits | None = None, *, inline: Literal["on", "off"] | None = None
+    ) -> None:
         clock = TurnClock()
         limits = limits or Limits()
-        self.metered = MeteredLog(reactor=clock, limits=limits)
+        self.metered = MeteredLog(reactor=clock, limits=limits, inline=inline)
         self.numbers = itertools.count(1)
         super().__init__(limits, log=self.metered, clock=clock)
 

@@ -28,6 +28,7 @@ from msgservice.log.inline import (
     STALLED,
     VARIABLE,
     Inline,
+    InlineCommits,
     inline_commits,
 )
 from msgservice.log.memory import MemoryLog
@@ -101,13 +102,14 @@ def test_small_groups_are_written_on_the_reactors_thread(group: Group) -> None:
         Group(cancel=[Cancel("shop", "i1", 1, 1)]),
     ],
 )
-def test_others_are_not(group: Group) -> None:
-    assert not Inline("auto", Limits()).takes(group, 0, 0.0)
-    assert Inline("on", Limits()).takes(group, 0, 0.0)
+@pytest.mark.parametrize("how", ["auto", "on"])
+def test_others_are_not(how: InlineCommits, group: Group) -> None:
+    assert not Inline(how, Limits()).takes(group, 0, 0.0)
 
 
-def test_nor_are_many_bytes() -> None:
-    assert not Inline("auto", Limits()).takes(Group(batches=[BATCH]), INLINE_BYTES + 1, 0.0)
+@pytest.mark.parametrize("how", ["auto", "on"])
+def test_nor_are_many_bytes(how: InlineCommits) -> None:
+    assert not Inline(how, Limits()).takes(Group(batches=[BATCH]), INLINE_BYTES + 1, 0.0)
 
 
 @pytest.mark.parametrize("limits", [Limits(heartbeat=3.0), Limits(heartbeat=5.0, silence=1.5)])
@@ -334,9 +336,9 @@ def test_a_log_in_memory_is_never_quick_unless_it_is_told_to_be(
         opened = log.open()
         clock.advance(0)
         assert opened.called
-        found = log.append_now(Group(now=NOW, receivers=[ReceiverRow(number=1, name="r1")]))
+        found = log.append_now(Group(now=NOW, batches=[BATCH]))
         assert is_quick is (found is not None)
         pending = log.clear_retained(["s"])  # something else is to be written first
-        assert log.append_now(Group(now=NOW, receivers=[ReceiverRow(number=2, name="r2")])) is None
+        assert log.append_now(Group(now=NOW, batches=[BATCH])) is None
         clock.advance(0)
         assert pending.called
