@@ -28,6 +28,7 @@ from msgservice.core.frames import (
 )
 from msgservice.core.reasons import one_line
 from msgservice.core.session import (
+    PASSED,
     AuthStep,
     Greeted,
     Opened,
@@ -119,6 +120,7 @@ class Arrivals(Protocol):
         """Fire when this was done: now, or in a later turn. Cancelling it ends the wait."""
 
 
+_OPEN, _CLOSING = State.OPEN, State.CLOSING  # by name, an enum is asked slowly
 _BEFORE_OPEN = (State.GREETING, State.AUTHENTICATING, State.GREETED, State.RESUMING)
 
 
@@ -194,7 +196,7 @@ class Connection:
     @property
     def may_send(self) -> bool:
         """Whether transfers may be sent: the session is open and the transport has room."""
-        return self.session.state is State.OPEN and self.is_writable
+        return self.session.state is _OPEN and self.is_writable
 
     @property
     def refusal(self) -> str | None:
@@ -257,13 +259,9 @@ class Connection:
             self.channel.send(encode_frame(frame))
             self.session.sent_at = self.now()
 
-    def send_all(self, frames: Sequence[Frame]) -> None:
-        """Queue some frames."""
-        if self.session.failed is None:
-            self._queue(frames)
-
-    def _queue(self, frames: Sequence[Frame]) -> None:
-        if frames and self.channel is not None:
+    def send_all(self, frames: Sequence[Frame], *, is_last: bool = False) -> None:
+        """Queue some frames; `is_last`: with the ERROR that ends the connection, if one does."""
+        if frames and self.channel is not None and (is_last or self.session.failed is None):
             send = self.channel.send
             for frame in frames:
                 send(encode_frame(frame))
@@ -402,8 +400,7 @@ class Connection:
 
     def frames_received(self, frames: list[bytes]) -> None:
         """See `IChannelUser`."""
-        now = self.now()
-        self.session.heard(now)
+        now = self.session.heard_at = self.now()
         if self._held:
             self._held += frames  # was on its way already when reading was stopped
             if self._arriving is not None:
@@ -433,18 +430,23 @@ class Connection:
         try:
             for at, data in enumerate(frames):
                 frame = decode_frame(data)
-                if session.state in _BEFORE_OPEN:
+                state = session.state
+                if state is not _OPEN and state in _BEFORE_OPEN:
                     self._count_before_open(len(data))
                 elif at >= TURN_FRAMES or (takes is not None and not takes(frame)):
                     self._hold(frames[at:])
                     break
                 self._is_first = False
+                if state is _OPEN and type(frame) in PASSED:  # as most: the session has no say
+                    owner.received(self, frame)
+                    continue
                 result = session.receive(frame, now)
                 if result is frame:
                     owner.received(self, frame)
                 elif result is not None:
                     self._event(result)
-            if session.state in (State.OPEN, State.CLOSING):
+            state = session.state
+            if state is _OPEN or state is _CLOSING:
                 owner.turn_ended(self)
         except ProtocolError as error:
             session.fail(error)
@@ -583,7 +585,7 @@ class Connection:
     def _drain(self) -> None:
         frames = self.session.take_frames()
         if frames and self.channel is not None and not self.is_gone:
-            self._queue(frames)
+            self.send_all(frames, is_last=True)
         failed = self.session.failed
         if failed is not None and not self.error and not self.is_gone:
             self.error = one_line(str(failed))  # it may quote the other side

@@ -225,10 +225,11 @@ def decode_message(message: bytes | memoryview | msgspec.Raw) -> WireMessage:
 
 def count_of(messages: bytes | memoryview | msgspec.Raw) -> int:
     """The number of elements that a msgpack array at the beginning says to have; 0 without one."""
-    head = bytes(memoryview(messages)[:5])
-    kind = head[0] if head else 0
+    view = memoryview(messages)
+    kind = view[0] if view else 0
     if 0x90 <= kind <= 0x9F:
         return kind & 0x0F
+    head = bytes(view[:5])
     if kind == 0xDC:
         return int.from_bytes(head[1:3], "big")
     if kind == 0xDD:

@@ -68,7 +68,7 @@ class Acked:
         self._ranges.add(first, last)
         # Its newest run is one of these, or behind them.
         for below in (self._unsent, self._refused):
-            if below and below.lowest(1)[0][0] < first:
+            if below.firsts and below.firsts[0] < first:
                 below.remove_below(first)
 
     def not_taken(self, first: int, last: int, *, was_sent: bool) -> None:
@@ -101,7 +101,7 @@ class Acked:
         the last sequence so far.
         """
         ranges = self._ranges
-        if len(ranges) <= RANGES_MANY:
+        if len(ranges.firsts) <= RANGES_MANY:
             return
         newest, said = ranges.last or 0, self._said
         if said is None or newest > said[0]:

@@ -44,7 +44,7 @@ from msgservice.client.promise import Promise
 from msgservice.client.receipt import AnyReceipt, AnyReceipts, Receipt, Receipts
 from msgservice.client.requests import Requests
 from msgservice.client.responding import Handler, Responder
-from msgservice.client.shutdown import Shutdown
+from msgservice.client.shutdown import Shutdown, State
 from msgservice.clock import SteadyClock, monotonic_of, timed
 from msgservice.connection import Connection, Prover
 from msgservice.core.frames import Reply
@@ -75,6 +75,7 @@ HELD_MESSAGES = 1_000_000
 HELD_BYTES = 256 * 1024 * 1024
 # Of one page of receipts: about a KiB of memory each, as long as they are held.
 RECEIPTS_PAGE, RECEIPTS_MAX = 1000, 10_000
+_OPEN = State.OPEN  # by its name a member of an enum is found slowly
 if TYPE_CHECKING:
     from msgservice.client.disk import DiskOutbox
 
@@ -313,13 +314,12 @@ class Client:
                 gather = self._growing.get(subject)
             except TypeError:  # it cannot be a key, so it is no subject either
                 gather = None
-            if (
-                gather is not None
-                and gather.plain
-                and gather.bare
-                and gather.ttl == ttl
-                and gather.promise is promise
-            ):
+            if gather is None:
+                if ttl is None and promise is None and len(content) <= self._gathering.begin_bytes:
+                    waiter = self._begin(subject, content)
+                    if waiter is not None:
+                        return waiter
+            elif gather.plain and gather.bare and gather.ttl == ttl and gather.promise is promise:
                 flow = self._flow
                 size = len(content) + BARE_OVERHEAD
                 filled = gather.size + size
@@ -353,6 +353,28 @@ class Client:
             )
         except Exception as error:  # also whatever content raises that is asked for its form
             waiter.errback(error)
+        return waiter
+
+    def _begin(self, subject: str, body: bytes) -> Deferred[Receipt] | None:
+        """Hand over a plain body that begins a run, which is to be as `send` has looked at it.
+
+        None: it is to be looked at in full.
+        """
+        flow, size = self._flow, len(body) + BARE_OVERHEAD
+        if (
+            size > flow.room_bytes
+            or flow.room_messages <= 0
+            or self._shutdown.state is not _OPEN
+            or get_ident() != self._thread
+        ):
+            return None
+        waiter = self.new_waiter()
+        if not self._gathering.begin(subject, body, waiter):
+            return None
+        flow.room_bytes -= size
+        flow.room_messages -= 1
+        if not self._hop.is_telling:  # else it is handed over behind that
+            flow.schedule()
         return waiter
 
     def _check_thread(self) -> None:
@@ -726,8 +748,11 @@ class Client:
 
     def answers_applied(self) -> None:
         """See `HopUser`."""
-        self._flow.go_on()
-        self._shutdown.look()
+        gathering = self._gathering
+        if gathering.open or gathering.whole:
+            self._flow.go_on()
+        if self._shutdown.state is not _OPEN:
+            self._shutdown.look()
 
     def replied(self, reply: Reply) -> None:
         """See `HopUser`."""

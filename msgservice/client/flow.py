@@ -86,10 +86,6 @@ class Flow:
         """Whether something is on its way to the disk."""
         return self._disk is not None and self._disk.writing > 0
 
-    def _is_busy(self) -> bool:
-        # A disk is waited for at the end of each turn, whatever the node does.
-        return self._disk is None and self._hop.is_busy(HOLD_MESSAGES)
-
     # --- verbs
 
     def take_room(self, messages: int, size: int) -> None:
@@ -110,7 +106,7 @@ class Flow:
 
     def schedule(self) -> None:
         """Hand over what is gathered, at the end of this turn."""
-        if self._flush_due is None:
+        if self._flush_due is None and not self._hop.is_telling:  # else `go_on` follows
             self._flush_due = self._reactor.callLater(0, self._flush)
 
     def hand_over(self, *, only_whole: bool = False) -> None:
@@ -121,8 +117,13 @@ class Flow:
             if runs:
                 if self._disk is not None:
                     self._count_runs(runs)
-                self._hop.number(runs)
-                self._keep(runs)
+                hop = self._hop
+                hop.number(runs)
+                if self._disk is None:
+                    hop.offer(runs)
+                    hop.pump()
+                else:
+                    self._keep(runs, self._disk)
         if gathering.open:
             if self._hold_due is None and self._hop.is_connected:
                 self._hold_due = self._reactor.callLater(HOLD_SECONDS, self._held_long)
@@ -134,7 +135,7 @@ class Flow:
         """The node has answered, or can be reached again: there may be room for more."""
         gathering = self.gathering
         if gathering.open or gathering.whole:
-            self.hand_over(only_whole=self._is_busy())
+            self._hand_over_turn()
 
     def stop(self) -> None:
         """Hand over nothing any more."""
@@ -149,8 +150,10 @@ class Flow:
         """Messages were acknowledged or refused by the node."""
         for one in settled:
             handed, count = one.run.source, one.run.count
-            handed.left -= count
-            self.give_room(count, 0 if handed.left else handed.cost)
+            left = handed.left = handed.left - count
+            self.room_messages += count
+            if not left:
+                self.room_bytes += handed.cost
         if self._disk is not None:
             self._disk.file.settle([(one.first, one.last) for one in settled])
             self._tell_refused(settled)
@@ -159,8 +162,13 @@ class Flow:
 
     def _flush(self) -> None:
         self._flush_due = None
-        self.gathering.cut_expiring()
-        self.hand_over(only_whole=self._is_busy())
+        self._hand_over_turn()
+
+    def _hand_over_turn(self) -> None:
+        if self.gathering.are_timed:
+            self.gathering.cut_expiring()
+        # A disk is waited for at the end of each turn, whatever the node does.
+        self.hand_over(only_whole=self._disk is None and self._hop.is_busy(HOLD_MESSAGES))
 
     def _held_long(self) -> None:
         self._hold_due = None
@@ -176,16 +184,10 @@ class Flow:
             run.source.cost += BATCH_OVERHEAD
         self.room_bytes -= BATCH_OVERHEAD * len(runs)
 
-    def _keep(self, runs: list[Run]) -> None:
-        if self._disk is None:
-            self._hop.offer(runs)
-            self._hop.pump()
-        else:
-            keeping = self._disk.keep(runs)
-            keeping.addCallbacks(
-                self._kept, self._not_kept, callbackArgs=(runs,), errbackArgs=(runs,)
-            )
-            keeping.addErrback(lambda f: self._logger.failure("after writing the outbox", f))
+    def _keep(self, runs: list[Run], disk: DiskOutbox) -> None:
+        keeping = disk.keep(runs)
+        keeping.addCallbacks(self._kept, self._not_kept, callbackArgs=(runs,), errbackArgs=(runs,))
+        keeping.addErrback(lambda f: self._logger.failure("after writing the outbox", f))
 
     def _kept(self, _: None, runs: list[Run]) -> None:
         """Runs were synced to disk: `send` has done its work, and they may be sent."""

@@ -165,6 +165,8 @@ class Gathering:
         # Of the node that was reached last: until there was one, all that this side knows.
         self._features: Collection[str] = features.ALL
         self._run_bytes = self._body_bytes = 0
+        self.begin_bytes = 0  # of a plain body that `begin` takes, at most
+        self.are_timed = False  # of those that are open, some count from their turn
         self.run_messages = min(RUN_MESSAGES, limits.batch_messages, window_messages)
         self.fit(limits.max_batch)
 
@@ -189,8 +191,25 @@ class Gathering:
         """The node takes runs of so many bytes."""
         self._run_bytes = min(max_batch, self._limits.max_batch)
         self._body_bytes = self._run_bytes - MESSAGE_OVERHEAD
+        if self._default is PLAIN and self.run_messages > 1:
+            most = self._run_bytes - ARRAY_HEADER_MAX - BARE_OVERHEAD
+            self.begin_bytes = min(self._body_bytes, most)
         for gather in self.open.values():
             gather.limit = self.limit_of(gather.options)
+
+    def begin(self, subject: str, body: bytes, waiter: Deferred[Receipt]) -> bool:
+        """Let a run grow from a plain body of a subject that has none; False: see `gather`.
+
+        For one message that comes alone, whose subject and options were looked at before; of
+        `begin_bytes` at most.
+        """
+        if type(subject) is not str or subject not in self._subjects:
+            return False
+        new = self.open[subject] = Gather(subject, PLAIN, self._run_bytes, plain=True)
+        new.items.append(body)
+        new.waiters.append(waiter)
+        new.size += len(body) + BARE_OVERHEAD
+        return True
 
     def gather(
         self,
@@ -219,6 +238,7 @@ class Gathering:
             promised_until = self._now() + options.promise.within
             is_plain = options.to is None and options.flags == self._default.flags
             plain = is_plain and promise is not None and due_at is None
+        self.are_timed = self.are_timed or not (until is due_at is promised_until is None)
         new = self.open[subject] = Gather(
             subject,
             options,
@@ -242,6 +262,7 @@ class Gathering:
 
     def cut_expiring(self) -> None:
         """The turn is over: times are as of its turn, and no run that has one grows on."""
+        self.are_timed = False
         for gather in [
             one for one in self.open.values() if one.until or one.due_at or one.promised_until
         ]:
@@ -270,7 +291,8 @@ class Gathering:
         """Return the runs, those of each subject in order."""
         runs, self.whole = self.whole, []
         if not only_cut:
-            runs += [gather.run() for gather in self.open.values()]
+            for gather in self.open.values():
+                runs.append(gather.run())
             self.open.clear()
         return runs
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+import msgspec
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred, succeed
 
 from msgservice.client.receipt import Change, Known, Receipt, Receipts, Wait
@@ -20,12 +22,28 @@ from msgservice.errors import Ambiguous, MsgServiceError, NoReceiver, NotDeliver
 from msgservice.message import PromiseOption, Status
 from msgservice.records import PROMISE
 
+# Asked for each message that comes alone, and by its name a member of an enum is found slowly.
+_ACKNOWLEDGED = Status.ACKNOWLEDGED
+_WAIT_ACCEPTED, _WAIT_ACKNOWLEDGED, _WAIT_SETTLED, _WAIT_NEWS, _WAIT_PROMISED = (
+    Wait.ACCEPTED,
+    Wait.ACKNOWLEDGED,
+    Wait.SETTLED,
+    Wait.NEWS,
+    Wait.PROMISED,
+)
+
 
 class Keeper(Protocol):
     """The index of runs by their sequences (`client.runs`)."""
 
-    def changed(self, run: HandedRun) -> None:
-        """The run is waited for now, or was settled: how it is kept may change."""
+    def hold(self, run: HandedRun) -> None:
+        """The run is to be kept: some of it is not answered, or somebody waits for news of it."""
+
+    def let_go(self, run: HandedRun) -> None:
+        """The run is to be kept for as long as somebody holds one of its receipts."""
+
+    def drop(self, run: HandedRun) -> None:
+        """The run is settled: nothing more is to be told to it."""
 
     def has_news(self, run: HandedRun) -> None:
         """The run's `tell_news` is to be called when all that came with this is applied."""
@@ -44,7 +62,7 @@ class AudienceNames:
         self.members = frozenset(self.names)
 
 
-class Piece(NamedTuple):
+class Piece(msgspec.Struct, frozen=True, gc=False):
     """A piece of a run, as ROUTED said: its audience, and the position of its first message."""
 
     first: int
@@ -64,11 +82,8 @@ _Other = tuple[int, int, Status, str]
 """First and last sequence of a final state other than acknowledged, and its reason."""
 
 
-class _Watcher(NamedTuple):
-    wait: Wait
-    first: int
-    last: int
-    name: str | None
+_Watcher = tuple[Wait, int, int, str | None]
+"""What is waited for: at which first and last sequence, and at which receiver, or None: all."""
 
 
 class HandedRun:
@@ -84,6 +99,7 @@ class HandedRun:
         "_accepted",
         "_fired",
         "_forgotten",
+        "_is_held",
         "_keeper",
         "_lost",
         "_news",
@@ -127,6 +143,7 @@ class HandedRun:
         self.ids = ids  # index -> the sender's own id, of those that have one
         self.on_answered: Callable[[], None] | None = None
         self._keeper: Keeper | None = None
+        self._is_held = False  # by the keeper, which it was told, or has said
         self._pieces: list[Piece] = []
         self._unanswered = count
         self._open = 0  # pairs of message and receiver that were routed and are not final
@@ -163,11 +180,6 @@ class HandedRun:
         return self._unanswered == 0
 
     @property
-    def is_watched(self) -> bool:
-        """Whether somebody waits for news."""
-        return bool(self._watchers)
-
-    @property
     def is_settled(self) -> bool:
         """Whether nothing more can become of any of its messages."""
         is_open = self._unanswered or self._open or self._promises
@@ -188,7 +200,7 @@ class HandedRun:
             [
                 last - first + 1
                 for first, last, status, _ in self._verdicts or ()
-                if status is Status.ACKNOWLEDGED
+                if status is _ACKNOWLEDGED
             ]
         )
 
@@ -245,13 +257,13 @@ class HandedRun:
             for name in piece.audience.names:
                 if self._is_final(name, sequence, sequence):
                     other = self._other(sequence, sequence, name)
-                    status, reason = (Status.ACKNOWLEDGED, "") if other is None else other
+                    status, reason = (_ACKNOWLEDGED, "") if other is None else other
                     changes.append(Change(name, status, reason))
         verdict = self._verdict(sequence, sequence)
         if verdict is not None:
             changes.append(Change(PROMISE, *verdict))
         if error is None:
-            settled = self._outcome(_Watcher(Wait.SETTLED, sequence, sequence, None))
+            settled = self._outcome((_WAIT_SETTLED, sequence, sequence, None))
             if settled is None:
                 return Known(changes, False, None)
             error = self._error_behind(sequence, piece)
@@ -294,7 +306,7 @@ class HandedRun:
     def _status(self, sequence: int, name: str) -> Status:
         if self._is_final(name, sequence, sequence):
             other = self._other(sequence, sequence, name)
-            return Status.ACKNOWLEDGED if other is None else other[0]
+            return _ACKNOWLEDGED if other is None else other[0]
         if self._sent is not None and name in self._sent and sequence in self._sent[name]:
             return Status.SENT
         return Status.QUEUED
@@ -312,8 +324,8 @@ class HandedRun:
     # --- from the world; each may fire Deferreds, so callers finish their own work first
 
     def numbered(self, first: int, keeper: Keeper) -> None:
-        """The run has its sequences now."""
-        self.first, self._keeper = first, keeper
+        """The run has its sequences now, and is held by its keeper."""
+        self.first, self._keeper, self._is_held = first, keeper, True
 
     def stored(self) -> None:
         """The run is in the producer's own outbox on disk: `send` has done its work."""
@@ -333,11 +345,16 @@ class HandedRun:
             and pieces[0].last - pieces[0].first == last - first
         ):
             self._unanswered = 0
+            # Who begins to wait when told that it is accepted knows that: he is not looked at.
+            is_watched = bool(self._watchers)
             waiters, self.waiters = self.waiters, None
             if waiters is not None:
                 for index, waiter in enumerate(waiters):
                     waiter.callback(Receipt(self, index))
-            self._after_change()
+            if is_watched or self.on_answered is not None:
+                self._after_change()
+            elif not self._watchers or not self._open:
+                self._tell_keeper()
         else:
             if self._accepted is None:
                 self._accepted = RangeSet()
@@ -368,6 +385,11 @@ class HandedRun:
     def routed(self, piece: Piece) -> None:
         """ROUTED came: the audience of messages. It may come again after a reconnect."""
         pieces = self._pieces
+        is_whole = piece.first == self.first and piece.last == self.first + self.count - 1
+        if not pieces and is_whole and not self._settled and self._accepted is None:
+            pieces.append(piece)
+            self._open = piece.pairs
+            return
         waited = any([old.due for old in pieces])  # noqa: C419 - a list is faster here
         if pieces and not piece.position and not piece.audience.names:
             # It knows nothing of them any more, or what it says is of before they were due: what it
@@ -375,18 +397,19 @@ class HandedRun:
             told = RangeSet((old.first, old.last) for old in pieces if not old.due)
             if not piece.due:
                 self._lose_sight(piece.first, piece.last)
-            news = [piece._replace(first=a, last=b) for a, b in told.missing(*piece[:2])]
+            news = [
+                replace(piece, first=low, last=high)
+                for low, high in told.missing(piece.first, piece.last)
+            ]
             if all(one in pieces for one in news):
                 return
             for one in news:
                 pieces = [p for old in pieces for p in _around(old, one.first, one.last)]
             self._pieces = sorted([*pieces, *news], key=lambda p: p.first)
             self._recount()
-        elif not pieces and piece.first == self.first and piece.last == self.last:
+        elif not pieces and is_whole:
             pieces.append(piece)
-            self._open = piece.pairs
-            if self._settled or self._accepted is not None:
-                self._recount()
+            self._recount()
         elif piece not in pieces:
             rest = [p for old in pieces for p in _around(old, piece.first, piece.last)]
             self._pieces = sorted([*rest, piece], key=lambda p: p.first)
@@ -434,19 +457,36 @@ class HandedRun:
 
         Whoever waits is told by `tell_news`: once for what came together.
         """
-        own_last = self.first + self.count - 1
+        own_first = self.first
+        own_last = own_first + self.count - 1
         if (
-            first <= self.first
+            first <= own_first
             and last >= own_last
-            and status is Status.ACKNOWLEDGED
+            and status is _ACKNOWLEDGED
             and name not in self._settled
         ):
             self._settled[name] = None
-            news = [(self.first, own_last)]
-            self._open -= self._routed_count(name, self.first, own_last)
+            pieces = self._pieces
+            if len(pieces) != 1 or pieces[0].first > own_first or pieces[0].last < own_last:
+                self._open -= self._routed_count(name, own_first, own_last)
+            elif name in pieces[0].audience.members:
+                self._open -= self.count
+            if self._unknown is None:  # as most
+                if self._watchers:
+                    if self._news:  # its keeper knows
+                        if self._news[-1] != (own_first, own_last):
+                            self._news.append((own_first, own_last))
+                        return
+                    self._news.append((own_first, own_last))
+                elif self._open:
+                    return
+                assert self._keeper is not None
+                self._keeper.has_news(self)
+                return
+            news = [(own_first, own_last)]
         else:
-            first, last = max(first, self.first), min(last, own_last)
-            if status < Status.ACKNOWLEDGED:
+            first, last = max(first, own_first), min(last, own_last)
+            if status < _ACKNOWLEDGED:
                 self._mark_passing(name, status, first, last)
                 return
             news = self._make_final(name, first, last)
@@ -454,7 +494,7 @@ class HandedRun:
                 return
             for low, high in news:
                 self._open -= self._routed_count(name, low, high)
-                if status is not Status.ACKNOWLEDGED:
+                if status is not _ACKNOWLEDGED:
                     if self._others is None:
                         self._others = {}
                     insort(self._others.setdefault(name, []), (low, high, status, reason))
@@ -628,15 +668,39 @@ class HandedRun:
             for key, deferred, _ in done:
                 self._drop(key, deferred)
             for _, deferred, outcome in done:
-                if not deferred.called:  # cancelled by one that was told before
-                    _fire(deferred, outcome)
-        if self._keeper is not None:
-            self._keeper.changed(self)
+                if deferred.called:  # cancelled by one that was told before
+                    continue
+                if isinstance(outcome, Exception):
+                    deferred.errback(outcome)
+                else:
+                    deferred.callback(None)
+        self._tell_keeper()
+
+    def _tell_keeper(self) -> None:
+        """How it is kept may be another now."""
+        keeper = self._keeper
+        if keeper is None:
+            return
+        if self._lost is not None or not (self._unanswered or self._open or self._promises):
+            self._is_held = False
+            keeper.drop(self)
+        elif self._unanswered or self._watchers:
+            if not self._is_held:
+                self._is_held = True
+                keeper.hold(self)
+        elif self._is_held:
+            self._is_held = False
+            keeper.let_go(self)
 
     def _concerned(self, keys: Collection[int], news: list[Range] | None) -> list[int]:
         """The keys of watchers to look at: no more than messages have news, and those of many."""
         if news is None:
             return list(keys)
+        if len(news) == 1 and (first := news[0][0]) == news[0][1]:  # of one message, as most
+            concerned = [0] if 0 in keys else []
+            if first in keys:
+                concerned.append(first)
+            return concerned
         span = 0
         for first, last in news:
             span += last - first
@@ -656,22 +720,28 @@ class HandedRun:
         """Return a new Deferred for this wait. Cancelling it ends the wait only."""
         key = first if first == last else 0
         deferred: Deferred[Any] = Deferred(lambda deferred: self._unwatch(key, deferred))
-        watcher = _Watcher(wait, first, last, name)
+        watcher = (wait, first, last, name)
         outcome = self._outcome(watcher)
         if outcome is not None:
-            _fire(deferred, outcome)
+            if isinstance(outcome, Exception):
+                deferred.errback(outcome)
+            else:
+                deferred.callback(None)
             return deferred
         if self._watchers is None:
             self._watchers = {}
-        self._watchers.setdefault(key, {})[deferred] = watcher
-        assert self._keeper is not None
-        self._keeper.changed(self)
+        alike = self._watchers.get(key)
+        if alike is None:
+            self._watchers[key] = {deferred: watcher}
+        else:
+            alike[deferred] = watcher
+        if not self._is_held:
+            self._tell_keeper()
         return deferred
 
     def _unwatch(self, key: int, deferred: Deferred[Any]) -> None:
         self._drop(key, deferred)
-        if self._keeper is not None:
-            self._keeper.changed(self)
+        self._tell_keeper()
 
     def _drop(self, key: int, deferred: Deferred[Any]) -> None:
         watchers = self._watchers or {}
@@ -685,21 +755,22 @@ class HandedRun:
         `is_news`: something of it has changed just now.
         """
         wait, first, last, name = watcher
-        if wait is Wait.NEWS:
+        if wait is _WAIT_NEWS:
             return self if is_news else None
         for low, high, error in self._refused or ():
             if low <= last and first <= high:
-                return self if wait is Wait.SETTLED else error
+                return self if wait is _WAIT_SETTLED else error
         if self._unanswered and not self._is_known(first, last):
             return self._end(wait)
-        if wait is Wait.ACCEPTED:
+        if wait is _WAIT_ACCEPTED:
             return self
         for low, high, error in self._forgotten or ():
             if low <= last and first <= high:
-                return self if wait is Wait.SETTLED else error
-        if wait is Wait.PROMISED:
+                return self if wait is _WAIT_SETTLED else error
+        if wait is _WAIT_PROMISED:
             return self._promise_outcome(first, last)
-        others = self._others if wait is Wait.ACKNOWLEDGED else None
+        is_for_all = wait is _WAIT_ACKNOWLEDGED
+        others = self._others if is_for_all else None
         done = True
         settled = self._settled
         for piece in self._pieces:
@@ -714,7 +785,7 @@ class HandedRun:
             if piece.due:
                 done = False
                 continue
-            if wait is Wait.ACKNOWLEDGED:
+            if is_for_all:
                 if not names:
                     return _unknown_error() if _is_nothing(piece) else NoReceiver(self.subject)
                 if name is not None and name not in piece.audience.members:
@@ -728,13 +799,15 @@ class HandedRun:
                     elif settled[receiver] is not None:
                         done = done and self._is_final(receiver, low, high)
                     continue
-                if wait is Wait.ACKNOWLEDGED and self._is_lost_sight_of(receiver, low, high):
+                if is_for_all and self._is_lost_sight_of(receiver, low, high):
                     return _unknown_error()
                 for part in self._open_at(receiver, low, high) if done else ():
                     done = self._unknown.get(receiver, RangeSet()).covers(*part)
                     if not done:
                         break
-        return self if done else self._end(wait)
+        if done:
+            return self
+        return None if self._lost is None else self._end(wait)
 
     def _promise_outcome(self, first: int, last: int) -> object:
         if self._verdict(first, last) is not None:
@@ -745,7 +818,7 @@ class HandedRun:
         return self._lost
 
     def _end(self, wait: Wait) -> object:
-        if self._lost is not None and wait is Wait.SETTLED:
+        if self._lost is not None and wait is _WAIT_SETTLED:
             return self
         return self._lost
 
@@ -778,18 +851,11 @@ def _around(piece: Piece, first: int, last: int) -> list[Piece]:
         return [piece]
     rest = []
     if piece.first < first:
-        rest.append(piece._replace(last=first - 1))
+        rest.append(replace(piece, last=first - 1))
     if piece.last > last:
         position = piece.position and piece.position + last + 1 - piece.first
-        rest.append(piece._replace(first=last + 1, position=position))
+        rest.append(replace(piece, first=last + 1, position=position))
     return rest
-
-
-def _fire(deferred: Deferred[Any], outcome: object) -> None:
-    if isinstance(outcome, Exception):
-        deferred.errback(outcome)
-    else:
-        deferred.callback(outcome)
 
 
 def joined(runs: list[HandedRun]) -> Deferred[Receipts]:

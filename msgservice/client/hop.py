@@ -89,6 +89,7 @@ FACTOR = 10  # a node may have been given so many times the receivers that this 
 AUDIENCES_MAX = TOLD_MAX + GONE_AUDIENCES_MAX
 # Runs that are looked at and sent in one turn of the reactor: a window may be very many small ones.
 TURN_RUNS = 1024
+_ACKNOWLEDGED = Status.ACKNOWLEDGED  # by its name a member of an enum is found slowly
 EXPIRE_EVERY = 250  # ms between two looks at all that waits
 
 
@@ -164,6 +165,7 @@ class NodeHop:
         "connection",
         "flight",
         "incarnation",
+        "is_telling",
         "last_code",
         "last_error",
         "name",
@@ -198,6 +200,8 @@ class NodeHop:
         self.connection: Connection | None = None
         self.batch_max = limits.max_batch  # of the node, as last heard
         self.peer_name = ""
+        # Those who waited for what a read brought are told: `HopUser.answers_applied` follows.
+        self.is_telling = False
         self.last_error = ""
         self.last_code = 0  # of the ERROR that ended the connection before, or 0
         self.refusal = ""  # why the node takes nothing of what it was sent last; no error
@@ -294,7 +298,7 @@ class NodeHop:
 
     def offer(self, runs: Sequence[Run]) -> None:
         """Send runs, in rising order, retransmitted until acknowledged; `pump` afterwards."""
-        if self._is_reading or self._has_more:
+        if self._disk is not None and (self._is_reading or self._disk.file.has_more):
             self._behind += runs
         else:
             self._offer(runs)
@@ -438,7 +442,8 @@ class NodeHop:
             if disk is not None and disk.file.has_more and not self._is_reading and flight.wants:
                 self._read(disk)
             self._has_sent_enough = flight.has_more
-        self._rearm()
+        if self._timer is not None or self._has_sent_enough or self.backlog.retries:
+            self._rearm()
 
     def _send_each(
         self, connection: Connection, flight: Flight, transfers: Sequence[Transfer]
@@ -671,13 +676,20 @@ class NodeHop:
         """See `connection.Owner`."""
         if connection is self.connection and self.flight is not None:
             backlog = self.backlog
-            if backlog.settled or backlog.failed:
-                self._apply_settled()
-            self.runs.tell_news()
-            self._user.answers_applied()
+            self.is_telling = True
+            try:
+                if backlog.settled or backlog.failed:
+                    self._apply_settled()
+                if self.runs.news:
+                    self.runs.tell_news()
+            finally:
+                self.is_telling = False
+                self._user.answers_applied()
+            has_more = False
             if self._disk is not None:
                 self._flush_receipts()
-            if backlog.open_runs > backlog.in_flight.runs or self._has_more:
+                has_more = self._disk.file.has_more
+            if len(backlog.open_by_first) > backlog.in_flight.runs or has_more:
                 self.pump()
 
     def writable(self, connection: Connection) -> None:
@@ -730,7 +742,7 @@ class NodeHop:
 
     def _apply_settled(self) -> None:
         """Tell which messages were settled; fires Deferreds, so all else is done before."""
-        if self.backlog.has_failed:
+        if self.backlog.failed:
             self.backlog.take_failed()  # nobody here stores attempts
         settled = self.backlog.take_settled()
         if not settled:
@@ -738,7 +750,7 @@ class NodeHop:
         errors: list[MsgServiceError | None] = []
         taken: list[Range] = []  # those of runs in a row together
         for one in settled:
-            if one.status is Status.ACKNOWLEDGED:
+            if one.status is _ACKNOWLEDGED:
                 self._acked.add(one.first, one.last)
                 errors.append(None)
                 if taken and taken[-1][1] == one.first - 1:

@@ -36,6 +36,9 @@ class Wait(Enum):
     NEWS = auto()
 
 
+_ACKNOWLEDGED = Wait.ACKNOWLEDGED  # by its name a member of an enum is found slowly
+
+
 class Change(NamedTuple):
     """One change of what is known of a message, for `Receipt.changes`.
 
@@ -139,7 +142,7 @@ class AskedRun(Protocol):
         """The changes of one message so far, in an order in which they can come."""
 
     def watch(self, wait: Wait, first: int, last: int, name: str | None = None) -> Deferred[Any]:
-        """Return a Deferred of its own for this wait."""
+        """Return a Deferred of its own for this wait, which fires with None."""
 
     def forget(self, first: int, last: int) -> Deferred[None]:
         """Keep no receipt of these beyond this process; fires when that is on disk."""
@@ -242,10 +245,11 @@ class Receipt(AnyReceipt, eq=False, gc=False):
         `Ambiguous` where the node has forgotten how it was settled; with `TypeError` for what is no
         name of one receiver.
         """
-        if (mistaken := _no_receiver(name)) is not None:
+        if name is not None and (mistaken := _no_receiver(name)) is not None:
             return fail(mistaken)
-        waiting = self.run.watch(Wait.ACKNOWLEDGED, self.sequence, self.sequence, name)
-        return waiting.addCallback(_nothing)
+        run = self.run
+        sequence = run.first + self.index
+        return run.watch(_ACKNOWLEDGED, sequence, sequence, name)
 
     def settled(self) -> Deferred[dict[str, Status]]:
         """Fires with `statuses` once all are final, or can no longer become known. Never fails."""
@@ -369,7 +373,7 @@ class Receipts(AnyReceipts[Receipt]):
 
     def acknowledged(self, name: str | None = None) -> Deferred[None]:
         """Acknowledgement of all messages: fails as soon as one cannot be acknowledged."""
-        if (mistaken := _no_receiver(name)) is not None:
+        if name is not None and (mistaken := _no_receiver(name)) is not None:
             return fail(mistaken)
         return self._all(Wait.ACKNOWLEDGED, name).addCallback(_nothing)
 
@@ -414,7 +418,7 @@ def news_of(receipt: AnyReceipt, told: set[str]) -> Deferred[Known]:
 
 
 def _no_receiver(name: object) -> TypeError | None:
-    if name is None or isinstance(name, str):
+    if isinstance(name, str):
         return None
     return wrong("name", name, "the name of one receiver, or None for all of them")
 

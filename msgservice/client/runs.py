@@ -39,7 +39,7 @@ class HandedRuns:
         self._faint: dict[int, ref[HandedRun]] = {}  # answered, and nobody waits
         self._sweep_at = SWEEP_MIN
         self._audiences: dict[int, AudienceNames] = {}
-        self._news: dict[HandedRun, None] = {}  # who waits for these is not told yet
+        self.news: dict[HandedRun, None] = {}  # who waits for these is not told yet
 
     def __len__(self) -> int:
         """The number of runs that are kept."""
@@ -77,11 +77,12 @@ class HandedRuns:
 
     def add(self, run: HandedRun, first: int) -> None:
         """Keep a run; it gets its sequences here. Runs rise."""
-        assert not self._firsts or first > self._firsts[-1], first
+        firsts = self._firsts
+        assert not firsts or first > firsts[-1], first
         run.numbered(first, self)
-        self._firsts.append(first)
+        firsts.append(first)
         self._held[first] = run
-        if len(self._firsts) >= self._sweep_at:
+        if len(firsts) >= self._sweep_at:
             self._sweep()
 
     def receipts(self, after: int, limit: int) -> list[Receipt]:
@@ -109,30 +110,39 @@ class HandedRuns:
         self._held[first] = run
 
     def forget(self, first: int, last: int) -> Deferred[None]:
-        """See `receipt.Keeper`."""
+        """See `handed.Keeper`."""
         return succeed(None) if self._disk is None else self._disk.forget(first, last)
 
-    def changed(self, run: HandedRun) -> None:
-        """See `receipt.Keeper`."""
+    def hold(self, run: HandedRun) -> None:
+        """See `handed.Keeper`."""
         first = run.first
-        if run.is_settled:
-            self._held.pop(first, None)
-            self._faint.pop(first, None)
-        elif run.is_watched or not run.is_answered:
-            self._held[first] = run
-            self._faint.pop(first, None)
-        elif first in self._held:
+        self._held[first] = run
+        if first in self._faint:
+            del self._faint[first]
+
+    def let_go(self, run: HandedRun) -> None:
+        """See `handed.Keeper`."""
+        first = run.first
+        if first in self._held:
             del self._held[first]
             self._faint[first] = ref(run)
 
+    def drop(self, run: HandedRun) -> None:
+        """See `handed.Keeper`."""
+        first = run.first
+        self._held.pop(first, None)
+        if first in self._faint:
+            del self._faint[first]
+
     def has_news(self, run: HandedRun) -> None:
-        """See `receipt.Keeper`."""
-        self._news[run] = None
+        """See `handed.Keeper`."""
+        self.news[run] = None
 
     def tell_news(self) -> None:
         """Notify the waiters: all statuses that came together were applied."""
-        news, self._news = self._news, {}
-        for run in news:
+        news = self.news
+        for run in list(news):
+            del news[run]
             run.tell_news()
 
     def lose(self, first: int, last: int, error: MsgServiceError, *, answered: bool) -> None:
@@ -181,9 +191,13 @@ class HandedRuns:
         named = self._audiences.get(audience)
         if named is None or last < first:
             raise MalformedFrame(f"ROUTED {first} to {last} with unknown audience {audience}")
-        for run in self.between(first, last):
-            low, high = max(first, run.first), min(last, run.last)
-            run.routed(Piece(low, high, position and position + low - first, named, due, of))
+        exact = self._held.get(first)
+        if exact is not None and exact.count == last - first + 1:  # as most
+            exact.routed(Piece(first, last, position, named, due, of))
+        else:
+            for run in self.between(first, last):
+                low, high = max(first, run.first), min(last, run.last)
+                run.routed(Piece(low, high, position and position + low - first, named, due, of))
         if self._disk is not None:
             is_known, is_due = position != 0, due == 0
             self._disk.receipts.routed(first, last, named.names, is_known=is_known, is_due=is_due)
@@ -200,8 +214,13 @@ class HandedRuns:
                 for run in self.between(first, last):
                     run.decided(status, first, last, reason)
             return
+        held = self._held
         for first, last in ranges:
             if receipts is not None and status.final:
                 receipts.final(receiver, first, last)
+            exact = held.get(first)
+            if exact is not None and first + exact.count > last:  # as most, see `between`
+                exact.marked(receiver, status, first, last, reason)
+                continue
             for run in self.between(first, last):
                 run.marked(receiver, status, first, last, reason)

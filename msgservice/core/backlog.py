@@ -100,6 +100,7 @@ class Backlog:
         "loaded_to",
         "max_attempts",
         "max_losses",
+        "open_by_first",
         "ordered",
         "pieces",
         "ready",
@@ -149,6 +150,8 @@ class Backlog:
         self._resumed = RangeSet()  # taken by the other side, not loaded yet
         self._tried: Tried | None = None  # None: nothing that is to be loaded was tried before
         self._open = OpenRuns()
+        # The open runs by first sequence; always the same one, not to be changed.
+        self.open_by_first: Mapping[int, Run] = self._open.by_first
         self.ready_queue = ReadyQueue(self._open)  # but for what has a queue of its lane
         self._stuck = StuckLanes(self._open, self.ready, self.behind)
         # Due, first; void where that does not wait. Not to be changed: see `next_retry`.
@@ -181,11 +184,6 @@ class Backlog:
     def open_bytes(self) -> int:
         """The bytes of the runs that are loaded and not final."""
         return self.ready.size + self.in_flight.size + self.waiting.size + self.behind.size
-
-    @property
-    def open_by_first(self) -> Mapping[int, Run]:
-        """The open runs by first sequence; the same one for all of a flight, not to be changed."""
-        return self._open.by_first
 
     def open_between(self, first: int, last: int) -> list[Run]:
         """The open runs that overlap `first` to `last`, rising; not to be changed."""
@@ -717,7 +715,13 @@ class Backlog:
             limit.answered(run)
         if limit.suspects:
             limit.clear(run)
-        self._leave(run)
+        if was_behind:
+            self._stuck.take_out(run)
+        else:  # as `_leave`
+            tally = self.tallies[run.state]
+            tally.runs -= 1
+            tally.messages -= run.count
+            tally.size -= run.size
         run.state = FINAL
         was_lowest = self._open.discard(run)
         first = run.first

@@ -339,11 +339,14 @@ def decode_frame(data: bytes | memoryview) -> Frame:
             frame = msgspec.structs.replace(frame, flags=frame.flags | FLAG_UNKNOWN_ELEMENT)
         if size - len(memoryview(frame.messages)) > REST_HELD_MAX:
             frame = msgspec.structs.replace(frame, messages=frame.messages.copy())
-    check = _RELATIONS.get(kind)
-    if check is not None:
+    if isinstance(frame, _OF_RANGES):
+        wrong = wrong_ranges(frame.ranges)
+    elif (check := _RELATIONS.get(kind)) is not None:
         wrong = check(frame)
-        if wrong is not None:
-            raise MalformedFrame(f"{kind.__name__}: {wrong}")
+    else:
+        return frame
+    if wrong is not None:
+        raise MalformedFrame(f"{kind.__name__}: {wrong}")
     return frame
 
 
@@ -420,16 +423,8 @@ def _wrong_transfer(frame: Transfer) -> str | None:
     return _wrong_run("sequence", first, frame.messages)
 
 
-def _wrong_ack(frame: Ack) -> str | None:
-    return wrong_ranges(frame.ranges)
-
-
 def _wrong_nack(frame: Nack) -> str | None:
     return wrong_ranges(((frame.first, frame.last),))
-
-
-def _wrong_status(frame: StatusFrame) -> str | None:
-    return wrong_ranges(frame.ranges)
 
 
 def _wrong_routed(frame: Routed) -> str | None:
@@ -474,13 +469,12 @@ def _wrong_resume(frame: ResumeFrame) -> str | None:
     return wrong_ranges(frame.ranges)
 
 
+_OF_RANGES = (StatusFrame, Ack)  # of which nothing but their ranges is to be looked at
 _RELATIONS: Final[dict[type, Callable[[Any], str | None]]] = {
     Transfer: _wrong_transfer,
     Promised: _wrong_transfer,
     Delivery: _wrong_transfer,
-    Ack: _wrong_ack,
     Nack: _wrong_nack,
-    StatusFrame: _wrong_status,
     Routed: _wrong_routed,
     Request: _wrong_request,
     Reply: _wrong_reply,

@@ -9,9 +9,10 @@ inside its log; a receiver uses `Inbox`, which is both.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from zlib import crc32
+
+import msgspec
 
 from msgservice.core.frames import Ack, Nack, Transfer
 from msgservice.core.lanes import lane_of
@@ -236,9 +237,11 @@ class Answers:
     def take_frames(self) -> list[Ack | Nack]:
         """The answers since the last call, one ACK for all that was taken."""
         frames: list[Ack | Nack] = []
-        if self._acked.firsts:
-            ranges = list(self._acked)
-            self._acked = RangeSet()
+        acked = self._acked
+        if acked.firsts:
+            ranges = [*zip(acked.firsts, acked.lasts, strict=True)]
+            acked.firsts.clear()
+            acked.lasts.clear()
             while len(ranges) > ACK_RANGES_MAX:
                 frames.append(Ack(ranges[:ACK_RANGES_MAX]))
                 ranges = ranges[ACK_RANGES_MAX:]
@@ -247,7 +250,8 @@ class Answers:
             frames += self._refusals
             self._refusals = []
             self.refused_bytes = 0
-        self.has_answered = self.has_answered or bool(frames)
+        if frames:
+            self.has_answered = True
         return frames
 
     @property
@@ -256,8 +260,7 @@ class Answers:
         return bool(self._acked.firsts or self._refusals)
 
 
-@dataclass(slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, eq=False):
     """The new parts of a TRANSFER, to be handled: sequences `first` to `last` each."""
 
     transfer: Transfer
@@ -337,7 +340,7 @@ class Inbox:
         """
         first = transfer.sequence
         last = first + count - 1
-        lane = self.lane_of(transfer)
+        lane = lane_of(transfer.origin, "", transfer.subject) if self.ordered else None
         answers = self.answers
         if not answers.receive(transfer, last, lane):
             return None

@@ -20,6 +20,7 @@ from msgservice.records import Resume
 Key = tuple[str, str]  # (sender's name, incarnation)
 
 SAMPLE_BYTES = 1024  # of a run, three times, for its `fingerprint`
+SAMPLED_ABOVE = 4 * SAMPLE_BYTES  # bytes: of what is smaller, all counts
 # Ranges that a shared inbox keeps, the newest: what others take are holes in it, without end.
 SHARED_RANGES_MAX = 10_000
 # Holes that a receiver leaves below what its sender has settled, the newest: so many ranges more.
@@ -60,7 +61,7 @@ def fingerprint(messages: Messages) -> int:
     """
     view = memoryview(messages)
     size = len(view)
-    if size <= 4 * SAMPLE_BYTES:
+    if size <= SAMPLED_ABOVE:
         return size << 32 | crc32(view)
     middle = size // 2
     checksum = crc32(view[:SAMPLE_BYTES])
@@ -125,6 +126,9 @@ class Marks:
             first = self.floor
             if first > last:
                 return []
+        taken = self.taken.lasts
+        if not taken or first > taken[-1]:  # nothing of it, as of most
+            return [(first, last)]
         return self.taken.missing(first, last)
 
     def check(self, first: int, last: int, messages: Messages, subject: str) -> None:
@@ -164,10 +168,21 @@ class Marks:
 
     def settle_below(self, floor: int) -> None:
         """The sender says that all below `floor` is settled and will not come again."""
-        if floor > self.settled:
-            self.settled = floor
-            self.floor = raised_floor(self.floor, self.taken, floor)
-            self.taken.remove_below(self.floor)
+        if floor <= self.settled:
+            return
+        self.settled = floor
+        firsts, lasts = self.taken.firsts, self.taken.lasts
+        if not firsts or (len(firsts) == 1 and firsts[0] > self.floor):  # a hole at the floor
+            return
+        if len(firsts) == 1 and self.floor <= lasts[0]:  # no hole
+            if lasts[0] < floor:
+                self.floor = lasts[0] + 1
+                del firsts[0], lasts[0]
+            else:
+                self.floor = firsts[0] = floor
+            return
+        self.floor = raised_floor(self.floor, self.taken, floor)
+        self.taken.remove_below(self.floor)
 
     def resume(self) -> Resume:
         """The marks as a RESUME frame says them."""

@@ -83,17 +83,8 @@ def producer_run(
     source: Any = None,
 ) -> Run:
     """Return a run as the outbox of its producer has it: each subject is a lane."""
-    return Run(
-        first=first,
-        count=count,
-        subject=subject,
-        lane=subject,
-        encoded=messages,
-        size=len(messages),
-        after=first - 1,
-        source=source,
-        options=options,
-    )
+    # By position: one for each message that is sent alone.
+    return Run(first, count, subject, subject, messages, len(messages), first - 1, source, options)
 
 
 class Settled(msgspec.Struct, gc=False, frozen=True):

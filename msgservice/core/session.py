@@ -126,6 +126,8 @@ TABLE: Final[dict[State, dict[type, Act]]] = {
 }
 for _state, _acts in TABLE.items():
     _state.acts = _acts
+# What `Session.receive` gives to its owner while the session is open.
+PASSED: Final = frozenset(kind for kind, act in TABLE[State.OPEN].items() if act is Act.PASS)
 
 
 class Greeted:
@@ -221,7 +223,7 @@ class Session:
         self.has_room = True  # for answers: else one PONG waits, that of the last PING
         self._limits = limits
         self.out: list[Frame] = []  # to be sent: see `take_frames`
-        self._heard_at = now
+        self.heard_at = now  # set by who reads, or by `heard`
         self.sent_at = now  # set by who sends
         self._greeting_until: float | None = now + limits.hello_timeout
         self._closing_until: float | None = None
@@ -246,7 +248,7 @@ class Session:
             return None
         due = [self.sent_at + self._heartbeat]
         if not self._paused:
-            due.append(self._heard_at + self._silence)
+            due.append(self.heard_at + self._silence)
         if self._greeting_until is not None:
             due.append(self._greeting_until)
         if self._closing_until is not None:
@@ -255,14 +257,14 @@ class Session:
 
     def is_silent(self, now: float) -> bool:
         """Whether the other side was not heard for so long that it counts as gone."""
-        return not self._paused and now >= self._heard_at + self._silence
+        return not self._paused and now >= self.heard_at + self._silence
 
     # --- from the world
 
     def heard(self, now: float) -> None:
         """Bytes were received, be it a part of a frame: the other side lives."""
-        if now > self._heard_at:
-            self._heard_at = now
+        if now > self.heard_at:
+            self.heard_at = now
 
     def reading_paused(self) -> None:
         """Reading is paused: from now on silence says nothing of the other side."""
@@ -271,7 +273,7 @@ class Session:
     def reading_resumed(self, now: float) -> None:
         """Reading is resumed: silence is counted from now."""
         self._paused = False
-        self._heard_at = now
+        self.heard_at = now
 
     def receive(self, frame: Frame, now: float) -> Frame | Event | None:
         """Take a frame. Returns it where it is the owner's business, or what happened, or None.

@@ -1828,9 +1828,9 @@ _ALL = [
     # --- the client
     Mutant(
         name="room-is-not-given-back",
-        at="msgservice.client.flow:Flow.give_room",
-        old="self.room_messages += messages",
-        new="self.room_messages += messages - (messages > 1)",
+        at="msgservice.client.flow:Flow.settled",
+        old="self.room_messages += count",
+        new="self.room_messages += count - (count > 1)",
         catcher=_by("client", "unanswered is not 0"),
     ),
     Mutant(
@@ -2882,8 +2882,8 @@ _ALL = [
     Mutant(
         name="bytes-of-a-login-are-not-counted",
         at="msgservice.connection:Connection._take",
-        old="if session.state in _BEFORE_OPEN:",
-        new="if session.state in _BEFORE_OPEN and not self.is_logging_in:",
+        old="if state is not _OPEN and state in _BEFORE_OPEN:",
+        new="if state in _BEFORE_OPEN and not self.is_logging_in:",
         catcher=_test("tests/unit/test_login.py", "cut_off_by_bytes"),
     ),
     Mutant(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent
@@ -25,6 +26,7 @@ from msgservice.limits import Limits
 from msgservice.transport.owners import Owned
 from msgservice.transport.tcp.channel import PIECE_BYTES, QUEUE_BYTES, ChannelState, FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
+from msgservice.transport.tcp.sockets import shorten
 from tests.kit.channels import Recorder
 
 LIMITS = Limits()
@@ -42,7 +44,7 @@ class Transport(StringTransport):
         self.clock = clock
         self.writes = 0
         self.room = 0  # how much it takes before it is full, if it can be
-        self.protocol: FrameProtocol | None = None
+        self.protocol: Any = None
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
         self.writes += 1
@@ -239,6 +241,44 @@ def test_what_is_sent_now_leaves_at_once_and_leaves_nothing_for_the_end_of_the_t
     world.channel.send_now([b"a", b"b"])
     assert world.transport.writes == 1
     assert not world.clock.getDelayedCalls()
+
+
+class _WrappingProtocol(Protocol):
+    """As Twisted's endpoints have it, between a transport and what a factory has made."""
+
+    def __init__(self, inner: object) -> None:
+        self._wrappedProtocol: Any = inner
+
+    def dataReceived(self, data: bytes) -> None:
+        self._wrappedProtocol.dataReceived(data)
+
+
+class Counted(_WrappingProtocol):
+    """A program's own: it does something with what comes."""
+
+    count = 0
+
+    def dataReceived(self, data: bytes) -> None:
+        self.count += len(data)
+        super().dataReceived(data)
+
+
+def test_relays_of_twisted_are_passed_by_and_no_others() -> None:
+    world = World()
+    for relay, is_passed in (
+        (_WrappingProtocol(world.channel), True),
+        (_WrappingProtocol(_WrappingProtocol(world.channel)), True),
+        (_WrappingProtocol(Counted(world.channel)), False),
+        (_WrappingProtocol(Recorder()), False),
+        (Counted(world.channel), False),
+    ):
+        transport = Transport(world.clock, IPv4Address("TCP", "127.0.0.1", 5))
+        transport.protocol = relay
+        shorten(transport, world.channel)
+        assert is_passed is (relay.dataReceived == world.channel.dataReceived)
+    transport.protocol = world.channel
+    shorten(transport, world.channel)
+    assert "dataReceived" not in vars(world.channel)
 
 
 def test_what_is_pushed_leaves_while_the_user_goes_on() -> None:

@@ -363,7 +363,9 @@ class Handling:
             work = queue[0]
             if work.at == work.stop:
                 queue.popleft()
-                self._tell(work)
+                first, work.told = work.told, work.at  # as `_tell`
+                if work.at > first:
+                    self._taken(work, first, work.at)
             elif work.at > work.told:
                 work.node.dirty.add(work)
                 self._touch(work.node)
@@ -556,7 +558,9 @@ class Handling:
         node = work.node
         node.inbox.taken(work.arrival, work.base + first, work.base + stop - 1)
         node.release(work, stop - first)
-        self._touch(node)
+        self._touched.add(node)  # as `_touch`
+        if not self._is_inside:
+            self._schedule()
 
     def _failed(self, lane: Lane, work: Work, first: int, stop: int, failure: Failure) -> None:
         """The handler failed: what came before is taken, these are not; in order, none behind."""

@@ -142,9 +142,9 @@ class NodeIncarnation:
         connection = self.connection
         if connection is None or not (connection.is_writable or is_last):
             return
-        answers = self.inbox.answers
-        if answers.owes:
-            connection.send_all([*answers.take_frames()])
+        answers = self.inbox.answers.take_frames()
+        if answers:
+            connection.send_all(answers)
         if self.is_leaving and not self.works:
             connection.close()
 

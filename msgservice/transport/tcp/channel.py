@@ -65,6 +65,7 @@ from msgservice.transport.tcp.shown import credentials_of
 from msgservice.transport.tcp.sockets import (
     ended_by_certificate,
     reason_of,
+    shorten,
     tune,
     unwritten,
     writer_of,
@@ -86,6 +87,9 @@ class ChannelState(enum.Enum):
     LINGERING = enum.auto()
     ABORTED = enum.auto()
     LOST = enum.auto()
+
+
+_OPEN = ChannelState.OPEN  # asked for each read and write: the name of an enum is looked up slowly
 
 
 @implementer(IPushProducer)
@@ -181,14 +185,26 @@ class FrameProtocol(Int32StringReceiver):
 
     def send(self, frame: bytes) -> None:
         """See `IChannel`; dropped once the channel is closed."""
-        self._put((frame,))
-        if not self._scheduled:
+        size = len(frame)
+        if size > self.MAX_LENGTH:
+            raise FrameTooLarge(size, self.MAX_LENGTH)
+        if self.state is _OPEN:
+            self._queue += (pack_prefix(size), frame)
+            self._queued += size + PREFIX_BYTES
+        if not self._in_turn and not self._scheduled:
             self._schedule()
 
     def send_now(self, frames: Sequence[bytes]) -> None:
         """See `IChannel`; dropped once the channel is closed."""
+        size_max, is_open = self.MAX_LENGTH, self.state is _OPEN
         try:
-            self._put(frames)
+            for frame in frames:
+                size = len(frame)
+                if size > size_max:
+                    raise FrameTooLarge(size, size_max)
+                if is_open:
+                    self._queue += (pack_prefix(size), frame)
+                    self._queued += size + PREFIX_BYTES
         finally:
             if not self._in_turn:
                 self._end_turn()
@@ -200,16 +216,6 @@ class FrameProtocol(Int32StringReceiver):
                 self._write_piece()
         else:
             self._end_turn()
-
-    def _put(self, frames: Sequence[bytes]) -> None:
-        size_max, is_open = self.MAX_LENGTH, self.state is ChannelState.OPEN
-        for frame in frames:
-            size = len(frame)
-            if size > size_max:
-                raise FrameTooLarge(size, size_max)
-            if is_open:
-                self._queue += (pack_prefix(size), frame)
-                self._queued += size + PREFIX_BYTES
 
     def identified(self) -> None:
         """See `IChannel`."""
@@ -261,6 +267,7 @@ class FrameProtocol(Int32StringReceiver):
         address = self.transport.getPeer()
         self.peer_address = describe(address, "tls" if tls else "tcp")
         self._write = writer_of(self.transport)
+        shorten(self.transport, self)
         tune(self.transport, self._limits)
         if tls:
             self._deadline = self._reactor.callLater(self._limits.hello_timeout, self._too_slow)
@@ -281,7 +288,7 @@ class FrameProtocol(Int32StringReceiver):
         return min(self.MAX_LENGTH, self._limits.unauthenticated_bytes)
 
     def dataReceived(self, data: bytes) -> None:  # noqa: D102
-        if self.state is ChannelState.OPEN and self._error is None:
+        if self.state is _OPEN and self._error is None:
             self.heard_at = self._now()
             if self._is_tls:
                 data, self._broken = decrypted(self.transport, data)
@@ -389,7 +396,7 @@ class FrameProtocol(Int32StringReceiver):
         finally:
             if outermost:
                 self._in_turn = False
-        if outermost and (self._queue or self._full or self.state is not ChannelState.OPEN):
+        if outermost and (self._queue or self._full or self.state is not _OPEN):
             self._end_turn()
 
     def _end_turn(self) -> None:
@@ -405,7 +412,7 @@ class FrameProtocol(Int32StringReceiver):
             writable = self._queued <= (0 if not self._told_writable else QUEUE_BYTES)
         finally:
             self._in_turn = False
-        if self.state is ChannelState.OPEN:
+        if self.state is _OPEN:
             if self._full and self._watching is None:
                 self._watch()
             if writable is not self._told_writable:

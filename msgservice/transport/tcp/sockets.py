@@ -33,6 +33,25 @@ def tune(transport: Any, limits: Limits) -> None:
         handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
+# What Twisted's dialling puts between a transport and a protocol, and where each has the next: with
+# what was read they do nothing but pass it on.
+_RELAYS = {"_WrappingProtocol": "_wrappedProtocol", "_ReconnectingProtocolProxy": "_protocol"}
+
+
+def shorten(transport: Any, protocol: Any) -> None:
+    """Let what this transport reads come to its protocol at once, without relays of Twisted's."""
+    is_tls = isinstance(transport, TLSMemoryBIOProtocol)
+    first: Any = getattr(transport, "wrappedProtocol" if is_tls else "protocol", protocol)
+    outer = first
+    while outer is not protocol:
+        following = _RELAYS.get(type(outer).__name__)
+        if following is None:
+            return  # a program's own: it may do more
+        outer = vars(outer).get(following)
+    if first is not protocol:
+        first.dataReceived = protocol.dataReceived
+
+
 def unwritten(transport: Any) -> int:
     """Return how many bytes a socket's transport holds that the kernel has not taken.
 
