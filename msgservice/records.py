@@ -622,10 +622,13 @@ class Group(msgspec.Struct):
     verdicts: list[Verdict] = msgspec.field(default_factory=list)
 
     def __bool__(self) -> bool:
+        return bool(self.batches or self.progress or self.is_more)
+
+    @property
+    def is_more(self) -> bool:
+        """Whether it has anything but batches and progress."""
         return bool(
-            self.batches
-            or self.progress
-            or self.receivers
+            self.receivers
             or self.joins
             or self.removed
             or self.statuses_from

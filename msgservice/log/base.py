@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TypeVar
 
 import apsw
@@ -158,15 +157,11 @@ class StoreLog:
         ):
             return None
         try:
-            return self._run_now(partial(self._store_with_room, group))
+            return self._store_with_room(group)
         finally:
             now = self._now()
             self._inline.took(now - begin, now)
             self._appended(None)
-
-    def _run_now(self, job: Callable[[], T]) -> T:
-        """Run a job that may write on this thread."""
-        return job()
 
     def _store_group(self, group: Group, size: int) -> Appended:
         store, retention = self._store, self._retention
@@ -175,6 +170,7 @@ class StoreLog:
         return self._store_with_room(group)
 
     def _store_with_room(self, group: Group) -> Appended:
+        """Store a group on this thread."""
         appended = self._store.append(group)
         if not (group.batches or group.own):
             return appended

@@ -55,15 +55,17 @@ class Append(Entry, frozen=True, kw_only=True):
 
     now: int  # wall clock, ms; it never goes back, so it may be far ahead for ever
     due_now: int  # the clock of what falls due, ms
-    receivers: list[ReceiverRow]  # as they were when the group began
-    own: list[Batch]  # of the node itself
     batches: list[Batch]  # what is stored of these gets its number here, once
     progress: list[Progress]
-    statuses_from: list[StatusFrom]
-    removed: list[int]
     full: str | None  # why nothing new may be stored
     used_max: int  # bytes of batches that may be stored with all of these
     ranges_max: int  # of one sender, above its floor
+    keys_max: int = INTEGER_MAX  # idempotency keys, and messages that were taken by one
+    is_more: bool = True  # whether there may be something of what follows
+    receivers: list[ReceiverRow] = []  # as they were when the group began
+    own: list[Batch] = []  # of the node itself
+    statuses_from: list[StatusFrom] = []
+    removed: list[int] = []
     replays: list[Replay] = []
     pages: list[ReplayPage] = []
     # Why no page may be stored, and the bytes that there may be with them: a page more than for
@@ -71,7 +73,6 @@ class Append(Entry, frozen=True, kw_only=True):
     pages_full: str | None = None
     pages_used_max: int = 0
     joins: list[Join] = []
-    keys_max: int = INTEGER_MAX  # idempotency keys, and messages that were taken by one
     letters: list[LettersTaken] = []
     due: list[Batch] = []  # that go to the end of the log
     cancel: list[Cancel] = []

@@ -82,16 +82,7 @@ def is_small(group: Group) -> bool:
     if (
         len(group.batches) > INLINE_BATCHES
         or len(group.progress) > INLINE_PROGRESS
-        or group.own
-        or group.receivers
-        or group.removed
-        or group.joins
-        or group.replays
-        or group.pages
-        or group.letters
-        or group.due
-        or group.cancel
-        or group.verdicts
+        or group.is_more
     ):
         return False
     rows = 0

@@ -60,6 +60,7 @@ ASKED = "asked:"  # with the number of an audience behind it: the sender whose `
 # With the number of a batch behind it: the age of the log since that was the next one, of batches
 # since the last save.
 SINCE = "age:"
+GROUP_WRITTEN = 6 * 4096  # bytes that a group writes beside its batches, about
 FULL_DELAY = 1.0  # seconds that a sender is asked to wait when there is no room
 # What it counts, of its row; octet_length reads neither.
 DEAD_SIZE = f"octet_length(message) + octet_length(reason) + {DEAD_OVERHEAD}"
@@ -119,45 +120,50 @@ def stage_append(
 
     Behind those of `own` are those of the copies of pages and letters.
     """
-    if entry.receivers:
-        stage_receivers(staged, entry, operations)
+    if not (entry.batches or entry.is_more):
+        stage_progress(staged, entry, operations)
+        staged.written = GROUP_WRITTEN
+        return [], [], []
     flat: list[object] = []
     pages: list[PageOutcome] = []
+    letters: list[PageOutcome] = []
     copied: list[Outcome] = []
-    no_member = False
+    own: list[Outcome] = []
+    due: list[Batch] = []
     full = None if entry.full is None else LogFull(entry.full, delay=FULL_DELAY)
     change = Change(db, staged)
     stored = StoredRuns(db, staged.state, change.leaving)
-    copies: list[Batch] = []
-    if entry.replays or entry.pages:
-        stage_replays(staged, entry, operations)
-        pages, copies = take_pages(staged, entry, operations)
-    if entry.joins:
-        _, flat = _take_copies(staged, entry, join_copies(db, staged, entry), stored)
-    if entry.replays or entry.pages:
-        copied, written = _take_copies(staged, entry, copies, stored)
-        flat += written
-        for page, outcome in zip(entry.pages, pages, strict=True):
-            if isinstance(outcome, LogFull) and page.is_membership:
-                full = full or outcome  # the batches of its group are for who is no member now
-                no_member = True
-    letters: list[PageOutcome] = []
-    if entry.letters:
-        letters, copies = take_letters(db, staged, entry, operations)
-        more, written = _take_copies(staged, entry, copies, stored)
-        copied += more
-        flat += written
-    due: list[Batch] = []
-    if entry.due and not no_member:
-        due = change.move(entry.due)
-    own: list[Outcome] = []
-    if entry.own or due:
-        name_own(staged, entry.own)
-        own, written = _take(staged, entry, entry.own, full, stored)
-        flat += written
-        if own and isinstance(own[-1], RefusedBatch) and isinstance(own[-1].error, LogFull):
-            full = own[-1].error  # nothing of the group finds room behind it
-        flat += _take(staged, entry, due, None, stored, due=True)[1]
+    if entry.is_more:
+        no_member = False
+        if entry.receivers:
+            stage_receivers(staged, entry, operations)
+        copies: list[Batch] = []
+        if entry.replays or entry.pages:
+            stage_replays(staged, entry, operations)
+            pages, copies = take_pages(staged, entry, operations)
+        if entry.joins:
+            _, flat = _take_copies(staged, entry, join_copies(db, staged, entry), stored)
+        if entry.replays or entry.pages:
+            copied, written = _take_copies(staged, entry, copies, stored)
+            flat += written
+            for page, outcome in zip(entry.pages, pages, strict=True):
+                if isinstance(outcome, LogFull) and page.is_membership:
+                    full = full or outcome  # the batches of its group are for who is no member now
+                    no_member = True
+        if entry.letters:
+            letters, copies = take_letters(db, staged, entry, operations)
+            more, written = _take_copies(staged, entry, copies, stored)
+            copied += more
+            flat += written
+        if entry.due and not no_member:
+            due = change.move(entry.due)
+        if entry.own or due:
+            name_own(staged, entry.own)
+            own, written = _take(staged, entry, entry.own, full, stored)
+            flat += written
+            if own and isinstance(own[-1], RefusedBatch) and isinstance(own[-1].error, LogFull):
+                full = own[-1].error  # nothing of the group finds room behind it
+            flat += _take(staged, entry, due, None, stored, due=True)[1]
     # Behind all that is no sender's: no copy uses a key, whatever it was made of.
     outcomes: list[Outcome] = []
     if entry.batches:
@@ -195,7 +201,7 @@ def stage_append(
     stage_progress(staged, entry, operations, is_changed)
     if entry.removed:
         stage_removals(db, staged, entry, operations)
-    written_bytes = 4096 * 6
+    written_bytes = GROUP_WRITTEN
     for batch in staged.fresh:
         written_bytes += batch.size + 320
     staged.written = written_bytes

@@ -230,13 +230,13 @@ class State:
         self.commits = staged.commits
         self.keys, self.aliases = staged.keys, staged.aliases
         self.waiting = staged.waiting
-        self.next_sender = staged.next_sender
-        for key, sender in staged.senders.items():
-            self.senders[key] = sender
-            self.senders_by_id[sender.id] = sender
-        for key in staged.woken:
-            self.asleep.remove(key)
         if staged.senders:
+            self.next_sender = staged.next_sender
+            for key, sender in staged.senders.items():
+                self.senders[key] = sender
+                self.senders_by_id[sender.id] = sender
+            for key in staged.woken:
+                self.asleep.remove(key)
             self.dirty_senders.update(staged.senders)
         if staged.totals:
             self.totals.update(staged.totals)
@@ -254,8 +254,9 @@ class State:
             # Never changed in place: `ILog.room` looks at it on the reactor's thread.
             letters = self.letters | staged.letters
             self.set_letters({number: those for number, those in letters.items() if those.count})
-        for total in staged.new_audiences:
-            total.audience.stored = True
+        if staged.new_audiences:
+            for total in staged.new_audiences:
+                total.audience.stored = True
         self.age, self.ages, self.wall = staged.age, staged.ages, staged.wall
         if staged.gone is not None:
             self._let_go(staged, staged.gone)

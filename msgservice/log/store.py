@@ -237,24 +237,34 @@ class Store:
         state, limits = self.state, self.limits
         self._wall, self._wall_age = group.now, self.age
         free = limits.max_bytes - state.taken + state.used
-        return Append(
+        is_more = group.is_more
+        full = None
+        if group.batches or (is_more and (group.own or group.pages or group.letters)):
+            full = self.fullness() or self._too_many()
+        entry = Append(
             number=state.next_number,
             commits=state.commits,
             age=self.grown(),
             now=max(group.now, state.stored_at),
             due_now=group.due_now or group.now,
-            receivers=self._rows_of(group.receivers) if group.receivers else [],
-            own=group.own,
             batches=group.batches,
             progress=group.progress,
-            statuses_from=group.statuses_from,
-            removed=group.removed,
-            full=self._full_for(group),
+            full=full,  # whether they may be stored at all
             # Dead letters take room as batches do (DELIVERY 46).
             used_max=free,
             ranges_max=limits.sender_ranges,
-            joins=group.joins,
             keys_max=limits.idempotency_keys,
+            is_more=is_more,
+        )
+        if not is_more:
+            return entry
+        return msgspec.structs.replace(
+            entry,
+            receivers=self._rows_of(group.receivers) if group.receivers else [],
+            own=group.own,
+            statuses_from=group.statuses_from,
+            removed=group.removed,
+            joins=group.joins,
             replays=group.replays,
             pages=group.pages,
             due=group.due,
@@ -264,12 +274,6 @@ class Store:
             pages_used_max=free + REPLAY_BYTES,
             letters=group.letters,
         )
-
-    def _full_for(self, group: Group) -> str | None:
-        """Look whether the batches of a group may be stored at all; return why not, or None."""
-        if not (group.batches or group.own or group.pages or group.letters):
-            return None
-        return self.fullness() or self._too_many()
 
     def _rows_of(self, receivers: list[ReceiverRow]) -> list[ReceiverRow]:
         """Return the rows as they are now: whoever has them may change them while they are written.
@@ -545,10 +549,10 @@ class Store:
     def _write_mark(self) -> None:
         if self.marks is None:
             return
-        state = self.state
+        state, marks = self.state, self.marks
         mark = Mark(state.log_id, state.next_number - 1, state.commits, state.chain)
-        self.marks.submit(mark)
-        if self.marks.is_full and self.reserve is not None:
+        marks.submit(mark)
+        if marks.is_full and self.reserve is not None:
             self.reserve.give_up()  # for the mark; accepting stops until it can be made again
         try:
             if self._strict:

@@ -19,6 +19,7 @@ from msgservice.log.copying import copy_log
 from msgservice.log.memory import MemoryLog
 from msgservice.log.sqlite import SqliteLog
 from msgservice.log.store import Store
+from msgservice.records import Appended, Group
 from tests.kit.inline import forced
 from tests.kit.simdisk import SimDisk, SimThreads, SimWorker
 from tests.simulation.swarm.meter import Meter
@@ -40,8 +41,11 @@ class MeteredMemoryLog(MemoryLog):
     def _later(self, job: Callable[[], Any]) -> Deferred[Any]:
         return super()._later(lambda: self.meter.job(self._store.db, job))
 
-    def _run_now(self, job: Callable[[], Any]) -> Any:
-        return super()._run_now(lambda: self.meter.job(self._store.db, job))
+    def append_now(self, group: Group) -> Appended | None:
+        """See `ILog.append_now`."""
+        append_now = super().append_now
+        found: Appended | None = self.meter.job(self._store.db, lambda: append_now(group))
+        return found
 
     def _read(self, job: Callable[[apsw.Connection], Any]) -> Deferred[Any]:
         self._check_open()
@@ -80,8 +84,11 @@ class MeteredSqliteLog(SqliteLog):
     def _write(self, job: Callable[[], Any]) -> Deferred[Any]:
         return super()._write(lambda: self.meter.job(self._store.db, job))
 
-    def _run_now(self, job: Callable[[], Any]) -> Any:
-        return super()._run_now(lambda: self.meter.job(self._store.db, job))
+    def append_now(self, group: Group) -> Appended | None:
+        """See `ILog.append_now`."""
+        append_now = super().append_now
+        found: Appended | None = self.meter.job(self._store.db, lambda: append_now(group))
+        return found
 
     def _read(self, job: Callable[[apsw.Connection], Any]) -> Deferred[Any]:
         return super()._read(lambda db: self.meter.job(db, lambda: job(db)))
