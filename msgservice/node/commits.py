@@ -603,8 +603,10 @@ class Commits:
         # Nor where a page has one: what follows it may be for who is no member yet.
         if may_start and not refused and not pages and self._next and not self._kept_back:
             self._start()
-        for join in group.joins:
-            join.audience.waiting -= 1
+        is_more = group.is_more
+        if is_more:
+            for join in group.joins:
+                join.audience.waiting -= 1
         self._retained.stored(appended.retained)
         if under_way.waiters is not None:
             under_way.waiters.fire(None)
@@ -639,14 +641,15 @@ class Commits:
             if moved:
                 self._routed(moved)
         self._after_group(appended.stored)
-        for waiter, became in zip(under_way.taken, appended.letters, strict=True):
-            waiter.callback(became)
-        for waiting in under_way.moving:
-            waiting.callback(moved)
-        for wanted, ranges in zip(under_way.cancelling, appended.cancelled, strict=True):
-            wanted.callback(ranges)
-        for decided, ranges in zip(under_way.deciding, appended.decided, strict=True):
-            decided.callback(ranges)
+        if is_more:
+            for waiter, became in zip(under_way.taken, appended.letters, strict=True):
+                waiter.callback(became)
+            for waiting in under_way.moving:
+                waiting.callback(moved)
+            for wanted, ranges in zip(under_way.cancelling, appended.cancelled, strict=True):
+                wanted.callback(ranges)
+            for decided, ranges in zip(under_way.deciding, appended.decided, strict=True):
+                decided.callback(ranges)
         for source in dict.fromkeys(sources) if len(sources) > 1 else sources:
             try:
                 source.flush()
