@@ -715,13 +715,7 @@ class Backlog:
             limit.answered(run)
         if limit.suspects:
             limit.clear(run)
-        if was_behind:
-            self._stuck.take_out(run)
-        else:  # as `_leave`
-            tally = self.tallies[run.state]
-            tally.runs -= 1
-            tally.messages -= run.count
-            tally.size -= run.size
+        self._leave(run)  # one that is shared counts by connection as well
         run.state = FINAL
         was_lowest = self._open.discard(run)
         first = run.first

@@ -166,10 +166,7 @@ class Flight:
         Of more than `runs_max` of them, or of ranges, the rest waits for `go_on`.
         Raises `NeverSent` if some of it was not sent on this connection; nothing is changed then.
         """
-        covers = self._sent.covers
-        for first, last in ranges:
-            if not covers(first, last):
-                raise NeverSent(first, last)
+        self._check_sent(ranges)  # of who shares, it is another one
         backlog, open_ = self._backlog, self._open
         before = len(open_)
         if before > runs_max or len(ranges) > runs_max:
@@ -199,6 +196,12 @@ class Flight:
             self._nacks += 1
         self.rest = Rest(deque([(first, last)]), refusal, delay)
         return self.go_on(now, runs_max)
+
+    def _check_sent(self, ranges: Sequence[Range]) -> None:
+        covers = self._sent.covers
+        for first, last in ranges:
+            if not covers(first, last):
+                raise NeverSent(first, last)
 
     def go_on(self, now: float, runs_max: int = INTEGER_MAX) -> int:
         """Go on with the answer that was not heard to its end; return the runs that this took."""
