@@ -120,8 +120,7 @@ class Flow:
                 hop = self._hop
                 hop.number(runs)
                 if self._disk is None:
-                    hop.offer(runs)
-                    hop.pump()
+                    hop.send(runs)
                 else:
                     self._keep(runs, self._disk)
         if gathering.open:
@@ -132,10 +131,11 @@ class Flow:
             self._hold_due = None
 
     def go_on(self) -> None:
-        """The node has answered, or can be reached again: there may be room for more."""
-        gathering = self.gathering
-        if gathering.open or gathering.whole:
-            self._hand_over_turn()
+        """The turn is over, or what is gathered waits no longer: there may be room for more."""
+        if self.gathering.are_timed:
+            self.gathering.cut_expiring()
+        # A disk is waited for at the end of each turn, whatever the node does.
+        self.hand_over(only_whole=self._disk is None and self._hop.is_busy(HOLD_MESSAGES))
 
     def stop(self) -> None:
         """Hand over nothing any more."""
@@ -162,13 +162,7 @@ class Flow:
 
     def _flush(self) -> None:
         self._flush_due = None
-        self._hand_over_turn()
-
-    def _hand_over_turn(self) -> None:
-        if self.gathering.are_timed:
-            self.gathering.cut_expiring()
-        # A disk is waited for at the end of each turn, whatever the node does.
-        self.hand_over(only_whole=self._disk is None and self._hop.is_busy(HOLD_MESSAGES))
+        self.go_on()
 
     def _held_long(self) -> None:
         self._hold_due = None

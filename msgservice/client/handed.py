@@ -388,7 +388,7 @@ class HandedRun:
         is_whole = piece.first == self.first and piece.last == self.first + self.count - 1
         if not pieces and is_whole and not self._settled and self._accepted is None:
             pieces.append(piece)
-            self._open = piece.pairs
+            self._open = self.count * (1 if piece.due else len(piece.audience.names))
             return
         waited = any([old.due for old in pieces])  # noqa: C419 - a list is faster here
         if pieces and not piece.position and not piece.audience.names:
@@ -666,7 +666,10 @@ class HandedRun:
                     if outcome is not None:
                         done.append((key, deferred, outcome))
             for key, deferred, _ in done:
-                self._drop(key, deferred)
+                alike = self._watchers[key]
+                del alike[deferred]
+                if not alike:
+                    del self._watchers[key]
             for _, deferred, outcome in done:
                 if deferred.called:  # cancelled by one that was told before
                     continue

@@ -303,6 +303,27 @@ class NodeHop:
         else:
             self._offer(runs)
 
+    def send(self, runs: Sequence[Run]) -> None:
+        """Offer runs and send what the window has room for; at once where one comes alone."""
+        connection, flight = self.connection, self.flight
+        if (
+            len(runs) == 1
+            and self._disk is None
+            and connection is not None
+            and flight is not None
+            and not (self._is_stopped or self._has_sent_enough)
+            and connection.may_send
+        ):
+            run, backlog = runs[0], self.backlog
+            run.after = backlog.loaded_to  # as `_offer` has it
+            backlog.committed = backlog.cursor
+            transfer = flight.send_alone(run)
+            if transfer is not None:
+                self._send_transfers(connection, flight, [transfer])
+                return
+        self.offer(runs)
+        self.pump()
+
     def receipts(self, after: int, limit: int, *, keep: bool) -> Deferred[Listed]:
         """Return the next open receipts beyond `after`, and of what the node is to be asked again.
 
@@ -433,17 +454,22 @@ class NodeHop:
             # told that it will not.
             backlog.committed = backlog.cursor if disk is None else disk.file.settled_to
             transfers = flight.take_transfers(self._now(), runs_max=TURN_RUNS)
-            try:
-                connection.send_now(transfers)
-            except NotEncodable:
-                self._send_each(connection, flight, transfers)
-            if backlog.settled or backlog.failed:
-                self._apply_settled()  # what turned out to be too large for the node, or no frame
+            self._send_transfers(connection, flight, transfers)
             if disk is not None and disk.file.has_more and not self._is_reading and flight.wants:
                 self._read(disk)
             self._has_sent_enough = flight.has_more
         if self._timer is not None or self._has_sent_enough or self.backlog.retries:
             self._rearm()
+
+    def _send_transfers(
+        self, connection: Connection, flight: Flight, transfers: Sequence[Transfer]
+    ) -> None:
+        try:
+            connection.send_now(transfers)
+        except NotEncodable:
+            self._send_each(connection, flight, transfers)
+        if self.backlog.settled or self.backlog.failed:
+            self._apply_settled()  # what turned out to be too large for the node, or no frame
 
     def _send_each(
         self, connection: Connection, flight: Flight, transfers: Sequence[Transfer]

@@ -352,6 +352,32 @@ class Backlog:
             self.loaded_to = last
             self._load(run)
 
+    def load_alone(self, run: Run) -> bool:
+        """Load the next run, which is to `fly` now: nothing else is open. False: `offer` it.
+
+        That is where something of it may be settled already, or was tried, or its lane is stuck.
+        """
+        stuck = self._stuck
+        if (
+            self._tried is not None
+            or self._resumed.firsts
+            or self.above.firsts
+            or stuck.by_lane
+            or stuck.fronts is not None
+        ):
+            return False
+        first = run.first
+        assert first > self.loaded_to, (first, self.loaded_to)
+        self.loaded_to = first + run.count - 1
+        self.pieces += 1
+        self._open.add(run)
+        run.state = READY  # in no queue: what lands is put in one then
+        tally = self.ready
+        tally.runs += 1
+        tally.messages += run.count
+        tally.size += run.size
+        return True
+
     def offer_rest(self, run: Run) -> None:
         """Load the part of a run above `loaded_to`, which stands inside it."""
         self.offer(cut_run(run, self.loaded_to + 1, run.last))
@@ -406,10 +432,15 @@ class Backlog:
         self._open.add(run)
         if run.expires_at is not None:
             self._note_deadlines((run,))
-        if run.attempts or self._stuck.by_lane:
+        if run.attempts or self._stuck.by_lane or self._stuck.fronts is not None:
             self._place(run)
-        else:
-            self._make_ready(run)
+            return
+        run.state = READY  # as `_make_ready`
+        tally = self.ready
+        tally.runs += 1
+        tally.messages += run.count
+        tally.size += run.size
+        self.ready_queue.push(run)
 
     def _cut_tried(self, run: Run, tried: Tried) -> list[Run]:
         """Cut out the messages that were tried before, and tell them so."""

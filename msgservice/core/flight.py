@@ -28,7 +28,7 @@ from msgservice.core.refusal import Refusal
 from msgservice.core.runs import WAITING, Run, Tally, parts_of
 from msgservice.errors import NeverSent
 from msgservice.limits import INTEGER_MAX
-from msgservice.message import Action, Status
+from msgservice.message import PLAIN, Action, Status
 
 
 class Rest(NamedTuple):
@@ -330,6 +330,28 @@ class Flight:
             if not limit.is_proving:
                 limit.prove(backlog.runs_in_flight())
         return transfers
+
+    def send_alone(self, run: Run) -> Transfer | None:
+        """Load a run that comes alone, and send it: it passes no queue. None: it may not.
+
+        That is, where nothing is open, so that nothing goes before it, and nothing but its size is
+        to be asked. Then `Backlog.offer` and `take_transfers` are the way.
+        """
+        limit = self._limit
+        if (
+            self._open
+            or self.rest is not None
+            or limit.most is not None
+            or limit.suspects
+            or run.options is not PLAIN
+            or run.expires_at is not None
+            or run.size > self.batch_max
+            or not self._backlog.load_alone(run)
+        ):
+            return None
+        transfers: list[Transfer] = []
+        self._send(run, transfers, 0.0)
+        return transfers[0]
 
     def _is_one_too_many(self, run: Run) -> bool:
         """Whether the run lies above all that is final, of which there is as much as may be.

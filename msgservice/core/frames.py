@@ -340,7 +340,10 @@ def decode_frame(data: bytes | memoryview) -> Frame:
         if size - len(memoryview(frame.messages)) > REST_HELD_MAX:
             frame = msgspec.structs.replace(frame, messages=frame.messages.copy())
     if isinstance(frame, _OF_RANGES):
-        wrong = wrong_ranges(frame.ranges)
+        ranges = frame.ranges
+        if len(ranges) == 1 and 0 < ranges[0][0] <= ranges[0][1]:  # as of most
+            return frame
+        wrong = wrong_ranges(ranges)
     elif (check := _RELATIONS.get(kind)) is not None:
         wrong = check(frame)
     else:
@@ -420,6 +423,8 @@ def _wrong_transfer(frame: Transfer) -> str | None:
         return f"after {frame.after} is not below sequence {first}"
     if frame.floor > first:
         return f"floor {frame.floor} is above sequence {first}"
+    if first < INTEGER_MAX and count_of(frame.messages) == 1:
+        return None
     return _wrong_run("sequence", first, frame.messages)
 
 

@@ -201,13 +201,14 @@ class Answers:
 
     def take_over(self, first: int, last: int) -> None:
         """Acknowledge sequences that were taken, as far as this connection received them."""
-        if self.received.covers(first, last):
-            self._acked.add(first, last)
+        received = self.received
+        if received.firsts and received.firsts[-1] <= first and last <= received.lasts[-1]:
+            self._acked.add(first, last)  # as most
         else:
-            for low, high in self.received.within(first, last):
+            for low, high in received.within(first, last):
                 self._acked.add(low, high)
         if self._is_shared:
-            self.received.remove(first, last)
+            received.remove(first, last)
 
     def refuse(
         self, first: int, last: int, refusal: Refusal, lane: Hashable, delay_ms: int = 0

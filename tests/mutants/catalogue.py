@@ -1415,7 +1415,7 @@ _ALL = [
     ),
     Mutant(
         name="what-is-no-frame-counts-as-in-flight",
-        at="msgservice.client.hop:NodeHop.pump",
+        at="msgservice.client.hop:NodeHop._send_transfers",
         old="self._send_each(connection, flight, transfers)",
         new="raise",
         catcher=_test("tests/unit/test_text_classes.py -k fails_alone", "fails_alone"),

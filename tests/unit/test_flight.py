@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from msgservice.core.backlog import Backlog
@@ -12,7 +14,7 @@ from msgservice.core.runs import Run
 from msgservice.core.tried import Tried
 from msgservice.errors import NeverSent
 from msgservice.limits import INTEGER_MAX
-from msgservice.message import Action, BareMessage, Status, encode_messages
+from msgservice.message import Action, BareMessage, RunOptions, Status, encode_messages
 
 OWN_WINDOW = (100, 10_000)
 
@@ -278,3 +280,101 @@ def test_22_a_lane_goes_on_behind_a_dead_letter_also_after_its_backlog_was_unloa
     assert [2] == [transfer.sequence for transfer in flight.take_transfers(1.0)]
     flight.receive_acks([(2, 2)])
     assert 2 == backlog.cursor
+
+
+def sums(backlog: Backlog) -> list[tuple[int, int, int]]:
+    return [(tally.runs, tally.messages, tally.size) for tally in backlog.tallies]
+
+
+def test_a_run_that_comes_alone_leaves_as_one_that_was_offered() -> None:
+    offered, alone = a_backlog(), a_backlog()
+    offered.offer(run(3, 2))
+    (expected,) = fly(offered).take_transfers(0.0)
+    flight = fly(alone)
+    lone = run(3, 2)
+    assert expected == flight.send_alone(lone)
+    assert (sums(offered), offered.loaded_to, offered.pieces) == (
+        sums(alone),
+        alone.loaded_to,
+        alone.pieces,
+    )
+    assert flight.take_transfers(0.0) == []
+    flight.end(1.0, lost=False)
+    again = fly(alone)
+    assert [3] == [transfer.sequence for transfer in again.take_transfers(2.0)]
+    again.receive_acks([(3, 4)])
+    assert [lone] == [one.run for one in alone.take_settled()]
+    assert alone.idle
+    assert 4 == alone.cursor
+
+
+def _open(backlog: Backlog) -> Flight:
+    flight = fly(backlog)
+    assert flight.send_alone(run(1)) is not None
+    return flight
+
+
+def _waits(backlog: Backlog) -> Flight:
+    flight = _open(backlog)
+    flight.receive_nack(1, 1, Refusal(Action.LATER), 1.0, 0.0)
+    return flight
+
+
+def _settled_above(backlog: Backlog) -> Flight:
+    backlog.restore([(11, 12)], {})
+    return fly(backlog)
+
+
+def _tried(backlog: Backlog) -> Flight:
+    backlog.restore([], {(11, 11): (1, 0.0, "no")})
+    return fly(backlog)
+
+
+def _taken(backlog: Backlog) -> Flight:
+    backlog.receive_resume(1, [(10, 11)])
+    return fly(backlog)
+
+
+def _lost(backlog: Backlog) -> Flight:
+    backlog.offer(run(1, 8))
+    flight = fly(backlog)
+    flight.take_transfers(0.0)
+    flight.end(0.0, lost=True)
+    backlog.acknowledge([(1, 8)])
+    assert backlog.limit.most is not None
+    return fly(backlog)
+
+
+def _dead(backlog: Backlog) -> Flight:
+    flight = _open(backlog)
+    flight.receive_nack(1, 1, Refusal(Action.DEAD), 0, 0.0)
+    assert backlog.stuck_lanes
+    return flight
+
+
+@pytest.mark.parametrize(
+    "before",
+    [_open, _waits, _settled_above, _tried, _taken, _lost, _dead],
+    ids=lambda f: f.__name__,
+)
+def test_where_something_else_is_to_be_asked_nothing_leaves_alone(
+    before: Callable[[Backlog], Flight],
+) -> None:
+    keeps = before is _dead
+    backlog = Backlog(
+        ordered=True, cursor=0, retry_delay=lambda attempts: 2.0**attempts, keeps_letters=keeps
+    )
+    flight = before(backlog)
+    state = sums(backlog), backlog.loaded_to, backlog.pieces
+    assert flight.send_alone(run(10, 2)) is None
+    assert state == (sums(backlog), backlog.loaded_to, backlog.pieces)
+
+
+def test_what_is_large_expires_or_asks_for_more_does_not_leave_alone() -> None:
+    large, expiring, named = run(1, 9000), run(1), run(1)
+    expiring.expires_at = 1
+    named.options = RunOptions(("r1",))
+    for one in (large, expiring, named):
+        backlog = a_backlog()
+        assert fly(backlog).send_alone(one) is None
+        assert backlog.idle
