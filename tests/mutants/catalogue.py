@@ -1054,7 +1054,7 @@ _ALL = [
     Mutant(
         name="answers-what-came-on-another-connection",
         at=f"{ANSWERS}.take_over",
-        old="for low, high in self.received.within(first, last):",
+        old="for low, high in received.within(first, last):",
         new="for low, high in [(first, last)]:",
         catcher=_by("inbox", "answered more often than it came", "NeverSent in receive_ack"),
     ),
