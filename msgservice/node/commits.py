@@ -43,6 +43,10 @@ from msgservice.records import (
 from msgservice.waiters import Waiters
 
 GATHER = 0.001  # seconds that progress waits for that of others
+# In flight to a receiver for which others wait so: of more, some are answered all the time, and
+# whoever waited for that would each time. Its own progress waits then, as answers that come with it
+# share its group.
+FEW_MESSAGES = 256
 # Bytes of dead letters in one group, about: each has a copy of its message.
 GROUP_LETTERS = 4 * 1024 * 1024
 RETRY_DELAY = 1.0  # seconds after a group that failed, before the next
@@ -186,6 +190,7 @@ class Commits:
         "_sources",
         "_statuses_from",
         "_stopped",
+        "_streaming",
         "_taken",
         "_time",
         "_waiters",
@@ -231,7 +236,8 @@ class Commits:
         self._cancelling: list[Deferred[tuple[Range, ...]]] = []
         self._deciding: list[Deferred[tuple[Range, ...]]] = []
         self._progressing: dict[Progressing, None] = {}
-        self._awaited: dict[Progressing, None] = {}
+        self._awaited: dict[Progressing, None] = {}  # few messages are in flight to these
+        self._streaming: dict[Progressing, None] = {}  # very many are
         self._batches_at = -LIVE_FOR  # when a group began that had some
         self._pages: list[Deferred[PageOutcome]] = []  # of those of the next group
         self._running = False
@@ -277,23 +283,36 @@ class Commits:
     def progress(self, outlet: Progressing) -> None:
         """Progress is waiting: its owner is asked for it when the next group starts.
 
-        While other receivers still have something to answer, their answers may share that group:
-        it waits for them a little, since a group each would be a sync each.
+        While other receivers still have a few messages to answer, their answers may share that
+        group: it waits for them a little, since a group each would be a sync each. So does that of
+        a receiver to which very many are in flight, whatever others have; nobody waits for it.
         """
         self._progressing[outlet] = None
-        if not self._awaited:
+        if not (self._awaited or outlet in self._streaming):
             self.kick_soon()
         elif self._gather_at is None:
             self.kick_soon(GATHER)
 
-    def expect(self, outlet: Progressing, answers: bool) -> None:
-        """Expect progress soon: whether something is in flight to this receiver."""
-        if answers:
+    def expect(self, outlet: Progressing, messages: int) -> None:
+        """Expect progress soon: so many messages are in flight to this receiver, or none."""
+        if messages > FEW_MESSAGES:
+            self._streaming[outlet] = None
+        else:
+            self._streaming.pop(outlet, None)
+        if 0 < messages <= FEW_MESSAGES:
             self._awaited[outlet] = None
         elif outlet in self._awaited:
             del self._awaited[outlet]
             if not self._awaited and self._gather_at is not None:
                 self.kick_soon()
+
+    @property
+    def _may_gather(self) -> bool:
+        """Whether the progress that waits may wait for that of others."""
+        if self._awaited:
+            return True
+        streaming = self._streaming
+        return bool(streaming) and all(outlet in streaming for outlet in self._progressing)
 
     def receiver(
         self, row: ReceiverRow, replay: Replay | None = None, join: Join | None = None
@@ -566,7 +585,7 @@ class Commits:
         """Start the next group, if there is one and it was not started before."""
         if self._running or self._held:
             return
-        if self._progressing and self._awaited and not self._next:
+        if self._progressing and not self._next and self._may_gather:
             self.kick_soon(GATHER)
         else:
             self._start_or_hold(now=True)
@@ -576,7 +595,7 @@ class Commits:
         if self._next:
             self.kick_soon()
         elif self._progressing:
-            self.kick_soon(GATHER if self._awaited else 0.0)
+            self.kick_soon(GATHER if self._may_gather else 0.0)
         elif self._kept_back and not self._stopped:
             self._quiet.fire(None)
         elif self._statuses_from:

@@ -8,6 +8,7 @@ next time to send, without one for unloading.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -36,7 +37,7 @@ from msgservice.limits import (
     Limits,
 )
 from msgservice.message import Action, Status
-from msgservice.node.commits import Commits
+from msgservice.node.commits import FEW_MESSAGES, Commits
 from msgservice.node.due import Due
 from msgservice.node.loaded_bytes import LoadedBytes
 from msgservice.node.outlet_progress import Decreed, Letters, OutletProgress, Promising
@@ -58,6 +59,9 @@ TURN_BYTES = 256 * 1024
 TURN_ANSWERS = 2048
 READ_AGAIN = 1.0  # seconds after a page of the log that could not be read
 SHORT_AGAIN = 1.0  # seconds until who has no room, and nothing to be answered, looks for it again
+FEW, MANY = 1, 2  # messages in flight, as the commits expect answers about them
+# Seconds for which that are many, though most or all of them were answered: more follow, mostly.
+MANY_FOR = 0.05
 UNLOAD_AFTER = 30.0  # seconds without a connection before what is loaded is let go
 
 
@@ -101,16 +105,17 @@ class Outlet:
     __slots__ = (
         "_acked_to",
         "_answered",
+        "_awaited",
         "_commits",
         "_due",
         "_going_on",
         "_has_more",
         "_heard",
-        "_is_awaited",
         "_is_hearing",
         "_knows_from",
         "_last_nack",
         "_limits",
+        "_many_at",
         "_open",
         "_retry_delay",
         "_tail_number",
@@ -185,7 +190,8 @@ class Outlet:
         self._has_more = False  # to load or to send, when others had their turn: the timer's
         self._going_on: IDelayedCall | None = None  # with a RESUME, or an answer, of a turn before
         self._answered = 0  # runs that the answers of this turn were about
-        self._is_awaited = False  # the commits know that answers are due
+        self._awaited = 0  # the commits know that answers about none are due, `FEW` or `MANY`
+        self._many_at = -math.inf  # when there were `MANY` last
         self._acked_to = 0  # the highest position acknowledged since the start
         self._was_seated = False  # since the start
         self._is_hearing = False  # what a RESUME names is loaded, without a connection
@@ -547,6 +553,7 @@ class Outlet:
         if self.pace is not None:
             self.pace.cancel()
         self.progress.gather()
+        self._many_at = -math.inf
         self._expect_answers()
         self._cancel_timer()
         # Where room is short, nothing is kept for who may come back soon.
@@ -639,7 +646,7 @@ class Outlet:
         """The answers of one read were all taken, or as many as one turn takes."""
         self._answered = 0
         self.progress.gather()
-        if self._is_awaited:
+        if self._awaited:
             self._expect_answers()
         flight = self.flight
         if flight is not None and flight.rest is not None:
@@ -668,10 +675,16 @@ class Outlet:
 
     def _expect_answers(self) -> None:
         """Tell the commits whether answers are due: they may share a group with others."""
-        awaits = self.backlog.in_flight.messages > 0
-        if awaits is not self._is_awaited:
-            self._is_awaited = awaits
-            self._commits.expect(self.progress, awaits)
+        messages, now = self.backlog.in_flight.messages, self._time.now()
+        if messages > FEW_MESSAGES:
+            self._many_at, awaited = now, MANY
+        elif self._awaited == MANY and now - self._many_at < MANY_FOR:
+            return
+        else:
+            awaited = FEW if messages else 0
+        if awaited != self._awaited:
+            self._awaited = awaited
+            self._commits.expect(self.progress, messages)
 
     # --- what is settled without an answer
 
@@ -777,7 +790,7 @@ class Outlet:
         )
         if transfers:
             connection.send_now(transfers)
-            if not self._is_awaited:
+            if not self._awaited or backlog.in_flight.messages > FEW_MESSAGES:
                 self._expect_answers()
         has_more = has_more or len(transfers) >= TURN_RUNS
         if transfers and not is_fed and not has_more and not flight.has_more:

@@ -12,13 +12,20 @@ from twisted.logger import LogEvent
 from msgservice.clock import Time
 from msgservice.errors import LogFailed, LogFull, LogUnavailable
 from msgservice.limits import Limits
-from msgservice.node.commits import RETRY_DELAY, STATUSES_FROM_MAX, Commits
+from msgservice.node.commits import (
+    FEW_MESSAGES,
+    GATHER,
+    RETRY_DELAY,
+    STATUSES_FROM_MAX,
+    Commits,
+)
 from msgservice.node.retained import RetainedIndex
 from msgservice.records import (
     Appended,
     Audience,
     Batch,
     Group,
+    Progress,
     ReceiverRow,
     RefusedBatch,
     StatusFrom,
@@ -373,3 +380,60 @@ def test_a_fault_while_a_group_is_written_at_once_ends_the_node_as_on_the_thread
     assert 1 == len(world.ended)
     assert ["log_failure"] == [key for key in logged_failures[0] if key == "log_failure"]
     logged_failures.clear()
+
+
+class Answers:
+    """Progress of a receiver, that says whose it was."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def take_progress(self, letters: int) -> Progress:
+        return Progress(receiver=self.number, cursor=0)
+
+    def progress_stored(self) -> None:
+        pass
+
+    def progress_failed(self) -> None:
+        raise AssertionError(self.number)
+
+    def fault(self, failure: Any) -> None:
+        failure.raiseException()
+
+
+def test_26_nobody_waits_for_the_answers_of_who_has_very_many_to_give() -> None:
+    world = World()
+    commits, lone, other, behind = world.commits, Answers(1), Answers(2), Answers(3)
+
+    def receivers() -> list[list[int]]:
+        return [[one.receiver for one in group.progress] for group in world.groups]
+
+    commits.expect(behind, FEW_MESSAGES + 1)
+    commits.progress(behind)
+    world.clock.advance(0)
+    assert [] == world.groups  # more of its answers come, and share its group
+    commits.progress(lone)
+    world.clock.advance(0)
+    assert [[3, 1]] == receivers()
+    commits.progress(behind)
+    world.end([])
+    world.clock.advance(0)
+    assert 1 == len(world.groups)
+    world.clock.advance(GATHER)
+    assert [[3, 1], [3]] == receivers()
+    world.end([])
+
+    commits.expect(other, FEW_MESSAGES)
+    commits.progress(lone)
+    world.clock.advance(0)
+    assert 2 == len(world.groups)  # the other was sent the same, and answers at once
+    commits.progress(other)
+    commits.expect(other, 0)
+    world.clock.advance(0)
+    assert [1, 2] == receivers()[-1]
+    world.end([])
+
+    commits.expect(behind, 0)
+    commits.progress(behind)
+    world.clock.advance(0)
+    assert [3] == receivers()[-1]
