@@ -274,12 +274,14 @@ class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
     """The requests between peers of a node; answers that were dropped since its start.
 
     `late`: when nobody waited for them any more, or a second time; `stray`: from who was not asked.
+    `given_up`: requests that who asked has given up, or has gone, before they were answered.
     """
 
     responders: int
     pending: int
     late: int
     stray: int
+    given_up: int = 0  # of a node of before it counted them
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):

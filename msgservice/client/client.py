@@ -658,7 +658,8 @@ class Client:
         `RequestFailed` (the other side says why), `Ambiguous` (a connection was lost after it was
         sent, `ResponderLost` where it was that of who was asked), `LimitReached`
         (`limits.requests` are pending, or `limits.window_bytes` of them), or as `send` does before
-        sending. Cancelling ends the wait; one that was not sent is not sent then.
+        sending. Cancelling ends the wait; one that was not sent is not sent then, and of one that
+        was the node and who was asked are told.
         """
         self._check_thread()
         try:

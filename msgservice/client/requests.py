@@ -3,7 +3,9 @@
 Those of one turn on one subject leave in one frame, or in two where many are made as others are
 answered. A request that waits for a connection is sent
 when there is one; one that was sent on a connection that was lost fails as `Ambiguous`, because it
-may have been handled. Late answers are dropped.
+may have been handled. One that was sent and that nobody waits for any more, cancelled or over its
+time, is given up: those of a turn in one CANCEL, ahead of what the turn asks, to a node that takes
+it. So neither side counts it any more. Late answers are dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from msgservice.codecs import decode_content
 from msgservice.connection import Connection
-from msgservice.core.frames import CALLS_MAX, Reply, Request
+from msgservice.core.features import CANCEL
+from msgservice.core.frames import CALLS_MAX, Reply, Request, cancels_of
 from msgservice.core.reasons import one_line
 from msgservice.errors import (
     ERROR_HEADER,
@@ -96,6 +99,8 @@ class Requests:
         self._parked: dict[_Group, None] = {}  # that wait for a connection
         self._connection: Connection | None = None
         self._size_max = self._calls_max = 0  # of one frame
+        self._takes_cancel = False  # the node does
+        self._given_up: set[int] = set()  # numbers, of this turn
         self._timer: IDelayedCall | None = None
         self._timer_due = 0.0
         self._flushing: IDelayedCall | None = None
@@ -135,6 +140,7 @@ class Requests:
     def close(self, error: MsgServiceError) -> None:
         """Fail all pending requests."""
         self._connection = None
+        self._given_up.clear()
         waiting = [*self._sent.values()]
         for group in (*self._parked, *self._growing.values()):
             waiting += group.calls
@@ -156,6 +162,7 @@ class Requests:
         said = None if hello is None else hello.options.requests
         self._calls_max = min(said or CALLS_MAX, CALLS_MAX)
         self._size_max = size_max
+        self._takes_cancel = CANCEL in connection.session.peer_features
         self._connection = connection
         if self._parked:
             self._flush_soon()
@@ -163,6 +170,7 @@ class Requests:
     def lost(self) -> None:
         """The session has gone, and with it the answers."""
         self._connection = None
+        self._given_up.clear()
         self._fail(
             list(self._sent.values()),
             lambda call: Ambiguous(
@@ -193,6 +201,7 @@ class Requests:
     def cancelled(self, call: Deferred[Any]) -> None:
         """Nobody waits for a request any more. One that was not sent is not sent."""
         assert isinstance(call, _Call)
+        self._give_up(call)
         self._over(call)
         group = call.group
         if not call.number and len(group.calls) > 2 * group.left + CALLS_SPARE:
@@ -200,6 +209,12 @@ class Requests:
             group.size = ARRAY_HEADER_MAX + sum(each.size for each in group.calls)
 
     # --- inside
+
+    def _give_up(self, call: _Call) -> None:
+        """Have the node told that it is not waited for, if it was sent and is not over."""
+        if self._takes_cancel and self._connection is not None and call.number in self._sent:
+            self._given_up.add(call.number)
+            self._flush_soon()
 
     def _begin(self, subject: str, timeout: float, due: float) -> _Group:
         group = _Group(subject, timeout, due)
@@ -232,6 +247,9 @@ class Requests:
 
     def _flush(self) -> None:
         self._gathered = 0
+        if self._given_up and self._connection is not None:
+            given_up, self._given_up = self._given_up, set()
+            self._connection.send_now(cancels_of(given_up))
         growing, self._growing = self._growing, {}
         self._parked.update(dict.fromkeys([one for one in growing.values() if one.left]))
         for group in [*self._parked]:
@@ -316,6 +334,8 @@ class Requests:
             for numbers in group.sent:
                 late += [self._sent[number] for number in numbers if number in self._sent]
             late += group.calls
+        for call in late:
+            self._give_up(call)
         self._fail(late, lambda call: RequestTimeout(call.group.subject, call.group.timeout))
         self._rearm()
 

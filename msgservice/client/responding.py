@@ -4,8 +4,8 @@
 
 Of its own, so that no answer waits behind what the client sends. Its HELLO says which subjects are
 answered; nothing is stored anywhere, and what comes while it is away goes to somebody else. A
-handler whose answer nobody waits for any more is cancelled: its time is over, or the connection has
-gone. Who is asked in turn is the node's to say (`node.responders`).
+handler whose answer nobody waits for any more is cancelled: its time is over, the node says so
+(CANCEL), or the connection has gone. Who is asked in turn is the node's to say (`node.responders`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from msgservice.core.frames import (
     BYE_SETTLED,
     VERSION,
     Answer,
+    Cancel,
     Frame,
     Hello,
     HelloOptions,
@@ -38,6 +39,7 @@ from msgservice.core.frames import (
     Request,
     replies_of,
 )
+from msgservice.core.ranges import RangeSet
 from msgservice.core.reasons import one_line
 from msgservice.core.subjects import check_name, check_word
 from msgservice.errors import (
@@ -232,7 +234,7 @@ class Responder:
             max_batch=self._limits.max_batch,
             heartbeat=int(self._limits.heartbeat * 1000),
             requests=self._concurrency,
-            features=list(features.OF_PEERS),
+            features=list(features.OF_RESPONDERS),
             respond=list(self.patterns),
         )
         connection.hello(Hello(VERSION, self._name, self._incarnation, options))
@@ -266,6 +268,9 @@ class Responder:
 
     def received(self, connection: Connection, frame: Frame) -> None:
         """See `connection.Owner`."""
+        if type(frame) is Cancel:
+            self._give_up_all(connection, RangeSet(frame.ranges))
+            return
         if type(frame) is not Request:
             raise UnexpectedFrame(type(frame).__name__, "answering requests")
         subject, now, waiting = frame.subject, self._now, self._waiting
@@ -298,11 +303,7 @@ class Responder:
             self._connection = None
             self.connected = False
             self._owed = []
-        left = [one for one in self._waiting if one.connection is not connection]
-        self._waiting.clear()
-        self._waiting += left
-        for key in [key for key in self._running if key[0] is connection]:
-            self._give_up(key)
+        self._give_up_all(connection, None)
         if self._is_closing:
             self._stop()
 
@@ -376,11 +377,31 @@ class Responder:
         if not self._is_inside:
             self._soon()  # the answers of one turn leave together
 
+    def _give_up_all(self, connection: Connection, numbers: RangeSet | None) -> None:
+        """Nobody waits for the answers to these calls of a connection any more; None: to any."""
+        waiting = self._waiting
+        left = [
+            one
+            for one in waiting
+            if one.connection is not connection
+            or (numbers is not None and one.number not in numbers)
+        ]
+        if len(left) < len(waiting):
+            waiting.clear()
+            waiting += left
+        for key in [*self._running]:
+            if key[0] is connection and (numbers is None or key[1] in numbers):
+                self._give_up(key)
+
     def _give_up(self, key: _Key) -> None:
         """Cancel a handler; one that goes on all the same takes no place."""
         running = self._running.pop(key, None)
-        if running is not None:
+        if running is None:
+            return
+        try:
             running.cancel()
+        except Exception:  # of a canceller, which is the handler's own
+            self._logger.failure("{name}: a handler could not be cancelled", name=self._name)
 
     def _say(self, call: _Call, result: Any) -> None:
         if isinstance(result, GENERATORS):

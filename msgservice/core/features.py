@@ -18,18 +18,20 @@ KEYS: Final = "keys"  # a node takes a message with an idempotency key once
 DELAY: Final = "delay"  # a node keeps messages until they are due, and cancels them before
 RETAIN: Final = "retain"  # a node keeps the last message of a subject for who joins
 RESPOND: Final = "respond"  # a node passes requests on to who says in its HELLO to answer them
+CANCEL: Final = "cancel"  # a node, and who answers, hears that nobody waits for an answer any more
 CODES: Final = "codes"  # refusals say which error they are: NACK, and REPLY in its header
 
 FACTS: Final = "facts"  # a receiver is told when its messages were stored, and of their attempts
 TTL: Final = "ttl"  # a node takes the time after which a message expires
 PROMISES: Final = "promises"  # a node says in time whether so many receivers have acknowledged
 
-OF_NODES: Final = (CODES, DELAY, KEYS, PROMISES, REQUIRE, RESPOND, RETAIN, TO, TTL)
+OF_NODES: Final = (CANCEL, CODES, DELAY, KEYS, PROMISES, REQUIRE, RESPOND, RETAIN, TO, TTL)
 OF_PEERS: Final = (CODES,)  # of clients and receivers
 OF_RECEIVERS: Final = (*OF_PEERS, FACTS)
+OF_RESPONDERS: Final = (CANCEL, *OF_PEERS)
 # What those have who were made before there were names, and say none.
 BEFORE: Final = frozenset({REQUIRE, TO})
-ALL: Final = frozenset(OF_NODES) | frozenset(OF_RECEIVERS)
+ALL: Final = frozenset((*OF_NODES, *OF_RECEIVERS, *OF_RESPONDERS))
 
 
 def features_of(said: Collection[str] | None) -> frozenset[str]:

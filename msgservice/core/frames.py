@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec.structs import force_setattr
 
+from msgservice.core.ranges import RangeSet
 from msgservice.core.reasons import REASON_CHARS_MAX, one_line, shown
 from msgservice.errors import MalformedFrame, UnknownKind
 from msgservice.limits import BATCH_INDEX_BITS, BATCH_OVERHEAD, INTEGER_MAX, NAME_BYTES_MAX
@@ -258,6 +259,12 @@ class ResumeFrame(msgspec.Struct, array_like=True, tag=16, frozen=True):
     more: bool = False
 
 
+class Cancel(msgspec.Struct, array_like=True, tag=17, frozen=True):
+    """17: nobody waits for the answers to these calls any more; by the ids of their REQUESTs."""
+
+    ranges: list[Pair]
+
+
 _ByTag = (
     Hello
     | Transfer
@@ -275,6 +282,7 @@ _ByTag = (
     | AudienceFrame
     | Note
     | ResumeFrame
+    | Cancel
 )
 
 # Of one tag with Transfer: the number of elements tells which of both it is.
@@ -290,6 +298,7 @@ REFUSALS_MAX = 64  # calls that one REPLY refuses: any `max_batch` has room for 
 RESUME_RANGES_MAX = 1000  # ranges of one RESUME frame; the rest follows with `more`
 # As many as are said in one: they fit in 8 KiB, so in any frame that the other side takes.
 RESUME_RANGES_SAID = 400
+CANCEL_RANGES_MAX, CANCEL_RANGES_SAID = RESUME_RANGES_MAX, RESUME_RANGES_SAID  # of a CANCEL alike
 
 BYE_CLOSING = 0  # the service stops
 BYE_REPLACED = 1  # a newer connection has this name
@@ -387,6 +396,15 @@ def replies_of(answers: list[Answer], size_max: int) -> list[Reply]:
     return frames
 
 
+def cancels_of(numbers: Iterable[int]) -> list[Cancel]:
+    """Return the frames that give up these calls, fit for any side that takes them."""
+    ranges = [*RangeSet((number, number) for number in numbers)]
+    return [
+        Cancel(ranges[at : at + CANCEL_RANGES_SAID])
+        for at in range(0, len(ranges), CANCEL_RANGES_SAID)
+    ]
+
+
 def wrong_ranges(ranges: Sequence[Pair], above: int = 0) -> str | None:
     """The fault of ranges that must rise from behind `above`, without overlaps, or None."""
     for first, last in ranges:
@@ -399,7 +417,7 @@ def wrong_ranges(ranges: Sequence[Pair], above: int = 0) -> str | None:
 def _wrong_range(first: int, last: int, above: int) -> str:
     if first > last:
         return f"the range [{first}, {last}] ends before it begins"
-    if first == 0:
+    if first == above == 0:
         return "sequences begin at 1"
     return f"the range [{first}, {last}] does not lie above {above}"
 
@@ -474,6 +492,12 @@ def _wrong_resume(frame: ResumeFrame) -> str | None:
     return wrong_ranges(frame.ranges)
 
 
+def _wrong_cancel(frame: Cancel) -> str | None:
+    if len(frame.ranges) > CANCEL_RANGES_MAX:
+        return f"{len(frame.ranges)} ranges, at most {CANCEL_RANGES_MAX} allowed in one frame"
+    return wrong_ranges(frame.ranges, -1)  # ids may begin at 0
+
+
 _OF_RANGES = (StatusFrame, Ack)  # of which nothing but their ranges is to be looked at
 _RELATIONS: Final[dict[type, Callable[[Any], str | None]]] = {
     Transfer: _wrong_transfer,
@@ -486,6 +510,7 @@ _RELATIONS: Final[dict[type, Callable[[Any], str | None]]] = {
     AudienceFrame: _wrong_audience,
     Note: _wrong_note,
     ResumeFrame: _wrong_resume,
+    Cancel: _wrong_cancel,
 }
 
 

@@ -34,6 +34,7 @@ from msgservice.core.frames import (
     AudienceFrame,
     Auth,
     Bye,
+    Cancel,
     Delivery,
     ErrorFrame,
     Frame,
@@ -88,7 +89,7 @@ class Act(enum.Enum):
     REFUSE = enum.auto()  # UnexpectedFrame
 
 
-_HOP: Final = (Ack, Nack, StatusFrame, Routed, Request, Reply, AudienceFrame, Note)
+_HOP: Final = (Ack, Nack, StatusFrame, Routed, Request, Reply, AudienceFrame, Note, Cancel)
 _ALWAYS: Final[dict[type, Act]] = {Ping: Act.TAKE, Pong: Act.TAKE, ErrorFrame: Act.TAKE}
 
 

@@ -33,6 +33,7 @@ from twisted.python.failure import Failure
 from msgservice.client.requests import Requests as NodeRequests
 from msgservice.clock import monotonic_of
 from msgservice.connection import Connection
+from msgservice.core.features import CANCEL
 from msgservice.core.frames import (
     BYE_CLOSING,
     BYE_PAUSED,
@@ -41,6 +42,7 @@ from msgservice.core.frames import (
     CALLS_MAX,
     Ack,
     Answer,
+    Cancel,
     Delivery,
     Frame,
     Hello,
@@ -51,6 +53,7 @@ from msgservice.core.frames import (
     Request,
     Transfer,
 )
+from msgservice.core.ranges import RangeSet
 from msgservice.core.subjects import is_reserved
 from msgservice.errors import (
     ContentChanged,
@@ -189,6 +192,7 @@ class Peer:
         "_limits",
         "_login",
         "_look",
+        "_own",
         "_paused",
         "_register",
         "_requests",
@@ -268,6 +272,7 @@ class Peer:
         self._asking: NodeRequests | None = None  # of a node that was dialled
         self._calls = 0  # that are being answered, and the frames they came in
         self._answering = 0
+        self._own: dict[Deferred[Reply], RangeSet] = {}  # of those, the calls that are waited for
         self._sent_any = False
         self._room: Waiters[None] = Waiters()
 
@@ -326,6 +331,7 @@ class Peer:
                 guest.respond,
                 room=_said(hello.options.requests, self._limits.requests),
                 batch_max=self._answer_bytes,
+                listens=CANCEL in connection.session.peer_features,
             )
         self._greeter.opened(self, connection, guest, resume)
 
@@ -371,6 +377,8 @@ class Peer:
             # of one that was replaced: its answers no longer count
         elif type(frame) is Request:
             self._request(frame)
+        elif type(frame) is Cancel:
+            self._give_up(frame)
         elif type(frame) is Note:
             if self._seat is not None:
                 self._seat.note(frame.sequence, frame.attempts, frame.reason)
@@ -736,18 +744,33 @@ class Peer:
             return
         self._answering += 1
         answer: Deferred[Reply] = self._requests.answer(frame, self._guest.allowed)
-        answer.addBoth(self._answered, calls).addErrback(self.fault)
+        self._own[answer] = RangeSet([(frame.id, frame.id + calls - 1)])
+        answer.addBoth(self._answered, answer).addErrback(self.fault)
 
-    def _answered(self, reply: Reply | Failure, calls: int) -> None:
-        self._calls -= calls
+    def _give_up(self, frame: Cancel) -> None:
+        """Count what nobody waits for no longer. What the node itself does is done to its end."""
+        self._calls -= self._responders.cancel(self, frame.ranges)
+        given_up = RangeSet(frame.ranges if self._own else ())
+        for waited in self._own.values():
+            for part in waited:
+                for first, last in given_up.within(*part):
+                    waited.remove(first, last)
+                    self._calls -= last - first + 1
+
+    def _answered(self, reply: Reply | Failure, answer: Deferred[Reply]) -> None:
+        waited = self._own.pop(answer)
+        self._calls -= waited.count
         self._answering -= 1
         if self.connection is not None:
             self.connection.go_on_soon()
         if isinstance(reply, Failure):
             self._logger.failure("a request of {name}", reply, name=self.name)
             return
+        wanted = [each for each in reply.replies if each[0] in waited]
+        if len(wanted) < len(reply.replies):
+            reply = Reply(wanted)
         try:
-            self._send([reply])
+            self._send([reply] if wanted else [])
         except FrameTooLarge as error:
             self._tell([*refusal_of(reply, str(error))])
 
@@ -778,9 +801,9 @@ class Peer:
         """See `End`."""
         return self.connection is not None and self.connection.may_send
 
-    def ask(self, requests: list[Request]) -> None:
+    def ask(self, frames: list[Request | Cancel]) -> None:
         """See `End`."""
-        self._say([*requests])
+        self._say([*frames])
 
     def _say(self, frames: list[Frame]) -> None:
         """Send what others have said: where that fails, this connection ends, and no other."""

@@ -2,12 +2,16 @@
 
     REQUEST of an asker ─► ask ─► a run for each responder that gets some of its calls ─► REQUEST
     REPLY of a responder ─► answered ─► what is owed to each asker ─► REPLY
+    CANCEL of an asker ─► cancel ─► what of it a responder was sent ─► CANCEL
 
 Nothing is stored. A call stands in one table, by a number of this node's, from `ask` until it is
 answered, its time is over, or one of the two connections has gone; so it is answered once, or fails
 once, and an answer that comes later finds nothing. What is to be said to anybody is gathered, and
 leaves at the end of the turn: until then a call was not written, and goes to the next responder
 where the first has gone. Afterwards it may have been handled, and goes to nobody else.
+
+A call that nobody waits for any more, given up by its asker or over its time, is forgotten at once.
+What was not written of it is not; who was sent it is told, where it listens to that.
 
 Who may ask and answer what is the gate's to say, the form of a HELLO the greeting's; the node's own
 subjects are answered in `admin`.
@@ -16,7 +20,8 @@ subjects are answered in `admin`.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right, insort
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
@@ -24,7 +29,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from msgservice.administration import RequestCounts
-from msgservice.core.frames import Answer, Reply, Request
+from msgservice.core.frames import Answer, Cancel, Pair, Reply, Request, cancels_of
+from msgservice.core.ranges import RangeSet
 from msgservice.core.subjects import SubjectMatcher, check_subject, count_tokens, is_reserved
 from msgservice.errors import (
     ERROR_HEADER,
@@ -45,6 +51,7 @@ from msgservice.node.gate import Pass
 from msgservice.node.replies import refusal
 
 DUES_SPARE = 1000  # deadlines of runs that have gone, beside one for each that has not
+ASKED_SPARE = 64  # runs of an asker that have gone, beside those that have not
 # Responders of all turns together that are remembered: of very many sets of them few recur.
 TURNS_MAX = 65_536
 MS_MAX = 24 * 3600 * 1000  # that a call may wait: as long as a client's may
@@ -68,8 +75,8 @@ class End(Protocol):
     def may_be_asked(self) -> bool:
         """Whether it takes calls now: its session stands, and its transport has room."""
 
-    def ask(self, requests: list[Request]) -> None:
-        """Send it calls."""
+    def ask(self, frames: list[Request | Cancel]) -> None:
+        """Send it calls, and which of those before nobody waits for any more."""
 
     def has_answered(self) -> None:
         """Nothing that it was asked is unanswered any more."""
@@ -86,18 +93,36 @@ class Responder:
     """A connection that answers requests on some subjects. `room`: calls that it takes at once.
 
     `batch_max`: bytes of messages in one frame to it. `pending`: calls given to it and not
-    answered. `queued`: of those the runs that were not written yet, with their messages.
+    answered. `queued`: of those the runs that were not written yet, with their messages. `listens`:
+    whether it hears what is given up.
     """
 
-    __slots__ = ("batch_max", "end", "number", "patterns", "pending", "queued", "room", "runs")
+    __slots__ = (
+        "batch_max",
+        "end",
+        "listens",
+        "number",
+        "patterns",
+        "pending",
+        "queued",
+        "room",
+        "runs",
+    )
 
     def __init__(
-        self, end: End, patterns: Sequence[str], *, number: int, room: int, batch_max: int
+        self,
+        end: End,
+        patterns: Sequence[str],
+        *,
+        number: int,
+        room: int,
+        batch_max: int,
+        listens: bool,
     ) -> None:
         self.end = end
         self.patterns = tuple(dict.fromkeys(patterns))
         self.number = number
-        self.room, self.batch_max = room, batch_max
+        self.room, self.batch_max, self.listens = room, batch_max, listens
         self.pending = 0
         self.runs: dict[_Run, None] = {}
         self.queued: dict[_Run, bytes | msgspec.Raw] = {}
@@ -136,8 +161,64 @@ class _Run:
         self.shift = shift
         self.wait = wait
 
+    def part(self, first: int, last: int) -> _Run:
+        """Return a run of some of its calls, by our numbers."""
+        return _Run(
+            self.asker,
+            self.responder,
+            self.subject,
+            self.wait,
+            first=first,
+            count=last - first + 1,
+            shift=self.shift,
+        )
+
     def __lt__(self, other: _Run) -> bool:
         return self.first < other.first  # in the heap, of those that are due together
+
+
+def _begin_of(run: _Run) -> int:
+    """The first number of a run, as its asker has it."""
+    return run.first + run.shift
+
+
+class _Asked:
+    """The runs of one asker, by its own numbers, and some that are over. `open`: that are not."""
+
+    __slots__ = ("open", "runs")
+
+    def __init__(self) -> None:
+        self.runs: list[_Run] = []
+        self.open = 0
+
+    def add(self, run: _Run) -> None:
+        """Add a run; most begin behind all others."""
+        runs = self.runs
+        if len(runs) > 2 * self.open + ASKED_SPARE:
+            runs[:] = [each for each in runs if each.left]
+        if runs and _begin_of(runs[-1]) > _begin_of(run):
+            insort(runs, run, key=_begin_of)
+        else:
+            runs.append(run)
+        self.open += 1
+
+    def within(self, ranges: Iterable[Pair]) -> dict[_Run, list[Pair]]:
+        """Return the runs that have calls in these ranges of the asker's numbers, with those.
+
+        Of calls with one number, made while another has it, the newest alone may be found.
+        """
+        found: dict[_Run, list[Pair]] = {}
+        for low, high in ranges:
+            for at in range(bisect_right(self.runs, high, key=_begin_of) - 1, -1, -1):
+                run = self.runs[at]
+                if not run.left:
+                    continue
+                begin, end = _begin_of(run), run.last + run.shift
+                if end >= low:
+                    found.setdefault(run, []).append((max(low, begin), min(high, end)))
+                if begin <= low:
+                    break
+        return found
 
 
 class _Turn:
@@ -153,12 +234,13 @@ class _Turn:
 class Responders:
     """The responders of a node, and the calls that wait for them.
 
-    `late`: answers that came when nobody waited for them any more, or a second time. `stray`:
-    answers to calls that were given to another connection, or to nobody.
+    `given_up`: calls that their askers gave up, or who asked has gone, before an answer. `late`:
+    answers that came when nobody waited for them any more, or a second time. `stray`: answers to
+    calls that were given to another connection, or to nobody.
     """
 
     def __init__(self, *, clock: IReactorTime, now: Callable[[], float], limits: Limits) -> None:
-        self.late = self.stray = 0
+        self.given_up = self.late = self.stray = 0
         self._clock, self._now, self._limits = clock, now, limits
         self._matcher: SubjectMatcher[Responder] = SubjectMatcher()
         self._here: dict[Responder, None] = {}
@@ -168,11 +250,12 @@ class Responders:
         self._joined = 0
         self._next = ID_FIRST
         self._calls: dict[int, _Run] = {}
-        self._asked: dict[Asker, dict[_Run, None]] = {}
+        self._asked: dict[Asker, _Asked] = {}
         self._dues: list[tuple[float, _Run]] = []
         self._runs = 0
         self._owed: dict[Asker, list[Answer]] = {}
         self._asking: dict[Responder, None] = {}  # with something queued
+        self._unwanted: dict[Responder, list[int]] = {}  # of what it was sent
         self._timer: IDelayedCall | None = None
         self._timer_due = 0.0
         self._flushing: IDelayedCall | None = None
@@ -188,7 +271,11 @@ class Responders:
     def counts(self) -> RequestCounts:
         """Return how many there are, for people."""
         return RequestCounts(
-            responders=len(self), pending=self.pending, late=self.late, stray=self.stray
+            responders=len(self),
+            pending=self.pending,
+            given_up=self.given_up,
+            late=self.late,
+            stray=self.stray,
         )
 
     def __len__(self) -> int:
@@ -206,15 +293,20 @@ class Responders:
         if tokens > limits.pattern_tokens:
             raise ConnectionLimit("pattern_tokens", limits.pattern_tokens)
 
-    def join(self, end: End, patterns: Sequence[str], *, room: int, batch_max: int) -> Responder:
+    def join(
+        self, end: End, patterns: Sequence[str], *, room: int, batch_max: int, listens: bool
+    ) -> Responder:
         """A connection answers these from now on; it takes `room` calls at once.
 
-        Raises `ConnectionLimit` as `check_room` does.
+        `listens`: it hears which of its calls nobody waits for any more. Raises `ConnectionLimit`
+        as `check_room` does.
         """
         self.check_room(patterns)
         self._joined += 1
         room = min(room, self._limits.responding)
-        responder = Responder(end, patterns, number=self._joined, room=room, batch_max=batch_max)
+        responder = Responder(
+            end, patterns, number=self._joined, room=room, batch_max=batch_max, listens=listens
+        )
         for pattern in responder.patterns:
             self._matcher.add(pattern, responder)
         self._here[responder] = None
@@ -239,6 +331,7 @@ class Responders:
         self.leaves(responder)
         for run in list(responder.runs):
             self._fail(run, ResponderLost(run.subject))
+        self._unwanted.pop(responder, None)
 
     # --- who asks
 
@@ -268,12 +361,28 @@ class Responders:
         self.ask(asker, request, who)
         return asker.answer
 
+    def cancel(self, asker: Asker, ranges: Sequence[Pair]) -> int:
+        """An asker gives calls up, by its own numbers: return how many of its own still waited.
+
+        What is none of those is passed over: its answer has crossed this.
+        """
+        asked = self._asked.get(asker)
+        count = 0
+        if asked is not None:
+            for run, parts in asked.within(ranges).items():
+                count += self._take_out(run, parts)
+                self._look(run.responder)
+        self.given_up += count
+        return count
+
     def forget(self, asker: Asker) -> None:
         """An asker has gone: what it is answered goes to nobody."""
         self._owed.pop(asker, None)
-        for run in list(self._asked.get(asker, ())):
-            self._end(run)
-            self._look(run.responder)
+        asked = self._asked.get(asker)
+        if asked is not None:
+            for run in [run for run in asked.runs if run.left]:
+                self.given_up += len(self._drop(run))
+                self._look(run.responder)
 
     # --- from the responders
 
@@ -385,18 +494,26 @@ class Responders:
         first = self._next
         self._next = first + count
         run = _Run(asker, responder, subject, wait, first=first, count=count, shift=number - first)
-        self._calls.update(dict.fromkeys(range(first, first + count), run))
-        self._asked.setdefault(asker, {})[run] = None
-        responder.runs[run] = None
-        responder.pending += count
+        self._begin(run)
         responder.queued[run] = messages
         self._asking[responder] = None
+
+    def _begin(self, run: _Run) -> None:
+        """Let the calls of a run wait."""
+        self._calls.update(dict.fromkeys(range(run.first, run.last + 1), run))
+        asked = self._asked.get(run.asker)
+        if asked is None:
+            asked = self._asked[run.asker] = _Asked()
+        asked.add(run)
+        run.responder.runs[run] = None
+        run.responder.pending += run.left
         self._runs += 1
-        heapq.heappush(self._dues, (wait.due, run))
+        due = run.wait.due
+        heapq.heappush(self._dues, (due, run))
         if len(self._dues) > 2 * self._runs + DUES_SPARE:
             self._dues = [each for each in self._dues if each[1].left]
             heapq.heapify(self._dues)
-        if self._timer is None or wait.due < self._timer_due:
+        if self._timer is None or due < self._timer_due:
             self._rearm()
 
     def _give_parts(
@@ -430,8 +547,8 @@ class Responders:
         responder.runs.pop(run, None)
         asked = self._asked.get(run.asker)
         if asked is not None:
-            asked.pop(run, None)
-            if not asked:
+            asked.open -= 1
+            if not asked.open:
                 del self._asked[run.asker]
 
     def _look(self, responder: Responder) -> None:
@@ -458,11 +575,49 @@ class Responders:
         self._over(run)
         return numbers
 
+    def _drop(self, run: _Run) -> list[int]:
+        """Let nobody wait for the calls of a run any more; return their numbers."""
+        was_sent = run not in run.responder.queued
+        numbers = self._end(run)
+        if was_sent:
+            self._tell_unwanted(run.responder, numbers)
+        return numbers
+
+    def _tell_unwanted(self, responder: Responder, numbers: Iterable[int]) -> None:
+        if responder.listens:
+            self._unwanted.setdefault(responder, []).extend(numbers)
+            self._flush_soon()
+
+    def _take_out(self, run: _Run, parts: Sequence[Pair]) -> int:
+        """Let nobody wait for these calls of a run, by its asker's numbers; return how many did.
+
+        What is left of it are runs of their own, each without a hole: so looking for calls that
+        wait no longer never costs more than making them did.
+        """
+        given_up = {
+            number
+            for low, high in parts
+            for number in range(low - run.shift, high - run.shift + 1)
+            if self._calls.get(number) is run
+        }
+        responder = run.responder
+        messages = responder.queued.get(run)
+        parts_of = None if messages is None else MessageParts(messages)
+        left = RangeSet((number, number) for number in self._end(run) if number not in given_up)
+        if parts_of is None:
+            self._tell_unwanted(responder, given_up)
+        for first, last in left:
+            part = run.part(first, last)
+            self._begin(part)
+            if parts_of is not None:
+                responder.queued[part] = parts_of.run(first - run.first, last - run.first + 1)
+        return len(given_up)
+
     def _fail(self, run: _Run, error: MsgServiceError) -> None:
         """Tell the asker of a run what its calls that still wait fail with."""
         asker, shift = run.asker, run.shift
         said = refusal(str(error), error.refusal_code)
-        answers = [(number + shift, False, said) for number in self._end(run)]
+        answers = [(number + shift, False, said) for number in self._drop(run)]
         self._owed.setdefault(asker, []).extend(answers)
         self._flush_soon()
 
@@ -506,15 +661,17 @@ class Responders:
 
     def _flush(self) -> None:
         asking, self._asking = self._asking, {}
-        for responder in asking:
+        unwanted, self._unwanted = self._unwanted, {}
+        for responder in {**unwanted, **asking}:
+            # First what takes no place there any more.
+            frames: list[Request | Cancel] = [*cancels_of(unwanted.get(responder, ()))]
             queued, responder.queued = responder.queued, {}
             now = self._now()
-            requests = []
             for run, messages in queued.items():
                 left = max(1, int((run.wait.due - now) * 1000))
-                requests.append(Request(run.first, run.subject, msgspec.Raw(messages), left))
-            if requests:
-                responder.end.ask(requests)
+                frames.append(Request(run.first, run.subject, msgspec.Raw(messages), left))
+            if frames:
+                responder.end.ask(frames)
         owed, self._owed = self._owed, {}
         for asker, answers in owed.items():
             asker.told(answers)

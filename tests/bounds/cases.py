@@ -10,12 +10,14 @@ from typing import Any
 import msgspec
 
 from msgservice.core.frames import (
+    CANCEL_RANGES_MAX,
     KINDS,
     VERSION,
     Ack,
     AudienceFrame,
     Auth,
     Bye,
+    Cancel,
     ErrorFrame,
     Frame,
     Hello,
@@ -120,6 +122,11 @@ def largest() -> dict[type, list[Frame]]:
             ResumeFrame(1, _ranges(many)[::-1]),
             ResumeFrame(INTEGER_MAX, []),
         ],
+        Cancel: [
+            Cancel(_ranges(many)),
+            Cancel(_ranges(CANCEL_RANGES_MAX)),
+            Cancel([(0, INTEGER_MAX)]),
+        ],
     }
 
 
@@ -143,6 +150,7 @@ def smallest(kind: type) -> Iterator[Frame]:
         AudienceFrame: lambda n: AudienceFrame(n, ["r1"]),
         Note: lambda n: Note(n, 1),
         ResumeFrame: lambda n: ResumeFrame(1, [(2 * n, 2 * n)], None, True),
+        Cancel: lambda n: Cancel([(n, n)]),
     }
     return (make[kind](number) for number in itertools.count(1))
 

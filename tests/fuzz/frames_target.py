@@ -16,6 +16,7 @@ from msgservice.core.frames import (
     FEATURES_MAX,
     KINDS,
     Ack,
+    Cancel,
     Hello,
     HelloOptions,
     Nack,
@@ -164,6 +165,7 @@ def seeds() -> Iterator[bytes]:
         Reply([(1, True, msgspec.Raw(msgspec.msgpack.encode([b"yes"])))]),
         Ping(1),
         ResumeFrame(1, [(2, 3)], (2, 3, 77)),
+        Cancel([(0, 2), (4, 4)]),
     ]
     encoded = [encode_frame(frame) for frame in frames]
     encoded += [msgspec.msgpack.encode([kind, 1, "x", b"y"]) for kind in range(len(KINDS) + 2)]

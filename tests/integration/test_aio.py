@@ -476,3 +476,35 @@ def test_whoever_is_cancelled_takes_no_message(play: Play) -> None:
         asyncio.run(main())
     """)
     assert told == ["True"]
+
+
+def test_a_request_whose_wait_is_over_takes_no_place_at_the_node(play: Play) -> None:
+    told = play("""
+        async def main():
+            came, ended = asyncio.Event(), asyncio.Event()
+
+            async def answer(asked):
+                came.set()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ended.set()
+
+            async with await aio.connect(ADDRESS, name="shop") as client:
+                async with client.respond("never.answered", answer):
+                    asked = client.request("never.answered", b"", timeout=3600)
+                    await came.wait()
+                    asked.cancel()
+                    await ended.wait()
+                    came.clear(); ended.clear()
+                    try:
+                        async with asyncio.timeout(0.05):
+                            await client.request("never.answered", b"", timeout=3600)
+                    except TimeoutError:
+                        await ended.wait()
+                    counted = (await client.request("$node.info", {}))["requests"]
+                    print(counted["pending"], counted["given_up"])
+
+        asyncio.run(main())
+    """)
+    assert told == ["0 2"]

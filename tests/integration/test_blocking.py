@@ -365,3 +365,22 @@ def test_a_handler_with_an_inbox_returns_its_writes(play: Play) -> None:
         print(sorted(apsw.Connection("inbox.db").execute("select * from orders")))
     """)
     assert told == ["[(1,), (2,), (3,)]"]
+
+
+def test_a_request_that_is_interrupted_takes_no_place_at_the_node(play: Play) -> None:
+    told = play("""
+        def answer(asked):
+            os.kill(os.getpid(), signal.SIGINT)
+            goes_on.wait()
+
+        goes_on = threading.Event()
+        with blocking.connect(ADDRESS, name="shop") as client:
+            with client.respond("never.answered", answer):
+                try:
+                    client.request("never.answered", b"", timeout=3600)
+                except KeyboardInterrupt:
+                    counted = client.request("$node.info", {})["requests"]
+                    print(counted["pending"], counted["given_up"])
+                goes_on.set()
+    """)
+    assert told == ["0 1"]

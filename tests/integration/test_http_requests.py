@@ -106,7 +106,8 @@ async def test_no_more_wait_at_once_than_the_limit(world: World) -> None:
 @ensure
 async def test_who_has_gone_waits_no_more_and_no_wait_keeps_its_body(world: World) -> None:
     came: list[Any] = []
-    never: Deferred[None] = Deferred()
+    ended: Deferred[None] = Deferred()
+    never: Deferred[None] = Deferred(lambda _: ended.callback(None))
     got: Deferred[None] = Deferred()
 
     def handle(one: Any) -> Any:
@@ -126,9 +127,9 @@ async def test_who_has_gone_waits_no_more_and_no_wait_keeps_its_body(world: Worl
     gone = channel.requests[0].notifyFinish()
     await other.go()
     await gone.addErrback(lambda _: None)
-    assert 0 == parts.responders.pending
+    assert (0, 1) == (parts.responders.pending, parts.responders.given_up)
+    await ended  # who was asked is told
     assert "done" == (await asked(world, "still there")).json["text"]
-    never.callback(None)
 
 
 @ensure

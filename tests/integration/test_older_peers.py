@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import pytest_twisted
 from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import CancelledError
 from twisted.internet.threads import deferToThread
 
 import msgservice
@@ -24,7 +25,7 @@ reactor: Any = installed_reactor
 pytestmark = pytest.mark.timeout(30)
 
 HELLO, TRANSFER, ACK, STATUS, ROUTED = 1, 2, 3, 5, 6
-BYE, AUDIENCE, RESUME = 12, 14, 16
+REQUEST, BYE, AUDIENCE, RESUME = 7, 12, 14, 16
 
 OLD_PRODUCER_HELLO = bytes.fromhex(
     "00000054950101a473686f70d920316439653365633563326234356236623363626431376539353830366261"
@@ -132,7 +133,18 @@ def test_40_an_old_producer_and_an_old_receiver_are_served_by_a_node_of_now(node
         producer.say(OLD_PRODUCER_HELLO)
         said = producer.until(RESUME)[0][4]["features"]
         assert [
-            *("codes", "delay", "keys", "promises", "require", "respond", "retain", "to", "ttl")
+            *(
+                "cancel",
+                "codes",
+                "delay",
+                "keys",
+                "promises",
+                "require",
+                "respond",
+                "retain",
+                "to",
+                "ttl",
+            )
         ] == said
         producer.say(OLD_PRODUCER_RESUME_AND_RUN)
         audience, routed, ack = producer.until(ACK)
@@ -176,6 +188,33 @@ async def test_40_a_producer_of_now_hands_over_to_an_old_node(listener: socket.s
     hello, _resume, transfer = heard[:3]
     assert [HELLO, 1, "shop", OLD_INCARNATION] == hello[:4]
     assert [TRANSFER, 1, "orders.new", [[b"one"], [b"two"]]] == transfer[:4]
+
+
+@pytest_twisted.ensureDeferred
+async def test_40_an_old_node_is_not_told_that_a_request_is_given_up(
+    listener: socket.socket,
+) -> None:
+    heard: list[list[Any]] = []
+
+    def old_node() -> None:
+        old = Old(listener.accept()[0])
+        old.until(HELLO)
+        old.say(OLD_NODE_HELLO_AND_RESUME)
+        heard.extend(old.until(REQUEST))
+        reactor.callFromThread(asked.cancel)
+        heard.extend(old.until(TRANSFER))  # which is sent behind that
+        old.say(OLD_NODE_ANSWERS)
+        heard.extend(old.until(BYE))
+        old.close()
+
+    ended = deferToThread(old_node)
+    client = await msgservice.connect(reactor, address_of(listener), name="shop")
+    asked = client.request("prices.get", b"x", timeout=60)
+    assert await asked.addErrback(lambda failure: failure.trap(CancelledError)) is CancelledError
+    await client.send_many("orders.new", [b"one", b"two"])
+    await client.close()
+    await ended
+    assert {RESUME, REQUEST, TRANSFER, BYE} == {frame[0] for frame in heard}
 
 
 @pytest_twisted.ensureDeferred

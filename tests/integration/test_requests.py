@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
 from msgservice import Client, Limits, Node, connect
@@ -258,6 +258,123 @@ async def test_57_a_plain_program_of_perspective_broker_asks_too(world: World) -
     perspective.broker.notifyOnDisconnect(lambda: gone.callback(None))
     factory.disconnect()
     await gone
+
+
+class Held:
+    """A handler that answers nothing that it is asked, until told to."""
+
+    def __init__(self) -> None:
+        self.came = self.cancelled = 0
+        self.waiting: list[Deferred[Any]] = []
+        self._until: list[tuple[Callable[[], bool], Deferred[None]]] = []
+
+    def __call__(self, asked: Any) -> Any:
+        if asked.body == b"echo":
+            return b"answered"
+        self.came += 1
+        self.waiting.append(Deferred(lambda _: self._cancelled()))
+        self._look()
+        return self.waiting[-1]
+
+    def _cancelled(self) -> None:
+        self.cancelled += 1
+        self._look()
+
+    def _look(self) -> None:
+        for condition, waiter in self._until:
+            if not waiter.called and condition():
+                waiter.callback(None)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until this is so, as it may be whenever something comes or is cancelled."""
+        waiter: Deferred[None] = Deferred()
+        self._until.append((condition, waiter))
+        self._look()
+        await waiter
+
+
+async def counts(client: Client) -> dict[str, int]:
+    info = await client.request("$node.info", {}, timeout=60)
+    found: dict[str, int] = info["requests"]
+    return found
+
+
+def given_up(failure: Any) -> None:
+    failure.trap(CancelledError)
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tls", "unix", "udp", "pb", "local"])
+@run
+async def test_57_a_thousand_that_are_cancelled_take_no_place(world: World, scheme: str) -> None:
+    """They wait a day; a node that kept them would refuse all more until then."""
+    held = Held()
+    answers = await world.client("answers", scheme)
+    responder = answers.respond("work", held)
+    await responder.when_ready()
+    shop = await world.client("shop", scheme)
+    for again in (1, 2):
+        asked = [
+            shop.request("work", b"wait", timeout=86_400).addErrback(given_up)
+            for _ in range(LIMITS.requests)
+        ]
+        await held.until(lambda: held.came == again * LIMITS.requests)  # noqa: B023  # awaited here
+        for one in asked:
+            one.cancel()
+        assert b"answered" == await shop.request("work", b"echo", timeout=60)
+        told = await counts(shop)
+        assert (0, again * LIMITS.requests) == (told["pending"], told["given_up"])
+        await held.until(lambda: held.cancelled == again * LIMITS.requests)  # noqa: B023
+        assert 0 == responder.unanswered
+        assert 0 == told["late"]  # who was asked has heard it, and answers none
+
+
+@run
+async def test_57_what_was_sent_by_a_connection_that_is_lost_is_forgotten_with_it(
+    world: World,
+) -> None:
+    held = Held()
+    answers, shop = await world.client("answers"), await world.client("shop")
+    await answers.respond("work", held).when_ready()
+    asked = [shop.request("work", b"wait", timeout=86_400) for _ in range(100)]
+    await held.until(lambda: held.came == 100)
+    for one in asked[:50]:
+        one.addErrback(given_up)
+        one.cancel()
+    connection = shop._hop.connection
+    assert connection is not None
+    connection.abort()  # before the turn is over in which they were given up: nothing is said
+    for one in asked[50:]:
+        with pytest.raises(Ambiguous):
+            await one
+    await shop.when_connected()
+    assert b"answered" == await shop.request("work", b"echo", timeout=60)
+    await held.until(lambda: held.cancelled == 100)
+    told = await counts(shop)
+    assert (0, 100) == (told["pending"], told["given_up"])
+
+
+@run
+async def test_57_a_plain_program_of_perspective_broker_that_goes_waits_no_more(
+    world: World,
+) -> None:
+    from twisted.cred.credentials import Anonymous
+    from twisted.spread import pb
+
+    held = Held()
+    answers = await world.client("answers")
+    await answers.respond("work", held).when_ready()
+    port = int(world.addresses["pb"].rpartition(":")[2])
+    factory = pb.PBClientFactory()
+    world.reactor.connectTCP("127.0.0.1", port, factory)
+    perspective = await factory.login(Anonymous())
+    asking = perspective.callRemote("request", "work", {"n": 7})
+    asking.addErrback(lambda failure: failure.trap(pb.PBConnectionLost, pb.DeadReferenceError))
+    await held.until(lambda: held.came == 1)
+    factory.disconnect()
+    await held.until(lambda: held.cancelled == 1)
+    await asking
+    told = await counts(answers)
+    assert (0, 1) == (told["pending"], told["given_up"])
 
 
 def test_57_the_command_asks_and_prints_the_answer(msgservice: Command) -> None:

@@ -12,6 +12,7 @@ and what others were asked. What is judged is what handlers saw and askers were 
 * an answer is the one that a handler gave to that request; no handler sees a request twice;
 * `NoResponder` and `Busy` are said of what no handler has seen, and will not;
 * nothing is left in the node, in who asks and in who answers, once all time is over;
+* where links are well, nothing waits at the node a moment after nobody waits for it any more;
 * then, with all faults over, everybody is answered, and those who answer are asked in turn.
 """
 
@@ -26,7 +27,7 @@ from twisted.python.failure import Failure
 
 from msgservice.client.client import Client
 from msgservice.client.responding import Asked, Responder
-from msgservice.core.frames import Reply
+from msgservice.core.frames import Reply, Request
 from msgservice.errors import (
     Ambiguous,
     Busy,
@@ -50,6 +51,7 @@ SUBJECTS = ("work.a", "work.b", "work.c")
 PATTERNS = ("work.a", "work.b", "work.*", ">")
 NODE = "faulty:node"
 LATE = 0.5  # seconds: a timer of the asker's, and one turn of everybody
+MOMENT = 1.0  # until a node has heard what is given up
 # What a request may end with, besides its answer.
 TYPED = (
     NoResponder,
@@ -260,7 +262,7 @@ class Play:
             opened(connection, resume)
 
         def receive(connection: Any, frame: Any) -> None:
-            if lives.get(connection) == self.lives:
+            if lives.get(connection) == self.lives and isinstance(frame, Request):
                 self.given |= dict.fromkeys(range(frame.id, frame.id + count_of(frame.messages)))
             received(connection, frame)
 
@@ -284,6 +286,8 @@ class Play:
             elif self.process.clock.alive and self.node.is_running:
                 self.kill_node()
             world.run(random.choice((0.0, 0.01, 0.2, 1.0)))
+            if world.faults is CALM:
+                self.check_pending()
         self.heal()
         self.check()
         self.check_turns()
@@ -323,6 +327,15 @@ class Play:
         )
         if any(left):
             raise CheckFailed(f"left behind: {left}")
+
+    def check_pending(self) -> None:
+        """No more calls wait at the node than somebody waits for, or did a moment ago."""
+        now = self.world.clock.seconds()
+        waited = sum(call.ended_at is None or call.ended_at > now - MOMENT for call in self.calls)
+        is_up = self.process.clock.alive and self.node.is_running
+        pending = self.node.parts.responders.pending if is_up else 0
+        if pending > waited:
+            raise CheckFailed(f"given up and kept: {pending} calls wait, {waited} are waited for")
 
     def _check_call(self, call: Call) -> None:
         body, outcome = call.body, call.outcome

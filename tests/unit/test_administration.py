@@ -73,7 +73,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         {},
         b'{"name":"node-1","log_id":"LOG","version":"VERSION","listeners":[],"connections":2,'
         b'"room":{"used":207,"maximum":17179869184,"free":0,"full":null},"looped":0,"loaded_bytes":1046,"dead_letters":{"new":1,"requeued":0,"dropped":0},'
-        b'"requests":{"responders":0,"pending":0,"late":0,"stray":0},'
+        b'"requests":{"responders":0,"pending":0,"late":0,"stray":0,"given_up":0},'
         b'"promises":{"open":0,"kept":0,"broken":0}}',
     ),
     ("retained.list", {}, b'{"retained":[{' + _RETAINED + b'}],"next":null}'),

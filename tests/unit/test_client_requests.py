@@ -9,10 +9,12 @@ import msgspec
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from msgservice.client.requests import CALLS_SPARE, DUES_SPARE, EARLY_CALLS, Requests
 from msgservice.connection import Connection
-from msgservice.core.frames import Reply, Request
+from msgservice.core.features import CANCEL
+from msgservice.core.frames import CANCEL_RANGES_SAID, Cancel, Reply, Request
 from msgservice.errors import (
     Ambiguous,
     BadSubject,
@@ -273,13 +275,18 @@ def test_the_deadlines_of_requests_that_have_gone_are_bounded() -> None:
 class Wire:
     """What `Requests` needs of a connection: what was sent, and when it was pushed, in order."""
 
-    def __init__(self, events: list[object]) -> None:
+    def __init__(self, events: list[object], *, takes_cancel: bool) -> None:
         self.session = self
         self.peer_hello = None
+        self.peer_features = frozenset({CANCEL} if takes_cancel else ())
         self.events = events
 
-    def send_now(self, frames: list[Request]) -> None:
-        self.events += [range(f.id, f.id + count_of(f.messages)) for f in frames]
+    def send_now(self, frames: list[Request | Cancel]) -> None:
+        for frame in frames:
+            if isinstance(frame, Cancel):
+                self.events.append(frame)
+            else:
+                self.events.append(range(frame.id, frame.id + count_of(frame.messages)))
 
     def push(self) -> None:
         self.events.append("push")
@@ -288,13 +295,13 @@ class Wire:
 class Asking:
     """`Requests` on a wire, and a clock."""
 
-    def __init__(self, size_max: int = 10_000) -> None:
+    def __init__(self, size_max: int = 10_000, *, takes_cancel: bool = False) -> None:
         self.clock = Clock()
         self.events: list[object] = []
         self.requests = Requests(
             clock=self.clock, now=self.clock.seconds, pending_max=10_000, bytes_max=100_000
         )
-        self.connection = cast("Connection", Wire(self.events))
+        self.connection = cast("Connection", Wire(self.events, takes_cancel=takes_cancel))
         self.requests.opened(self.connection, size_max)
 
     def call(self, timeout: float = 30.0, size: int = 3) -> Deferred[Any]:
@@ -387,3 +394,78 @@ def test_what_waits_for_a_connection_is_sent_once_there_is_one_and_cancelled_one
     assert [range(1, 2)] == asking.events
     asking.answer([1])
     assert b"" == now(calls[0])
+
+
+def trap(failure: Failure) -> None:
+    failure.trap(CancelledError, RequestTimeout, Ambiguous)
+
+
+def test_cancels_of_one_turn_are_one_frame_ahead_of_what_the_turn_asks() -> None:
+    asking = Asking(takes_cancel=True)
+    calls = [asking.call().addErrback(trap) for _ in range(6)]
+    asking.clock.advance(0)
+    asking.events.clear()
+    asking.call()
+    for at in (0, 4, 3, 1):
+        calls[at].cancel()
+    asking.answer([6])
+    never_sent = asking.call().addErrback(trap)
+    never_sent.cancel()
+    calls[5].cancel()  # it was answered
+    asking.clock.advance(0)
+    assert [Cancel([(1, 2), (4, 5)]), range(7, 8)] == asking.events
+    asking.answer([1, 2, 4, 5])  # they crossed
+    asking.clock.advance(0)
+    assert 2 == len(asking.requests)
+    assert 2 == len(asking.events)
+
+
+def test_very_many_cancels_are_as_many_frames_as_any_node_takes() -> None:
+    asking = Asking(takes_cancel=True)
+    calls = [asking.call().addErrback(trap) for _ in range(2 * CANCEL_RANGES_SAID + 2)]
+    asking.clock.advance(0)
+    asking.events.clear()
+    for call in calls[::2]:
+        call.cancel()
+    asking.clock.advance(0)
+    said = [event for event in asking.events if isinstance(event, Cancel)]
+    assert [CANCEL_RANGES_SAID, 1] == [len(each.ranges) for each in said]
+
+
+def test_what_was_sent_and_is_over_its_time_is_given_up_and_said_once() -> None:
+    asking = Asking(takes_cancel=True)
+    first, second = asking.call(1.0), asking.call(1.0)
+    first.addErrback(lambda failure: second.cancel())
+    second.addErrback(trap)
+    asking.clock.advance(0)
+    asking.events.clear()
+    asking.clock.advance(1.0)
+    asking.clock.advance(0)
+    assert [Cancel([(1, 2)])] == asking.events
+    assert not asking.requests
+    assert not asking.clock.getDelayedCalls()
+
+
+def test_a_node_that_does_not_take_it_is_not_told() -> None:
+    asking = Asking()
+    call = asking.call().addErrback(trap)
+    asking.clock.advance(0)
+    call.cancel()
+    asking.clock.advance(0)
+    assert [range(1, 2)] == asking.events
+
+
+def test_what_was_given_up_is_not_said_on_the_next_connection() -> None:
+    asking = Asking(takes_cancel=True)
+    call, other = asking.call().addErrback(trap), asking.call().addErrback(trap)
+    asking.clock.advance(0)
+    call.cancel()
+    asking.requests.lost()
+    other.cancel()  # it has failed already
+    asking.events.clear()
+    asking.requests.opened(asking.connection, 10_000)
+    asking.clock.advance(0)
+    assert [] == asking.events
+    asking.call()
+    asking.clock.advance(0)
+    assert [range(3, 4)] == asking.events

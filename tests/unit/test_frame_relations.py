@@ -16,6 +16,7 @@ from msgservice.core.frames import (
     KINDS,
     Ack,
     AudienceFrame,
+    Cancel,
     Frame,
     Hello,
     Nack,
@@ -55,6 +56,7 @@ ELEMENTS: dict[type, tuple[st.SearchStrategy[Any], ...]] = {
     AudienceFrame: (integers, st.lists(names, max_size=3)),
     Note: (integers, integers),
     ResumeFrame: (integers, pairs, last),
+    Cancel: (pairs,),
 }
 
 
@@ -100,6 +102,8 @@ def assert_holds_together(frame: Frame) -> None:
             if frame.last is not None:
                 assert_rising([frame.last[:2]])
                 assert frame.last[2] < 2**32
+        case Cancel():
+            assert_rising([(first + 1, end + 1) for first, end in frame.ranges])  # ids from 0 on
         case _:
             raise AssertionError(frame)
 
@@ -153,6 +157,9 @@ def test_every_kind_with_fields_that_may_contradict_each_other_is_played() -> No
         pytest.param([7, 1, "s", []], id="REQUEST of nothing"),
         pytest.param([8, [[1, True, [b"x"]]] * 2], id="REPLY to one call twice"),
         pytest.param([14, 1, ["r", "r"]], id="AUDIENCE that names one twice"),
+        pytest.param([17, [[2, 1]]], id="CANCEL of a range that ends before it begins"),
+        pytest.param([17, [[0, 3], [3, 5]]], id="CANCEL of one call twice"),
+        pytest.param([17, [[n, n] for n in range(0, 2002, 2)]], id="CANCEL of 1,001 ranges"),
     ],
 )
 def test_a_frame_that_contradicts_itself_is_malformed(array: list[Any]) -> None:

@@ -13,6 +13,7 @@ from msgservice.core.frames import (
     BYE_CLOSING,
     Ack,
     Bye,
+    Cancel,
     Frame,
     Nack,
     Note,
@@ -104,6 +105,7 @@ class Ungreeted(ScriptedPeer):
         Ack([(1, 1)]),
         Nack(1, 1, 4, 0, ""),
         Note(1, 1, ""),
+        Cancel([(0, 9)]),
     ],
     ids=lambda frame: type(frame).__name__,
 )

@@ -17,6 +17,7 @@ from msgservice.core.frames import (
     AudienceFrame,
     Auth,
     Bye,
+    Cancel,
     ErrorFrame,
     Frame,
     Hello,
@@ -192,6 +193,7 @@ UNEXPECTED: list[Frame] = [
     Reply([]),
     AudienceFrame(1, ["r"]),
     Note(1, 1),
+    Cancel([(1, 1)]),
     ResumeFrame(1, []),
     ResumeFrame(1, [], None, True),
 ]

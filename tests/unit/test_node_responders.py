@@ -5,21 +5,24 @@ Peers say exactly what a test has them say, so who is given what, and when, is s
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import msgspec
 import pytest
+from twisted.internet.task import Clock
 
 from msgservice import errors
-from msgservice.core.frames import BYE_SETTLED, Reply, Request
+from msgservice.core.frames import BYE_SETTLED, Cancel, Reply, Request
 from msgservice.errors import ERROR_HEADER
 from msgservice.identity.rules import Rules
 from msgservice.identity.users import User, Users
-from msgservice.limits import Limits
+from msgservice.limits import INTEGER_MAX, Limits
+from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, decode_messages, encode_messages
 from msgservice.node import responders
 from msgservice.node.gate import Door
-from tests.kit.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 
 
 def calls(number: int, subject: str, bodies: list[bytes], timeout: int = 30_000) -> Request:
@@ -513,3 +516,297 @@ def test_57_a_node_that_stops_leaves_no_timer_and_asks_nobody() -> None:
     assert shop.lost_because is not None
     assert one.lost_because is not None
     assert world.node.parts.responders._timer is None
+
+
+# --- what nobody waits for any more
+
+
+def give_up(peer: ScriptedPeer, *ranges: tuple[int, int]) -> None:
+    peer.connection.send(Cancel([*ranges]))
+
+
+def unwanted(peer: ScriptedPeer) -> list[tuple[int, int]]:
+    """The calls that a responder heard nobody waits for, by the node's numbers, taken out."""
+    return [each for frame in peer.take(Cancel) for each in frame.ranges]
+
+
+LISTENS = ["cancel"]
+
+
+def test_57_what_an_asker_gives_up_is_forgotten_at_once_and_a_late_answer_is_counted() -> None:
+    world = NodeWorld()
+    one, shop = world.peer("one", respond=["a"]), world.peer("shop")
+    ask(shop, 1, "a", *(b"%d" % n for n in range(5)))
+    world.settle()
+    numbers = list(given(one))
+    parts = world.node.parts.responders
+    give_up(shop, (2, 2), (4, 5))
+    world.settle()
+    assert (2, 3) == (parts.pending, parts.given_up)
+    answer(one, *((number, b"late") for number in numbers))
+    world.settle()
+    assert {1: b"late", 3: b"late"} == told(shop)
+    assert (3, 0) == (parts.late, parts.stray)
+    assert (3, 3) == (parts.counts().given_up, parts.counts().late)
+    settled(world)
+
+
+def test_57_what_is_given_up_makes_room_for_what_is_asked_behind_it() -> None:
+    world = NodeWorld(Limits(requests=5))
+    world.peer("one", respond=["a"])
+    shop = world.peer("shop")
+    for round_ in range(20):
+        first = 10 * round_ + 1
+        ask(shop, first, "a", *[b""] * 5)
+        give_up(shop, (first, first + 4))
+    ask(shop, 1000, "a", *[b""] * 5)
+    ask(shop, 1005, "a", b"")
+    world.settle()
+    assert {1005: errors.LimitReached.refusal_code} == told(shop)
+    assert 5 == world.node.parts.responders.pending
+
+
+def test_57_what_is_given_up_before_it_was_written_is_withdrawn() -> None:
+    world = NodeWorld()
+    one = world.peer("one", respond=["a"], features=LISTENS)
+    shop = world.peer("shop")
+    ask(shop, 1, "a", *(b"%d" % n for n in range(1, 6)))
+    ask(shop, 6, "a", b"6")
+    give_up(shop, (1, 1), (3, 3), (6, 6))
+    world.settle()
+    assert [] == unwanted(one)
+    asked = given(one)
+    assert [b"2", b"4", b"5"] == list(asked.values())
+    answer(one, *asked.items())
+    world.settle()
+    assert {2: b"2", 4: b"4", 5: b"5"} == told(shop)
+    assert 0 == world.node.parts.responders.late
+    settled(world)
+
+
+def test_57_the_rest_of_what_was_not_written_goes_to_the_next_where_the_first_has_gone() -> None:
+    world = NodeWorld()
+    one = world.peer("one", respond=["a"])
+    world.peer("shop")
+    responders = world.node.parts.responders
+    (first,) = responders._here
+    peer = next(p for p in world.node.parts.connections.peers if p.name == "shop")
+    assert peer._guest is not None
+    responders.ask(peer, calls(1, "a", [b"1", b"2", b"3"]), peer._guest.allowed)
+    assert 1 == responders.cancel(peer, [(2, 2)])  # and the turn is not over
+    two = world.peer("two", respond=["a"])
+    given(one)
+    responders.ask(peer, calls(4, "a", [b"4", b"5", b"6", b"7"]), peer._guest.allowed)
+    assert 2 == responders.cancel(peer, [(4, 4), (7, 7)])
+    responders.lost(first)
+    world.settle()
+    assert not given(one)
+    assert [b"5", b"6"] == sorted(given(two).values())
+
+
+def test_57_who_was_asked_is_told_in_one_frame_ahead_of_what_it_is_asked_next() -> None:
+    world = NodeWorld()
+    one = world.peer("one", respond=["a"], requests=3, features=LISTENS)
+    old = world.peer("old", respond=["b"])
+    shop = world.peer("shop")
+    ask(shop, 1, "a", b"1", b"2", b"3")
+    ask(shop, 4, "b", b"4")
+    world.settle()
+    first, second, third = given(one)
+    give_up(shop, (1, 1))
+    give_up(shop, (3, 4))
+    ask(shop, 5, "a", b"5", b"6")
+    world.settle()
+    cancel, request = one.frames
+    assert Cancel([(first, first), (third, third)]) == cancel
+    assert isinstance(request, Request)
+    assert [b"5", b"6"] == list(given(one).values())
+    assert [Request] == [type(frame) for frame in old.frames]  # it listens to no such thing
+    assert {} == told(shop)
+    answer(one, (second, b"B"))
+    world.settle()
+    assert {2: b"B"} == told(shop)
+
+
+@pytest.mark.parametrize("ends", ["timeout", "gone"])
+def test_57_who_was_asked_is_told_when_nobody_waits_any_more(ends: str) -> None:
+    world = NodeWorld()
+    one = world.peer("one", respond=["a"], features=LISTENS)
+    shop = world.peer("shop")
+    ask(shop, 1, "a", b"1", b"2", timeout=2000)
+    world.settle()
+    first, second = given(one)
+    answer(one, (first, b"A"))
+    world.settle()
+    if ends == "gone":
+        shop.connection.abort()
+        world.settle()
+    else:
+        world.settle(2.1)
+    assert [(second, second)] == unwanted(one)
+    assert (ends == "gone") == world.node.parts.responders.given_up
+    settled(world)
+
+
+def test_57_a_goodbye_waits_for_nothing_that_was_given_up() -> None:
+    world = NodeWorld()
+    one = world.peer("one", respond=["a"])
+    shop = world.peer("shop")
+    ask(shop, 1, "a", b"1", b"2")
+    world.settle()
+    one.connection.bye(BYE_SETTLED)
+    give_up(shop, (1, 1))
+    world.settle()
+    assert one.lost_because is None
+    give_up(shop, (2, 2))
+    world.settle()
+    assert one.lost_because is not None
+    settled(world)
+
+
+@pytest.mark.parametrize(
+    "ranges", [[(1, 1)], [(0, INTEGER_MAX)], [(4, INTEGER_MAX)], [(n, n) for n in range(1000)], []]
+)
+def test_57_nobody_gives_up_what_others_have_asked(ranges: list[tuple[int, int]]) -> None:
+    world = NodeWorld()
+    one = world.peer("one", respond=["a"], features=LISTENS)
+    shop, thief = world.peer("shop"), world.peer("thief")
+    ask(shop, 1, "a", b"1", b"2", b"3")
+    ask(thief, 900, "a", b"own")
+    world.settle()
+    numbers = given(one)
+    give_up(thief, *ranges)
+    give_up(one, *ranges)  # nor who was asked: it has asked nothing
+    give_up(thief, *ranges)
+    world.settle()
+    own = sum(low <= 900 <= high for low, high in ranges)
+    assert 4 - own == world.node.parts.responders.pending
+    assert own == len(unwanted(one))
+    answer(one, *numbers.items())
+    world.settle()
+    assert {1: b"1", 2: b"2", 3: b"3"} == told(shop)
+    assert ({} if own else {900: b"own"}) == told(thief)
+    assert shop.lost_because is thief.lost_because is one.lost_because is None
+    settled(world)
+
+
+def test_57_a_cancel_that_contradicts_itself_ends_who_says_it_and_nobody_else() -> None:
+    world = NodeWorld()
+    one, shop, thief = world.peer("one", respond=["a"]), world.peer("shop"), world.peer("thief")
+    ask(shop, 1, "a", b"x")
+    world.settle()
+    give_up(thief, (3, 2))
+    world.settle()
+    assert errors.MalformedFrame.wire_code == thief.connection.peer_error
+    answer(one, *given(one).items())
+    world.settle()
+    assert {1: b"x"} == told(shop)
+
+
+def test_57_what_the_node_itself_is_asked_and_given_up_takes_no_place_and_is_not_answered() -> None:
+    clock, limits = Clock(), Limits(requests=3)
+    log = FailingLog(MemoryLog(reactor=clock, limits=limits))
+    world = NodeWorld(limits, log=log, clock=clock)
+    shop = world.peer("shop")
+    log.hold = True
+    ask(
+        shop,
+        1,
+        "$node.receivers.add",
+        *(b'{"name": "%b", "subjects": ["a"]}' % n for n in (b"x", b"y")),
+    )
+    world.settle()
+    assert {} == told(shop)
+    give_up(shop, (0, 1))
+    give_up(shop, (1, 1))  # again: it counts no second time
+    ask(shop, 3, "a", b"", b"")
+    ask(shop, 5, "a", *[b""] * 3)
+    world.settle()
+    nobody, limit = errors.NoResponder.refusal_code, errors.LimitReached.refusal_code
+    assert {3: nobody, 4: nobody, 5: limit, 6: limit, 7: limit} == told(shop)
+    log.release()
+    world.settle()
+    assert [2] == list(told(shop))
+    assert {"x", "y"} == {outlet.name for outlet in world.node.parts.dispatch}  # it was done
+    peer = next(p for p in world.node.parts.connections.peers if p.name == "shop")
+    assert (0, 0, {}) == (peer._calls, peer._answering, peer._own)
+
+
+class Book:
+    """What is waited for, and what is at work, as a node with two askers and two workers has it."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.world = NodeWorld(Limits(requests=40))
+        self.workers = [
+            self.world.peer(f"w{n}", respond=["a"], features=LISTENS if n else None)
+            for n in range(2)
+        ]
+        self.askers = [self.world.peer(f"shop{n}") for n in range(2)]
+        self.waiting: dict[tuple[int, int], bytes] = {}  # by asker, and its number
+        self.at_work: list[dict[int, bytes]] = [{}, {}]  # by the node's number
+        self.next = [1, 1]
+
+    def ask(self, who: int) -> None:
+        room = 40 - sum(each == who for each, _ in self.waiting)
+        count, first = min(self.random.randint(1, 12), room), self.next[who]
+        if count:
+            self.next[who] += count + self.random.randint(0, 3)
+            bodies = {first + n: b"%d %d" % (who, first + n) for n in range(count)}
+            ask(self.askers[who], first, "a", *bodies.values())
+            self.waiting |= {(who, number): body for number, body in bodies.items()}
+
+    def give_up(self, who: int) -> None:
+        numbers = range(self.next[who] + 5)
+        ends = sorted(self.random.sample(numbers, 2 * self.random.randint(1, 2)))
+        ranges = [*zip(ends[::2], ends[1::2], strict=True)]
+        give_up(self.askers[who], *ranges)
+        for low, high in ranges:
+            for number in range(low, high + 1):
+                self.waiting.pop((who, number), None)
+
+    def answer(self, at: int) -> None:
+        work = self.at_work[at]
+        done = self.random.sample(sorted(work), (len(work) + 1) // 2)
+        answer(self.workers[at], *((number, work.pop(number)) for number in done))
+
+    def settle(self) -> None:
+        """Let all arrive: nothing is on its way any more, and all adds up."""
+        self.world.settle()
+        for worker, work in zip(self.workers, self.at_work, strict=True):
+            frames, worker.frames = worker.frames, []
+            for frame in frames:
+                worker.frames = [frame]
+                work |= given(worker)
+                for low, high in unwanted(worker):
+                    for number in range(low, high + 1):
+                        del work[number]
+        for who, asker in enumerate(self.askers):
+            for number, body in told(asker).items():
+                assert self.waiting.pop((who, number)) == body
+        waited = sorted(self.waiting.values())
+        quiet, listening = (sorted(work.values()) for work in self.at_work)
+        assert set(waited) <= {*quiet, *listening}
+        assert set(listening) <= set(waited)  # who listens has only what is waited for
+        assert len(waited) == self.world.node.parts.responders.pending
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_57_whatever_is_asked_given_up_and_answered_in_any_order_adds_up(seed: int) -> None:
+    book = Book(seed)
+    for _ in range(60):
+        for _ in range(book.random.randint(1, 4)):
+            book.random.choice((book.ask, book.give_up))(book.random.randrange(2))
+        book.settle()
+        book.answer(book.random.randrange(2))
+        book.settle()
+    while any(book.at_work):
+        for at in range(2):
+            book.answer(at)
+        book.settle()
+    assert not book.waiting
+    responders = book.world.node.parts.responders
+    assert responders.given_up
+    assert responders.late
+    assert 0 == responders.stray
+    settled(book.world)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import LogEvent
 
 from msgservice.client.client import Client
-from msgservice.client.responding import ANSWERS_SECONDS, Asked, Responder
+from msgservice.client.responding import ANSWERS_SECONDS, SLICE_SECONDS, Asked, Responder
 from msgservice.errors import (
     Ambiguous,
     BadSubject,
@@ -232,8 +233,8 @@ def test_57_one_that_cannot_be_cancelled_takes_no_place() -> None:
     world.ask(timeout=1).addErrback(lambda _: None)
     assert 2 == len(stuck)
     world.settle(1.1)
-    info = now(world.ask({}, subject="$node.info"))
-    assert {"responders": 1, "pending": 0, "late": 0, "stray": 0} == info["requests"]
+    info = now(world.ask({}, subject="$node.info"))["requests"]
+    assert (1, 0, 0, 0) == tuple(info[each] for each in ("responders", "pending", "late", "stray"))
     world.close()
 
 
@@ -456,3 +457,86 @@ def one_turn(world: World) -> None:
     call = clock.calls.pop(0)
     call.called = 1
     call.func(*call.args, **call.kw)
+
+
+class Held:
+    """A handler whose calls wait, each until it is cancelled or answered here."""
+
+    def __init__(self, *, stubborn: bool = False) -> None:
+        self.waiting: dict[bytes, Deferred[Any]] = {}
+        self.cancelled: list[bytes] = []
+        self.stubborn = stubborn
+
+    def __call__(self, asked: Asked) -> Deferred[Any]:
+        body = asked.body
+        self.waiting[body] = Deferred(lambda _: self._cancel(body))
+        return self.waiting[body]
+
+    def _cancel(self, body: bytes) -> None:
+        self.cancelled.append(body)
+        if self.stubborn:
+            raise ValueError("no")
+
+
+def test_57_a_handler_whose_asker_gives_up_is_cancelled_and_its_place_is_free() -> None:
+    world = World()
+    held = Held()
+    responder = world.respond(held, concurrency=3)
+    asked = [world.ask(b"%d" % n) for n in range(3)]
+    error_of(world.ask(b"busy"), Busy)
+    asked[1].cancel()
+    error_of(asked[1], CancelledError)
+    more = world.ask(b"more")  # in the same turn of the node
+    assert [b"1"] == held.cancelled
+    assert 3 == responder.unanswered
+    for body in (b"0", b"2", b"more"):
+        held.waiting[body].callback(body)
+    world.settle()
+    assert [b"0", b"2", b"more"] == [now(one) for one in (asked[0], asked[2], more)]
+    told = now(world.ask({}, subject="$node.info"))["requests"]
+    assert (0, 1, 0) == (told["pending"], told["given_up"], told["late"])
+    world.close()
+
+
+def test_57_a_call_that_waits_for_its_turn_is_not_handled_when_it_was_given_up() -> None:
+    world = World()
+    seen: list[bytes] = []
+
+    def handle(asked: Asked) -> bytes:
+        seen.append(asked.body)
+        world.clock.rightNow += SLICE_SECONDS  # one fills a turn
+        if len(seen) == 1:
+            for one in calls[60:80]:
+                one.addErrback(lambda failure: failure.trap(CancelledError))
+                one.cancel()
+        return asked.body
+
+    responder = world.respond(handle)
+    calls = [world.shop.request("prices.get", b"%d" % n) for n in range(100)]
+    world.settle()
+    kept = [*range(60), *range(80, 100)]
+    assert [b"%d" % n for n in kept] == seen
+    assert [b"%d" % n for n in kept] == [now(calls[n]) for n in kept]
+    assert 0 == responder.unanswered
+    world.close()
+
+
+def test_57_a_canceller_that_fails_ends_nothing_but_its_own_call(
+    logged_failures: list[LogEvent],
+) -> None:
+    world = World()
+    held = Held(stubborn=True)
+    responder = world.respond(held)
+    first, second, slow = world.ask(b"1"), world.ask(b"2"), world.ask(b"slow", timeout=1)
+    first.cancel()
+    error_of(first, CancelledError)
+    world.settle(1.1)
+    error_of(slow, RequestTimeout)
+    assert [b"1", b"slow"] == held.cancelled
+    assert responder.connected
+    held.waiting[b"2"].callback("done")
+    world.settle()
+    assert "done" == now(second)
+    assert ["no", "no"] == [str(event["log_failure"].value) for event in logged_failures]
+    logged_failures.clear()
+    world.close()

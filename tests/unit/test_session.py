@@ -14,6 +14,7 @@ from msgservice.core.frames import (
     AudienceFrame,
     Auth,
     Bye,
+    Cancel,
     Delivery,
     ErrorFrame,
     Frame,
@@ -75,8 +76,11 @@ SAMPLES: dict[type[Frame], Frame] = {
     AudienceFrame: AudienceFrame(1, ["r"]),
     Note: Note(1, 1),
     ResumeFrame: ResumeFrame(1, []),
+    Cancel: Cancel([(1, 1)]),
 }
-HOP: list[type[Frame]] = [Ack, Nack, StatusFrame, Routed, Request, Reply, AudienceFrame, Note]
+HOP: list[type[Frame]] = [
+    *(Ack, Nack, StatusFrame, Routed, Request, Reply, AudienceFrame, Note, Cancel)
+]
 
 # What becomes of a frame: it is the owner's, an event, an answer, nothing, or the end.
 OWNERS, EVENT, ANSWER, NOTHING_HAPPENS, ENDS = "owners", "event", "answer", "nothing", "ends"

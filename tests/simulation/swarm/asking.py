@@ -2,7 +2,8 @@
 
 Each request ends once, by its timeout at the latest, with the answer that a handler gave to it, or
 with a typed error; no handler sees one twice; `NoResponder` and `Busy` are said of what no handler
-has seen, and none will. What messages cross meanwhile is judged as without any of it.
+has seen, and none will. Some are given up by who asked: nothing of those stays at the node, however
+long they might have waited. What messages cross meanwhile is judged as without any of it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from msgservice.errors import Busy as BusyError
@@ -35,8 +36,10 @@ class Call:
     who: str
     life: int
     until: float
+    asking: Deferred[Any]
     outcome: Any = None
     is_over: bool = False
+    is_given_up: bool = False
 
 
 class Asking(Family):
@@ -77,10 +80,21 @@ class Asking(Family):
             return
         for _ in range(count):
             token = f"{who} {subject} {len(self.calls)}".encode()
-            call = Call(token, who, producer.lives, now + timeout)
-            self.calls.append(call)
             asking = client.request(subject, token, timeout=timeout)
+            call = Call(token, who, producer.lives, now + timeout, asking)
+            self.calls.append(call)
             asking.addBoth(self._ended, call)
+
+    def do_give_up(self, who: str, share: float) -> None:
+        """Let a producer give up a share of what it has asked and hears no answer to."""
+        producer = self.world.producers[who]
+        if producer.client is None or not producer.is_up:
+            return
+        for call in self.calls:
+            is_own = call.who == who and call.life == producer.lives and not call.is_over
+            if is_own and self._random.random() < share:
+                call.is_given_up = True
+                call.asking.cancel()
 
     def _ended(self, outcome: Any, call: Call) -> None:
         if call.is_over:
@@ -91,6 +105,8 @@ class Asking(Family):
         if not isinstance(outcome, Failure):
             if outcome != b"answer to " + call.token:
                 self.witness.note("an answer reaches another", f"{call}")
+        elif call.is_given_up and isinstance(outcome.value, CancelledError):
+            pass
         elif not isinstance(outcome.value, MsgServiceError):
             self.witness.note("a request ends with no error of its own", f"{call}")
 
@@ -114,7 +130,8 @@ class Asking(Family):
         node = self.world.node
         if self.calls and node.is_up and node.service.is_running:
             responders = node.service.parts.responders
-            latest = max(call.until for call in self.calls) + PAUSE_MAX
+            # Of one that was given up nothing is waited for, here or there.
+            latest = max([0.0, *(c.until for c in self.calls if not c.is_given_up)]) + PAUSE_MAX
             if responders.pending and self.world.now > latest + LATE:
                 check.fail("a call stays at the node", f"{responders.pending}")
 

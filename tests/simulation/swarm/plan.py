@@ -1003,6 +1003,21 @@ def _ask(random: Random, plan: Plan) -> Plan:
     return replace(plan, ops=tuple(sorted(ops, key=lambda op: op.at)))
 
 
+def _give_up(random: Random, plan: Plan) -> Plan:
+    """Of what is asked some is given up: in the same turn, a moment later, or when it is late."""
+    ops = list(plan.ops)
+    for op in plan.ops:
+        if op.kind == "ask" and random.random() < 0.5:
+            later = random.choice((0.0, 0.001, random.uniform(0.0, 4.0)))
+            share = random.choice((0.2, 0.5, 1.0))
+            ops.append(Op(round(op.at + later, 3), "give_up", op.who, (share,)))
+    return replace(plan, ops=tuple(sorted(ops, key=lambda op: op.at)))
+
+
+def _requests(seed: int, plan: Plan) -> Plan:
+    return _give_up(Random(f"giving up {seed}"), _ask(Random(f"asking {seed}"), plan))
+
+
 def draw(seed: int, *, options: bool = True) -> Plan:
     """Return what this seed does; without `options` of messages it is what it was before them."""
     random = Random(f"swarm {seed}")
@@ -1032,7 +1047,7 @@ def draw(seed: int, *, options: bool = True) -> Plan:
     plan = _say_more(Random(f"options {seed}"), plan, (_keys, _lifetimes, _delays))
     if any(op.kind in ("restore", "power") and op.who in ("node", "") for op in plan.ops):
         # A log that went back, or may: what was dead or retained then is not told apart.
-        return _ask(Random(f"asking {seed}"), _share(Random(f"shared {seed}"), plan))
+        return _requests(seed, _share(Random(f"shared {seed}"), plan))
     plan = _say_more(Random(f"more options {seed}"), plan, (_letters, _retained))
     plan = _say_more(Random(f"together {seed}"), plan, (_together,))
     plan = _say_more(Random(f"keyed more {seed}"), plan, (_keyed_more,))
@@ -1045,4 +1060,4 @@ def draw(seed: int, *, options: bool = True) -> Plan:
         plan = _say_more(Random(f"rewinds {seed}"), plan, (_rewinds,))
         if not plan.world.get("users"):
             plan = _say_more(Random(f"leaving {seed}"), plan, (_leaving,))
-    return _ask(Random(f"asking {seed}"), _share(Random(f"shared {seed}"), plan))
+    return _requests(seed, _share(Random(f"shared {seed}"), plan))
