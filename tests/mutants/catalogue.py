@@ -4380,7 +4380,7 @@ _ALL = [
         at="msgservice.node.responders:Responders._take_out",
         old="for first, last in left:",
         new="for first, last in [*left][:1]:",
-        catcher=_asked("whatever_is_asked_given_up_and_answered_in_any_order_adds_up[0]"),
+        catcher=_asked("whatever_is_asked_given_up_and_answered_in_any_order_adds_up[12]"),
     ),
     Mutant(
         name="others-are-given-up",
