@@ -17,6 +17,7 @@ from msgservice.core.frames import VERSION, Hello, HelloOptions, Transfer, encod
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, encode_messages
+from msgservice.records import Appended, Group
 from tests.bounds.meter import Meter, TooMuchWork, unmetered
 from tests.kit.channels import Recorder
 from tests.kit.node_double import Pipe
@@ -76,8 +77,10 @@ class MeteredLog(MemoryLog):
         self._reactor.callLater(self._delay, run)
         return waiter
 
-    def _run_now(self, job: Callable[[], T]) -> T:
-        return super()._run_now(lambda: self._stepped(job))
+    def append_now(self, group: Group) -> Appended | None:
+        """See `ILog.append_now`."""
+        append_now = super().append_now
+        return self._stepped(lambda: append_now(group))
 
     def _metered(self, job: Callable[[], T]) -> T:
         meter = self.meter
