@@ -65,11 +65,7 @@ class Acked:
 
     def add(self, first: int, last: int) -> None:
         """The node took these over."""
-        lasts = self._ranges.lasts
-        if lasts and lasts[-1] + 1 == first:  # as most
-            lasts[-1] = last
-        else:
-            self._ranges.add(first, last)
+        self._ranges.add(first, last)
         # Its newest run is one of these, or behind them.
         for below in (self._unsent, self._refused):
             if below.firsts and below.firsts[0] < first:

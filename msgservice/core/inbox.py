@@ -238,11 +238,8 @@ class Answers:
     def take_frames(self) -> list[Ack | Nack]:
         """The answers since the last call, one ACK for all that was taken."""
         frames: list[Ack | Nack] = []
-        acked = self._acked
-        if acked.firsts:
-            ranges = [*zip(acked.firsts, acked.lasts, strict=True)]
-            acked.firsts.clear()
-            acked.lasts.clear()
+        if self._acked.firsts:
+            ranges = self._acked.take_all()
             while len(ranges) > ACK_RANGES_MAX:
                 frames.append(Ack(ranges[:ACK_RANGES_MAX]))
                 ranges = ranges[ACK_RANGES_MAX:]
@@ -387,8 +384,7 @@ class Inbox:
         if first == transfer.sequence and transfer.after is not None:
             after = transfer.after
         self._taking.remove(first, last)
-        self.marks.take(after, last)
-        self.marks.remember(last, arrival)
+        self.marks.take(after, last, arrival)
         self.answers.take_over(after + 1, last)
 
     def refused(

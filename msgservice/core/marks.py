@@ -147,8 +147,17 @@ class Marks:
         elif known != found:
             raise ContentChanged(first, last)
 
-    def take(self, after: int, last: int) -> None:
-        """Sequences from behind `after` to `last` are taken; nothing else is open among them."""
+    def take(self, after: int, last: int, arrival: Came | None = None) -> None:
+        """Sequences from behind `after` to `last` are taken; nothing else is open among them.
+
+        With the run that brought them, `last` is remembered as well.
+        """
+        if arrival is not None:
+            newest = self._newest
+            if newest is None:
+                self.remember(last, arrival)
+            elif last > newest[0]:  # as `remember`
+                self._newest = (last, arrival)
         self.taken.add(max(after + 1, 1), last)
         if self.ranges_max:
             keep_newest(self.taken, self.ranges_max, self.ranges_max // 10)
@@ -175,13 +184,9 @@ class Marks:
         if not firsts or (len(firsts) == 1 and firsts[0] > self.floor):  # a hole at the floor
             return
         if len(firsts) == 1 and self.floor <= lasts[0]:  # no hole
-            if lasts[0] < floor:
-                self.floor = lasts[0] + 1
-                del firsts[0], lasts[0]
-            else:
-                self.floor = firsts[0] = floor
-            return
-        self.floor = raised_floor(self.floor, self.taken, floor)
+            self.floor = min(lasts[0] + 1, floor)
+        else:
+            self.floor = raised_floor(self.floor, self.taken, floor)
         self.taken.remove_below(self.floor)
 
     def resume(self) -> Resume:

@@ -132,6 +132,13 @@ class RangeSet:
         firsts[low:high] = new_firsts
         lasts[low:high] = new_lasts
 
+    def take_all(self) -> list[Range]:
+        """Return the ranges, rising, and remove them."""
+        ranges = [*zip(self.firsts, self.lasts, strict=True)]
+        self.firsts.clear()
+        self.lasts.clear()
+        return ranges
+
     def remove_below(self, number: int) -> None:
         """Remove all that are lower than `number`."""
         firsts = self.firsts

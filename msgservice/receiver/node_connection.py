@@ -245,8 +245,9 @@ class NodeConnection:
             if self._handling.is_stopping or node.connection is not connection:
                 return  # unanswered: it comes again
             raw = frame.messages
-            count, most = count_of(raw), BATCH_MESSAGES_MAX
-            if not 0 < count <= most:  # before they are decoded, which takes long
+            size, most = len(memoryview(raw)), BATCH_MESSAGES_MAX
+            # Before they are decoded, which takes long; each has a byte at least.
+            if size > most and (count := count_of(raw)) > most:
                 raise MalformedFrame(f"TRANSFER of {count} messages, from 1 to {most} are allowed")
             subject, origin = frame.subject, frame.origin
             if subject not in self._subjects.known:
@@ -269,9 +270,9 @@ class NodeConnection:
             if type(frame) is Delivery:
                 facts.attempts, facts.stored_at = frame.attempts, frame.stored_at
             messages = decode_received(raw, facts)
-            arrival = node.inbox.receive_transfer(frame, count)
+            arrival = node.inbox.receive_transfer(frame, len(messages))
             if arrival is not None:
-                self._handling.take(node, arrival, messages, len(memoryview(raw)))
+                self._handling.take(node, arrival, messages, size)
         elif type(frame) is Request:
             connection.send_all(_refusal(frame))
         else:
