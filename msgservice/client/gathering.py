@@ -165,7 +165,7 @@ class Gathering:
         # Of the node that was reached last: until there was one, all that this side knows.
         self._features: Collection[str] = features.ALL
         self._run_bytes = self._body_bytes = 0
-        self.begin_bytes = 0  # of a plain body that `begin` takes, at most
+        self.begin_bytes = -1  # of a plain body that `begin` takes, at most; -1: it takes none
         self.are_timed = False  # of those that are open, some count from their turn
         self.run_messages = min(RUN_MESSAGES, limits.batch_messages, window_messages)
         self.fit(limits.max_batch)

@@ -138,6 +138,6 @@ def test_what_is_no_plain_subject_is_looked_at(subject: Any, *, is_one: bool) ->
 
 def test_the_default_of_a_client_is_that_of_its_first_message_too() -> None:
     world = ClientWorld(require=True)
-    for body in (b"1", b"2"):
+    for body in (b"1", b"2", b""):
         now(world.settled(world.client.send("orders.new", body)))
-    assert [transfer.flags for transfer in world.node.transfers] == [FLAG_REQUIRE] * 2
+    assert [transfer.flags for transfer in world.node.transfers] == [FLAG_REQUIRE] * 3
