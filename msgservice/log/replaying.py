@@ -40,7 +40,9 @@ from msgservice.records import (
 )
 
 PAGE_ROWS = 4096  # looked at in one page, for copies
-FEW_ROWS = 128  # … and in one step of SQLite of that
+# … and in the first step of SQLite of that, the following ones, each more than the one before, and
+# at most: of runs of 200 messages a small page has five, of single messages it has thousands.
+FEW_ROWS, MORE_ROWS, MANY_ROWS = 16, 4, 1024
 COUNT_ROWS = 16_384  # … where only their number is asked for
 NUMBERS_MAX = INTEGER_MAX >> 16
 
@@ -115,10 +117,11 @@ def copies(
     allowed = None if patterns is None else _Subjects(patterns)
     picked: dict[int, list[Range]] = {}
     size = messages = skipped = 0
-    end, is_full = low, False
+    end, is_full, few = low, False, FEW_ROWS
     while end <= high and left > 0 and not is_full:
         # Few at first: most are copied, and a page is full of them soon.
-        rows_max = COUNT_ROWS if count_only else FEW_ROWS
+        rows_max = COUNT_ROWS if count_only else min(few, left)
+        few = min(MORE_ROWS * few, MANY_ROWS)
         if replay.kind in OF_ACKNOWLEDGED:
             page = _of_sets(db, state, replay.receiver, end, high, rows_max)
             of = _Acknowledged(db, replay.receiver, page.rows, allowed).of
