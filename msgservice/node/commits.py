@@ -660,11 +660,13 @@ class Commits:
             if moved:
                 self._routed(moved)
         self._after_group(appended.stored)
+        # Whoever handed over what is due is told of a group without any, too: there may be no place
+        # for all of it.
+        for waiting in under_way.moving:
+            waiting.callback(moved)
         if is_more:
             for waiter, became in zip(under_way.taken, appended.letters, strict=True):
                 waiter.callback(became)
-            for waiting in under_way.moving:
-                waiting.callback(moved)
             for wanted, ranges in zip(under_way.cancelling, appended.cancelled, strict=True):
                 wanted.callback(ranges)
             for decided, ranges in zip(under_way.deciding, appended.decided, strict=True):

@@ -141,3 +141,15 @@ def test_the_default_of_a_client_is_that_of_its_first_message_too() -> None:
     for body in (b"1", b"2", b""):
         now(world.settled(world.client.send("orders.new", body)))
     assert [transfer.flags for transfer in world.node.transfers] == [FLAG_REQUIRE] * 3
+
+
+@pytest.mark.parametrize("body", [b"", b"x"])
+@pytest.mark.parametrize(
+    ("limits", "options"), [(Limits(batch_messages=1), {}), (LIMITS, {"window": (1, 8192)})]
+)
+def test_where_runs_have_one_message_the_first_of_a_turn_has_no_other(
+    body: bytes, limits: Limits, options: dict[str, Any]
+) -> None:
+    world = known(ClientWorld(limits=limits, **options))
+    sent = [world.client.send("orders.new", body) for _ in range(3)]
+    assert [now(world.settled(one)).run.count for one in sent] == [1] * 3

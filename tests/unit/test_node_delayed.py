@@ -322,6 +322,28 @@ def test_43_what_has_no_place_for_its_receivers_is_tried_again(
     assert [b"one"] == got(billing)
 
 
+def test_43_nothing_but_what_has_no_place_for_its_receivers_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All that is due is left: the group that was to have it has nothing to store."""
+    world, billing, shop = world_with()
+    send(shop, 1)
+    send(shop, 2, b"two", delay=2 * MINUTE)
+
+    def audience(*_: object) -> Any:
+        raise LimitReached("audiences", 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.node.parts.directory, "audience", audience)
+        later(world, 60.1)
+        later(world, 3)
+        assert [] == got(billing)
+    later(world, 1.5)
+    assert [b"one"] == got(billing)
+    later(world, 60)
+    assert [b"two"] == got(billing)
+
+
 def test_what_is_due_waits_for_a_disk_that_fails() -> None:
     clock = Clock()
     log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
