@@ -116,6 +116,11 @@ class Status(enum.IntEnum):
 STATUSES = {int(status): status for status in Status}
 
 
+# What is asked for each message: a member of an enum costs four calls of a function to look up.
+ACKNOWLEDGED: Final = Status.ACKNOWLEDGED
+DEAD: Final = Status.DEAD
+
+
 class Action(enum.IntEnum):
     """The action that a NACK asks of the sender (PROTOCOL: NACK)."""
 

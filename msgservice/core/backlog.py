@@ -53,7 +53,7 @@ from msgservice.core.runs import (
 from msgservice.core.stuck_lanes import StuckLane, StuckLanes
 from msgservice.core.tried import Attempts, Tried
 from msgservice.limits import INTEGER_MAX
-from msgservice.message import Action, Status
+from msgservice.message import ACKNOWLEDGED, DEAD, Action, Status
 
 LOST_REASON = "connection lost while it was handled"
 
@@ -347,7 +347,21 @@ class Backlog:
             self._trim_above()
         elif self._tried is None and not self._resumed.firsts:  # as most
             self.loaded_to = last
-            self._load_piece(run)
+            stuck = self._stuck
+            if run.attempts or run.expires_at is not None or stuck.by_lane:
+                self._load_piece(run)
+                return
+            self.pieces += 1  # as `_load_piece` and `_make_ready`, above all that is open
+            open_, ready = self._open, self.ready
+            open_.firsts.append(first)
+            open_.by_first[first] = run
+            run.state = READY
+            ready.runs += 1
+            ready.messages += run.count
+            ready.size += run.size
+            self.ready_queue.rising.append(first)
+            if stuck.fronts is not None:
+                stuck.note(run)
         else:
             self.loaded_to = last
             self._load(run)
@@ -483,7 +497,7 @@ class Backlog:
         self._resumed.add(1, floor - 1)
         self._resumed.remove_below(self.loaded_to + 1)
         if floor > 1:
-            self._settle_between(0, floor - 1, Status.ACKNOWLEDGED)
+            self._settle_between(0, floor - 1, ACKNOWLEDGED)
         if self._open:
             self.acknowledge(ranges)
 
@@ -502,9 +516,9 @@ class Backlog:
             # A run from its beginning on, or all that is open below its end: what lies before the
             # lowest one is for others, and the other side's ranges have it as well.
             if run is not None and run.first + run.count - 1 == last:
-                settle(run, Status.ACKNOWLEDGED)
+                settle(run, ACKNOWLEDGED)
             else:
-                self._settle_between(first, last, Status.ACKNOWLEDGED)
+                self._settle_between(first, last, ACKNOWLEDGED)
 
     def refuse(self, first: int, last: int, refusal: Refusal, delay: float, now: float) -> None:
         """The other side refuses these sequences: for ever, or they are tried again after a pause.
@@ -731,14 +745,14 @@ class Backlog:
         if not room:
             return run
         rest = self.split(run, run.first + room) if room < run.count else None
-        self.settle(run, Status.DEAD, refusal)
+        self.settle(run, DEAD, refusal)
         return rest
 
     def settle(self, run: Run, status: Status, refusal: Refusal | None = None) -> None:
         """An open run is final, and its lane goes on if this was the head of a stuck one."""
         was_behind = run.state == BEHIND
         # Of what was acknowledged there is no refusal, and no more is asked.
-        is_dead = refusal is not None and status is Status.DEAD
+        is_dead = refusal is not None and status is DEAD
         if is_dead and self._keeps_letters and run.lane is not None:
             self._stuck.block(run)
         limit = self.limit

@@ -75,6 +75,8 @@ class Flight:
         "_sent",
         "_sent_at",
         "_sent_suspect",
+        "_shares_backlog",
+        "_stuck_lanes",
         "_tells_facts",
         "batch_max",
         "has_more",
@@ -113,6 +115,8 @@ class Flight:
         self._open = backlog.open_by_first
         self._limit = backlog.limit
         self._ready, self._in_flight = backlog.ready, self._begin()
+        self._shares_backlog = self._in_flight is not backlog.in_flight
+        self._stuck_lanes = backlog.stuck_lanes
         self._sent = RangeSet()
         self._nacks = 0
         self._sent_suspect = False  # what is in flight is one message, that was lost alone before
@@ -295,7 +299,9 @@ class Flight:
             if not self._may_leave(run, allow):
                 return transfers
             self._send(run, transfers, now)
-        in_flight, stuck, steps_behind = self._in_flight, backlog.stuck_lanes, backlog.steps_behind
+        in_flight, stuck, steps_behind = self._in_flight, self._stuck_lanes, backlog.steps_behind
+        limit = self._limit
+        is_limited = self._shares_backlog or limit.most is not None or bool(limit.suspects)
         # No lane goes on in here: where none has a queue of its own now, there is one queue.
         first_ready = backlog.first_ready if stuck else backlog.ready_queue.first
         has_stepped = False  # runs wait beside the window now: behind their lanes' heads, too large
@@ -317,13 +323,19 @@ class Flight:
             if (run.size > self.batch_max or run.options.to is not None) and self._is_larger(run):
                 has_stepped = True
                 continue
-            is_cut = self._room(run) < run.count or allow is not None
-            if is_cut and not self._may_leave(run, allow):
+            if is_limited or allow is not None:
+                if (allow is not None or self._room(run) < run.count) and (
+                    not self._may_leave(run, allow)
+                ):
+                    break
+            elif (flying := in_flight.messages) and (  # as `_room`, where no more is asked
+                flying + run.count > self.window_messages
+                or in_flight.size + run.size > self.window_bytes
+            ):
                 break
             self._send(run, transfers, now)
         if has_stepped:
             self.has_more = True  # there may be room for others to be loaded now
-        limit = self._limit
         if limit.most is not None:
             if transfers:
                 self._sent_at = now
@@ -415,7 +427,11 @@ class Flight:
             self._sent_at = now
             self._limit.sent(run, now)
         after = run.after
-        self._sent.add(after + 1, first + run.count - 1)
+        lasts = self._sent.lasts
+        if lasts and lasts[-1] == after:  # as `RangeSet.add`, behind all that was sent
+            lasts[-1] = first + run.count - 1
+        else:
+            self._sent.add(after + 1, first + run.count - 1)
         messages = run.messages if run.encoded is None else run.encoded
         options = run.options
         ttl, delay = options.ttl, options.delay

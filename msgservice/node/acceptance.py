@@ -155,7 +155,11 @@ class Acceptance:
             flags = self._flags_of(transfer, path)
         if flags and flags & (FLAG_RETAIN | FLAG_RETAIN_ONLY):
             self._check_retained(transfer, flags, messages, size)
-        if not path and any([m.key is not None for m in messages]):  # noqa: C419 - faster
+        if not path and (
+            messages[0].key is not None
+            if len(messages) == 1
+            else any([m.key is not None for m in messages])  # noqa: C419 - faster
+        ):
             _check_keys(messages)
         if transfer.to is not None:
             if len(transfer.to) > limits.receivers:
@@ -167,7 +171,8 @@ class Acceptance:
                     raise UnknownReceiver(name)
             return _enough(directory.audience_of(transfer.to, sender), transfer)
         if not flags and not path and not transfer.delay:
-            return _enough(directory.audience(subject), transfer)
+            audience = directory.audience(subject)
+            return audience if type(transfer) is Transfer else _enough(audience, transfer)
         if path and not self._own_ids.isdisjoint(path):
             self._looped(sender, subject, len(messages))
             return directory.nobody()

@@ -173,7 +173,7 @@ def assemble(
         replayer.look()
         delayed.stored()
         expired_retained.stored()
-        if commits.uncommitted_bytes <= limits.uncommitted_bytes // 2:
+        if connections.has_paused and commits.uncommitted_bytes <= limits.uncommitted_bytes // 2:
             connections.resume_senders()
 
     def make_peer(dialled: Outlet | None) -> Peer:

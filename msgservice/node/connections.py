@@ -95,7 +95,7 @@ class Connections:
         self._owing: dict[Peer, None] = {}  # gone, and what they sent still waits for its group
         self._replaced: dict[int, list[float]] = {}
         self._held: dict[int, float] = {}  # receiver number -> until when its name is held
-        self._paused = False
+        self.has_paused = False  # senders, since too much is taken in and not committed
         self._stopping = False
         self._peers_gone: Deferred[None] | None = None
 
@@ -247,7 +247,7 @@ class Connections:
         self._senders[key] = peer
         self._seen[key] = None
         self._left.pop(key, None)
-        if self._paused and peer.outlet is None:  # not before: who it is must be heard in time
+        if self.has_paused and peer.outlet is None:  # not before: who it is must be heard in time
             peer.connection.pause(UNCOMMITTED)
         return True
 
@@ -414,8 +414,8 @@ class Connections:
 
     def pause_senders(self) -> None:
         """Too much is taken in and not committed: read from no sender until `resume_senders`."""
-        if not self._paused:
-            self._paused = True
+        if not self.has_paused:
+            self.has_paused = True
             for peer in self.peers:
                 connection = peer.connection
                 if connection is not None and connection.session.is_open and peer.outlet is None:
@@ -423,8 +423,8 @@ class Connections:
 
     def resume_senders(self) -> None:
         """Uncommitted bytes are few again: senders that were paused may go on."""
-        if self._paused:
-            self._paused = False
+        if self.has_paused:
+            self.has_paused = False  # senders: too much is taken in and not committed
             for peer in list(self.peers):
                 if peer.connection is not None:
                     peer.connection.resume_reading(UNCOMMITTED)

@@ -130,7 +130,8 @@ class Ingress:
         self.waiting += 1
         self._waiting_messages += count
         self._waiting_bytes += batch.size
-        self._owe_names(batch.audience)
+        if self.status_frames is not None:
+            self._owe_names(batch.audience)
         if not intake.put(batch, self):
             # Also one that receives, which others' messages do not pause.
             self._connection.pause(UNCOMMITTED)
@@ -157,8 +158,6 @@ class Ingress:
 
     def _names_left(self) -> None:
         """The names that were told are in the channel now, which counts them."""
-        if not self._naming:
-            return
         frames = self.status_frames
         told = frames.named if frames is not None and self.waiting else self._naming
         self._naming = {n: size for n, size in self._naming.items() if n not in told}
@@ -314,12 +313,18 @@ class Ingress:
             if self._flush.active():
                 self._flush.cancel()
             self._flush = None
-        self._tell_more()
+        if self._untold:
+            self._tell_more()
         self._send_owed(self._connection.send_now)
         if self._untold and self._connection.is_writable:
             self.flush_soon()  # what leaves in one turn is bounded, however much room there is
         if not self.waiting:
             self._answered()
+
+    @property
+    def owes(self) -> bool:
+        """Whether an acknowledgement is owed that could leave now."""
+        return bool(self._out or self.answers.owes)
 
     def send_owed(self) -> None:
         """Queue owed acknowledgements before frames that may refer to them and leave now."""
@@ -346,7 +351,8 @@ class Ingress:
                 send(frames)
             except FrameTooLarge as error:
                 self._connection.fail(error)
-        self._names_left()
+        if self._naming:
+            self._names_left()
 
     def stop(self) -> None:
         """The connection has gone: nothing is owed any more."""

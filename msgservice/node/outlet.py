@@ -27,6 +27,7 @@ from msgservice.core.ranges import Range
 from msgservice.core.reasons import first_line
 from msgservice.core.refusal import Refusal, refusal_in
 from msgservice.core.runs import Run
+from msgservice.core.session import State as SessionState
 from msgservice.core.shared import SharedBacklog
 from msgservice.interfaces import ILog
 from msgservice.limits import (
@@ -51,6 +52,8 @@ from msgservice.receiver_options import STRICT, ReceiverOptions
 from msgservice.records import ExceptionRow, ReceiverRow, Resume, position_of
 from msgservice.transport.addresses import is_node
 from msgservice.waiters import Waiters
+
+OPEN = SessionState.OPEN  # asked for each receiver and group: an enum is looked up slowly
 
 NOTES_MAX = 100
 # What one receiver is sent in one turn of the reactor; others wait for that turn.
@@ -611,7 +614,13 @@ class Outlet:
         """An ACK or a NACK; `turn_ended` follows. Raises `NeverSent`."""
         flight, answered = self.flight, self._answered
         assert flight is not None
-        self._answered = answered + self._hear_answer(flight, frame, answered)
+        if answered or type(frame) is not Ack:
+            self._answered = answered + self._hear_answer(flight, frame, answered)
+            return
+        ranges = frame.ranges  # as `_hear_answer`: of most reads one ACK is all
+        self._answered = flight.receive_acks(ranges, TURN_ANSWERS)
+        if ranges and ranges[-1][1] > self._acked_to:
+            self._acked_to = ranges[-1][1]
 
     def _hear_answer(self, flight: Flight, frame: Frame, answered: int) -> int:
         """Return how many runs an answer is about, as far as it is heard in this turn."""
@@ -645,10 +654,11 @@ class Outlet:
     def turn_ended(self) -> None:
         """The answers of one read were all taken, or as many as one turn takes."""
         self._answered = 0
-        self.progress.gather()
+        backlog, flight = self.backlog, self.flight
+        if backlog.settled or backlog.failed:
+            self.progress.gather()
         if self._awaited:
             self._expect_answers()
-        flight = self.flight
         if flight is not None and flight.rest is not None:
             if self._going_on is None:
                 self._going_on = self._time.clock.callLater(0, self._answer_on)
@@ -777,7 +787,13 @@ class Outlet:
     def pump(self) -> None:
         """Send runs, as far as window and rate limit allow."""
         connection, flight = self.connection, self.flight
-        if connection is None or flight is None or not connection.may_send or self._has_more:
+        if (
+            connection is None
+            or flight is None
+            or self._has_more
+            or not connection.is_writable
+            or connection.session.state is not OPEN
+        ):
             return
         backlog = self.backlog
         supply = self.supply
@@ -792,9 +808,9 @@ class Outlet:
             connection.send_now(transfers)
             if not self._awaited or backlog.in_flight.messages > FEW_MESSAGES:
                 self._expect_answers()
-        has_more = has_more or len(transfers) >= TURN_RUNS
-        if transfers and not is_fed and not has_more and not flight.has_more:
-            has_more = supply.fill()
+            has_more = has_more or len(transfers) >= TURN_RUNS
+            if not is_fed and not has_more and not flight.has_more:
+                has_more = supply.fill()
         if has_more or flight.has_more:
             self._pump_in(0.0)  # others have their turn
         self._has_more = has_more  # of bytes, as much again may leave for an answer

@@ -22,7 +22,14 @@ from msgservice.core.ranges import Range, RangeSet
 from msgservice.core.reasons import REASON_KEPT_MAX
 from msgservice.core.refusal import Refusal
 from msgservice.core.runs import FINAL, Run, Settled, cut_run, parts_of, size_alone
-from msgservice.message import MessageParts, Status, array_header, header_size
+from msgservice.message import (
+    ACKNOWLEDGED,
+    DEAD,
+    MessageParts,
+    Status,
+    array_header,
+    header_size,
+)
 from msgservice.node.commits import Commits
 from msgservice.node.stored_bytes import Part, QueuedBytes, SplitBytes
 from msgservice.node.tracker import Tracker
@@ -136,7 +143,10 @@ class OutletProgress:
         """Take what the backlog has settled, and which attempts failed: the next group has it."""
         backlog = self._backlog
         if backlog.settled or backlog.failed:
-            self._new += backlog.take_settled()
+            if self._new:
+                self._new += backlog.take_settled()
+            else:
+                self._new = backlog.take_settled()
             if backlog.failed:
                 self._failed += backlog.take_failed()
             self._commits.progress(self)
@@ -181,10 +191,14 @@ class OutletProgress:
         What was answered may be more than a group takes: then the cursor stays below
         the rest, which is part of the next group, and of no row before.
         """
-        settled = self._portion(letters)
         cursor = self._backlog.cursor
-        if self._new:
-            cursor = min(cursor, min([one.first for one in self._new]) - 1)
+        new = self._new
+        if not new or (len(new) == 1 and new[0].status is not DEAD):
+            settled, self._new = new, []
+        else:
+            settled = self._portion(letters)
+            if self._new:
+                cursor = min(cursor, min([one.first for one in self._new]) - 1)
         failed: list[Run] = []
         if self._failed:
             failed, self._failed = self._failed[:RUNS_MAX], self._failed[RUNS_MAX:]
@@ -205,14 +219,14 @@ class OutletProgress:
                 settled_size = self.split.settle(part)
                 size += settled_size
                 parts.append((part, settled_size))
-            if status is Status.ACKNOWLEDGED:
+            if status is ACKNOWLEDGED:
                 if last > cursor:
                     acked.add(run.after + 1 if first == run.first else first, last)
                     above.append(last)
                 continue
             reason = one.reason[:REASON_KEPT_MAX]
             rows.append(ExceptionRow(number, first, last, status, run.attempts, 0, reason))
-            if status is Status.DEAD:
+            if status is DEAD:
                 dead += self._dead_letters(one)
         decreed, self._decreed = self._decreed, []
         for range_ in decreed:
@@ -255,7 +269,7 @@ class OutletProgress:
         if len(new) > RUNS_MAX:
             new, rest = new[:RUNS_MAX], new[RUNS_MAX:]
         for at, one in enumerate(new):
-            if one.status is Status.DEAD:
+            if one.status is DEAD:
                 count = one.last - one.first + 1
                 size = letters_size(one.run, one.reason)
                 fitting = count if size <= letters else max(0, -(-letters * count // size))
@@ -272,9 +286,7 @@ class OutletProgress:
         """The whole ranges that these are part of now; each replaces what it has grown over."""
         found = {self._acked.range_of(position) for position in positions}
         return [
-            ExceptionRow(self._row.number, *one, Status.ACKNOWLEDGED)
-            for one in found
-            if one is not None
+            ExceptionRow(self._row.number, *one, ACKNOWLEDGED) for one in found if one is not None
         ]
 
     def _failed_rows(self, failed: list[Run], cursor: int) -> list[ExceptionRow]:
@@ -341,8 +353,12 @@ class OutletProgress:
         if self._new or self._failed or self._decreed:
             self._commits.progress(self)
         try:
-            if taken.settled:
-                self._told_stored(taken.settled)
+            settled = taken.settled
+            if len(settled) == 1 and settled[0].status is not DEAD:
+                self._tracker.settled(self._row.name, settled)
+                self._promises.settled(self._row.number, settled)
+            elif settled:
+                self._told_stored(settled)
             if taken.decreed:
                 number, name = self._row.number, self._row.name
                 for one in taken.decreed:
@@ -355,7 +371,7 @@ class OutletProgress:
     def _told_stored(self, settled: list[Settled]) -> None:
         letters: list[Settled] = []
         for one in settled:
-            if one.status is Status.DEAD:
+            if one.status is DEAD:
                 letters.append(one)  # noqa: PERF401 - speed, where there is none
         if letters:  # first of all: no fault may keep their lanes
             self._backlog.letters_stored(letters)
@@ -407,7 +423,7 @@ class OutletProgress:
     def progress_failed(self) -> None:
         """See `Progressing`."""
         taken = self._storing.popleft()
-        if any(one.status is Status.DEAD for one in taken.settled):
+        if any(one.status is DEAD for one in taken.settled):
             self.letters_wait = True
         self._new = taken.settled + self._new
         self._failed = taken.failed + self._failed

@@ -340,7 +340,9 @@ class Peer:
 
         Behind answers about very many messages it waits until these were heard to their end.
         """
-        kind = type(frame)
+        kind, seat = type(frame), self._seat
+        if kind is Ack or kind is Nack:
+            return seat is None or seat.takes
         if kind is Transfer or kind is Promised or kind is Delivery:
             if self.ingress is None:
                 return True  # not greeted, and gone: the session drops it
@@ -348,7 +350,7 @@ class Peer:
             assert connection is not None
             # A look is for a PING, a BYE or the end: else each look takes in another read.
             return connection.has_room and self.ingress.has_room and not connection.is_look
-        if self._seat is not None and not self._seat.takes:
+        if seat is not None and not seat.takes:
             return False
         if type(frame) is Request:
             assert self.connection is not None
@@ -360,7 +362,14 @@ class Peer:
 
     def received(self, connection: Connection, frame: Frame) -> None:
         """Pass a frame to whom it concerns."""
-        if type(frame) is Transfer or type(frame) is Promised:
+        kind = type(frame)
+        if kind is Ack or kind is Nack:
+            if self._seat is not None:
+                self._seat.received(frame)
+            elif self.outlet is None:
+                raise UnexpectedFrame(kind.__name__, "not receiving")
+            # of one that was replaced: its answers no longer count
+        elif type(frame) is Transfer or type(frame) is Promised:
             if self.ingress is None:
                 raise UnexpectedFrame("Transfer", "what is passed on goes the other way")
             self._sent_any = True
@@ -369,12 +378,6 @@ class Peer:
             except ProtocolError:
                 self._store()  # what was taken in before; the turn has no regular end now
                 raise
-        elif type(frame) is Ack or type(frame) is Nack:
-            if self._seat is not None:
-                self._seat.received(frame)
-            elif self.outlet is None:
-                raise UnexpectedFrame(type(frame).__name__, "not receiving")
-            # of one that was replaced: its answers no longer count
         elif type(frame) is Request:
             self._request(frame)
         elif type(frame) is Cancel:
@@ -596,11 +599,17 @@ class Peer:
 
     def tell(self, news: Iterator[News]) -> bool:
         """See `tracker.Told`. A frame that is too large ends this connection alone."""
-        assert self.ingress is not None
-        assert self.ingress.status_frames is not None
-        frames, is_all = self.ingress.status_frames.take(news)
-        if frames:
-            self._tell(frames)
+        ingress, connection = self.ingress, self.connection
+        assert ingress is not None
+        assert ingress.status_frames is not None
+        frames, is_all = ingress.status_frames.take(news)
+        if frames and connection is not None and not connection.is_gone:
+            try:
+                if ingress.owes:
+                    ingress.send_owed()  # as `_send`
+                connection.send_now(frames)
+            except FrameTooLarge as error:
+                connection.fail(error)
         return is_all
 
     def _tell(self, frames: list[Frame]) -> None:

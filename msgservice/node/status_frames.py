@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from msgservice.core.audiences import GONE_AUDIENCES_MAX, TOLD_MAX, split_audience
 from msgservice.core.frames import Frame, Routed, StatusFrame
 from msgservice.core.reasons import first_line
-from msgservice.limits import INTEGER_MAX
+from msgservice.limits import BATCH_INDEX_BITS, INTEGER_MAX
 from msgservice.node.directory import Directory
 from msgservice.node.tracker import GonePiece, News, States
 from msgservice.records import DELAYED, NOBODY, NOT_YET, Audience, Batch, Piece
@@ -59,8 +59,10 @@ class StatusFrames:
         """Return the ROUTED frames of messages, with new audiences; they go before the ACK."""
         if isinstance(piece, Batch):
             first, last = piece.sequence, piece.sequence + piece.count - 1
-            audience, position = piece.audience, piece.first
+            audience, position = piece.audience, piece.number << BATCH_INDEX_BITS
             due, of = 0 if piece.number else piece.due_at, ""
+            if not due and audience.number in self.named and last >= self._status_from:  # as most
+                return [Routed(first, last, audience.number, position)]
         else:
             first, last = piece.first, piece.last
             audience, position, due, of = piece.audience, piece.position, piece.due, piece.of
@@ -76,7 +78,7 @@ class StatusFrames:
         They are to be sent before any others: a ROUTED has its AUDIENCE before it.
         """
         frames: list[Frame] = []
-        named, status_from = self.named, self._status_from
+        named, status_from, incarnation = self.named, self._status_from, self._incarnation
         for one in news:
             # Of what was due a page has hundreds of these, each of its own.
             if (
@@ -87,6 +89,13 @@ class StatusFrames:
             ):
                 number = one.audience.number
                 frames.append(Routed(one.first, one.last, number, one.position))
+            elif type(one) is States and len(one.ranges) <= STATUS_RANGES_MAX:
+                reason = one.reason
+                if reason and not self._whole_reasons:
+                    reason = first_line(reason)
+                frames.append(
+                    StatusFrame(incarnation, one.receiver, int(one.status), [*one.ranges], reason)
+                )
             else:
                 frames += self._frames_of(one)
             if len(frames) >= FRAMES_MAX:

@@ -36,7 +36,7 @@ from msgservice.core.flight import Flight
 from msgservice.core.lanes import lane_of
 from msgservice.core.runs import Run
 from msgservice.interfaces import ILog
-from msgservice.limits import BATCH_OVERHEAD, INTEGER_MAX
+from msgservice.limits import BATCH_INDEX_BITS, BATCH_OVERHEAD, INTEGER_MAX
 from msgservice.message import passed_on
 from msgservice.node.loaded_bytes import RUN_OVERHEAD, LoadedBytes, Share
 from msgservice.node.tail import Tail
@@ -209,10 +209,17 @@ class Supply:
 
         Who follows lags then: what is stored stays in the tail, and in the log after that.
         """
-        held = self._fed_bytes + self._page_bytes
-        for tally in self._backlog.tallies:
-            held += tally.size + RUN_OVERHEAD * tally.runs
-        room = self._share.look(held)
+        ready, flying, waiting, behind = self._backlog.tallies
+        runs = ready.runs + flying.runs + waiting.runs + behind.runs
+        room = self._share.look(
+            self._fed_bytes
+            + self._page_bytes
+            + ready.size
+            + flying.size
+            + waiting.size
+            + behind.size
+            + RUN_OVERHEAD * runs
+        )
         self.is_short = room <= 0
         if room <= 0 and self.state is FOLLOWS:
             self._be_overfed()
@@ -315,7 +322,7 @@ class Supply:
     def load(self, batch: Batch) -> None:
         """Load a batch, or what of it lies above what is loaded."""
         backlog = self._backlog
-        first, loaded_to = batch.first, backlog.loaded_to
+        first, loaded_to = batch.number << BATCH_INDEX_BITS, backlog.loaded_to  # as `Batch.first`
         if first + batch.count - 1 <= loaded_to:
             return
         options, origin = batch.options, batch.origin

@@ -27,7 +27,7 @@ from msgservice.core.ranges import Range, RangeSet
 from msgservice.core.reasons import REASON_KEPT_MAX
 from msgservice.core.runs import Settled
 from msgservice.interfaces import ILog
-from msgservice.limits import INTEGER_MAX
+from msgservice.limits import BATCH_INDEX_BITS, INTEGER_MAX
 from msgservice.message import Status
 from msgservice.node.directory import Directory
 from msgservice.node.slices import Slices
@@ -300,7 +300,7 @@ class Tracker:
         watch: Watch | None = None
         for one in settled:
             batch: Batch = one.run.source
-            begin = batch.first
+            begin = batch.number << BATCH_INDEX_BITS  # as `Batch.first`
             if by_key and begin in by_key:
                 state = (receiver, one.status, one.reason[:REASON_KEPT_MAX])
                 self._settled_by_key(begin, state)
@@ -654,5 +654,9 @@ def _gone_pieces(page: History) -> Iterator[GonePiece]:
 
 
 def _states(states: Pending) -> Iterator[States]:
-    for (receiver, status, reason), ranges in states.items():
-        yield States(receiver, status, tuple(zip(ranges.firsts, ranges.lasts, strict=True)), reason)
+    return iter(
+        [
+            States(receiver, status, tuple(zip(ranges.firsts, ranges.lasts, strict=True)), reason)
+            for (receiver, status, reason), ranges in states.items()
+        ]
+    )
