@@ -27,7 +27,6 @@ from msgservice.core.ranges import Range
 from msgservice.core.reasons import first_line
 from msgservice.core.refusal import Refusal, refusal_in
 from msgservice.core.runs import Run
-from msgservice.core.session import State as SessionState
 from msgservice.core.shared import SharedBacklog
 from msgservice.interfaces import ILog
 from msgservice.limits import (
@@ -52,8 +51,6 @@ from msgservice.receiver_options import STRICT, ReceiverOptions
 from msgservice.records import ExceptionRow, ReceiverRow, Resume, position_of
 from msgservice.transport.addresses import is_node
 from msgservice.waiters import Waiters
-
-OPEN = SessionState.OPEN  # asked for each receiver and group: an enum is looked up slowly
 
 NOTES_MAX = 100
 # What one receiver is sent in one turn of the reactor; others wait for that turn.
@@ -787,13 +784,7 @@ class Outlet:
     def pump(self) -> None:
         """Send runs, as far as window and rate limit allow."""
         connection, flight = self.connection, self.flight
-        if (
-            connection is None
-            or flight is None
-            or self._has_more
-            or not connection.is_writable
-            or connection.session.state is not OPEN
-        ):
+        if connection is None or flight is None or not connection.may_send or self._has_more:
             return
         backlog = self.backlog
         supply = self.supply

@@ -125,7 +125,7 @@ def test_a_frame_too_large_for_one_sender_ends_its_connection_alone(
     shop.transfer(1, "orders.new", [b"one"])
     world.settle()
     if of == "status":
-        monkeypatch.setattr(StatusFrames, "_frames_of", lambda *_: huge)
+        monkeypatch.setattr(StatusFrames, "take", lambda *_: (huge, True))
         billing.ack(billing.take(Transfer)[0])
         world.settle()
     assert world.failures == []
