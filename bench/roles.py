@@ -15,10 +15,17 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import CodeType
 from typing import Any
+
+if sys.argv[1:2] == ["node"]:  # the reactor that `msgservice node` has, where the checkout has one
+    with suppress(ImportError):
+        from msgservice.cli.reactor import install
+
+        install()
 
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred, DeferredQueue

@@ -23,6 +23,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from heapq import heapify, heappop, heappush
 from types import MethodType
 from typing import Any, TypeVar, cast
@@ -40,7 +41,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.task import Clock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import directlyProvides, implementer, providedBy
+from zope.interface import Interface, directlyProvides, implementer, providedBy
 
 from msgservice.arguments import check_methods
 from msgservice.lookups import Lookups
@@ -293,6 +294,32 @@ def _timer_of_kernel(seconds: float) -> int:
     return fd
 
 
+class TurnsEnd:
+    """A call that is made when a turn of the reactor is over, unless it is cancelled before."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        """Do not make it."""
+        self._call = None
+
+    def come(self) -> None:
+        """The turn is over: make it, once."""
+        call, self._call = self._call, None
+        if call is not None:
+            call()
+
+
+class IAtTurnsEnd(Interface):
+    """A reactor that makes calls when a turn is over, without a timer for each of them."""
+
+    def at_turns_end(call: Callable[[], None]) -> TurnsEnd:
+        """Make a call when this turn is over, before anything is waited for."""
+
+
 @implementer(IReactorTime)
 class MonotonicTimers:
     """Delayed calls by a monotonic clock, made in a reactor that may have another.
@@ -327,8 +354,14 @@ class MonotonicTimers:
         self._waking: IDelayedCall | None = None
         self._waking_later: IDelayedCall | None = None
         self._waking_at = self._waking_later_at = 0.0
-        self._waking_soon: IDelayedCall | None = None  # … and for what is to be called at once
-        self._was_waking_soon: IDelayedCall | None = None  # at the last tick
+        # … and for what is to be called at once; the same at the last tick.
+        self._waking_soon: IDelayedCall | TurnsEnd | None = None
+        self._was_waking_soon: IDelayedCall | TurnsEnd | None = None
+        self._at_turns_end: Callable[[Callable[[], None]], IDelayedCall | TurnsEnd] = (
+            IAtTurnsEnd(reactor).at_turns_end
+            if IAtTurnsEnd.providedBy(reactor)
+            else partial(reactor.callLater, 0)
+        )
         self._is_running = False
         self._ahead = 0.0  # of the monotonic clock: the reactor's
         self._ticks = make_ticks(reactor, self._tick)
@@ -362,7 +395,7 @@ class MonotonicTimers:
         if delay == 0:
             self._soon.append(call)
             if self._waking_soon is None:
-                self._waking_soon = self._reactor.callLater(0, self._wake_soon)
+                self._waking_soon = self._at_turns_end(self._wake_soon)
         else:
             self._push(call)
         return call

@@ -26,6 +26,7 @@ from twisted.python.usage import UsageError
 
 from msgservice.cli import signals
 from msgservice.cli.exit_codes import ExitCode
+from msgservice.cli.reactor import install
 from msgservice.config.config import Config
 from msgservice.errors import CannotListen, ConfigError, LogLocked
 from msgservice.tap import Options, build
@@ -88,6 +89,7 @@ def node(
         for limit in limits:
             options.opt_limit(limit)
         said = options.config()
+        install()
         service: Any = build(said, tell=tell if log_format == "text" else _tell_nothing)
     except UsageError as error:
         raise click.UsageError(str(error)) from None
