@@ -51,7 +51,7 @@ if EPollReactor is not None:
             return end
 
         def runUntilCurrent(self) -> None:
-            """See `ReactorBase`."""
+            """Twisted's method: calls what is due, and then what waits for the end of the turn."""
             super().runUntilCurrent()
             if self._ends:
                 ends, self._ends = self._ends, []  # what these ask for is of the next turn
@@ -59,11 +59,11 @@ if EPollReactor is not None:
                     end.come()
 
         def timeout(self) -> float | None:
-            """See `ReactorBase`."""
+            """Twisted's method: returns the seconds that may be waited for events."""
             return 0.0 if self._ends else super().timeout()
 
         def doPoll(self, timeout: float | None) -> None:
-            """See `EPollReactor`."""
+            """Twisted's method: waits for events, and has each looked at."""
             selectables, act = self._selectables, self._doReadOrWrite
             events = self._poller.poll(-1 if timeout is None else timeout, len(selectables))
             for fd, event in events:

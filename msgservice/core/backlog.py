@@ -509,9 +509,9 @@ class Backlog:
         by_first, settle = open_.by_first, self.settle
         for first, last in ranges:
             run = by_first.get(first)
-            if run is None:
-                run = open_.lowest()
-                if run is not None and run.first < first:
+            if run is None and by_first:
+                run = by_first[open_.firsts[open_.head]]  # the lowest
+                if run.first < first:
                     run = None
             # A run from its beginning on, or all that is open below its end: what lies before the
             # lowest one is for others, and the other side's ranges have it as well.

@@ -170,7 +170,14 @@ class Flight:
         Of more than `runs_max` of them, or of ranges, the rest waits for `go_on`.
         Raises `NeverSent` if some of it was not sent on this connection; nothing is changed then.
         """
-        self._check_sent(ranges)  # of who shares, it is another one
+        sent = self._sent
+        if (
+            self._shares_backlog
+            or len(ranges) != 1
+            or len(sent.firsts) != 1
+            or not sent.firsts[0] <= ranges[0][0] <= ranges[0][1] <= sent.lasts[0]
+        ):  # else, as of most, all of it was sent
+            self._check_sent(ranges)  # of who shares, it is another one
         backlog, open_ = self._backlog, self._open
         before = len(open_)
         if before > runs_max or len(ranges) > runs_max:

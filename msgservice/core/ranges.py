@@ -16,8 +16,8 @@ _NONE: tuple[Range, ...] = ()
 class RangeSet:
     """A mutable set of integers; iterating gives its ranges as `(first, last)`, rising.
 
-    `firsts` and `lasts` are for who only wants to know whether there is any, or lets the last range
-    grow: nobody else changes them.
+    `firsts` and `lasts` are for who only wants to know whether there is any, lets the last range
+    grow, or puts in the first: nobody else changes them.
     """
 
     __slots__ = ("firsts", "lasts")

@@ -327,7 +327,11 @@ class Tracker:
                     ranges = watch.pending[state] = RangeSet()
                 touched[watch] = None
             assert ranges is not None
-            ranges.add(first, last)
+            if ranges.firsts:
+                ranges.add(first, last)
+            else:
+                ranges.firsts.append(first)
+                ranges.lasts.append(last)
 
     def decreed(self, receiver: str, ranges: Iterable[Range], status: Status, reason: str) -> None:
         """Ranges of positions were settled without an answer, and that is stored.
