@@ -12,7 +12,8 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
 from msgservice.core.frames import Ack, Nack, Transfer
-from msgservice.errors import Reject, Retry
+from msgservice.errors import MalformedFrame, Reject, Retry
+from msgservice.limits import BATCH_MESSAGES_MAX
 from msgservice.message import Action, Status, WireMessage
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
@@ -76,6 +77,19 @@ def test_long_runs_are_acknowledged_whole() -> None:
     world.run()
     assert [b"%d" % n for n in range(1000)] == world.handled
     assert [Ack([(1, 1000)])] == world.node.answers
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_run_of_more_messages_than_are_allowed_is_refused_before_it_is_decoded(more: int) -> None:
+    world = World(node=None)
+    count = BATCH_MESSAGES_MAX + more
+    world.node.offer([b""] * count)
+    world.run()
+    if more:
+        said = f"TRANSFER of {count} messages, from 1 to {BATCH_MESSAGES_MAX} are allowed"
+        assert world.fails(MalformedFrame(said))
+    else:
+        assert [Ack([(1, count)])] == world.node.answers
 
 
 def test_what_a_plain_handler_returns_is_no_business_of_the_receiver() -> None:
