@@ -13,7 +13,7 @@ from msgservice.cli.output import body_told, cut, moment, out, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages, whole_message
 from msgservice.cli.session import Session, Whole, node_options
 from msgservice.clock import Reactor
-from msgservice.core.reasons import shown
+from msgservice.core.reasons import first_line, shown
 from msgservice.core.subjects import check_name
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import WireMessage
@@ -84,7 +84,7 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
         one["status"],
         moment(one["stored_at"]),
         str(one["attempts"]),
-        cut(shown(one["reason"])),
+        cut(first_line(one["reason"])),
     )
 
 

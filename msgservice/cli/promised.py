@@ -11,6 +11,7 @@ from msgservice.cli.output import counted, moment
 from msgservice.cli.session import Session
 from msgservice.cli.times import seconds_of
 from msgservice.client.promise import Promise
+from msgservice.core.reasons import first_line
 
 
 def promise_of(
@@ -48,7 +49,7 @@ def promise_line(promise: Mapping[str, Any]) -> str:
     if promise["outcome"] == "open":
         return f"open: {wanted}; {has}"
     decided = f" at {moment(promise['decided_at'])}" if promise["decided_at"] else ""
-    why = f", {promise['reason']}" if promise["reason"] else ""
+    why = f", {first_line(promise['reason'])}" if promise["reason"] else ""
     cancels = promise["outcome"] == "broken" and promise["otherwise"] == "cancel"
     rest = "; what was surely not sent yet was cancelled" if cancels else ""
     return f"{promise['outcome']}{decided}{why}: {wanted}; {has}{rest}"

@@ -24,7 +24,7 @@ from msgservice.cli.session import (
 from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
 from msgservice.clock import Reactor
-from msgservice.core.reasons import shown
+from msgservice.core.reasons import first_line, shown
 from msgservice.message import Status
 from msgservice.records import PROMISE
 
@@ -171,7 +171,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         promise = row["promise"]
         became.append(f"its promise was {promise['outcome']}{_because(promise['reason'])}")
     if row["error"] is not None:
-        became.append(shown(row["error"]["message"]))
+        became.append(first_line(row["error"]["message"]))
     elif "due" in row:
         became.append(f"waits until it is due, at {moment(row['due'])}")
     elif not row["receivers"]:
@@ -187,7 +187,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _because(reason: str) -> str:
-    return f" ({shown(reason)})" if reason else ""
+    return f" ({first_line(reason)})" if reason else ""
 
 
 def _is_named(row: dict[str, Any], forget: Collection[str]) -> bool:

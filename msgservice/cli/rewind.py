@@ -27,9 +27,11 @@ from msgservice.cli.session import Interrupted, Session, node_options
 from msgservice.client.client import Client
 from msgservice.clock import Reactor
 from msgservice.core.subjects import check_name
+from msgservice.errors import BadValue, RequestFailed
 from msgservice.limits import INTEGER_MAX
 
 FIRST = 1 << 16  # the first position of all
+FIELDS = "first is --from, end is --to"  # as the node calls them
 LOOK_SECONDS = 0.2  # between two looks at how far it is
 
 
@@ -100,7 +102,12 @@ def rewind(
 
     async def work(reactor: Reactor) -> None:
         async with session.client(reactor) as client:
-            found = await _count(session, reactor, client, asked)
+            try:
+                found = await _count(session, reactor, client, asked)
+            except RequestFailed as error:
+                if error.code != BadValue.refusal_code or suspended:
+                    raise
+                raise RequestFailed(f"{error} ({FIELDS})", error.code) from None
 
             async def do() -> Done:
                 if not suspended:  # as it was counted

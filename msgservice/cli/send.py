@@ -43,6 +43,7 @@ from msgservice.client.promise import PromiseOutcome
 from msgservice.client.receipt import Receipt, Receipts
 from msgservice.clock import Reactor
 from msgservice.codecs import content_type_of
+from msgservice.core.reasons import first_line
 from msgservice.errors import MsgServiceError, NoReceiver, NotDelivered
 from msgservice.limits import MAX_BATCH_MAX, Limits
 from msgservice.message import Status
@@ -233,10 +234,17 @@ async def _send_one(
         if wait and status is not Status.ACKNOWLEDGED:
             known = receipt.run.known_of(receipt.sequence).changes
             reasons = {change.receiver: change.reason for change in known}
-            raise NotDelivered(receiver, status.name.lower(), reasons.get(receiver) or None)
+            why = _reason(session, reasons.get(receiver, ""))
+            raise NotDelivered(receiver, status.name.lower(), why or None)
     if outcome is not None and not outcome.kept:
         acknowledged = sum(status is Status.ACKNOWLEDGED for status in statuses.values())
-        raise PromiseBroken(outcome.reason, acknowledged, told["promise"]["need"])
+        why = _reason(session, outcome.reason)
+        raise PromiseBroken(why, acknowledged, told["promise"]["need"])
+
+
+def _reason(session: Session, reason: str) -> str:
+    """Return a reason as it is told: to people without its traceback."""
+    return reason if session.as_json else first_line(reason)
 
 
 async def _taken(
@@ -334,7 +342,7 @@ def _told(told: dict[str, Any], *, is_kept_only: bool) -> Group:
     stored = f"stored at log:{told['position']}"
     if "promise" in told:
         promise = told["promise"]
-        why = f": {promise['reason']}" if promise["reason"] else ""
+        why = f": {first_line(promise['reason'])}" if promise["reason"] else ""
         stored += f"; its promise was {promise['outcome']}{why}"
     if is_kept_only:
         return Group(f"{stored}, for who is made later; delivered to nobody now")

@@ -14,6 +14,7 @@ from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.promised import promise_line
 from msgservice.cli.session import Session, is_utf8, node_options
 from msgservice.clock import Reactor
+from msgservice.core.reasons import first_line
 from msgservice.errors import RequestFailed, UnknownMessage
 
 
@@ -126,7 +127,7 @@ def _facts(found: dict[str, Any]) -> Table:
 def _row(name: str, at: dict[str, Any]) -> tuple[str, ...]:
     copy, to = at.get("copy"), at.get("copy_to")
     again = "sent again" if to is None else f"sent again to {to}"
-    said = [cut(at["reason"] or ""), "" if copy is None else f"{again} as log:{copy}"]
+    said = [cut(first_line(at["reason"] or "")), "" if copy is None else f"{again} as log:{copy}"]
     return name, at["status"], str(at["attempts"]), "; ".join(filter(None, said))
 
 

@@ -183,7 +183,7 @@ def _letter(letter: DeadLetter) -> dict[str, Any]:
         "sequence": letter.sequence if letter.origin is None else letter.origin.sequence,
         "subject": letter.subject,
         "id": decode_messages(letter.message)[0].id,
-        "size": len(letter.message),
+        "size": letter.size,
         "reason": letter.reason,
         "attempts": letter.attempts,
         "at": letter.at,

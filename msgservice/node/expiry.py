@@ -130,19 +130,27 @@ class Expiry:
         return Deferred.fromCoroutine(self._act(now))
 
     async def _act(self, now: int) -> bool:
-        self._came, self._look_at = None, None
-        if self._again_at is not None and self._again_at <= now:
-            self._again_at, self._passed = None, (0, 0)
-        page = await self._log.expiring(self._passed, now, PAGE)
+        # What was to be done is forgotten when it is: where the log fails it is tried again.
+        self._came = None
+        again_at = self._again_at
+        is_again = again_at is not None and again_at <= now
+        page = await self._log.expiring((0, 0) if is_again else self._passed, now, PAGE)
         if page.batches:
             await self._decree(page)
+        if is_again:
+            self._again_at = None
         self._passed, self._next = page.at, page.next
         if self._came is not None:
             self._passed = min(self._passed, (self._came, 0))
             self._next = self._came if self._next is None else min(self._next, self._came)
         if self._next is not None and self._next <= now:
             return True
-        await self._end_pass()
+        self._look_at = None
+        try:
+            await self._end_pass()
+        except BaseException:
+            self._look_in(0)
+            raise
         return False
 
     async def _decree(self, page: Expiring) -> None:
@@ -179,9 +187,10 @@ class Expiry:
         # Of what was loaded the tracker hears from each receiver's progress. The rest is told from
         # the log: not before it is there, whether a receiver is away or connected.
         while self._decreed:
-            outlet, _ = self._decreed.popitem()
+            outlet = next(reversed(self._decreed))
             if outlets.get(outlet.row.number) is outlet:
                 await outlet.progress.decreed_stored()
+            self._decreed.pop(outlet, None)
         untold, self._untold = self._untold, {}
         until = self._time.now() + SLICE
         for (sender, incarnation), (first, last) in untold.items():
@@ -202,7 +211,12 @@ class Expiry:
             self._look_in(LOOK_AGAIN)
         if looked_at:
             end = position_of(self._tail.next_number) - 1
-            for account in await self._log.accounts(list(looked_at)):
+            try:
+                accounts = await self._log.accounts(list(looked_at))
+            except BaseException:
+                self._away.update(dict.fromkeys(looked_at.values()))
+                raise
+            for account in accounts:
                 oldest, outlet = account.oldest, looked_at[account.receiver]
                 if outlets.get(account.receiver) is outlet:
                     # Where nothing waits for it, all that was stored before it was asked is behind.

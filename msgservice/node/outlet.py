@@ -305,6 +305,8 @@ class Outlet:
                 f" and the receiver takes {flight.batch_max}"
             )
         waiting = self.backlog.first_waiting
+        if waiting is not None and not waiting.attempts and self._has_left:
+            waiting = None  # it takes that when it comes again, as all else
         waits = "" if waiting is None else self._last_nack or first_line(waiting.reason)
         if waits and not self.backlog.has_room:
             waits += (
@@ -319,6 +321,11 @@ class Outlet:
         if self.progress.letters_wait:
             return "the log could not store a dead letter yet: its lane waits for that"
         return self._unread or self.last_error or waits
+
+    @property
+    def _has_left(self) -> bool:
+        """Whether its connection has ended with a goodbye, and it was not failing then."""
+        return self._was_seated and self.connection is None and not self.last_error
 
     @property
     def _waits_for_room(self) -> bool:

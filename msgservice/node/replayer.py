@@ -29,7 +29,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.clock import Time
-from msgservice.errors import BadValue, LimitReached, LogFull, ReplayRuns
+from msgservice.errors import BadValue, LimitReached, LogFull, LogUnavailable, ReplayRuns
 from msgservice.interfaces import ILog
 from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.node.commits import Commits
@@ -116,7 +116,7 @@ class _Running:
         self.held_bytes = WAITING_BYTES
         self.ahead: _Ahead | None = None
         self.waits = ""  # why it does not go on, for people
-        self.is_called_off = False
+        self.is_called_off = self.is_ending = False
         self.over: Waiters[None] = Waiters()
         self.also: Replay | None = None  # what a node has lost: copied too, or before the rest
         self.widened: Waiters[None] = Waiters()
@@ -248,7 +248,15 @@ class Replayer:
         for running in self._running.values():
             running.let_go_of_place()
             self._drop_ahead(running)
+            if not running.is_ending:  # else it is over when that is stored
+                self._tell_stopped(running)
         self._let_go()
+
+    def _tell_stopped(self, running: _Running) -> None:
+        """Whoever waits for what the next group would have brought hears that none comes."""
+        error = LogUnavailable("the node stops")
+        running.over.fail(error)
+        running.widened.fail(error)
 
     def begin(
         self,
@@ -302,7 +310,9 @@ class Replayer:
         also = running.also
         running.also = lost if also is None else _both(also, lost)
         waiter = running.widened.wait()
-        if not running.is_busy:
+        if self._is_stopped:
+            self._tell_stopped(running)
+        elif not running.is_busy:
             self._widen(running)
         await waiter
 
@@ -333,11 +343,14 @@ class Replayer:
         """End a replay before its time, once what is under way for it is stored.
 
         What was copied stays. A receiver that starts is in audiences from then on, and has not had
-        the rest of its history. Returns how far it came; None where none runs.
+        the rest of its history. Returns how far it came; None where none runs. Raises
+        `LogUnavailable` where the node stops before that: it goes on with the next start.
         """
         running = self._running.get(number)
         if running is None:
             return None
+        if self._is_stopped and not running.is_ending:
+            raise LogUnavailable("the node stops")
         running.is_called_off = True
         waiter = running.over.wait()
         if not running.is_busy:
@@ -347,7 +360,7 @@ class Replayer:
 
     def _end(self, running: _Running) -> None:
         replay, row = running.replay, running.row
-        running.is_busy = True
+        running.is_busy = running.is_ending = True
         self._drop_ahead(running)
         ended = msgspec.structs.replace(replay, end=replay.next - 1)
         if replay.is_open:
@@ -357,7 +370,15 @@ class Replayer:
             self._leave_out(row, replay.next, replay.end)
         stored = self._store(row, ended)
         stored.addCallback(lambda _: self._is_over(running, ended))
-        stored.addErrback(lambda failure: self._logger.failure("ending a replay", failure))
+        stored.addErrback(self._not_ended, running)
+
+    def _not_ended(self, failure: Failure, running: _Running) -> None:
+        running.is_ending = False
+        if failure.check(LogUnavailable) and self._is_stopped:
+            self._tell_stopped(running)
+        else:
+            self._logger.failure("ending a replay", failure)
+            running.over.fail(failure)
 
     def _is_over(self, running: _Running, replay: Replay) -> None:
         number = running.row.number

@@ -151,6 +151,10 @@ class Relay:
 
         self.handed = 0  # rows that were handed over, since it was made
         self.settled = 0  # rows whose fate was written
+        self._renew()
+
+    def _renew(self) -> None:
+        """Be as one that was never started."""
         self._disk: DiskOutbox | None = None
         self._client: Client | None = None
         self._rows: RelayRows | None = None
@@ -201,6 +205,12 @@ class Relay:
             self._loop = Deferred.fromCoroutine(self._live())
             self._loop.addErrback(lambda f: self._logger.failure("a relay has ended", f))
         return waiting
+
+    def begin_again(self) -> Deferred[None]:
+        """Start, as `start` does, also where it has been stopped and that is over."""
+        if self._has_stopped or (self._is_stopping and self._loop is None):
+            self._renew()
+        return self.start()
 
     def stop(self) -> Deferred[None]:
         """Finish the step that runs, write what is known, leave; fires when done. May come twice.
@@ -581,15 +591,22 @@ class Relay:
 
 
 class _RelayService(Service):
-    """A Twisted service around a relay. What keeps it from starting is in the log."""
+    """A Twisted service around a relay. What keeps it from starting is in the log.
+
+    Started again it begins anew, once its stop is over.
+    """
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
+        self._stopping: Deferred[None] = succeed(None)
 
     def startService(self) -> None:
         super().startService()
-        starting = self._relay.start()
-        starting.addErrback(self._not_started)
+        self._stopping.addCallback(self._begin)
+
+    def _begin(self, _: object) -> None:
+        if self.running:  # else it was stopped again meanwhile
+            self._relay.begin_again().addErrback(self._not_started)
 
     def _not_started(self, failure: Failure) -> None:
         if failure.check(CancelledError, ClientClosed):
@@ -603,7 +620,10 @@ class _RelayService(Service):
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
-        return self._relay.stop()
+        stopped: Deferred[None] = Deferred()
+        self._stopping.addCallback(lambda _: self._relay.stop())
+        self._stopping.addCallback(stopped.callback)
+        return stopped
 
 
 def sqlite_at(url: str | None) -> Callable[[], sqlite3.Connection]:

@@ -660,3 +660,11 @@ def test_every_command_is_told_in_a_whole_sentence(
 ) -> None:
     told = msgservice(*group, "--help").out.partition("Commands:")[2]
     assert "..." not in told
+
+
+def test_47_what_a_rewind_refuses_names_its_options(msgservice: Command) -> None:
+    assert msgservice("receivers", "add", "rewound", "rewound").code == 0
+    for words in (["--from", str(1 << 40)], ["--from", str(1 << 16), "--to", "1"]):
+        refused = msgservice("rewind", "rewound", *words, "--yes")
+        assert refused.code == 1
+        assert refused.err.endswith(" (first is --from, end is --to)\n")

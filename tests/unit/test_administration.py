@@ -47,7 +47,7 @@ _LIST = (
 )
 _LETTER = (
     b'"position":65536,"sender":"shop/4cd9b7672d7fbee8/1","sequence":1,"subject":"orders.new",'
-    b'"id":null,"size":10,"reason":"no such customer \xe2\x98\x83","attempts":0,"at":8,"code":0'
+    b'"id":null,"size":158,"reason":"no such customer \xe2\x98\x83","attempts":0,"at":8,"code":0'
 )
 _PEEKED = (
     b'"position":65537,"sender":"shop/4cd9b7672d7fbee8/2","sequence":2,"subject":"orders.new",'

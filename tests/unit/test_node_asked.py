@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from msgservice import Limits
 from msgservice.core.frames import Ack, Nack, Transfer
 from msgservice.message import Action
-from tests.kit.nodes import NodeWorld, state_of
+from tests.kit.nodes import NodeWorld, ScriptedPeer, state_of
 
 ORDERS = {"subjects": ["orders.>"]}
 
@@ -149,3 +149,36 @@ def test_3_a_lane_that_is_stuck_with_little_behind_it_holds_up_no_other() -> Non
     world.settle()
     assert [b"another lane"] == billing.bodies()
     assert state_of(world, "billing").last_error == "boom"
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_who_has_left_orderly_has_no_error_for_what_it_did_not_take_any_more(
+    failed: bool,
+) -> None:
+    world = NodeWorld()
+    shop, billing = world.peer("shop"), world.peer("billing", receive=ORDERS)
+    shop.transfer(1, "orders.new", [b"one", b"two"])
+    world.settle()
+    (run,) = billing.take(Transfer)
+    action, said = (1, "no bank") if failed else (4, "receiver billing stops")
+    billing.nack(run.sequence, run.sequence + 1, action, 1, said)
+    world.settle()
+    assert said in last_error(shop)
+    billing.connection.bye()
+    world.settle()
+    billing.connection.close()
+    world.settle()
+    assert ("no bank" if failed else "") == last_error(shop)
+    again = world.peer("billing", receive=ORDERS)
+    world.settle(5)
+    for one in again.take(Transfer):
+        again.ack(one)
+    world.settle()
+    assert "" == last_error(shop)
+
+
+def last_error(peer: ScriptedPeer) -> str:
+    ok, page = peer.request("$node.receivers.list", {})
+    assert ok
+    found: str = page["receivers"][0]["last_error"]
+    return found

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.internet.defer import fail
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent
 
 from msgservice.core.backlog import Backlog
 from msgservice.core.frames import Nack, StatusFrame, Transfer
@@ -13,11 +15,12 @@ from msgservice.core.ranges import RangeSet
 from msgservice.core.refusal import Refusal
 from msgservice.core.runs import EXPIRED_REASON
 from msgservice.disk.database import rows
+from msgservice.errors import LogUnavailable
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status
-from msgservice.node.due import HELD_FOR
-from msgservice.node.expiry import LOOK_AGAIN
+from msgservice.node.due import AGAIN, HELD_FOR
+from msgservice.node.expiry import LOOK_AGAIN, TOLD_WITHIN
 from msgservice.records import Account, Resume, position_of
 from tests.kit.nodes import CountingLog, FailingLog, LateLog, NodeWorld, ScriptedPeer
 
@@ -194,6 +197,74 @@ def test_after_a_start_a_receiver_has_time_to_say_what_it_had(comes_back: bool) 
         world.settle(GRACE / 2 + 1)
         expected = ("billing", Status.EXPIRED, f"{EXPIRED_REASON} (it may have been handled)")
     assert told(shop) == {expected: [(1, 1)]}
+
+
+class UnreadLog:
+    """A log that cannot be read by these calls, each once, from when they are noted here."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self.fails: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.fails:
+            self.fails.discard(name)
+            return lambda *_: fail(LogUnavailable("the disk says no"))
+        return getattr(self._log, name)
+
+
+def unread_world() -> tuple[NodeWorld, UnreadLog]:
+    clock = Clock()
+    clock.advance(1000)
+    log = UnreadLog(MemoryLog(reactor=clock, limits=Limits()))
+    return NodeWorld(log=log, clock=clock), log
+
+
+def test_what_was_stored_before_a_start_expires_though_the_log_was_not_read_when_it_was_due(
+    logged_failures: list[LogEvent],
+) -> None:
+    world, log = unread_world()
+    shop = world.peer("shop", status_from=1)
+    world.peer("billing", receive=ORDERS)
+    shop.transfer(1, "orders.new", [b"one"], ttl=15_000)
+    world.settle()
+    world.node.stopService()
+    world.settle(10)
+    world.start()
+    shop = world.peer("shop", status_from=1)
+    world.settle(GRACE - 1)
+    log.fails = {"expiring"}
+    world.settle(1.5)
+    assert not log.fails
+    assert told(shop) == {}
+    world.settle(2)
+    expected = ("billing", Status.EXPIRED, f"{EXPIRED_REASON} (it may have been handled)")
+    assert told(shop) == {expected: [(1, 1)]}
+    assert ["the disk says no"] == [str(each["log_failure"].value) for each in logged_failures]
+    logged_failures.clear()
+
+
+@pytest.mark.parametrize("call", ["expiring", "accounts"])
+def test_what_others_have_settled_is_told_though_the_log_was_not_read(
+    call: str, logged_failures: list[LogEvent]
+) -> None:
+    world, log = unread_world()
+    shop = world.peer("shop", status_from=1)
+    away(world)
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle(LOOK_AGAIN)
+    assert shop.request("$node.receivers.purge", {"name": "billing"})[0]
+    log.fails = {call}
+    world.settle(TOLD_WITHIN + 0.1)
+    assert not log.fails
+    world.settle(2 * AGAIN)
+    assert {("billing", Status.CANCELLED): [(1, 1)]} == {
+        key[:2]: ranges for key, ranges in told(shop).items()
+    }
+    # And its cursor has passed what nobody is to get: it keeps nothing in the log.
+    assert position_of(2) - 1 == world.node.parts.directory.named("billing").cursor
+    assert ["the disk says no"] == [str(each["log_failure"].value) for each in logged_failures]
+    logged_failures.clear()
 
 
 def test_what_comes_after_a_start_waits_for_no_grace() -> None:

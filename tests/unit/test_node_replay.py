@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 
 from msgservice.core.copies import REPLAY_OF
 from msgservice.core.frames import Transfer
-from msgservice.errors import LimitReached
+from msgservice.errors import LimitReached, LogUnavailable
 from msgservice.identity.rules import Rules
 from msgservice.identity.users import User
 from msgservice.limits import Limits
@@ -271,6 +271,37 @@ def test_47_a_rewind_is_called_off_and_what_was_copied_stays() -> None:
     assert told["copied"] == len(billing.copies)
     ask(shop, "rewind", name="billing")  # and another may begin
     world.settle()
+
+
+@pytest.mark.parametrize("asked", ["before", "behind"])
+def test_47_who_calls_a_rewind_off_while_the_node_stops_is_told_so(asked: str) -> None:
+    clock = Clock()
+    log = LateLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(log=log, clock=clock)
+    shop = world.peer("shop")
+    taking(world)
+    send(shop, range(1, 4))
+    log.is_late = True
+    ask(shop, "rewind", name="billing")  # its first page is being read
+    told: list[Any] = []
+
+    def call_off() -> None:
+        ending = Deferred.fromCoroutine(world.node.parts.operations.call_off("billing"))
+        ending.addBoth(told.append)
+
+    if asked == "before":
+        call_off()
+        world.settle()
+        assert not told
+    world.node.stopService()
+    if asked == "behind":
+        call_off()
+    world.settle()
+    (failure,) = told
+    assert isinstance(failure.value, LogUnavailable)
+    assert "the node stops" == str(failure.value)
+    world.settle(Limits().stop_timeout)
+    assert not world.node.is_running
 
 
 def test_47_what_cannot_be_rewound_is_refused_and_says_why() -> None:
