@@ -894,6 +894,20 @@ _ALL = [
         catcher=_by("outbox", "more bytes than the window"),
     ),
     Mutant(
+        name="window-not-enforced-where-nothing-else-limits",
+        at=f"{FLIGHT}.take_transfers",
+        old="flying + run.count > self.window_messages",
+        new="flying + run.count > self.window_messages + 1",
+        catcher=_by("outbox", "more messages than the window"),
+    ),
+    Mutant(
+        name="one-answer-about-what-was-not-sent-is-believed",
+        at=f"{FLIGHT}.receive_acks",
+        old="<= ranges[0][0] <= ranges[0][1] <= sent.lasts[0]",
+        new="<= ranges[0][0] <= ranges[0][1]",
+        catcher=_by("outbox", "an answer about what was not sent is believed"),
+    ),
+    Mutant(
         name="unsorted-resend",
         at="msgservice.core.runs:ReadyQueue.push",
         old="heapq.heappush(back, run.first)",
