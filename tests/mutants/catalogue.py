@@ -823,6 +823,22 @@ _ALL = [
         catcher=_test("tests/unit/test_deadlines.py -k walk", "walk"),
     ),
     Mutant(
+        name="who-moves-what-is-due-is-told-where-something-goes",
+        at="msgservice.node.commits:Commits._stored",
+        old="in under_way.moving:",
+        new="in under_way.moving if is_more else ():",
+        catcher=_delayed("test_43_nothing_but_what_has_no_place_for_its_receivers_is_tried_again"),
+    ),
+    Mutant(
+        name="a-client-begins-a-run-of-nothing-whatever-it-says",
+        at="msgservice.client.gathering:Gathering.__init__",
+        old="self.begin_bytes = -1",
+        new="self.begin_bytes = 0",
+        catcher=_test(
+            "tests/unit/test_client_lone.py -k default_of_a_client", "default_of_a_client"
+        ),
+    ),
+    Mutant(
         name="what-was-moved-is-told-from-the-log-page-by-page",
         at="msgservice.node.tracker:Tracker._history",
         old="first <= missed[0] and missed[1] <= last",
