@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from msgservice.log.inline import (
     INLINE_BYTES,
     INLINE_PROGRESS,
     INLINE_ROWS,
+    PAUSE_FACTOR,
     PAUSE_MAX,
     PAUSE_MIN,
     QUICK,
@@ -172,6 +174,19 @@ def test_a_disk_that_stays_slow_takes_a_fiftieth_of_the_time() -> None:
         ruled.commits(QUICK * 2)  # one is enough: the spell goes on
         slow += QUICK * 2
     assert slow <= (ruled.now - began) / 50
+
+
+@pytest.mark.parametrize("seconds", [STALLED * 1.5, 2.0, 10.0])
+def test_a_disk_that_stalls_again_and_again_holds_the_reactor_up_once_in_each_pause(
+    seconds: float,
+) -> None:
+    ruled, random = Ruled(), Random(f"stalls {seconds}")
+    began, stalls = ruled.now, 50
+    for _ in range(stalls):
+        ruled.commits(*[0.0002] * random.choice((0, 1, RECENT, RECENT * 3)), seconds)
+        ruled.pause()
+    pause = min(PAUSE_FACTOR * seconds, PAUSE_MAX)
+    assert stalls * (seconds + pause) <= ruled.now - began
 
 
 @pytest.mark.parametrize(
