@@ -56,7 +56,10 @@ if EPollReactor is not None:
             if self._ends:
                 ends, self._ends = self._ends, []  # what these ask for is of the next turn
                 for end in ends:
-                    end.come()
+                    try:
+                        end.come()
+                    except Exception:  # a fault of one of them is not the others'
+                        log.err()
 
         def timeout(self) -> float | None:
             """Twisted's method: returns the seconds that may be waited for events."""

@@ -100,6 +100,23 @@ def test_a_call_that_was_cancelled_is_not_made(reactor: Any) -> None:
     assert ["made"] == made
 
 
+def test_a_call_that_fails_keeps_no_other_from_being_made(
+    reactor: Any, logged_failures: list[LogEvent]
+) -> None:
+    made: list[str] = []
+
+    def fail() -> None:
+        raise ValueError("a fault of its own")
+
+    reactor.at_turns_end(fail)
+    reactor.at_turns_end(lambda: made.append("made"))
+
+    reactor.runUntilCurrent()
+
+    assert ["made"] == made
+    logged_failures.clear()  # by Twisted, where something listens to its old log
+
+
 def test_the_timers_of_a_node_wait_for_no_timer_of_the_reactor_to_be_called_at_once(
     reactor: Any,
 ) -> None:
