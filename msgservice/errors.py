@@ -648,7 +648,7 @@ class OutboxOfAnother(LogError):
 
 
 class OutboxTableTaken(MsgServiceError):
-    """An outbox table is relayed with another outbox, or was by a copy of this one.
+    """An outbox table is not this relay's: another outbox has it, or this one is another table's.
 
     `table`: its name.
     """

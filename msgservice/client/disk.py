@@ -53,6 +53,7 @@ class DiskOutbox:
     ) -> None:
         self.file = file
         self.identity = snapshot.identity  # of the file: no renewal changes it
+        self.relayed = snapshot.relayed  # the outbox table that it is of; empty: of none, as yet
         self.kept = snapshot.kept  # the last sequence of a run that is on disk
         self._keeps_receipts = keeps_receipts
         self.receipts = OpenReceipts(
@@ -144,6 +145,12 @@ class DiskOutbox:
         if untaken != self.untaken:
             self.untaken = untaken
             self.file.note_untaken(untaken)
+
+    def note_relayed(self, table: str) -> None:
+        """Keep the name of the outbox table whose rows are handed over by this file."""
+        if table != self.relayed:
+            self.relayed = table
+            self.file.note_relayed(table)
 
     # --- receipts
 

@@ -118,6 +118,10 @@ _VERSION_10 = receipt_rows.AGING
 _VERSION_11 = """
 alter table head add column untaken text not null default '[]';     -- JSON, see `client.acked`
 """
+# Of a relay: the rows of another table would take what became of this one's for their own.
+_VERSION_12 = """
+alter table head add column relayed text not null default '';       -- the table that it is of
+"""
 SCHEMA = Schema(
     0x6D736F62,
     (
@@ -132,6 +136,7 @@ SCHEMA = Schema(
         _VERSION_9,
         _VERSION_10,
         _VERSION_11,
+        _VERSION_12,
     ),
     sums_since=2,
 )  # "msob"
@@ -167,6 +172,7 @@ class OutboxSnapshot:
     untaken: tuple[Untaken, ...] = ()  # as `note_untaken` was
     kept: int = 0  # the last sequence of a run that was ever written
     identity: str = ""  # of the file, for as long as there is one
+    relayed: str = ""  # as `note_relayed` was last told
 
 
 class OutboxFile:
@@ -223,6 +229,7 @@ class OutboxFile:
         self._gone_bytes = 0
         self._log_id: str | None = None  # noted, and not yet on disk
         self._untaken: str | None = None  # noted as JSON, and not yet on disk
+        self._relayed: str | None = None
         self._committing: Deferred[Any] | None = None
         self._written = 0
 
@@ -252,13 +259,14 @@ class OutboxFile:
         self._file.migrate(db, SCHEMA)
         head = one(
             db,
-            "select incarnation, sequence, renewals, log_id, turn, kept, identity, sender, untaken"
-            " from head",
+            "select incarnation, sequence, renewals, log_id, turn, kept, identity, sender, untaken,"
+            " relayed from head",
         )
         if head is None:
-            head = (self._entropy(16).hex(), 0, 0, "", 0, 0, "", "", "[]")
-            db.execute("insert into head values (1, ?, ?, ?, ?, ?, ?, ?, ?, ?)", head)
-        incarnation, sequence, self._renewals, log_id, turn, kept, identity, sender, said = head
+            head = (self._entropy(16).hex(), 0, 0, "", 0, 0, "", "", "[]", "")
+            db.execute("insert into head values (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", head)
+        incarnation, sequence, self._renewals, log_id, turn, kept, identity, *rest = head
+        sender, said, relayed = rest
         if not identity:
             identity = self._entropy(16).hex()
             db.execute("update head set identity = ?", (identity,))
@@ -295,6 +303,7 @@ class OutboxFile:
             untaken=tuple(untaken),
             kept=kept,
             identity=identity,
+            relayed=relayed,
         )
         left.first_page = ()
         return snapshot, Mark(_MARKED, sequence, self._renewals, 0)
@@ -470,6 +479,10 @@ class OutboxFile:
         """
         self._untaken = as_json(untaken)
 
+    def note_relayed(self, table: str) -> None:
+        """Keep the name of the table whose rows are here; written with the next of them."""
+        self._relayed = table
+
     def renew(self) -> Deferred[str]:
         """Take a new incarnation (SEMANTICS 4, 6); fires with it when it is synced.
 
@@ -557,6 +570,7 @@ class OutboxFile:
                 self._gone += gone
                 self._log_id = heads.log_id if self._log_id is None else self._log_id
                 self._untaken = heads.untaken if self._untaken is None else self._untaken
+                self._relayed = heads.relayed if self._relayed is None else self._relayed
             else:
                 self.settled_to = settled_to
                 self._note(rows_added, result)
@@ -588,8 +602,8 @@ class OutboxFile:
 
     def _take_heads(self) -> _Heads:
         """Return what is to be changed in the head; it waits no more."""
-        heads = _Heads(self._log_id, self._untaken)
-        self._log_id = self._untaken = None
+        heads = _Heads(self._log_id, self._untaken, self._relayed)
+        self._log_id = self._untaken = self._relayed = None
         return heads
 
     def _note(self, added: int, receipts: _Receipts) -> None:
@@ -720,6 +734,7 @@ class _Heads(NamedTuple):
 
     log_id: str | None
     untaken: str | None
+    relayed: str | None
 
 
 class _Open:

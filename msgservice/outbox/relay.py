@@ -378,6 +378,7 @@ class Relay:
             deletes=deletes,
             looks_from=looks_from,
             max_batch=self._limits.max_batch,
+            relayed=disk.relayed,
         )
 
     async def _hand_over(self, parcels: list[Parcel]) -> None:
@@ -426,6 +427,7 @@ class Relay:
         self._again = False
         written, self._pending = self._pending[: len(step.fates)], self._pending[len(step.fates) :]
         assert self._disk is not None
+        self._disk.note_relayed(self.table.names.name)  # it was claimed, before any row leaves
         for fate in written:
             self._disk.let_go(fate.first, fate.last)
             self.settled += fate.last - fate.first + 1

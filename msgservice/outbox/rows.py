@@ -98,7 +98,8 @@ class Step:
     `kept`: the last sequence in the outbox's file; `next`: the one that is given next. `fates`: to
     be written, at `now`, ms. `rows`, `size`: as many may be taken, 0 rows: none. `again`: what was
     taken and not handed over waits again. `looks_from`: rows that were handed over are listed, from
-    this sequence on, or None. `max_batch`: of the node, bytes.
+    this sequence on, or None. `max_batch`: of the node, bytes. `relayed`: the table that the
+    outbox's file is of, as it says; empty where it says none.
     """
 
     now: int
@@ -111,6 +112,7 @@ class Step:
     deletes: bool = False
     looks_from: int | None = None
     max_batch: int = 0
+    relayed: str = ""
 
 
 @dataclass(slots=True)
@@ -286,6 +288,13 @@ class RelayRows:
         given = step.next - 1
         self._execute(cursor, _CLAIMED if self._is_sqlite else _CLAIMED_LOCKED)
         found = self._tuples(cursor)
+        is_claimed = bool(found) and found[0][0] == self._identity  # by another name, maybe
+        if not is_claimed and step.relayed not in ("", name):
+            raise OutboxTableTaken(
+                name,
+                f"cannot be relayed with an outbox file that is of the table {step.relayed}: each"
+                " table needs a file of its own",
+            )
         if not found:
             # Of rows that were handed over nobody says by whom, unless that was this relay.
             if self._assigned is not None:

@@ -528,6 +528,29 @@ async def test_a_lost_outbox_is_told_and_taking_over_loses_nothing(
 
 
 @pytest_twisted.ensureDeferred
+async def test_one_file_is_of_one_table_and_says_which(
+    tmp_path: Path, address: str, db: sqlite3.Connection
+) -> None:
+    second = OutboxTable("second_outbox")
+    second.create(db)
+    numbers(db, 3)
+    async with relaying(address, tmp_path):
+        await until(lambda: states(db) == {"nobody": 3})
+    second.enqueue(db, "orders.new", b"of the second")
+    db.commit()
+    said = "second_outbox cannot be relayed .* is of the table msgservice_outbox"
+    with pytest.raises(OutboxTableTaken, match=said):
+        await relay_of(address, tmp_path, table=second).start()
+    assert [("waiting",)] == db.execute("select state from second_outbox").fetchall()
+    numbers(db, 3)
+    async with relaying(address, tmp_path):  # and the first goes on
+        await until(lambda: states(db) == {"nobody": 6})
+    async with relaying(address, tmp_path, table=second, outbox=tmp_path / "second.db"):
+        settled = "select state from second_outbox where state = 'nobody'"
+        await until(lambda: bool(db.execute(settled).fetchall()))
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_service_relays_while_it_runs(
     tmp_path: Path, address: str, db: sqlite3.Connection
 ) -> None:

@@ -601,3 +601,29 @@ def test_the_limits_of_the_table_bind_its_relay(world: World) -> None:
     relay = RelayRows(world.connect, table, identity=MINE, keep=None, keep_failed=None)
     world.open.append(relay)
     assert [2, 2] == [len(run) for run in taken_bodies(relay.step(step()))]
+
+
+@pytest.mark.parametrize("take_over", [False, True])
+def test_a_file_of_another_table_is_refused_and_both_are_named(
+    world: World, take_over: bool
+) -> None:
+    world.enqueue(b"0", b"1")
+    world.relay(OTHER).step(step(rows=1))
+    before = world.all("state, sequence")
+    said = "msgservice_outbox cannot be relayed .* of the table orders_outbox: each table needs"
+    with pytest.raises(OutboxTableTaken, match=said):
+        world.relay(take_over=take_over).step(step(kept=7, relayed="orders_outbox"))
+    assert before == world.all("state, sequence")
+    # One that nobody has relayed yet is left as it is, too.
+    world.db.execute("delete from msgservice_outbox_relay")
+    world.db.commit()
+    with pytest.raises(OutboxTableTaken, match=said):
+        world.relay(take_over=take_over).step(step(kept=7, relayed="orders_outbox"))
+    assert before == world.all("state, sequence")
+
+
+def test_a_table_that_was_renamed_is_still_the_one_of_its_file(world: World) -> None:
+    world.enqueue(b"0", b"1")
+    world.relay().step(step(rows=1))
+    taken = world.relay().step(step(kept=1, relayed="as_it_was_called"))
+    assert [[b"1"]] == taken_bodies(taken)

@@ -304,7 +304,7 @@ def test_a_small_file_of_before_there_were_sums_is_brought_up(kind: str, tmp_pat
     if kind == "outbox":
         db.execute("drop table receipt")
         db.execute("alter table head drop column renewals")
-        for column in ("log_id", "kept", "identity", "sender", "untaken"):
+        for column in ("log_id", "kept", "identity", "sender", "untaken", "relayed"):
             db.execute(f"alter table head drop column {column}")
         for column in ("ttl", "handed_at", "delay", "promise"):
             db.execute(f"alter table run drop column {column}")
