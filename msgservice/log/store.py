@@ -59,10 +59,10 @@ E = TypeVar("E", bound=Entry)
 # folded once and not a hundred times, small enough that folding it does not hold up a group for
 # more than some 20 ms, and that replay at start stays below a second.
 CHECKPOINT_BYTES = 16 * 1024 * 1024
-# What a page of a replay counts for more than it has, towards the next fold: others may wait for
-# that, and nearly all that it writes is pages of the file that nothing else has written. To fold
-# 16 MiB of these takes 26 ms, which is what the slowest messages of others would wait for.
-FOLD_AHEAD = 1024 * 1024
+# What a page of a replay counts for at least, towards the next fold. Small ones are made where
+# others wait for the log, and nearly all that they write is pages of the file that nothing else has
+# written. To fold 16 MiB of these takes 26 ms, which the slowest messages of others would wait for.
+REPLAY_PAGE_LEAST = 1024 * 1024
 # Beyond this the WAL is begun anew even if that means waiting for the reader's page.
 WAL_BYTES = 4 * CHECKPOINT_BYTES
 AGES_KEPT = 256  # of the time that history is kept, how finely its age is known
@@ -419,7 +419,12 @@ class Store:
             raise
         if self._faults is not None:
             self._faults("after commit")
-        self._written += staged.written + FOLD_AHEAD * len(pages)
+        self._written += staged.written
+        if pages:
+            assert type(entry) is Append
+            for page in entry.pages:
+                size = sum([batch.size for batch in page.copies])
+                self._written += max(0, REPLAY_PAGE_LEAST - size)
         self._write_mark()
         if type(entry) is Append and (entry.own or pages or letters):
             count = len(outcomes) - len(entry.batches)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from msgservice.limits import INTEGER_MAX, Limits
-from msgservice.log.store import CHECKPOINT_BYTES, FOLD_AHEAD, Store
+from msgservice.log.store import CHECKPOINT_BYTES, REPLAY_PAGE_LEAST, Store
 from msgservice.records import REWIND, START, Batch, Replay, ReplayPage, position_of
 from tests.kit.logs import Driver, make_batch
 
@@ -81,7 +81,7 @@ def test_pages_of_a_replay_are_folded_in_before_very_many_of_them_wait(
     row = Replay(1, START, 0, 0, INTEGER_MAX)
     log.append(replays=[row])
     monkeypatch.setattr(Store, "checkpoint", counted)
-    each = CHECKPOINT_BYTES // FOLD_AHEAD
+    each = CHECKPOINT_BYTES // REPLAY_PAGE_LEAST
     for _ in range(3 * each - 1):
         moved = msgspec.structs.replace(row, next=row.next + 1)
         stored.append(ReplayPage(row.next, moved))
