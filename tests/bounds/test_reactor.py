@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+import msgspec
 import pytest
 from twisted.logger import LogEvent
 
 from msgservice.connection import Connection
 from msgservice.core.frames import (
+    CANCEL_RANGES_MAX,
     KINDS,
     Auth,
     Bye,
+    Cancel,
+    Frame,
     ReceiveOptions,
+    Request,
     ResumeFrame,
     Transfer,
     encode_frame,
 )
 from msgservice.core.session import State
 from msgservice.credentials import THIS_PROCESS
-from msgservice.limits import Limits
-from msgservice.message import Status
+from msgservice.limits import INTEGER_MAX, Limits
+from msgservice.message import Status, encode_bodies
 from tests.bounds.cases import ANSWERS, largest, reads, smallest
 from tests.bounds.meter import LIMIT, Meter, TooMuchWork
 from tests.bounds.stage import NodeStage, TurnClock, hello
@@ -208,6 +214,54 @@ def test_twice_as_many_answers_cost_twice_as_much(name: str, inline: Literal["on
         totals.append((*costs, stage.metered.steps_all))
     for few, many in zip(*totals, strict=True):
         assert many <= GROWTH * few + 20_000, totals
+
+
+CALLS = Limits().requests
+# What an asker may give up in one read: how far apart the ids of its calls are (0: in one frame),
+# what it has given up before, and what it says.
+GIVEN_UP: dict[str, tuple[int, list[Cancel], Callable[[], Iterable[Frame]]]] = {
+    "all": (10, [], lambda: [Cancel([(0, INTEGER_MAX)])]),
+    "each alone": (10, [], lambda: (Cancel([(10 * n, 10 * n)]) for n in range(1, CALLS + 1))),
+    "every other of a frame": (0, [], lambda: [Cancel([(n, n) for n in range(1, CALLS, 2)])]),
+    "the same again and again": (
+        0,
+        [Cancel([(1, CALLS - 1)])],
+        lambda: itertools.repeat(Cancel([(1, CALLS - 1)])),
+    ),
+    "none, between them": (
+        10,
+        [],
+        lambda: (Cancel([(10 * n + 1, 10 * n + 9)]) for n in itertools.count(1)),
+    ),
+    "none, in many ranges": (
+        10,
+        [],
+        lambda: itertools.repeat(
+            Cancel([(10 * n + 1, 10 * n + 9) for n in range(CANCEL_RANGES_MAX)])
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN_UP)
+def test_what_an_asker_gives_up_in_one_read(name: str) -> None:
+    apart, before, said = GIVEN_UP[name]
+    stage = NodeStage()
+    stage.peer("desk", respond=["a"], features=["cancel"])
+    shop = stage.peer("shop")
+    for first in [10 * n for n in range(1, CALLS + 1)] if apart else [1]:
+        calls = encode_bodies([b""] * (1 if apart else CALLS))
+        shop.connection.send(Request(first, "a", msgspec.Raw(calls)))
+    for frame in before:
+        shop.connection.send(frame)
+    stage.settle()
+    pending = stage.node.parts.responders.pending
+    assert pending == (1 if before else CALLS)
+    meter = Meter()
+    hear(stage.far(shop), reads(said()), meter, stage.clock)
+    assert meter.over is None, meter.over
+    left = {"all": 0, "each alone": 0, "every other of a frame": CALLS // 2}.get(name, pending)
+    assert left == stage.node.parts.responders.pending
 
 
 def handed_over(count: int, subjects: int) -> ClientWorld:
