@@ -451,6 +451,20 @@ _ALL = [
         catcher=_swarm("keyed", "a key is stored twice"),
     ),
     Mutant(
+        name="who-said-a-key-again-is-not-told-what-is-undone",
+        at="msgservice.node.outlet_progress:OutletProgress.progress_stored",
+        old="self._tracker.decreed(name, [(one.first, one.last)], one.status, one.reason)",
+        new="pass",
+        catcher=_swarm("undo_key", "a receiver stalls", "a receipt never settles"),
+    ),
+    Mutant(
+        name="who-said-a-key-again-is-not-told-what-is-over",
+        at="msgservice.node.outlet_progress:OutletProgress.progress_stored",
+        old="self._tracker.decreed(name, [(one.first, one.last)], one.status, one.reason)",
+        new="pass",
+        catcher=_swarm("keyed_short", "a receipt never settles"),
+    ),
+    Mutant(
         name="a-key-counts-for-one-incarnation",
         at="msgservice.node.intake:Sender.of",
         old="scope = scope_of_user(user) if user else scope_of_sender(name)",
@@ -1035,8 +1049,8 @@ _ALL = [
     Mutant(
         name="a-run-taken-in-part-is-not-named",
         at=f"{INBOX}.taken",
-        old="take(after, last, arrival)",
-        new="take(after, last, arrival if last == arrival.parts[-1][1] else None)",
+        old="self.marks.remember(last, arrival)",
+        new="last == arrival.parts[-1][1] and self.marks.remember(last, arrival)",
         catcher=_test("tests/unit/test_inbox.py", "test_6_resume_names_a_run_that_was_taken"),
     ),
     Mutant(

@@ -574,6 +574,48 @@ def test_46_what_becomes_a_letter_while_letters_are_sent_again_is_sent_again_too
     assert fails(plan) is None
 
 
+def test_55_a_letter_that_is_sent_again_to_another_is_not_what_was_cancelled_there() -> None:
+    """A broken promise is cancelled at one receiver, and comes to it as the letter of the other."""
+    plan = Plan(
+        seed=520008,
+        limits={},
+        weather={"hold": 0.02},
+        cast=(
+            Part(kind="producer", name="shop", options={}),
+            Part(kind="producer", name="web", options={}),
+            Part(
+                kind="receiver",
+                name="library",
+                options={"patterns": (">",), "pause": 0.3, "fails": 0.4},
+            ),
+            Part(kind="receiver", name="picky", options={"patterns": (">",)}),
+        ),
+        ops=(
+            Op(at=24.527, kind="send", who="shop", args=("a.1", 1, 0, None, False)),
+            Op(at=55.604, kind="stop", who="picky", args=(34.888,)),
+            Op(at=56.234, kind="promise", who="web", args=("b.1", 1, 1, 3.376, True)),
+            Op(at=128.152, kind="requeue", who="library", args=("picky",)),
+        ),
+        world={},
+    )
+    assert fails(plan) is None
+
+
+def test_53_a_receipt_of_what_is_not_due_yet_is_told_later() -> None:
+    plan = Plan(
+        seed=510099,
+        limits={},
+        weather={},
+        cast=(Part(kind="producer", name="shop", options={"outbox": True}),),
+        ops=(
+            Op(at=1.061, kind="later", who="shop", args=("b.1", 1, 100.0, None)),
+            Op(at=1.127, kind="kill", who="shop", args=(0.05,)),
+        ),
+        world={},
+    )
+    assert fails(plan) is None
+
+
 # Seeds that found something, of which a test of its own stands where its kind lives: a letter that
 # was sent again as often as it came, what waits for a receiver counted twice, what was left of a
 # run that was cut behind what followed it, what had expired told before it was stored, and what has

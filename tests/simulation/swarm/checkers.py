@@ -230,9 +230,22 @@ class Check:
         for name in self._audience_of(sent):
             if not self._is_forgotten(sent) and not self._is_answered(sent, name):
                 return "a receiver stalls", name
-        if is_told and sent.settled is None:
+        if is_told and sent.settled is None and not self._has_no_place(sent):
             return "a receipt never settles", producer.name
         return "", ""
+
+    def _has_no_place(self, sent: Sent) -> bool:
+        """Whether what is due has no place: all sets of receivers have messages that are kept.
+
+        It is tried again until one of them makes room (DELIVERY 43), for as long as these are kept.
+        """
+        world, limits = self.world, self.world.limits
+        return (
+            sent.delay is not None
+            and limits.audiences < 100
+            and count_of(world, "select count(*) from audience") >= limits.audiences - 1
+            and count_of(world, "select count(*) from delayed") > 0
+        )
 
     def _audience_of(self, sent: Sent) -> tuple[str, ...]:
         """Whom a message is for: as was told, or as it must be where nobody was there to hear it.

@@ -44,6 +44,10 @@ class Keys(Family):
         """Hand over what has this key, to be delivered later, with whichever delay."""
         self._hand_over(who, slot, variant, delay=delay)
 
+    def do_keyed_short(self, who: str, slot: int, variant: int, ttl: float) -> None:
+        """Hand over what has this key, and expires."""
+        self._hand_over(who, slot, variant, ttl=ttl)
+
     def do_keyed_keep(self, who: str, slot: int, variant: int) -> None:
         """Hand over what has this key, and is retained."""
         sent = self._hand_over(who, slot, variant, retain=True)
@@ -59,7 +63,7 @@ class Keys(Family):
         # Who gets it was decided for the first of them.
         at = uses[0].at if uses else now
         sent = Sent(body, who, producer.lives, subject, None, at, 0, key=f"slot-{slot}")
-        sent.handed_at, sent.delay = now, options.get("delay")
+        sent.handed_at, sent.delay, sent.ttl = now, options.get("delay"), options.get("ttl")
         sent.retain = "keep" if options.get("retain") else ""
         if not producer.hand_over(sent, idempotency_key=sent.key, **options):
             return None
@@ -79,7 +83,7 @@ class Keys(Family):
     def drain_seconds(self) -> float:
         """See `Family`. Beyond the limit of keys a new one waits until others are over."""
         limits, now = self.world.limits, self.world.now
-        left = [one.handed_at + (one.delay or 0.0) - now for one in self.handed_over()]
+        left = [one.handed_at + (one.delay or one.ttl or 0.0) - now for one in self.handed_over()]
         until_due = max(0.0, *left, 0.0) if left else 0.0
         if not self.uses or limits.idempotency_keys >= 100:
             return until_due

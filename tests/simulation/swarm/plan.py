@@ -470,6 +470,7 @@ def _reorder(random: Random, plan: Plan) -> Plan:
 POOL = "pool"  # the receiver that workers share
 KEYED = 100  # the first slot of a key that comes with other options
 UNDONE = 200  # … and of one that is used to take back what was sent with it
+OVER = 300  # … and of one whose message is settled without an answer
 THEFTS = ("guess", "skip", "name")
 
 
@@ -554,6 +555,7 @@ TIMED = (
     "keep_short",
     "later_short",
     "keyed_later",
+    "keyed_short",
     "leave",
     "promise",
 )
@@ -859,6 +861,38 @@ def _keyed_more(drawing: Drawing) -> list[Op]:
     return [*ops, *(Op(drawing.at(), "join", name, (pick(patterns),)) for name in late)]
 
 
+def _keyed_over(drawing: Drawing) -> list[Op]:
+    """Keys that a program says again in its next life, of what nobody is there to answer.
+
+    It is taken back then, or expires: who said it last waits for that as who said it first.
+    """
+    random, pick = drawing.random, drawing.random.choice
+    away = [part.name for part in drawing.cast if part.kind in ("receiver", "scripted")]
+    ops: list[Op] = []
+    for slot in range(OVER, OVER + random.randint(1, 4)):
+        who, expires = pick(drawing.producers), random.random() < 0.5
+        # Behind all else nobody connects again, and is told then.
+        at = pick((drawing.at(), drawing.span + random.uniform(0.0, 3.0)))
+        for name in away:
+            if random.random() < 0.7:
+                seconds = round(pick((3.0, 10.0, 30.0)) * random.uniform(0.7, 1.3), 3)
+                ops.append(Op(round(at, 3), pick(("kill", "stop")), name, (seconds,)))
+        ttl = round(pick((2.0, 8.0)) * random.uniform(0.7, 1.3), 3)
+        kind, args = ("keyed_short", (slot, 0, ttl)) if expires else ("keyed", (slot, 0))
+        at += random.uniform(0.05, 0.5)
+        for _ in range(random.choice((1, 2, 2, 3))):
+            ops.append(Op(round(at, 3), kind, who, args))
+            if random.random() < 0.7:
+                at += random.uniform(0.01, 0.3)
+                seconds = round(random.uniform(0.05, 0.5), 3)
+                ops.append(Op(round(at, 3), "kill", who, (seconds,)))
+                at += seconds
+            at += random.uniform(0.05, 1.0)
+        if not expires:
+            ops.append(Op(round(at + pick((0.0, 0.5, 3.0)), 3), "undo_key", who, (slot,)))
+    return ops
+
+
 def _leaving(drawing: Drawing) -> list[Op]:
     """Receivers that may be away for so long, and are, or not quite."""
     random, pick = drawing.random, drawing.random.choice
@@ -1028,6 +1062,9 @@ def draw(seed: int, *, options: bool = True) -> Plan:
         world["timers"] = "wall"
     if options:
         world["inline"] = Random(f"inline {seed}").choice(("on", "off"))
+        if Random(f"stays {seed}").random() < 0.5:
+            # Producers keep their connections at the end: what was not told them never is.
+            world["stays"] = True
     plan = Plan(
         seed=seed,
         limits=limits,
@@ -1054,6 +1091,7 @@ def draw(seed: int, *, options: bool = True) -> Plan:
     plan = _say_more(Random(f"promises {seed}"), plan, (_promises,))
     plan = _say_more(Random(f"receipts {seed}"), plan, (_receipts,))
     plan = _say_more(Random(f"undos {seed}"), plan, (_undos,))
+    plan = _say_more(Random(f"keyed over {seed}"), plan, (_keyed_over,))
     plan = _say_more(Random(f"reasons {seed}"), plan, (_reasons,))
     kinds = {op.kind for op in plan.ops}
     if "poison" not in kinds and "intrude" not in kinds:

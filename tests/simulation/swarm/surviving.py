@@ -218,10 +218,15 @@ class Surviving(Family):
             check.fail("a receipt is never told", f"{producer.name}: {one.receipt} {one.told}")
 
     def _waits(self, producer: ProducerParty, receipt: Receipt) -> bool:
-        """Whether some receiver of a message has not answered, as far as the program knows."""
+        """Whether some receiver of a message has not answered, as far as the program knows.
+
+        Or none can have, for the message is not due yet.
+        """
+        of = [one for one in producer.sent if _sequence(one) == receipt.sequence]
+        if any(self.world.now < one.at + one.delay + TOLD_SECONDS for one in of if one.delay):
+            return True
         if not receipt.receivers:
-            bodies = [one.body for one in producer.sent if _sequence(one) == receipt.sequence]
-            return not any(body in self.witness.accepted_over for body in bodies)
+            return not any(one.body in self.witness.accepted_over for one in of)
         return any(not status.final for status in receipt.statuses.values())
 
     def _check_log(self, check: Check, producer: ProducerParty, left: Left, sequence: int) -> None:

@@ -475,8 +475,9 @@ class World:
         self.run(0.5)
         for receiver in self.receivers.values():
             receiver.comes_back()
-        for producer in self.producers.values():
-            producer.cut()  # what was told before is told again
+        if not self.plan.world.get("stays"):
+            for producer in self.producers.values():
+                producer.cut()  # what was told before is told again
 
     def close(self) -> None:
         """End what holds files."""
