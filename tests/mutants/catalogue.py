@@ -4203,8 +4203,8 @@ _ALL = [
     Mutant(
         name="what-who-went-has-asked-stays",
         at=f"{RESPONDERS}.forget",
-        old="self._end(run)",
-        new="pass",
+        old="len(self._drop(run))",
+        new="0",
         catcher=_asked("an_asker_that_has_gone_leaves_nothing_and_its_answer_reaches_nobody"),
     ),
     Mutant(

@@ -120,13 +120,13 @@ def test_a_read_of_very_many_frames_leaves_others_their_turn() -> None:
 
 def test_requests_of_one_connection_are_answered_so_many_at_once() -> None:
     world = NodeWorld(Limits(answering=3))
-    waiting: list[Any] = []
+    waiting: list[tuple[Request, Any]] = []
 
     def answer(request: Request, who: Pass) -> Any:
         from twisted.internet.defer import Deferred
 
-        waiting.append(Deferred())
-        return waiting[-1]
+        waiting.append((request, Deferred()))
+        return waiting[-1][1]
 
     world.node.parts.admin.answer = answer  # type: ignore[method-assign]  # answers come when the test says
     wire = opened(world)
@@ -134,7 +134,8 @@ def test_requests_of_one_connection_are_answered_so_many_at_once() -> None:
     world.settle()
     assert 3 == len(waiting)
     for n in range(7):
-        waiting[n].callback(Reply([]))
+        request, answered = waiting[n]
+        answered.callback(Reply([(request.id, True, msgspec.Raw(b"\x01"))]))
         world.settle()
     assert 7 == len(waiting) == len(wire.take(Reply))
     assert wire.is_reading
