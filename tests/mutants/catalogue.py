@@ -1049,8 +1049,8 @@ _ALL = [
     Mutant(
         name="a-run-taken-in-part-is-not-named",
         at=f"{INBOX}.taken",
-        old="self.marks.remember(last, arrival)",
-        new="last == arrival.parts[-1][1] and self.marks.remember(last, arrival)",
+        old="self.marks.take(after, last, arrival)",
+        new="self.marks.take(after, last, arrival if last == arrival.parts[-1][1] else None)",
         catcher=_test("tests/unit/test_inbox.py", "test_6_resume_names_a_run_that_was_taken"),
     ),
     Mutant(
