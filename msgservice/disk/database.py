@@ -143,12 +143,16 @@ def telling_full(db: apsw.Connection) -> Iterator[None]:
 
 @contextmanager
 def waiting_shortly(db: apsw.Connection) -> Iterator[None]:
-    """Wait for other connections for a moment only, where what is done can be left for later."""
+    """Wait for other connections for a moment only, where what is done can be left for later.
+
+    What is done may close this connection, and open another: a disk has failed then.
+    """
     db.set_busy_timeout(SHORT_WAIT_MS)
     try:
         yield
     finally:
-        db.set_busy_timeout(BUSY_WAIT_MS)
+        with suppress(apsw.ConnectionClosedError):
+            db.set_busy_timeout(BUSY_WAIT_MS)
 
 
 def make_private(path: str | Path, files: Files = OS) -> None:

@@ -157,7 +157,7 @@ class Store:
         """Save, fold the WAL in and close."""
         try:
             if clean and self.failed is None:
-                self.save()
+                self.guard(self.save)
                 self.grow_older()
                 with waiting_shortly(self.db):
                     self.checkpoint(truncate=True)

@@ -258,6 +258,34 @@ def test_19_retention_takes_the_reserve_on_a_full_disk(faults: Faults, tmp_path:
     log.close()
 
 
+@pytest.mark.parametrize("what", ["sync", "write"])
+@pytest.mark.parametrize("name", [WAL, "log.db"])
+def test_19_a_disk_that_fails_once_while_the_log_is_closed_fails_no_stop(
+    faults: Faults, tmp_path: Path, what: str, name: str
+) -> None:
+    """What was told is written anew and synced, as after any failed sync."""
+    log = Driver("sqlite", tmp_path / "data", vfs="faulty").open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    log.append(*[make_batch(audience, i) for i in range(1, 20)])
+    struck: list[str] = []
+    strikes = once(name)
+
+    def fail(other: str) -> bool:
+        if strikes(other):
+            struck.append(other)
+            return True
+        return False
+
+    setattr(faults, what, fail)
+    log.close()
+    assert struck == [name]
+    again = Driver("sqlite", tmp_path / "data", vfs="faulty").open()
+    assert numbers(again.read([again.log.audience([1])])) == [*range(1, 20)]
+    assert again.wait(again.log.audit()) == []
+    again.close()
+
+
 def test_an_unknown_failure_of_one_group_leaves_no_trace(tmp_path: Path) -> None:
     """SEMANTICS 2: dedupe, counters and numbers are as before."""
     strike: list[str] = []
