@@ -601,6 +601,25 @@ def test_55_a_letter_that_is_sent_again_to_another_is_not_what_was_cancelled_the
     assert fails(plan) is None
 
 
+def test_an_undo_of_what_clears_a_subject_is_not_added_up_with_what_has_left_the_log() -> None:
+    plan = Plan(
+        seed=600034,
+        limits={"keep_bytes": 0},
+        weather={},
+        cast=(
+            Part(kind="producer", name="shop", options={}),
+            Part(kind="receiver", name="library", options={"patterns": ("a.1",)}),
+        ),
+        ops=(
+            Op(at=9.659, kind="send", who="shop", args=("a.2", 1, 0, None, False)),
+            Op(at=11.224, kind="keep", who="shop", args=("a.1", "clear")),
+            Op(at=12.498, kind="undo", who="shop", args=("receipt", 5, 2)),
+        ),
+        world={},
+    )
+    assert fails(plan) is None
+
+
 def test_53_a_receipt_of_what_is_not_due_yet_is_told_later() -> None:
     plan = Plan(
         seed=510099,

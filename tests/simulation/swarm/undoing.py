@@ -19,6 +19,7 @@ from msgservice.administration import UndoTold
 from msgservice.errors import MsgServiceError, UnknownMessage
 from msgservice.message import Status
 from tests.simulation.swarm.family import Family
+from tests.simulation.swarm.retained import Retained
 from tests.simulation.swarm.times import CallBack
 
 if TYPE_CHECKING:
@@ -205,8 +206,9 @@ class Undos(Family):
             self._check_key(check, undo, told, covered)
             return
         self._check_adds_up(check, undo, told, covered)
-        if len({one.receipt.sequence for one in covered if one.receipt}) != told.messages:
-            return  # of what clears a subject there is no `Sent`
+        known = {one.receipt.sequence for one in covered if one.receipt}
+        if len(known) != told.messages or self._clears(undo):
+            return
         for name, outcomes in told.receivers.items():
             of = [sent for sent in covered if name in sent.audience]
             self._check_stays(check, undo, name, Counter(outcomes), of)
@@ -236,12 +238,20 @@ class Undos(Family):
         is_whole = all(sent.receipt is not None for sent in covered) and not any(
             sent.delay is not None or sent.key is not None for sent in covered
         )
-        # Of what clears a subject there is no `Sent`.
-        is_whole = is_whole and len(sequences) == told.messages
+        is_whole = is_whole and len(sequences) == told.messages and not self._clears(undo)
         most = sum(len(sent.audience) for sent in covered)
         untold = [sent for sent in covered if sent.accepted_at is None]
         if is_whole and not untold and total > most:
             check.fail("an undo does not add up", f"{total}, {most} at most: {self._said(undo)}")
+
+    def _clears(self, undo: Undoing) -> bool:
+        """Whether it is about something that clears a subject: that is not among the messages.
+
+        And one of these may have left the log, so that as many are known as there are.
+        """
+        (retained,) = [one for one in self.world.families if isinstance(one, Retained)]
+        put = [sent for some in retained.put.values() for sent in some]
+        return any(sent.retain == "clear" and undo.covers(sent) for sent in put)
 
     def _check_stays(
         self, check: Check, undo: Undoing, name: str, outcomes: Counter[str], of: list[Sent]
