@@ -47,6 +47,7 @@ GATHER = 0.001  # seconds that progress waits for that of others
 # whoever waited for that would each time. Its own progress waits then, as answers that come with it
 # share its group.
 FEW_MESSAGES = 256
+FEW_BYTES = 64 * 1024  # that are not on disk, while messages come alone
 # Bytes of dead letters in one group, about: each has a copy of its message.
 GROUP_LETTERS = 4 * 1024 * 1024
 RETRY_DELAY = 1.0  # seconds after a group that failed, before the next
@@ -160,6 +161,7 @@ class Commits:
         "_audiences",
         "_awaited",
         "_batches_at",
+        "_batches_few",
         "_began",
         "_cancelling",
         "_decided",
@@ -239,6 +241,7 @@ class Commits:
         self._awaited: dict[Progressing, None] = {}  # few messages are in flight to these
         self._streaming: dict[Progressing, None] = {}  # very many are
         self._batches_at = -LIVE_FOR  # when a group began that had some
+        self._batches_few = False  # … of `FEW_BYTES`, at most
         self._pages: list[Deferred[PageOutcome]] = []  # of those of the next group
         self._running = False
         self._began = 0.0  # when the group under way was started; then, that which is being told
@@ -260,6 +263,14 @@ class Commits:
     def is_live(self) -> bool:
         """Whether somebody sends, and waits for the groups of all others."""
         return self._time.now() - self._batches_at < LIVE_FOR
+
+    @property
+    def is_lone(self) -> bool:
+        """Whether somebody sends a little at a time, for whom each millisecond is one.
+
+        Where very much is sent at once it is not: who catches up with that must not be slower.
+        """
+        return self._batches_few and self.is_live
 
     @property
     def is_stopped(self) -> bool:
@@ -539,6 +550,7 @@ class Commits:
         group.now, group.due_now = self._time.wall(), self._due_now()
         if group.batches:
             self._batches_at = self._began
+            self._batches_few = self.uncommitted_bytes <= FEW_BYTES
         if now:
             result: Appended | Failure | None
             try:

@@ -44,7 +44,7 @@ from msgservice.node.outlet_progress import Decreed, Letters, OutletProgress, Pr
 from msgservice.node.pace import Pace
 from msgservice.node.stored_bytes import QueuedBytes, StoredBytes
 from msgservice.node.stretches import Stretch
-from msgservice.node.supply import FOLLOWS, TURN_RUNS, State, Supply, UpTo
+from msgservice.node.supply import FOLLOWS, TURN_RUNS, PageRest, State, Supply, UpTo
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.receiver_options import STRICT, ReceiverOptions
@@ -217,6 +217,7 @@ class Outlet:
             loaded=loaded,
             tail=tail,
             log=log,
+            rest=PageRest(time, lambda: commits.is_lone),
             came=self._page_came,
             failed=self._page_failed,
             fault=self.fault,

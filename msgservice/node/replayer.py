@@ -4,8 +4,8 @@ A page is asked of the log while less than `WAITING_BYTES` wait for its receiver
 the row that says how far the replay is. So a replay goes as fast as its receiver, what it takes of
 the log is little at a time, and nothing has to be timed: after each group it is looked whose
 backlog has room now. A page takes no longer than it may (`page_size`). While anybody sends, whose
-messages wait for the group of a page, that is `LIVE_SECONDS`, and the next one goes when as much
-time has passed, in which others had the log for themselves. At most `PAGES` pages are read and
+messages wait for the group of a page, that is `LIVE_SECONDS`, and the next one goes when twice that
+has passed, in which others had the log for themselves. At most `PAGES` pages are read and
 stored at once, for all receivers together, and as many more are read ahead, while those before are
 being stored.
 
@@ -58,7 +58,7 @@ PAGE_BYTES_LEAST = 64 * 1024  # … however long one takes: each is a group with
 # For which a page may be written, and told of, about: where nobody waits for that, and where others
 # do.
 SECONDS, LIVE_SECONDS = 0.2, 0.005
-REST = 1.0  # of the time that a page took, for others, before the next one goes
+REST = 2.0  # of the time that a page took, for others, before the next one goes
 PAGES = 4  # read and stored at once; and read ahead
 # Of the limit of a receiver's backlog, how much may wait at most for another page.
 BACKLOG_SHARE = 4

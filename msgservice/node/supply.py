@@ -4,7 +4,8 @@ A receiver that keeps up is fed with what was just stored. One that lags gets pa
 its next window has room, and pages of the log where the tail no longer has its place, until it has
 caught up. It never holds more than its windows, nor than its part of what all may hold
 (`node.loaded_bytes`), and of a next window that is many small runs some are loaded in the next turn
-(`fill`). The states, and what ends each:
+(`fill`). While others send messages one by one, pages of the log have rests between them. The
+states, and what ends each:
 
               attached   detached   caught up   overfed   asked   page
     AWAY      LAGS       -          -           -         -       -
@@ -25,12 +26,16 @@ the business of `core.flight` and `node.outlet`.
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from collections.abc import Callable, Set
 from typing import Final, Protocol
 
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
+from msgservice.clock import Time
 from msgservice.core.backlog import Backlog
 from msgservice.core.flight import Flight
 from msgservice.core.lanes import lane_of
@@ -48,6 +53,10 @@ PAGE_MESSAGES = 16_384
 # Runs that are loaded in one turn for one receiver, and pieces that runs are cut into for what of
 # them is settled or was tried: others wait for that turn.
 TURN_RUNS = 1024
+# A page of the log is followed by a rest, while others send messages one by one: so many times as
+# long as it kept node and receiver busy, and no longer than so many seconds.
+REST, REST_MAX = 3.0, 0.02
+IDLE = 0.25  # seconds since the page before, of who was not busy all the time: it takes no rest
 TURN_LOOKS = 16  # calls of the tail in one turn, where next to nothing of it is for this receiver
 
 
@@ -122,6 +131,49 @@ class UpTo:
         return self._backlog.loaded_to < self._position and self._flight.wants
 
 
+class PageRest:
+    """The rest of a receiver that lags between pages of the log, for others' sake.
+
+    It alone would take all that processors and disk have to give; `is_lone()`: others would notice.
+    """
+
+    __slots__ = ("_begun", "_is_lone", "_resting", "_time")
+
+    def __init__(self, time: Time, is_lone: Callable[[], bool]) -> None:
+        self._time, self._is_lone = time, is_lone
+        self._begun = -math.inf  # when a page was asked for last
+        self._resting: IDelayedCall | None = None
+
+    def read(self, page: Callable[[], Deferred[list[Batch]]]) -> Deferred[list[Batch]]:
+        """Ask for a page now, or when it has rested; nothing else is asked for until it came."""
+        now, seconds = self._time.now(), 0.0
+        busy = now - self._begun
+        if 0 < busy < IDLE and self._is_lone():
+            seconds = min(REST * busy, REST_MAX)
+        self._begun = now + seconds
+        if not seconds:
+            return page()
+        waiting: Deferred[list[Batch]] = Deferred()
+
+        def rested() -> None:
+            self._resting = None
+            try:
+                reading = page()
+            except Exception:
+                waiting.errback()
+            else:
+                reading.chainDeferred(waiting)
+
+        self._resting = self._time.clock.callLater(seconds, rested)
+        return waiting
+
+    def stop(self) -> None:
+        """The rest ends, and no page is asked for any more."""
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+
+
 class Supply:
     """The supply of one backlog with the batches of its audiences, from dispatch, tail or log.
 
@@ -140,6 +192,7 @@ class Supply:
         "_log",
         "_page",
         "_page_bytes",
+        "_rest",
         "_share",
         "_tail",
         "fed",
@@ -156,6 +209,7 @@ class Supply:
         loaded: LoadedBytes,
         tail: Tail,
         log: ILog,
+        rest: PageRest,
         came: Callable[[], None],
         failed: Callable[[Failure], None],
         fault: Callable[[Failure], None],
@@ -168,6 +222,7 @@ class Supply:
         self.is_short = False  # it held as much as it may at the last look: no more is loaded
         self._tail = tail
         self._log = log
+        self._rest = rest
         self._came, self._failed, self._fault = came, failed, fault
         self._flight: Room | None = None  # of the connection, while there is one
         self.fed: deque[Batch] = deque()  # stored, and not loaded: the next window is full
@@ -233,6 +288,7 @@ class Supply:
 
     def leave(self) -> None:
         """Nothing counts as loaded any more: the receiver is removed, or the node stops."""
+        self._rest.stop()
         self._share.look(0)
 
     def feed(self, batch: Batch) -> None:
@@ -359,13 +415,8 @@ class Supply:
         # What has a lower number than this is stored, so that the reader sees it, and has one of
         # these audiences. Behind it there may be another by the time that the page is read.
         end = position_of(self._tail.next_number) - 1
-        reading = self._log.read(
-            tuple(self._audiences),
-            self._backlog.loaded_to,
-            end,
-            size,
-            messages,
-        )
+        wanted = tuple(self._audiences), self._backlog.loaded_to, end, size, messages
+        reading = self._rest.read(lambda: self._log.read(*wanted))
         reading.addCallbacks(self._page_came, self._page_failed, callbackArgs=(end,))
         reading.addErrback(self._fault)
 

@@ -13,8 +13,10 @@ from msgservice.clock import Time
 from msgservice.errors import LogFailed, LogFull, LogUnavailable
 from msgservice.limits import Limits
 from msgservice.node.commits import (
+    FEW_BYTES,
     FEW_MESSAGES,
     GATHER,
+    LIVE_FOR,
     RETRY_DELAY,
     STATUSES_FROM_MAX,
     Commits,
@@ -437,3 +439,24 @@ def test_26_nobody_waits_for_the_answers_of_who_has_very_many_to_give() -> None:
     commits.progress(behind)
     world.clock.advance(0)
     assert [3] == receivers()[-1]
+
+
+def test_messages_come_alone_while_somebody_sends_and_little_waits_for_the_disk() -> None:
+    world = World()
+    commits = world.commits
+
+    def send(size: int) -> None:
+        commits.batch(make_batch(BILLING, 1, [b"x" * size]), TellingSource([]))
+        commits.kick()
+        world.end(world.groups[-1].batches)
+
+    assert not commits.is_lone
+    world.clock.advance(2 * LIVE_FOR)
+    send(100)
+    assert commits.is_lone
+    send(FEW_BYTES)
+    assert not commits.is_lone
+    send(100)
+    assert commits.is_lone
+    world.clock.advance(LIVE_FOR)
+    assert not commits.is_lone

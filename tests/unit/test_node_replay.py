@@ -200,7 +200,7 @@ def test_47_a_page_is_small_while_somebody_sends_and_waits_for_its_group(
 def test_47_a_page_takes_no_longer_than_others_may_wait_and_then_they_have_the_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What a page costs is measured: 5 ms while somebody sends, and a rest as long then."""
+    """What a page costs is measured: 5 ms while somebody sends, and a rest twice as long."""
     world = NodeWorld()
     shop, billing = world.peer("shop"), taking(world)
     bodies = [bytes([n]) * 20_000 for n in range(1, 33)]
@@ -221,15 +221,15 @@ def test_47_a_page_takes_no_longer_than_others_may_wait_and_then_they_have_the_l
     shop.transfer(33, "else", [b"something else"])
     world.settle()
     ask(shop, "rewind", name="billing")
-    for number in range(34, 64):
+    for number in range(34, 104):
         shop.transfer(number, "else", [b"something else"])
         world.settle(0.05)
     assert bodies == billing.copies
     assert LIVE_PAGE_BYTES == asked[0]
     assert PAGE_BYTES_LEAST == asked[-1]
-    # Each page is followed by a rest of 0.1 s; the one behind it is read meanwhile.
+    # Each page is followed by a rest of 0.2 s; the one behind it is read meanwhile.
     spans = [later - before for before, later in itertools.pairwise(at[1:])]
-    assert min(spans) >= 0.09
+    assert min(spans) >= 0.19
 
 
 def test_47_a_rewind_goes_on_for_a_receiver_that_comes_back() -> None:

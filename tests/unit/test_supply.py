@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from msgservice.clock import Time
 from msgservice.core.backlog import Backlog
 from msgservice.core.flight import Flight
 from msgservice.errors import LogUnavailable
 from msgservice.limits import BATCH_OVERHEAD
 from msgservice.node.loaded_bytes import LoadedBytes
-from msgservice.node.supply import NEXT, Event, State, Supply
+from msgservice.node.supply import IDLE, NEXT, REST, REST_MAX, Event, PageRest, State, Supply
 from msgservice.node.tail import Tail
 from msgservice.records import Audience, Batch, position_of
 from tests.kit.doubles import double
@@ -40,6 +42,8 @@ class Scene:
     """A supply between a tail of few bytes, a log that answers when told to, and its outlet."""
 
     def __init__(self) -> None:
+        self.clock = Clock()
+        self.is_lone = False
         self.tail = Tail(1, 4 * (BATCH_OVERHEAD + 10))
         self.batches: list[Batch] = []
         self.asked: list[tuple[int, int, Deferred[list[Batch]]]] = []  # after, to
@@ -55,6 +59,7 @@ class Scene:
             loaded=LoadedBytes(1 << 30),
             tail=self.tail,
             log=double(read=self.read),
+            rest=PageRest(Time(self.clock), lambda: self.is_lone),
             came=self.pump,
             failed=self.failures.append,
             fault=self.failed,
@@ -266,3 +271,70 @@ def test_a_page_that_cannot_be_read_is_told_and_asked_for_again() -> None:
     scene.page_fails()
     assert ["no disk"] == [failure.getErrorMessage() for failure in scene.failures]
     assert State.READS is scene.supply.state
+
+
+def behind() -> Scene:
+    """A receiver that lags by many pages, of which the first was asked for."""
+    scene = Scene()
+    for _ in range(8):
+        scene.store_many()
+    scene.attach()
+    assert 1 == len(scene.asked)
+    return scene
+
+
+def next_page_after(scene: Scene, seconds: float) -> float:
+    """Return the time until the next page is asked for, which comes after so many seconds."""
+    scene.clock.advance(seconds)
+    scene.page()
+    for _ in range(3):
+        scene.answer()
+    waited = 0.0
+    while not scene.asked:
+        assert waited < 1
+        assert scene.supply.is_reading  # and nothing else is asked for meanwhile
+        scene.clock.advance(0.001)
+        waited += 0.001
+    return waited
+
+
+def test_between_pages_there_is_a_rest_while_others_send_messages_one_by_one() -> None:
+    scene = behind()
+    assert 0 == next_page_after(scene, 0.002)
+    scene.is_lone = True
+    assert REST * 0.002 == pytest.approx(next_page_after(scene, 0.002), abs=0.002)
+    assert REST_MAX == pytest.approx(next_page_after(scene, 0.1), abs=0.002)
+    assert 0 == next_page_after(scene, IDLE)
+    scene.is_lone = False
+    assert 0 == next_page_after(scene, 0.002)
+    assert sorted(scene.loaded) == scene.loaded == [*range(1, len(scene.loaded) + 1)]
+
+
+def test_who_rests_and_leaves_gets_what_it_asked_for_by_its_next_connection() -> None:
+    scene = behind()
+    scene.is_lone = True
+    scene.clock.advance(0.002)
+    scene.page()
+    scene.answer()
+    assert [] == scene.asked
+    scene.detach()
+    scene.attach()
+    assert State.LATE is scene.supply.state
+    for _ in range(80):
+        scene.clock.advance(REST_MAX)
+        scene.page()
+        scene.answer()
+    assert [*range(1, 49)] == sorted({*scene.loaded})
+
+
+def test_who_is_removed_or_stops_while_it_rests_leaves_no_timer() -> None:
+    scene = behind()
+    scene.is_lone = True
+    scene.clock.advance(0.002)
+    scene.page()
+    scene.answer()
+    assert 1 == len(scene.clock.getDelayedCalls())
+    scene.supply.leave()
+    assert [] == scene.clock.getDelayedCalls()
+    scene.clock.advance(1)
+    assert [] == scene.asked
