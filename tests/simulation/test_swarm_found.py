@@ -620,6 +620,25 @@ def test_an_undo_of_what_clears_a_subject_is_not_added_up_with_what_has_left_the
     assert fails(plan) is None
 
 
+def test_43_what_was_undone_before_is_not_there_for_a_cancel_to_find() -> None:
+    """The undo came to the node when it was back, behind what was handed over after it."""
+    plan = Plan(
+        seed=600069,
+        limits={},
+        weather={},
+        cast=(Part(kind="producer", name="web", options={}),),
+        ops=(
+            Op(at=2.756, kind="send", who="web", args=("a.1", 1, 0, None, False)),
+            Op(at=4.341, kind="kill", who="node", args=(1.731,)),
+            Op(at=6.367, kind="undo", who="web", args=("receipt", 0, 200)),
+            Op(at=8.833, kind="later", who="web", args=("b.1", 10, 20.0, None)),
+            Op(at=20.847, kind="call_back", who="web", args=(2,)),
+        ),
+        world={"late_reads": 1.0},
+    )
+    assert fails(plan) is None
+
+
 def test_53_a_receipt_of_what_is_not_due_yet_is_told_later() -> None:
     plan = Plan(
         seed=510099,

@@ -189,6 +189,7 @@ class Delays(Family):
             and sent.accepted_at < first.at
             and first.answered_at is not None
             and first.answered_at < sent.at + sent.delay - TICK
+            and not undone
             and not world.jumped_days
         ):
             check.fail("a cancel does not find what waits", what)
