@@ -639,6 +639,43 @@ def test_43_what_was_undone_before_is_not_there_for_a_cancel_to_find() -> None:
     assert fails(plan) is None
 
 
+def test_43_what_was_stored_when_it_had_been_due_is_moved_behind_what_was_there() -> None:
+    """A producer with a small window sends what is due sooner than it is stored."""
+    plan = Plan(
+        seed=600142,
+        limits={
+            "window_messages": 3,
+            "batch_messages": 1,
+            "uncommitted_bytes": 2000,
+            "reserve_bytes": 65536,
+        },
+        weather={"busy": 0.3},
+        cast=(
+            Part(kind="producer", name="shop", options={}),
+            Part(kind="producer", name="web", options={}),
+            Part(kind="receiver", name="library", options={"patterns": ("a.*",), "pause": 0.02}),
+        ),
+        ops=(
+            Op(at=6.66, kind="send", who="web", args=("b.1", 1, 0, None, False)),
+            Op(at=10.469, kind="later", who="shop", args=("a.2", 10, 3.0, None)),
+            Op(at=15.604, kind="send", who="shop", args=("a.2", 1, 0, None, False)),
+            Op(at=15.611, kind="send", who="web", args=("a.1", 1, 0, None, False)),
+            Op(at=15.757, kind="pause", who="library", args=()),
+            Op(at=18.21, kind="send", who="shop", args=("a.1", 1, 0, None, False)),
+            Op(at=18.299, kind="hold", who="library", args=(4.998, "both")),
+            Op(at=18.367, kind="send", who="web", args=("b.1", 1, 0, None, False)),
+            Op(at=20.415, kind="send", who="web", args=("b.1", 1, 0, None, False)),
+            Op(at=20.422, kind="send", who="web", args=("b.1", 1, 0, None, False)),
+            Op(at=20.482, kind="send", who="web", args=("b.1", 5, 3000, None, True)),
+            Op(at=20.499, kind="send", who="shop", args=("b.1", 1, 0, None, False)),
+            Op(at=30.758, kind="send", who="web", args=("b.1", 1, 0, None, False)),
+            Op(at=60.533, kind="later", who="web", args=("b.1", 10, 0.01, ("library",))),
+        ),
+        world={"disk_delay": 0.05, "inline": "on", "log": "sqlite", "udp": ("shop", "web")},
+    )
+    assert fails(plan) is None
+
+
 def test_53_a_receipt_of_what_is_not_due_yet_is_told_later() -> None:
     plan = Plan(
         seed=510099,

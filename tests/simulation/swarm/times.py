@@ -154,7 +154,9 @@ class Delays(Family):
             self._check_due(check, sent, min(places.values(), default=None))
             self._check_calls(check, sent, is_moved=bool(places))
             due = self.witness.due_of.get(sent.body)
-            if due is not None and len(places) == 1:
+            # What was not stored yet when it was due is moved behind what was.
+            was_there = sent.accepted_at is not None and sent.accepted_at < sent.at + sent.delay
+            if due is not None and was_there and len(places) == 1:
                 moved.append((due, sent, next(iter(places))[1]))
         self._check_order(check, moved)
 
