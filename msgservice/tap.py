@@ -28,7 +28,7 @@ from twisted.python.usage import UsageError
 from msgservice.clock import Reactor
 from msgservice.config.addresses import STREAMS
 from msgservice.config.config import Config, Flags, load_config
-from msgservice.errors import CannotListen, ConfigError, LogLocked
+from msgservice.errors import BadValue, CannotListen, ConfigError, LogLocked
 from msgservice.log_lines import escape_lines
 from msgservice.output import keep_flowing
 from msgservice.records import USERS, Reread
@@ -128,6 +128,12 @@ def build(config: Config, *, tell: Tell | None = None) -> IService:
     if sys.platform != "linux":
         # Not tested, and an fsync that does not reach the disk would make every ACK a lie.
         raise ConfigError([f"a node runs on Linux, not on {sys.platform} (docs/platforms.md)"])
+    from msgservice.log.inline import inline_of_environment
+
+    try:
+        inline_of_environment()
+    except BadValue as error:
+        raise ConfigError([f"in the environment, {error}"]) from None
     from twisted.internet import reactor
 
     from msgservice.disk.folder import check_not_held

@@ -10,6 +10,7 @@ the thread has nothing to do: the connection has one owner at a time.
 from __future__ import annotations
 
 import math
+import os
 from typing import Literal
 
 from msgservice.errors import BadValue
@@ -45,6 +46,14 @@ def inline_commits(said: str) -> InlineCommits:
         if said == known:
             return known
     raise BadValue(VARIABLE, f"is auto, on or off, not {said!r}")
+
+
+def inline_of_environment() -> InlineCommits:
+    """Return what the environment says in `VARIABLE`, `auto` where that is nothing.
+
+    Raises `BadValue`.
+    """
+    return inline_commits(os.environ.get(VARIABLE) or "auto")
 
 
 class Inline:

@@ -39,7 +39,7 @@ from msgservice.disk.pages import PageSums
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed
 from msgservice.limits import Limits
 from msgservice.log.base import StoreLog
-from msgservice.log.inline import VARIABLE, Inline, InlineCommits, inline_commits
+from msgservice.log.inline import Inline, InlineCommits, inline_of_environment
 from msgservice.log.schema import SCHEMA
 from msgservice.log.store import Store
 from msgservice.log.wholeness import check_mark
@@ -88,7 +88,7 @@ class SqliteLog(StoreLog):
         faults: Callable[[str], None] | None = None,
     ) -> None:
         if inline is None:
-            inline = inline_commits(os.environ.get(VARIABLE) or "auto")
+            inline = inline_of_environment()
         super().__init__(
             limits=limits,
             inline=Inline("off" if mark == "strict" else inline, limits),

@@ -283,6 +283,7 @@ def assemble(
         fatal=fatal,
         letters_told=events.of,
         due_now=due.now,
+        seldom=seldom,
     )
     delayed = DelayedMessages(log=log, commits=commits, tracker=tracker, due=due, seldom=seldom)
     due.register(delayed)

@@ -22,6 +22,7 @@ from msgservice.core.ranges import Range
 from msgservice.errors import LimitReached, LogError, LogFailed, LogFull, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import BATCH_OVERHEAD
+from msgservice.node.seldom import Seldom
 from msgservice.records import (
     Appended,
     Batch,
@@ -54,6 +55,7 @@ RETRY_DELAY = 1.0  # seconds after a group that failed, before the next
 # Senders of which it waits to be stored from where on they want states. Of more, those that came
 # first say it again on their next connection: until then the log keeps more than is wanted.
 STATUSES_FROM_MAX = 1000
+SLOW = 1.0  # seconds that a group takes until it is on disk, from which on a line says so
 LIVE_FOR = 1.0  # seconds for which batches count as coming, after a group that had some
 
 
@@ -189,6 +191,7 @@ class Commits:
         "_retained",
         "_routed",
         "_running",
+        "_seldom",
         "_sources",
         "_statuses_from",
         "_stopped",
@@ -214,6 +217,7 @@ class Commits:
         fatal: Callable[[LogFailed], None],
         letters_told: Callable[[Progress], list[Batch]],
         due_now: Callable[[], int],
+        seldom: Seldom,
     ) -> None:
         self.uncommitted_bytes = 0
         self._refused = 0  # runs that the log had no room for, since they were taken
@@ -224,6 +228,7 @@ class Commits:
         self._decided = audiences.version  # when the next group began to gather
         self._time = time
         self._due_now = due_now
+        self._seldom = seldom
         self._after_group = after_group
         self._routed = routed
         self._fatal = fatal
@@ -575,6 +580,8 @@ class Commits:
         self._running, self._held = False, True
         self._ended_at = self._time.now()
         self._written = self._ended_at - self._began
+        if self._written >= SLOW:
+            self._tell_slow(self._written)
         try:
             if isinstance(result, Failure):
                 self._failed(result, under_way)
@@ -592,6 +599,20 @@ class Commits:
             self._stopped = True
             self._idle.fire(None)
             self._fatal(LogFailed(failure.getErrorMessage()))
+
+    def _tell_slow(self, seconds: float) -> None:
+        """A line says that the disk was slow: all that was handed in meanwhile has waited."""
+
+        def tell(count: int) -> None:
+            self._logger.warn(
+                "{count} groups took a second or more to be stored, the last one {seconds} s: the"
+                " disk is slow",
+                line="commit-slow",
+                count=count,
+                seconds=round(seconds, 1),
+            )
+
+        self._seldom.say("commit-slow", tell)
 
     def _go_on(self) -> None:
         """Start the next group, if there is one and it was not started before."""

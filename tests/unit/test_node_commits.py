@@ -7,7 +7,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from zope.interface import implementer
 
 from msgservice.clock import Time
 from msgservice.errors import LogFailed, LogFull, LogUnavailable
@@ -22,6 +23,7 @@ from msgservice.node.commits import (
     Commits,
 )
 from msgservice.node.retained import RetainedIndex
+from msgservice.node.seldom import PERIOD, Seldom
 from msgservice.records import (
     Appended,
     Audience,
@@ -65,6 +67,7 @@ class World:
             fatal=self.ended.append,
             letters_told=lambda progress: [],
             due_now=lambda: 0,
+            seldom=Seldom(self.clock),
         )
 
     def _append(self, group: Group) -> Deferred[Any]:
@@ -156,6 +159,29 @@ def test_who_waits_for_nothing_to_be_under_way_may_ask_while_a_group_is_told_abo
     Deferred.fromCoroutine(change_and_wait())
     world.end([])
     assert told == [None]
+
+
+def test_a_group_that_takes_long_is_told_of_in_the_log_and_so_is_how_many_follow() -> None:
+    world = World()
+    told: list[tuple[int, float]] = []
+
+    @implementer(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        if event.get("line") == "commit-slow":
+            told.append((event["count"], event["seconds"]))
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        for seconds in (0.9, 2.5, 1.0, 4.0):
+            world.commits.status_from(StatusFrom(sender="shop", incarnation="i1", status_from=2))
+            world.commits.kick()
+            world.clock.advance(seconds)
+            world.end([])
+        assert [(1, 2.5)] == told
+        world.clock.advance(PERIOD)
+        assert [(1, 2.5), (2, 4.0)] == told
+    finally:
+        globalLogPublisher.removeObserver(observe)
 
 
 # --- receivers that change ---

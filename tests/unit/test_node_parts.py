@@ -326,6 +326,7 @@ def a_commits(log: Any, clock: Clock, **more: Any) -> Commits:
         audiences=double(version=0),
         retained=RetainedIndex(LIMITS),
         time=Time(clock),
+        seldom=Seldom(clock),
         **(functions | more),
     )
 

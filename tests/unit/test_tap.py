@@ -69,6 +69,16 @@ def test_a_wrong_configuration_ends_the_start_with_all_that_is_wrong(tmp_path: P
     assert f"{file}:4: limits.heartbeat: must be at least 0.1, not" in str(ended.value)
 
 
+def test_a_word_in_the_environment_that_is_none_ends_the_start_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MSGSERVICE_INLINE_COMMITS", "OFF")
+    with pytest.raises(SystemExit, match="MSGSERVICE_INLINE_COMMITS is auto, on or off, not 'OFF'"):
+        makeService(parsed())
+    assert [] == list(tmp_path.iterdir())
+
+
 def test_an_application_file_with_a_wrong_configuration_fails(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         make_application(tmp_path / "absent.toml")
