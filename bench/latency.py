@@ -240,6 +240,10 @@ def main(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--seconds", type=float, default=10.0, help="of the open loop")
     parser.add_argument("--functions", type=int, metavar="N", help="count calls alone, list N")
     options = parser.parse_args(arguments)
+    if min(options.rounds, options.closed) < 1 or options.seconds <= 0:
+        parser.error("--rounds, --closed and --seconds are above 0")
+    if options.before is not None and not (options.before / "msgservice").is_dir():
+        parser.error(f"--before {options.before}: no checkout, there is no folder msgservice in it")
     if options.functions is not None:
         return functions(options.before, options.functions)
     if options.before is None:

@@ -57,3 +57,15 @@ def test_another_checkout_is_measured_in_turn() -> None:
     assert both | {"rounds"} <= set(found)
     assert {f"{figure} ratio" for figure in TIMES} <= set(found)
     assert all(value >= 0 for value in found.values())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--rounds", "0"], ["--closed", "0"], ["--seconds", "0"], ["--before", "/nowhere"]],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_begins(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert arguments[0] in capsys.readouterr().err
